@@ -1,0 +1,74 @@
+"""Weights and artifacts as values: recipes, keys, manifests.
+
+Weights are the upstream source; an Artifact is a servable set of files that a Recipe makes of them. Both
+lie in one content-addressed store under a key that is known before any work is done, so that planning
+never reads the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+# Part of every artifact key: raise it when a builder's output changes for the same input.
+BUILDER_FORMAT = 1
+
+
+class Recipe(StrEnum):
+    """What to make of the weights. WEIGHTS serves them as they are; LORA_GGUF is for adapters."""
+
+    GGUF_Q6_K = "gguf-q6_k"
+    GGUF_BF16 = "gguf-bf16"
+    NVFP4A16 = "nvfp4a16"
+    WEIGHTS = "weights"
+    LORA_GGUF = "lora-gguf"
+
+
+class FileEntry(BaseModel):
+    """One file of a manifest: path relative to the artifact, size in bytes, lowercase hex SHA-256."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """`manifest.json` of a finished artifact; its presence under the final name is what "finished" means.
+
+    `source` is `hub:OWNER/NAME@COMMIT`, `dir:SHA256` or, for built artifacts, the source of the weights;
+    `builder` holds the versions that made the bytes, `created` is UTC, ISO 8601.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    recipe: Recipe
+    source: str
+    builder: dict[str, str]
+    files: tuple[FileEntry, ...]
+    created: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files)
+
+
+def artifact_key(recipe: Recipe, source: str) -> str:
+    """`RECIPE-` and 16 hex digits over source, recipe and builder format.
+
+    Output hashes are not part of the key (they stand in the manifest), so a key is known before the build.
+    """
+    text = json.dumps([recipe.value, source, BUILDER_FORMAT])
+    return f"{recipe.value}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def source_of_files(files: dict[str, str]) -> str:
+    """The `source` of a local directory: `dir:` and a SHA-256 over its files' names and SHA-256 (hex)."""
+    text = json.dumps(sorted(files.items()))
+    return f"dir:{hashlib.sha256(text.encode()).hexdigest()}"
