@@ -1,0 +1,72 @@
+"""How a process is started, and what is seen of it: the values between engine fact sheets and targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One process to be kept running.
+
+    argv may hold `{port}` (chosen by the target when it starts the process first, kept over restarts),
+    `{dir}` (where the target wrote this instance's files) and `{python}` (orch's own interpreter). An
+    argv[0] without a slash is looked up in `environment`'s bin/, or on PATH when environment is None.
+    env comes on top of a small allow-list of the caller's environment; it is never inherited whole.
+    """
+
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...] = ()
+    environment: str | None = None
+    stop_grace_s: float = 10.0
+    port: int | None = None  # a fixed port (the gateway's); None: the target picks a free one
+
+
+class InstanceState(StrEnum):
+    """RUNNING: the process lives. BACKOFF: it crashed and its keeper waits to restart it.
+    STOPPED: nobody asks for it to run, or its keeper and it are both gone."""
+
+    RUNNING = "running"
+    BACKOFF = "backoff"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a process ended: its exit code (None when unknown), the signal that ended it, UTC ISO 8601 time."""
+
+    code: int | None
+    signal: int | None
+    at: str
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            return f"was ended by signal {self.signal}"
+        return f"exited with code {self.code}" if self.code is not None else "ended"
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One instance as its target sees it now.
+
+    label is the JSON that was given with the launch (the Deployment's record: truth lies with the process).
+    starts counts how often the process was started since the last ensure (1 = never restarted);
+    last_exit is the latest exit that nobody asked for since the last ensure.
+    """
+
+    name: str
+    state: InstanceState
+    supervised: bool
+    launch: Launch
+    label: str
+    port: int | None = None
+    pid: int | None = None
+    since: str | None = None
+    starts: int = 0
+    last_exit: Exit | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it answers: http://127.0.0.1:PORT."""
+        return f"http://127.0.0.1:{self.port}"

@@ -1,0 +1,47 @@
+"""Where weights come from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A hub repository (`OWNER/NAME`) at a revision: a branch, a tag, or best a 40-digit commit."""
+
+    repo: str
+    revision: str
+
+    @property
+    def pinned(self) -> bool:
+        """True when the revision is a commit, so that nobody needs to be asked what it means."""
+        return COMMIT.fullmatch(self.revision) is not None
+
+    def __str__(self) -> str:
+        return f"hub:{self.repo}@{self.revision}"
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file as the hub states it: size in bytes; sha256 for LFS/xet files, else the git blob id (SHA-1)."""
+
+    path: str
+    size: int
+    sha256: str | None
+    blob_id: str | None
+
+
+@dataclass(frozen=True)
+class HubSnapshot:
+    """A source resolved to a commit, with the files that orch would fetch: safetensors, tokenizer, config."""
+
+    source: HubSource
+    files: tuple[HubFile, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes to download."""
+        return sum(file.size for file in self.files)
