@@ -15,6 +15,7 @@ class EnvironmentSpec:
     requirements in `indexed` and only when pip's own configuration does not have them. `metadata` are (name, version)
     of metadata-only distributions to add. `checks` are argv lists, run with the environment's bin/ first on PATH;
     all must exit 0 before the environment counts as ready.
+    `size_gb` is the disk space that must be free before the install starts.
     """
 
     engine: str
@@ -24,6 +25,7 @@ class EnvironmentSpec:
     indexes: tuple[str, ...] = ()
     metadata: tuple[tuple[str, str], ...] = ()
     checks: tuple[tuple[str, ...], ...] = ()
+    size_gb: float = 0
 
     @property
     def name(self) -> str:

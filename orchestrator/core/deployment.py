@@ -1,0 +1,115 @@
+"""A Deployment: a Profile resolved on this host, generation by generation."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from orchestrator.core.artifact import Recipe
+from orchestrator.core.launch import Launch
+from orchestrator.core.profile import Profile
+
+
+class Adapter(BaseModel):
+    """A LoRA to serve: public name, SHA-256 over its files, rank, and where orch keeps its copy.
+
+    `path` is the PEFT directory, `gguf` the same adapter for llama.cpp; both lie under the store, a new place per
+    version, because vLLM's prefix cache knows adapters by name and path only.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    digest: str
+    rank: int
+    key: str
+    path: str
+    gguf_key: str
+    gguf: str
+
+
+class Deployment(BaseModel):
+    """Everything that decides what one generation of a profile serves, and how it was started.
+
+    It travels as the label of the running process, so that what runs can be compared with what is wanted without
+    remembering anything. `model_path` is what the engine loads; `adapter_args` end the launch's argv;
+    `adapter_loads` counts distinct adapters given to this process since it started (vLLM never frees a slot).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    profile: str
+    engine: str
+    target: str
+    generation: int = 0
+    served_name: str
+    public_names: tuple[str, ...]
+    recipe: Recipe
+    weights_source: str
+    weights_path: str
+    artifact_key: str
+    model_path: str
+    base_launch: Launch
+    files: tuple[tuple[str, str], ...] = ()
+    imports: tuple[tuple[str, ...], ...] = ()
+    adapters: tuple[Adapter, ...] = ()
+    adapter_args: tuple[str, ...] = ()
+    adapter_slots: int = 0
+    adapter_loads: int = 0
+    hot_adapters: Annotated[bool, Field(description="adapters can be changed while it serves")] = False
+
+    @property
+    def instance(self) -> str:
+        """The name of its process or container: PROFILE-ENGINE-gN."""
+        return f"{self.profile}-{self.engine}-g{self.generation}"
+
+    @property
+    def launch(self) -> Launch:
+        """The full launch, adapters included, so that a restart brings them back."""
+        base = self.base_launch
+        return Launch(
+            argv=(*base.argv, *self.adapter_args),
+            env=base.env,
+            environment=base.environment,
+            stop_grace_s=base.stop_grace_s,
+            port=base.port,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two deployments that one process can serve: all but generation, adapters and public aliases."""
+        left_out = {"generation", "adapters", "adapter_args", "adapter_loads", "public_names"}
+        return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
+
+    def adapter(self, name: str) -> Adapter | None:
+        """The adapter of that public name, if it is part of this deployment."""
+        return next((adapter for adapter in self.adapters if adapter.name == name), None)
+
+
+class Wish(BaseModel):
+    """What to serve a profile with: the part of the desired state that `up` and `migrate` set and `rollback` returns."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    profile: Profile
+    engine: str
+    target: str
+    recipe: Recipe | None = None
+
+
+class Desired(BaseModel):
+    """What the world cannot tell: the wish, the one before it, and the adapters (they outlive a migration)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    wish: Wish
+    previous: Wish | None = None
+    adapters: tuple[Adapter, ...] = ()
+
+    def changed_to(self, wish: Wish) -> Desired:
+        """The same with another wish; the old one becomes what `rollback` returns to."""
+        if wish == self.wish:
+            return self
+        return Desired(wish=wish, previous=self.wish, adapters=self.adapters)

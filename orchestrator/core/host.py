@@ -1,0 +1,32 @@
+"""What the machine is: facts read once per command, never remembered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU as NVML sees it; memory in bytes, compute capability as (major, minor)."""
+
+    uuid: str
+    name: str
+    memory_total: int
+    memory_free: int
+    compute_capability: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Host:
+    """cpus, memory in bytes, CPU flags that engines need, GPUs, and engines that the user installed.
+
+    gpu_problem says why no GPU was found where a driver seems to be present, else it is empty.
+    """
+
+    cpus: int
+    memory_total: int
+    memory_available: int
+    cpu_flags: frozenset[str]
+    gpus: tuple[Gpu, ...] = ()
+    gpu_problem: str = ""
+    ollama: str | None = None

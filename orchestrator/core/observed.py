@@ -1,0 +1,66 @@
+"""One snapshot of the world: what `observe` read and `plan` decides from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orchestrator.core.deployment import Deployment, Desired
+from orchestrator.core.environment import EnvironmentObserved
+from orchestrator.core.host import Host
+from orchestrator.core.launch import Instance, InstanceState
+from orchestrator.core.routes import GatewayStatus, Route
+
+
+@dataclass(frozen=True)
+class EngineObserved:
+    """A generation that exists. `answers`: it serves its model under its name, and it is ours;
+    `loaded` are the adapters (name, path) that it serves at this moment, None when it could not be asked."""
+
+    instance: Instance
+    deployment: Deployment
+    answers: bool
+    loaded: tuple[tuple[str, str], ...] | None = None
+
+    @property
+    def running(self) -> bool:
+        """Its process lives."""
+        return self.instance.state is InstanceState.RUNNING
+
+
+@dataclass(frozen=True)
+class GatewayObserved:
+    """The gateway's process (None: never started) and what it says of itself (None: it does not answer)."""
+
+    instance: Instance | None
+    status: GatewayStatus | None
+
+    @property
+    def well(self) -> bool:
+        """It answers and is supervised."""
+        return self.status is not None and self.instance is not None and self.instance.supervised
+
+
+@dataclass(frozen=True)
+class Observed:
+    """engines of all profiles; `finished` are the keys in the store, with their size in bytes."""
+
+    host: Host
+    engines: tuple[EngineObserved, ...]
+    gateway: GatewayObserved
+    finished: Mapping[str, int]
+    environments: Mapping[str, EnvironmentObserved]
+    desired: Mapping[str, Desired]
+
+    def engines_of(self, profile: str) -> tuple[EngineObserved, ...]:
+        """All generations of a profile, oldest first."""
+        mine = (engine for engine in self.engines if engine.deployment.profile == profile)
+        return tuple(sorted(mine, key=lambda engine: engine.deployment.generation))
+
+    def routes_of(self, profile: str) -> tuple[Route, ...]:
+        """The profile's routes, as the gateway has them now."""
+        return self.gateway.status.routes.owned_by(profile) if self.gateway.status is not None else ()
+
+    def serving(self, profile: str) -> str | None:
+        """The instance that the profile's routes point to."""
+        return next((route.backend for route in self.routes_of(profile)), None)

@@ -1,0 +1,85 @@
+"""Engine pins and GPU profiles: the machine facts that orch ships, each with where it comes from."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from orchestrator.core.environment import EnvironmentSpec
+from orchestrator.core.profile import Part
+
+
+class Accelerator(StrEnum):
+    """What an engine build computes on."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class ImagePin(Part):
+    """A container image by digest; `verified` says whether a pull has confirmed it, `source` who stated it."""
+
+    image: str
+    tag: str
+    digest: Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+    verified: bool
+    source: str
+
+
+class LocalPin(Part):
+    """A build for target local; fields as in EnvironmentSpec."""
+
+    accelerator: Accelerator
+    version: str
+    requirements: tuple[str, ...] = Field(min_length=1)
+    indexed: tuple[str, ...] = ()
+    indexes: tuple[str, ...] = ()
+    metadata: tuple[tuple[str, str], ...] = ()
+    checks: tuple[tuple[str, ...], ...] = ()
+    size_gb: float = 0
+
+
+class EnginePin(Part):
+    """What "this engine" means exactly. An absent target is one that orch cannot pin, and refuses."""
+
+    engine: str
+    docker: ImagePin | None = None
+    local: tuple[LocalPin, ...] = ()
+
+    def environment(self, accelerator: Accelerator, indexes: tuple[str, ...] | None = None) -> EnvironmentSpec | None:
+        """The environment for an accelerator; `indexes` replaces the pin's own package indexes."""
+        for pin in self.local:
+            if pin.accelerator is accelerator:
+                return EnvironmentSpec(
+                    engine=f"{self.engine}-{accelerator.value}",
+                    version=pin.version,
+                    requirements=pin.requirements,
+                    indexed=pin.indexed,
+                    indexes=pin.indexes if indexes is None else indexes,
+                    metadata=pin.metadata,
+                    checks=pin.checks,
+                    size_gb=pin.size_gb,
+                )
+        return None
+
+
+class Nvfp4(StrEnum):
+    """How a GPU runs NVFP4: in its tensor cores, unpacked to 16 bit (Marlin), or not at all."""
+
+    NATIVE = "native"
+    WEIGHT_ONLY = "weight-only"
+    NONE = "none"
+
+
+class GpuProfile(Part):
+    """A GPU model as NVML names it. compute_capability as "12.0"; vram_gib is the nominal size."""
+
+    name: str
+    description: str = ""
+    match: tuple[str, ...] = Field(min_length=1)
+    vram_gib: Annotated[float, Field(gt=0)]
+    compute_capability: Annotated[str, StringConstraints(pattern=r"^\d+\.\d+$")]
+    nvfp4: Nvfp4
+    source: str

@@ -1,0 +1,306 @@
+"""Deciding: a wanted Deployment and an Observed world make a Plan. Pure, and the only place that decides.
+
+`plan_deploy` serves up, migrate, rollback and lora alike: bring the wanted generation up beside what serves, switch,
+drain, stop the rest. What is already so becomes a Skip with its reason; `status` is this plan, not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from orchestrator.core.deployment import Deployment, Desired
+from orchestrator.core.launch import InstanceState
+from orchestrator.core.observed import EngineObserved, Observed
+from orchestrator.core.routes import Route
+from orchestrator.core.steps import (
+    GATEWAY,
+    Action,
+    AwaitReady,
+    BuildArtifact,
+    Drain,
+    EnsureEngine,
+    EnsureEnvironment,
+    EnsureGateway,
+    FetchWeights,
+    ImportAdapter,
+    ImportArtifact,
+    LoadAdapter,
+    Plan,
+    RecordDesired,
+    RemoveEngine,
+    RemoveRoute,
+    SetRoute,
+    Skip,
+    Step,
+    StopEngine,
+    UnloadAdapter,
+    VerifyRoute,
+    WriteFile,
+)
+from orchestrator.errors import PlanRefused
+
+Supply = FetchWeights | BuildArtifact | ImportAdapter | EnsureEnvironment
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A Deployment with what it takes to have its files, and the recipes that were passed over.
+
+    `supply` is ordered; `routes` name public name, upstream and patch, their url is not known before the engine runs;
+    `memory` is what one more such engine needs, in bytes (of the GPU if on_gpu), 0 when nothing is known yet.
+    """
+
+    deployment: Deployment
+    supply: tuple[Supply, ...]
+    passed_over: tuple[Skip, ...]
+    routes: tuple[Route, ...]
+    memory: int = 0
+    on_gpu: bool = False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long to wait, in seconds: for an engine to answer, and for requests in flight to end."""
+
+    ready_s: float = 900.0
+    drain_s: float = 300.0
+
+
+def plan_deploy(verb: str, resolved: Resolved, desired: Desired, observed: Observed, listen: str, limits: Limits) -> Plan:
+    """Make the profile be served as resolved, and only so. Refuses (PlanRefused) what cannot be done."""
+    wanted = resolved.deployment
+    _refuse_foreign_names(resolved, observed)
+    mine = observed.engines_of(wanted.profile)
+    match = _match(wanted, mine, observed.serving(wanted.profile))
+    chosen = _chosen(wanted, mine, match)
+    if match is None:
+        _refuse_no_room(resolved, observed)
+    before: list[Action | Skip] = [
+        *resolved.passed_over,
+        *_supply(resolved, observed),
+        _gateway(wanted.target, listen, observed),
+        *_engine(chosen, match, limits),
+    ]
+    if match is not None:
+        before += _load_adapters(chosen, match)
+    before.append(_record(desired, observed))
+    routes = tuple(replace(route, backend=chosen.instance) for route in resolved.routes)
+    switch = _switch(chosen, routes, match, observed)
+    before += switch
+    if any(isinstance(item, Action) for item in before[len(resolved.passed_over) :]):
+        before.append(Action(VerifyRoute(_names_to_verify(routes, observed))))
+    else:
+        before.append(Skip(f"ask {wanted.served_name} through the gateway", "nothing changed"))
+    after: list[Action | Skip] = []
+    if match is not None:
+        after += _unload_adapters(chosen, match)
+    for engine in mine:
+        if engine.deployment.instance != chosen.instance:
+            after += _retire(engine, limits.drain_s)
+    return Plan(verb, (*before, *after), commit=len(before))
+
+
+def plan_down(profile: str, observed: Observed, limits: Limits) -> Plan:
+    """Stop serving a profile: routes first, then its engines. Artifacts and adapters stay. Forward only."""
+    items: list[Action | Skip] = []
+    if observed.routes_of(profile):
+        items.append(Action(RemoveRoute(profile)))
+    if profile in observed.desired:
+        items.append(Action(RecordDesired(profile, None)))
+    for engine in observed.engines_of(profile):
+        items += _retire(engine, limits.drain_s)
+    if not items:
+        items.append(Skip(f"take {profile} down", "nothing of it runs"))
+    return Plan("down", tuple(items), commit=0)
+
+
+def plan_down_all(observed: Observed, limits: Limits) -> Plan:
+    """Stop everything, the gateway last."""
+    profiles = sorted(
+        {engine.deployment.profile for engine in observed.engines}
+        | set(observed.desired)
+        | {route.owner for route in (observed.gateway.status.routes if observed.gateway.status else ())}
+    )
+    items = [item for profile in profiles for item in plan_down(profile, observed, limits).items]
+    gateway = observed.gateway.instance
+    if gateway is not None:
+        items += [Action(StopEngine("local", GATEWAY)), Action(RemoveEngine("local", GATEWAY))]
+    else:
+        items.append(Skip("stop the gateway", "it does not run"))
+    return Plan("down", tuple(items), commit=0)
+
+
+def _refuse_foreign_names(resolved: Resolved, observed: Observed) -> None:
+    status = observed.gateway.status
+    owner = resolved.deployment.profile
+    for route in resolved.routes:
+        present = status.routes.find(route.name) if status is not None else None
+        if present is not None and present.owner != owner:
+            raise PlanRefused(
+                f"The public name {route.name} belongs to profile {present.owner} already.",
+                hint=f"Take another name, or free this one: orch down {present.owner}",
+            )
+    names = [route.name for route in resolved.routes]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise PlanRefused(
+            f"{', '.join(twice)} is the name of both the model and an adapter.", hint="Give the adapter another name."
+        )
+
+
+def _refuse_no_room(resolved: Resolved, observed: Observed) -> None:
+    """Overlap needs room for the new engine beside everything that runs; there is no other way to switch yet."""
+    need = resolved.memory
+    host = observed.host
+    room = max((gpu.memory_free for gpu in host.gpus), default=0) if resolved.on_gpu else host.memory_available
+    if need <= room:
+        return
+    place = "GPU memory" if resolved.on_gpu else "memory"
+    beside = observed.engines_of(resolved.deployment.profile)
+    raise PlanRefused(
+        f"{resolved.deployment.engine} needs about {need / 2**30:.1f} GiB of {place}; {room / 2**30:.1f} GiB are free.",
+        hint=(
+            f"What serves now stays up until the switch, so both must fit. Free some memory, or accept a pause: "
+            f"orch down {resolved.deployment.profile}, then orch up {resolved.deployment.engine}"
+            if beside
+            else "Free some memory, or lower serving.context, serving.parallel or the engine's memory settings."
+        ),
+    )
+
+
+def _match(wanted: Deployment, mine: tuple[EngineObserved, ...], serving: str | None) -> EngineObserved | None:
+    """The generation that is, or can become without a restart, what is wanted; best the one that serves."""
+    able = [engine for engine in mine if _can_become(engine, wanted)]
+    return max(able, key=lambda e: (e.deployment.instance == serving, e.running, e.deployment.generation), default=None)
+
+
+def _can_become(engine: EngineObserved, wanted: Deployment) -> bool:
+    has = engine.deployment
+    if has.fingerprint != wanted.fingerprint:
+        return False
+    if has.adapters == wanted.adapters:
+        return True
+    return has.hot_adapters and engine.running and _loads(has, wanted) <= wanted.adapter_slots
+
+
+def _loads(has: Deployment, wanted: Deployment) -> int:
+    """Distinct adapter names given to the process once it serves what is wanted."""
+    known = {adapter.name for adapter in has.adapters}
+    return has.adapter_loads + sum(adapter.name not in known for adapter in wanted.adapters)
+
+
+def _chosen(wanted: Deployment, mine: tuple[EngineObserved, ...], match: EngineObserved | None) -> Deployment:
+    if match is None:
+        newest = max((engine.deployment.generation for engine in mine), default=0)
+        return wanted.model_copy(update={"generation": newest + 1, "adapter_loads": len(wanted.adapters)})
+    has = match.deployment
+    return wanted.model_copy(update={"generation": has.generation, "adapter_loads": _loads(has, wanted)})
+
+
+def _supply(resolved: Resolved, observed: Observed) -> Iterator[Action | Skip]:
+    for step in resolved.supply:
+        match step:
+            case EnsureEnvironment(spec):
+                present = observed.environments.get(spec.name)
+                if present is not None and not present.problem:
+                    yield Skip(step.what, "installed")
+                    continue
+            case FetchWeights() | BuildArtifact() | ImportAdapter():
+                if step.key in observed.finished:
+                    yield Skip(step.what, "in the store")
+                    continue
+        yield Action(step)
+
+
+def _gateway(target: str, listen: str, observed: Observed) -> Action | Skip:
+    step = EnsureGateway(target, listen)
+    gateway = observed.gateway
+    if gateway.well and gateway.status is not None:
+        return Skip(step.what, f"it runs (pid {gateway.status.pid})")
+    undo = () if gateway.instance is not None else (StopEngine(target, GATEWAY), RemoveEngine(target, GATEWAY))
+    return Action(step, undo)
+
+
+def _engine(chosen: Deployment, match: EngineObserved | None, limits: Limits) -> Iterator[Action | Skip]:
+    ensure = EnsureEngine(chosen)
+    ready = AwaitReady(chosen, limits.ready_s)
+    if match is not None and match.running and match.instance.supervised:
+        yield Skip(ensure.what, f"it runs (pid {match.instance.pid})")
+    else:
+        for name, text in chosen.files:
+            yield Action(WriteFile(chosen.target, chosen.instance, name, text))
+        new = match is None
+        undo = (StopEngine(chosen.target, chosen.instance), RemoveEngine(chosen.target, chosen.instance))
+        yield Action(ensure, undo if new else ())
+    if match is not None and match.answers:
+        yield Skip(ready.what, f"it answers as {chosen.served_name}")
+        return
+    for argv in chosen.imports:
+        yield Action(ImportArtifact(chosen, argv))
+    yield Action(ready)
+
+
+def _load_adapters(chosen: Deployment, match: EngineObserved) -> Iterator[Action | Skip]:
+    """What a running engine lacks; one that is being started brings its adapters along."""
+    has = match.deployment
+    if not (has.hot_adapters and match.running):
+        return
+    loaded = dict(match.loaded) if match.loaded is not None else {a.name: a.path for a in has.adapters}
+    for adapter in chosen.adapters:
+        step = LoadAdapter(chosen, adapter)
+        if loaded.get(adapter.name) == adapter.path:
+            yield Skip(step.what, "loaded")
+            continue
+        before = has.adapter(adapter.name)
+        back: Step = UnloadAdapter(has, adapter.name) if before is None else LoadAdapter(has, before)
+        yield Action(step, (back,))
+
+
+def _unload_adapters(chosen: Deployment, match: EngineObserved) -> Iterator[Action | Skip]:
+    has = match.deployment
+    if not (has.hot_adapters and match.running):
+        return
+    loaded = [name for name, _ in match.loaded] if match.loaded is not None else [a.name for a in has.adapters]
+    for name in loaded:
+        if chosen.adapter(name) is None:
+            yield Action(UnloadAdapter(chosen, name))
+
+
+def _record(desired: Desired, observed: Observed) -> Action | Skip:
+    profile = desired.wish.profile.name
+    step = RecordDesired(profile, desired)
+    present = observed.desired.get(profile)
+    if present == desired:
+        return Skip(step.what, "recorded")
+    return Action(step, (RecordDesired(profile, present),))
+
+
+def _switch(
+    chosen: Deployment, routes: tuple[Route, ...], match: EngineObserved | None, observed: Observed
+) -> Iterator[Action | Skip]:
+    step = SetRoute(chosen.target, chosen.profile, routes)
+    present = observed.routes_of(chosen.profile)
+    if match is not None and match.running and match.instance.port is not None:
+        live = tuple(sorted((replace(r, url=match.instance.url) for r in routes), key=lambda route: route.name))
+        if live == present:
+            yield Skip(step.what, "so it is")
+            return
+    back = SetRoute(chosen.target, chosen.profile, present) if present else RemoveRoute(chosen.profile)
+    yield Action(step, (back,))
+
+
+def _names_to_verify(routes: tuple[Route, ...], observed: Observed) -> tuple[str, ...]:
+    """The served name, and each other name whose upstream or patch is not shared with one asked already."""
+    asked: dict[str, str] = {}
+    for route in routes:
+        asked.setdefault(replace(route, name="-", upstream=route.upstream or route.name).key, route.name)
+    return tuple(asked.values())
+
+
+def _retire(engine: EngineObserved, drain_s: float) -> Iterator[Action | Skip]:
+    target, name = engine.deployment.target, engine.instance.name
+    if engine.instance.state is not InstanceState.STOPPED:
+        yield Action(Drain(name, drain_s))
+        yield Action(StopEngine(target, name))
+    yield Action(RemoveEngine(target, name))

@@ -1,0 +1,202 @@
+"""A Profile: what the user wrote about one public model, its engines, limits and adapters."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from orchestrator.core.artifact import Recipe
+from orchestrator.core.weights import HubSource
+from orchestrator.errors import ProfileError
+
+# Instances, directories and processes are named after profiles and adapters.
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+PublicName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$")]
+
+
+class Part(BaseModel):
+    """Base of every table in the file: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+PartT = TypeVar("PartT", bound=Part)
+
+
+class Weights(Part):
+    """Upstream weights: a hub repository with a revision, or a local directory (relative to the profile's file)."""
+
+    repo: Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
+    revision: Annotated[str, StringConstraints(min_length=1)] | None = None
+    path: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Weights:
+        if (self.path is None) == (self.repo is None):
+            raise ValueError("give either repo and revision, or path")
+        if self.repo is not None and self.revision is None:
+            raise ValueError("repo needs a revision; best a 40-digit commit")
+        if self.path is not None and self.revision is not None:
+            raise ValueError("revision goes with repo, not with path")
+        return self
+
+    @property
+    def hub(self) -> HubSource | None:
+        """The hub source, or None for a local directory."""
+        return HubSource(self.repo, self.revision) if self.repo and self.revision else None
+
+
+class Serving(Part):
+    """What every engine must offer. context is in tokens per request, prompt and answer together."""
+
+    context: Annotated[int, Field(ge=128, le=1_048_576)]
+    parallel: Annotated[int, Field(ge=1, le=256)] = 4
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
+
+
+class Sampling(Part):
+    """Defaults for requests that do not say; None leaves it to the engine."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repeat_penalty: Annotated[float, Field(gt=0)] | None = None
+    seed: int | None = None
+
+
+class Lora(Part):
+    """Room for adapters: how many at once, and the largest rank."""
+
+    max_adapters: Annotated[int, Field(ge=0, le=64)] = 4
+    max_rank: Annotated[int, Field(ge=1, le=512)] = 16
+
+
+class EngineSettings(Part):
+    """recipes: the artifacts this engine may serve, best first; the first that the host can serve is taken."""
+
+    recipes: tuple[Recipe, ...] = Field(min_length=1)
+
+
+class OllamaSettings(EngineSettings):
+    """keep_alive as Ollama writes it: "5m", "-1" for ever."""
+
+    recipes: tuple[Recipe, ...] = (Recipe.GGUF_Q6_K,)
+    keep_alive: Annotated[str, StringConstraints(pattern=r"^-?\d+(\.\d+)?(ms|s|m|h)?$")] = "-1"
+
+
+class LlamacppSettings(EngineSettings):
+    """threads: for generation; None lets llama.cpp choose."""
+
+    recipes: tuple[Recipe, ...] = (Recipe.GGUF_Q6_K,)
+    threads: Annotated[int, Field(ge=1)] | None = None
+
+
+class VllmSettings(EngineSettings):
+    """gpu_memory_utilization: share of the GPU; kv_cache_mib: the KV cache on a CPU, where nothing is profiled."""
+
+    recipes: tuple[Recipe, ...] = (Recipe.NVFP4A16, Recipe.WEIGHTS)
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
+    kv_cache_mib: Annotated[int, Field(ge=16)] = 1024
+
+
+class Engines(Part):
+    """Settings per engine; an engine that is not named takes its defaults."""
+
+    ollama: OllamaSettings = OllamaSettings()
+    llamacpp: LlamacppSettings = LlamacppSettings()
+    vllm: VllmSettings = VllmSettings()
+
+
+class AdapterEntry(Part):
+    """A LoRA that the profile brings along: its public name and its PEFT directory."""
+
+    name: PublicName
+    path: str
+
+
+class Profile(Part):
+    """One public model. `public_names[0]` is the name that engines serve under; clients may use all of them."""
+
+    name: Name
+    description: str = ""
+    public_names: tuple[PublicName, ...] = Field(min_length=1)
+    weights: Weights
+    serving: Serving
+    sampling: Sampling = Sampling()
+    lora: Lora = Lora()
+    engines: Engines = Engines()
+    adapters: tuple[AdapterEntry, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_unique(self) -> Profile:
+        names = [*self.public_names, *(adapter.name for adapter in self.adapters)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"names used twice: {', '.join(twice)}")
+        return self
+
+    @property
+    def served_name(self) -> str:
+        """The one name that engines know; the others are the gateway's aliases."""
+        return self.public_names[0]
+
+
+def parse_profile(text: str, where: str, base: Path | None = None) -> Profile:
+    """A Profile from TOML. `where` names the file in messages; relative paths are taken from `base`.
+
+    Raises ProfileError with every problem at once, each with its path in the file.
+    """
+    try:
+        profile = Profile.model_validate(_load_toml(text, where))
+    except ValidationError as error:
+        raise _all_problems(error, where) from error
+    return _absolute(profile, base) if base is not None else profile
+
+
+def parse_part(kind: type[PartT], text: str, where: str) -> PartT:
+    """Any other TOML file of profiles/ (GPUs, engine pins), with the same errors as a Profile."""
+    try:
+        return kind.model_validate(_load_toml(text, where))
+    except ValidationError as error:
+        raise _all_problems(error, where) from error
+
+
+def _load_toml(text: str, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ProfileError(f"{where} is not valid TOML.", detail=str(error)) from error
+
+
+def _all_problems(error: ValidationError, where: str) -> ProfileError:
+    problems = []
+    for entry in error.errors():
+        path = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part) for part in entry["loc"])) or "(top level)"
+        given = entry["input"]
+        shown = f" (given: {json.dumps(given, default=str)})" if isinstance(given, str | int | float | bool) else ""
+        message = "unknown key" if entry["type"] == "extra_forbidden" else entry["msg"].removeprefix("Value error, ")
+        problems.append(f"{path}: {message}{shown}")
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return ProfileError(
+        f"{where} has {count}.",
+        hint="`orch profile show qwen3-8b` prints a complete profile to compare with.",
+        detail="\n".join(problems),
+    )
+
+
+def _absolute(profile: Profile, base: Path) -> Profile:
+    weights = profile.weights
+    if weights.path is not None:
+        weights = weights.model_copy(update={"path": str((base / Path(weights.path).expanduser()).resolve())})
+    adapters = tuple(
+        entry.model_copy(update={"path": str((base / Path(entry.path).expanduser()).resolve())})
+        for entry in profile.adapters
+    )
+    return profile.model_copy(update={"weights": weights, "adapters": adapters})
