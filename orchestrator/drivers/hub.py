@@ -1,0 +1,471 @@
+"""The Hugging Face hub: what a revision means, and its files on disk, verified.
+
+The hub's own client answers what is where (revisions, names, errors, redirects, tokens). The bytes are read here,
+because its download path, as of huggingface_hub 2.4, cannot do what orch promises: `hf_hub_download` writes to a file
+with a random name that no later call finds again, deletes it on any error, and hands over 10 MiB at a time, so that a
+killed download starts anew and an interrupt waits for the network; hf-xet writes to that same file. What lies in xet
+storage comes here over plain HTTP, which the hub serves for every file up to 50 GB.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from io import BufferedWriter
+from pathlib import Path
+from queue import Empty, Full, Queue
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+from orchestrator.core.artifact import FileEntry
+from orchestrator.core.progress import Progress
+from orchestrator.core.weights import HubFile, HubSnapshot, HubSource
+from orchestrator.errors import HostError, OrchError, SourceError
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+WANTED: Final = re.compile(
+    r"[\w-][\w.-]*\.safetensors|model\.safetensors\.index\.json|(generation_|tokenizer_|adapter_)?config\.json"
+    r"|tokenizer\.json|vocab\.json|merges\.txt|chat_template\.jinja|(special_tokens_map|added_tokens)\.json",
+    re.ASCII,
+)
+PICKLED: Final = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+# Where incomplete files lie inside the directory, named by their hash: bytes of another commit are never continued.
+PARTIAL: Final = ".partial"
+TICK: Final = 0.2
+REPORT_BYTES: Final = 1 << 20
+PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+TRANSIENT: Final = (408, 429, 500, 502, 503, 504)
+NETWORK = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE; the download goes on where it stopped"
+
+
+class Secret:
+    """A token that does not print."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    def reveal(self) -> str:
+        """The token itself, for a request's header and nothing else."""
+        return self._value
+
+
+class _UnlikeError(Exception):
+    """Bytes that are not what the hub states; says what was expected and what came."""
+
+
+class Hub:
+    """The hub at `endpoint` (default: HF_ENDPOINT, else the public one).
+
+    `token` defaults to HF_TOKEN or the login that the hub's client keeps. Offline, every request is a HostError.
+    `pauses`: seconds before each new try after a failure of the network or the hub; when they are used up, it is final.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        token: Secret | None = None,
+        offline: bool = False,
+        pauses: Sequence[float] = PAUSES,
+    ) -> None:
+        self._endpoint = endpoint.rstrip("/") if endpoint else None
+        self._token = token
+        self._offline = offline
+        self._pauses = pauses
+
+    def __repr__(self) -> str:
+        return f"Hub({self._endpoint or 'default endpoint'})"
+
+    def snapshot(self, source: HubSource, timeout: float) -> HubSnapshot:
+        """Asks what the revision is now and which of its files orch would fetch, with sizes and hashes.
+
+        `timeout` (seconds) bounds each wait for the network. Raises SourceError (no such repository or revision, no
+        safetensors, another commit than the pinned one) and HostError (unreachable, access refused).
+        """
+        _client()
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HFValidationError
+
+        self._refuse_offline(source)
+        api = HfApi(endpoint=self._endpoint, token=self._auth(), library_name="orch")
+        try:
+            info = api.model_info(source.repo, revision=source.revision, timeout=timeout, files_metadata=True)
+        except HFValidationError as error:
+            raise SourceError(
+                f"{source.repo} is not a repository's name.", "write OWNER/NAME", _detail(error)
+            ) from None
+        except _network_errors() as error:
+            raise self._translated(error, source) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            hint = "HF_ENDPOINT must be a hub; a proxy may have answered instead"
+            raise HostError(f"{self._where()} did not answer like a hub.", hint, _detail(error)) from error
+        commit = info.sha or ""
+        if source.pinned and commit != source.revision:
+            raise SourceError(f"The hub answers {source} with commit {commit or 'none'}.", "check the revision")
+        return HubSnapshot(HubSource(source.repo, commit), _wanted(source, info.siblings or []))
+
+    def fetch(self, snapshot: HubSnapshot, into: Path, progress: Progress) -> tuple[FileEntry, ...]:
+        """Brings every file of the snapshot into `into`, which holds nothing else of the hub's afterwards.
+
+        Files that are there and right stay; an incomplete one is continued, also after kill -9. Progress counts bytes
+        over all files and may raise Interrupted, which leaves what came so far. Raises SourceError (bytes that twice
+        were not what the hub states) and HostError (unreachable, access refused, disk full).
+        """
+        meter = _Meter(progress, snapshot.source.repo, snapshot.size)
+        try:
+            (into / PARTIAL).mkdir(parents=True, exist_ok=True)
+            entries = tuple(self._file(snapshot.source, file, into, meter) for file in snapshot.files)
+            shutil.rmtree(into / PARTIAL)
+            _sync(into)
+        except OSError as error:
+            hint = "free some disk space and run it again: it goes on where it stopped"
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            what = f"{into} cannot be written: {error.strerror}."
+            raise HostError(what, hint if full else "check the directory", _detail(error)) from error
+        meter.report()
+        return entries
+
+    def _file(self, source: HubSource, file: HubFile, into: Path, meter: _Meter) -> FileEntry:
+        target = into / file.path
+        base = meter.done
+        if target.is_file() and not target.is_symlink() and target.stat().st_size == file.size:
+            sums = _Sums(file)
+            sums.read(target, meter)
+            if sums.problem() is None:
+                return sums.entry()
+            meter.done = base
+        part = into / PARTIAL / (file.sha256 or file.blob_id or "")
+        problem = ""
+        for _ in range(2):
+            try:
+                sums = self._download(source, file, part, meter)
+                if (unlike := sums.problem()) is not None:
+                    raise _UnlikeError(unlike)
+            except _UnlikeError as error:
+                problem = str(error)
+                part.unlink(missing_ok=True)
+                meter.done = base
+                continue
+            part.replace(target)
+            return sums.entry()
+        hint = "the hub or a proxy before it serves other bytes than it states; try again later or pin another commit"
+        raise SourceError(f"{file.path} of {source} is not what the hub states: {problem}.", hint)
+
+    def _download(self, source: HubSource, file: HubFile, part: Path, meter: _Meter) -> _Sums:
+        """Continues `part` until it has the stated size, through as many failures in a row as there are pauses."""
+        failures, sums = 0, _Sums(file)
+        with part.open("ab") as out:
+            if out.tell() > file.size:
+                out.truncate(0)
+            sums.read(part, meter)
+            _refuse_full(part.parent, file.size - sums.size)
+            while sums.size < file.size:
+                before = sums.size
+                try:
+                    self._stream(source, file, out, sums, meter)
+                except _network_errors() as error:
+                    failures = 0 if sums.size > before else failures
+                    if failures == len(self._pauses) or not _transient(error):
+                        raise self._translated(error, source, file.path) from error
+                    meter.pause(self._pauses[failures])
+                    failures += 1
+            out.flush()
+            os.fsync(out.fileno())
+        return sums
+
+    def _stream(self, source: HubSource, file: HubFile, out: BufferedWriter, sums: _Sums, meter: _Meter) -> None:
+        """One GET of what is missing, appended to `out`."""
+        _client()
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+        self._refuse_offline(source)
+        url = hf_hub_url(source.repo, file.path, revision=source.revision, endpoint=self._endpoint)
+        headers = build_hf_headers(token=self._auth(), library_name="orch") | {"Accept-Encoding": "identity"}
+        if sums.size:
+            headers["Range"] = f"bytes={sums.size}-"
+        with _Stream(url, headers, meter.report) as stream:
+            start, total = stream.extent()
+            if total is not None and total != file.size:
+                raise _UnlikeError(f"expected {file.size} bytes, got {total}")
+            if start == 0 and sums.size:
+                out.truncate(0)
+                meter.add(-sums.size)
+                sums.restart()
+            if start != sums.size:
+                raise _UnlikeError(f"expected bytes from {sums.size}, got them from {start}")
+            while chunk := stream.chunk():
+                if sums.size + len(chunk) > file.size:
+                    raise _UnlikeError(f"expected {file.size} bytes, got more")
+                out.write(chunk)
+                sums.add(chunk)
+                meter.add(len(chunk))
+        if sums.size < file.size:
+            raise _UnlikeError(f"expected {file.size} bytes, got {sums.size}")
+
+    def _auth(self) -> str | bool | None:
+        return self._token.reveal() if self._token else None
+
+    def _where(self) -> str:
+        from huggingface_hub import constants
+
+        return self._endpoint or constants.ENDPOINT
+
+    def _refuse_offline(self, source: HubSource) -> None:
+        if self._offline:
+            raise HostError(f"{source} is not here, and orch is offline.", "go online once to download it")
+
+    def _translated(self, error: Exception, source: HubSource, path: str = "") -> OrchError:
+        """What the client's error means to the user; a signed URL's secrets do not get into `detail`."""
+        from huggingface_hub import errors
+
+        what, detail = f"{path} of {source}" if path else str(source), _detail(error)
+        if isinstance(error, errors.OfflineModeIsEnabled):
+            return HostError(f"{what} is not here, and HF_HUB_OFFLINE is set.", "unset it to download", detail)
+        if not isinstance(error, errors.HfHubHTTPError):
+            return HostError(f"{self._where()} cannot be reached.", NETWORK, detail)
+        status = error.response.status_code
+        if isinstance(error, errors.GatedRepoError):
+            hint = f"accept its licence at {self._where()}/{source.repo}, then set HF_TOKEN to a token of that account"
+            return HostError(f"Access to {source.repo} has to be granted first.", hint, detail)
+        if isinstance(error, errors.RepositoryNotFoundError):
+            hint = "check the spelling (OWNER/NAME); if it is private, set HF_TOKEN"
+            return SourceError(f"The hub has no repository {source.repo}, or does not show it.", hint, detail)
+        if status in (401, 403):
+            return HostError(f"The hub refuses {what} ({status}).", "set HF_TOKEN to a token that may read it", detail)
+        if isinstance(error, errors.RevisionNotFoundError):
+            hint = "name a branch, a tag or a commit of it"
+            return SourceError(f"{source.repo} has no revision {source.revision}.", hint, detail)
+        if status in (404, 410):
+            return SourceError(f"The hub does not have {what}.", "check the repository's files", detail)
+        return HostError(
+            f"The hub failed at {what} ({status}).", "try again later: it goes on where it stopped", detail
+        )
+
+
+class _Meter:
+    """Counts bytes over all files; reports every MiB or tick, which is also how a job is told to stop."""
+
+    def __init__(self, progress: Progress, what: str, total: int) -> None:
+        self._progress = progress
+        self._what = what
+        self._total = total
+        self._reported = (0, time.monotonic())
+        self.done = 0
+
+    def add(self, size: int) -> None:
+        self.done += size
+        done, at = self._reported
+        if abs(self.done - done) >= REPORT_BYTES or time.monotonic() - at >= TICK:
+            self.report()
+
+    def report(self) -> None:
+        self._reported = (self.done, time.monotonic())
+        self._progress(self._what, self.done, self._total)
+
+    def pause(self, seconds: float) -> None:
+        """Waits, reporting all the while."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self.report()
+            time.sleep(min(TICK, left))
+
+
+class _Sums:
+    """Size and hashes of a file's bytes as they come, against what the hub states of it."""
+
+    def __init__(self, file: HubFile) -> None:
+        self._file = file
+        self.restart()
+
+    def restart(self) -> None:
+        self.size = 0
+        self._sha256 = hashlib.sha256()
+        # A git blob id is over the size too; a wrong size is found before the id is looked at.
+        self._blob = hashlib.sha1(b"blob %d\0" % self._file.size, usedforsecurity=False)
+
+    def add(self, chunk: bytes) -> None:
+        self.size += len(chunk)
+        self._sha256.update(chunk)
+        if self._file.sha256 is None:
+            self._blob.update(chunk)
+
+    def read(self, path: Path, meter: _Meter) -> None:
+        """Adds what is on disk already."""
+        with path.open("rb") as data:
+            while chunk := data.read(REPORT_BYTES):
+                self.add(chunk)
+                meter.add(len(chunk))
+
+    def problem(self) -> str | None:
+        """What differs from the hub's word, if anything."""
+        name, expected, got = "SHA-256", self._file.sha256, self._sha256.hexdigest()
+        if expected is None:
+            name, expected, got = "git blob id", self._file.blob_id, self._blob.hexdigest()
+        if self.size != self._file.size:
+            return f"expected {self._file.size} bytes, got {self.size}"
+        return None if got == expected else f"expected {name} {expected}, got {got}"
+
+    def entry(self) -> FileEntry:
+        return FileEntry(path=self._file.path, size=self.size, sha256=self._sha256.hexdigest())
+
+
+class _Stream:
+    """One GET, read by a thread of its own, so that its consumer calls `tick` whatever the network does.
+
+    A read from a stalled connection ends after ten seconds at the earliest, and a signal's flag does not wake it. When
+    the consumer leaves, the thread ends with its next bytes or its timeout; it is a daemon and touches no file.
+    """
+
+    def __init__(self, url: str, headers: dict[str, str], tick: Callable[[], None]) -> None:
+        self._url, self._headers, self._tick = url, headers, tick
+        self._lane: Queue[dict[str, str] | bytes | Exception] = Queue(maxsize=64)
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="hub-stream", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left.set()
+
+    def extent(self) -> tuple[int, int | None]:
+        """Where the body begins in the file, and the file's size as far as the answer tells."""
+        headers = self._take()
+        assert isinstance(headers, dict)
+        if found := re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", headers.get("content-range", "")):
+            return int(found[1] or 0), None if found[2] == "*" else int(found[2])
+        length = headers.get("content-length") if "content-encoding" not in headers else None
+        return 0, int(length) if length else None
+
+    def chunk(self) -> bytes:
+        """The next bytes; none at the end."""
+        chunk = self._take()
+        assert isinstance(chunk, bytes)
+        return chunk
+
+    def _take(self) -> dict[str, str] | bytes:
+        while True:
+            try:
+                item = self._lane.get(timeout=TICK)
+            except Empty:
+                self._tick()
+                if not self._thread.is_alive() and self._lane.empty():
+                    raise HostError(
+                        "The download ended without a word.", "this is a bug in orch: please report it"
+                    ) from None
+                continue
+            if isinstance(item, Exception):
+                raise item
+            return item
+
+    def _read(self) -> None:
+        from huggingface_hub import constants
+        from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]
+
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        try:
+            with get_session().stream("GET", self._url, headers=self._headers, timeout=timeout) as response:
+                if response.is_error and response.status_code != 416:
+                    response.read()
+                    hf_raise_for_status(response)
+                self._put(dict(response.headers))
+                for chunk in response.iter_bytes():
+                    if chunk and not self._put(chunk):
+                        return
+            self._put(b"")
+        except _network_errors() as error:
+            self._put(error)
+
+    def _put(self, item: dict[str, str] | bytes | Exception) -> bool:
+        """False when nobody is there to take it."""
+        while not self._left.is_set():
+            try:
+                self._lane.put(item, timeout=TICK)
+            except Full:
+                continue
+            return True
+        return False
+
+
+def _client() -> None:
+    """Makes the hub's client quiet: no telemetry (which would ask the hub for more), no warnings on stderr."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import constants
+    from huggingface_hub.utils import logging as hub_logging
+
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    hub_logging.set_verbosity(logging.CRITICAL)
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What the client raises for the network and for HTTP, whichever HTTP library it was built on."""
+    from huggingface_hub import errors
+
+    return (errors.HTTPError, errors.OfflineModeIsEnabled)  # type: ignore[attr-defined]
+
+
+def _transient(error: Exception) -> bool:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HfHubHTTPError):
+        return error.response.status_code in TRANSIENT
+    return not isinstance(error, errors.OfflineModeIsEnabled)
+
+
+def _detail(error: Exception) -> str:
+    return re.sub(r"(https?://[^\s?]+)\?\S+", r"\1?...", f"{type(error).__name__}: {error}")
+
+
+def _wanted(source: HubSource, siblings: list[RepoSibling]) -> tuple[HubFile, ...]:
+    """The files that orch fetches, small ones first. Never pickles, never code, nothing below the top level."""
+    names = [sibling.rfilename for sibling in siblings]
+    if not any(name.endswith(".safetensors") and WANTED.fullmatch(name) for name in names):
+        pickled = any(name.endswith(PICKLED) for name in names)
+        what = "has its weights only as pickles, which can run code when they are read" if pickled else "has no weights"
+        hint = (
+            "take a repository with *.safetensors at its top level, or convert them yourself and use a local directory"
+        )
+        raise SourceError(f"{source} {what}.", hint)
+    files = [_stated(source, sibling) for sibling in siblings if WANTED.fullmatch(sibling.rfilename)]
+    return tuple(sorted(files, key=lambda file: (file.path.endswith(".safetensors"), file.path)))
+
+
+def _stated(source: HubSource, sibling: RepoSibling) -> HubFile:
+    sha256 = sibling.lfs.sha256 if sibling.lfs else None
+    size = sibling.lfs.size if sibling.lfs else sibling.size
+    if size is None or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", sha256 or sibling.blob_id or ""):
+        raise SourceError(f"The hub states no size and hash for {sibling.rfilename} of {source}.", "ask for a commit")
+    return HubFile(sibling.rfilename, size, sha256, sibling.blob_id)
+
+
+def _refuse_full(directory: Path, needed: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        what = f"{directory} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are still to come."
+        raise HostError(what, "free some disk space and run it again: it goes on where it stopped")
+
+
+def _sync(directory: Path) -> None:
+    """Makes the names in a directory as durable as the files."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
