@@ -1,0 +1,152 @@
+"""The gateway's admin socket, from the CLI's side."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+from orchestrator.core.progress import Progress, silent
+from orchestrator.core.routes import GatewayStatus, Route
+from orchestrator.errors import HostError, PlanRefused
+
+# How long the gateway may take over an answer, beyond the time that it was told to wait.
+ANSWER_S = 10.0
+# A drain is asked for in slices, so that an interrupt is noticed between them.
+SLICE_S = 0.5
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("gateway", timeout=timeout)
+        self._path = path
+        self._timeout = timeout
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self._timeout)
+        self.sock.connect(os.fspath(self._path))
+
+
+class GatewayAdmin:
+    """The gateway behind one admin socket. Every call is one connection; nothing is kept in between.
+
+    Every method raises HostError when the gateway is not there, does not answer in time, or cannot do it
+    (`status` excepted: no gateway is an answer there).
+    """
+
+    def __init__(self, socket: Path) -> None:
+        self.socket = socket
+
+    def status(self) -> GatewayStatus | None:
+        """What the gateway says of itself; None when nothing answers at the socket."""
+        try:
+            value = self._exchange("GET", "/status", None, ANSWER_S)
+        except (FileNotFoundError, ConnectionError):
+            return None
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            return GatewayStatus.from_json(value)
+        except ValueError as error:
+            raise HostError(
+                "The running gateway speaks another version of the admin protocol.",
+                hint="Restart the gateway with this version of orch.",
+                detail=str(error),
+            ) from error
+
+    def set_routes(self, owner: str, routes: Iterable[Route]) -> None:
+        """Replace all routes of `owner` at once; on disk when this returns.
+
+        Raises PlanRefused when a name is another owner's; nothing has changed then.
+        """
+        self._call("PUT", f"/routes/{quote(owner, safe='')}", [route.to_json() for route in routes])
+
+    def remove_routes(self, owner: str) -> None:
+        """Remove all routes of `owner`; none is no error."""
+        self._call("DELETE", f"/routes/{quote(owner, safe='')}")
+
+    def drain(self, backend: str, timeout_s: float, cancel: bool, progress: Progress = silent) -> int:
+        """Wait until nothing is in flight on `backend`; returns 0, or how many requests were left at the deadline.
+
+        With `cancel` those left were cut. Whatever `progress` raises ends the wait; nothing is cut then.
+        """
+        deadline = time.monotonic() + timeout_s
+        left = most = self._drain_slice(backend, 0, False)
+        while left:
+            most = max(most, left)
+            progress(f"requests in flight on {backend}", most - left, most)
+            rest = deadline - time.monotonic()
+            if rest <= 0:
+                return self._drain_slice(backend, 0, cancel)
+            left = self._drain_slice(backend, min(rest, SLICE_S), False)
+        return 0
+
+    def pause(self, owner: str, expires_s: float) -> None:
+        """Hold new requests for the routes of `owner`, for at most `expires_s` (up to an hour)."""
+        self._call("POST", "/pause", {"owner": owner, "expires_s": expires_s})
+
+    def resume(self, owner: str) -> None:
+        """Let the held requests of `owner` go on; no pause is no error."""
+        self._call("POST", "/resume", {"owner": owner})
+
+    def _drain_slice(self, backend: str, seconds: float, cancel: bool) -> int:
+        value = self._call("POST", "/drain", {"backend": backend, "timeout_s": seconds, "cancel": cancel}, seconds)
+        left = value.get("left")
+        if not isinstance(left, int):
+            raise HostError(f"The gateway did not say what is left in flight on {backend}.", detail=repr(value))
+        return left
+
+    def _call(self, verb: str, path: str, body: object = None, wait_s: float = 0) -> Mapping[str, object]:
+        try:
+            value = self._exchange(verb, path, body, wait_s + ANSWER_S)
+        except (FileNotFoundError, ConnectionError) as error:
+            raise HostError(
+                f"No gateway answers at {self.socket}.", hint="`orch up` starts it.", detail=str(error)
+            ) from error
+        except OSError as error:
+            raise self._unusable(error) from error
+        if not isinstance(value, dict):
+            raise HostError("The gateway's answer is not what was asked for.", detail=repr(value)[:500])
+        return value
+
+    def _unusable(self, error: OSError) -> HostError:
+        if isinstance(error, TimeoutError):
+            return HostError(
+                f"The gateway at {self.socket} does not answer.", hint="It may be stopped or stuck: restart it."
+            )
+        return HostError(f"Cannot use the gateway's socket {self.socket}: {error.strerror or error}.")
+
+    def _exchange(self, verb: str, path: str, body: object, timeout: float) -> object:
+        """The JSON of the answer; raises OSError for the socket, PlanRefused or HostError for what the gateway says."""
+        data = None if body is None else json.dumps(body).encode()
+        with contextlib.closing(_UnixConnection(self.socket, timeout)) as connection:
+            try:
+                connection.request(verb, path, data, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                status, text = response.status, response.read()
+            except http.client.HTTPException as error:
+                if isinstance(error, OSError):
+                    raise
+                raise ConnectionResetError(f"the answer broke off: {error!r}") from error
+        try:
+            value: object = json.loads(text)
+        except ValueError as error:
+            raise HostError(f"What answers at {self.socket} is not the gateway.", detail=repr(text[:500])) from error
+        if status >= 400:
+            raise _said(status, value)
+        return value
+
+
+def _said(status: int, value: object) -> HostError | PlanRefused:
+    error = value.get("error") if isinstance(value, dict) else None
+    fields = error if isinstance(error, dict) else {}
+    message = str(fields.get("message") or f"The gateway answered {status}.")
+    kind = PlanRefused if status == 409 else HostError
+    return kind(message, hint=str(fields.get("hint", "")))

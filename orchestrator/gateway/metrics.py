@@ -1,0 +1,52 @@
+"""The counters in the Prometheus text format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from orchestrator.gateway.switchboard import Switchboard
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+Sample = tuple[Mapping[str, str], float]
+Family = tuple[str, str, str, Iterable[Sample]]
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _family(name: str, kind: str, what: str, samples: Iterable[Sample]) -> str:
+    lines = [f"# HELP {name} {what}", f"# TYPE {name} {kind}"]
+    for labels, value in samples:
+        inner = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+        lines.append(f"{name}{{{inner}}} {value:g}" if inner else f"{name} {value:g}")
+    return "\n".join(lines) + "\n"
+
+
+def render(board: Switchboard) -> str:
+    """Every family, one after the other."""
+    backends = board.backends
+    tallies = [
+        ({"model": name, "backend": backend}, tally)
+        for backend, state in backends.items()
+        for name, tally in state.by_route.items()
+    ]
+    totals = board.totals
+    families: list[Family] = [
+        ("requests_total", "counter", "Requests that clients sent for a known name.", [({}, totals.requests)]),
+        ("errors_total", "counter", "Requests that the gateway or an engine failed.", [({}, totals.errors)]),
+        ("streams_total", "counter", "Answers begun as a stream of events.", [({}, totals.streams)]),
+        ("tries_total", "counter", "Requests sent to a backend, repeats included.",
+         [(labels, tally.requests) for labels, tally in tallies]),
+        ("try_errors_total", "counter", "Tries that the backend failed.",
+         [(labels, tally.errors) for labels, tally in tallies]),
+        ("try_streams_total", "counter", "Tries that became a stream.",
+         [(labels, tally.streams) for labels, tally in tallies]),
+        ("in_flight", "gauge", "Requests in flight.",
+         [({"backend": name}, len(state.claims)) for name, state in backends.items()]),
+        ("open_streams", "gauge", "Open streams.",
+         [({"backend": name}, state.open_streams) for name, state in backends.items()]),
+        ("held_requests", "gauge", "Requests that wait for a pause to end.", [({}, board.held)]),
+    ]  # fmt: skip
+    return "".join(_family(f"orch_gateway_{name}", kind, what, samples) for name, kind, what, samples in families)

@@ -1,0 +1,191 @@
+"""One request on its way to an engine and its answer on the way back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import aiohttp
+from aiohttp import hdrs, web
+
+from orchestrator.gateway import openai
+from orchestrator.gateway.switchboard import Claim, StoppingError, Switchboard, Tally, UnknownNameError
+
+# Seconds before each new try of a request of which the client has seen nothing yet: about 3 s in all.
+# The first is at once: an idle connection that the engine was just closing is the usual cause.
+PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.4)
+# How often an engine may be lost after it was sent a request. A request that kills every engine it meets
+# must not be handed on and on.
+LOSSES = 2
+# How long a client that reads slowly may take over the last event of a broken stream.
+FAREWELL_S = 2.0
+
+_HOP_BY_HOP = frozenset(
+    {
+        "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
+        "transfer-encoding", "upgrade",
+    }
+)  # fmt: skip
+# Length, host and expectation belong to one hop too; a compressed body was unpacked by the server side.
+_NOT_SENT_ON = _HOP_BY_HOP | {"host", "content-length", "content-encoding", "expect"}
+
+
+def end_to_end(headers: Mapping[str, str], dropped: frozenset[str]) -> list[tuple[str, str]]:
+    """`headers` without `dropped` and without those that its Connection header names."""
+    named = {token.strip().lower() for token in headers.get(hdrs.CONNECTION, "").split(",")}
+    return [
+        (name, value) for name, value in headers.items() if (low := name.lower()) not in dropped and low not in named
+    ]
+
+
+class BackendLostError(Exception):
+    """The engine could not be reached (`sent` is false) or was lost after it had the request."""
+
+    def __init__(self, reason: str, sent: bool, final: bool = False) -> None:
+        super().__init__(reason)
+        self.sent = sent
+        self.final = final
+
+
+async def relay(
+    request: web.Request, path: str, body: bytes, board: Switchboard, session: aiohttp.ClientSession
+) -> web.StreamResponse:
+    """Answer a request from the engine that its public name leads to."""
+    try:
+        call = openai.Call.parse(body)
+    except openai.BodyError as error:
+        return openai.error_answer(400, str(error), "invalid_body")
+    if board.table.find(call.name) is None:
+        return openai.unknown_name(call.name, board.table)
+    board.totals.requests += 1
+    try:
+        return await _with_retries(request, path, call, board, session)
+    except UnknownNameError:
+        return openai.unknown_name(call.name, board.table)
+    except StoppingError:
+        board.totals.errors += 1
+        return openai.unavailable("The gateway is stopping.")
+
+
+async def _with_retries(
+    request: web.Request, path: str, call: openai.Call, board: Switchboard, session: aiohttp.ClientSession
+) -> web.StreamResponse:
+    losses = 0
+    for pause in (*PAUSES, None):
+        with await board.admit(call.name) as claim:
+            attempt = Attempt(request, claim, board.totals)
+            try:
+                return await attempt.run(session, path, call)
+            except BackendLostError as lost:
+                claim.tally.errors += 1
+                losses += lost.sent
+                if attempt.answer is not None:
+                    board.totals.errors += 1
+                    return await attempt.break_off(attempt.answer, str(lost))
+                if pause is None or lost.final or losses > LOSSES:
+                    break
+        # Not claimed while it waits: a drain of the lost backend need not wait for this.
+        await asyncio.sleep(pause)
+    board.totals.errors += 1
+    return openai.unavailable(f"The engine behind `{call.name}` does not answer now; try again in a moment.")
+
+
+@dataclass
+class Attempt:
+    """One try. `answer` is set once the client has been sent something; from then on there is no other try."""
+
+    request: web.Request
+    claim: Claim
+    totals: Tally
+    answer: web.StreamResponse | None = None
+    _tail: bytes = b""
+
+    async def run(self, session: aiohttp.ClientSession, path: str, call: openai.Call) -> web.StreamResponse:
+        """Send the request and copy the answer; raises BackendLostError, also when the claim is cut."""
+        route = self.claim.route
+        query = self.request.rel_url.raw_query_string
+        url = f"{route.url}{path}?{query}" if query else f"{route.url}{path}"
+        headers = end_to_end(self.request.headers, _NOT_SENT_ON)
+        try:
+            async with self.claim.scope():
+                upstream, first = await _open(session, url, headers, call.body_for(route))
+                try:
+                    return await self._copy(upstream, first)
+                finally:
+                    if not upstream.content.is_eof():
+                        upstream.close()  # tells the engine that nobody listens any more
+        except TimeoutError as error:
+            raise BackendLostError("The request was ended because its engine is being taken away.", True) from error
+
+    async def _copy(self, upstream: aiohttp.ClientResponse, chunk: bytes) -> web.StreamResponse:
+        answer = web.StreamResponse(
+            status=upstream.status, reason=upstream.reason, headers=end_to_end(upstream.headers, _HOP_BY_HOP)
+        )
+        if upstream.status >= 500:
+            self.claim.tally.errors += 1
+            self.totals.errors += 1
+        if is_event_stream(upstream.headers):
+            self.claim.streaming()
+            self.totals.streams += 1
+        self.answer = answer
+        await answer.prepare(self.request)
+        content = upstream.content
+        while chunk:
+            await answer.write(chunk)
+            self._tail = chunk
+            try:
+                chunk = await content.readany()
+            except (aiohttp.ClientError, OSError) as error:
+                raise BackendLostError("The engine was lost while it answered.", True) from error
+        await answer.write_eof()
+        return answer
+
+    async def break_off(self, answer: web.StreamResponse, reason: str) -> web.StreamResponse:
+        """End an answer of which a part is out: an error event in a stream, a cut connection anywhere else."""
+        transport = self.request.transport
+        if is_event_stream(answer.headers):
+            try:
+                async with asyncio.timeout(FAREWELL_S):
+                    between = self._tail.endswith((b"\n\n", b"\r\n\r\n"))
+                    await answer.write((b"" if between else b"\n\n") + openai.stream_error(reason))
+                    await answer.write_eof()
+                return answer
+            except TimeoutError:
+                pass
+        # Whole answers carry a length or a last chunk; without it every client sees that this one is not whole.
+        if transport is not None:
+            transport.abort()
+        return answer
+
+
+def is_event_stream(headers: Mapping[str, str]) -> bool:
+    """Whether these are the headers of server-sent events in plain text, into which an event can be written."""
+    kind = headers.get(hdrs.CONTENT_TYPE, "").lower()
+    return kind.startswith("text/event-stream") and headers.get(hdrs.CONTENT_ENCODING, "identity") == "identity"
+
+
+async def _open(
+    session: aiohttp.ClientSession, url: str, headers: list[tuple[str, str]], body: bytes
+) -> tuple[aiohttp.ClientResponse, bytes]:
+    """Send the request; returns the answer's head together with its first bytes (none: the body is empty).
+
+    An engine sends the head of a stream at once, but the first token after the whole prompt. Waiting for both
+    keeps the request repeatable until there is something to show.
+    """
+    try:
+        upstream = await session.post(url, data=body, headers=headers, allow_redirects=False)
+    except aiohttp.ConnectionTimeoutError as error:
+        raise BackendLostError("The engine's address does not answer.", False, final=True) from error
+    except aiohttp.ClientConnectorError as error:
+        raise BackendLostError("The engine cannot be reached.", False) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise BackendLostError("The engine was lost before it answered.", True) from error
+    try:
+        return upstream, await upstream.content.readany()
+    except (aiohttp.ClientError, OSError) as error:
+        upstream.close()
+        raise BackendLostError("The engine was lost before it answered.", True) from error
+    except BaseException:
+        upstream.close()
+        raise

@@ -1,0 +1,97 @@
+"""The process: both doors open, until a signal; then what is in flight may end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import aiohttp
+from aiohttp import hdrs, web
+
+from orchestrator import __version__
+from orchestrator.core.routes import GatewayStatus, RouteTable
+from orchestrator.gateway.admin import Admin
+from orchestrator.gateway.front import FrontDoor
+from orchestrator.gateway.relay import FAREWELL_S
+from orchestrator.gateway.sockets import address
+from orchestrator.gateway.switchboard import Switchboard
+
+log = logging.getLogger("orchestrator.gateway")
+
+# Less than the 5 s after which uvicorn and llama.cpp's server close an idle connection, so that a request is
+# hardly ever sent into one that is being closed.
+IDLE_S = 3.0
+
+
+@dataclass(frozen=True)
+class Doors:
+    """The listening sockets and the path of the second."""
+
+    front: socket.socket
+    admin: socket.socket
+    admin_path: Path
+
+
+def client_session() -> aiohttp.ClientSession:
+    """The client for the engines: no limits, nothing decoded, nothing added, nothing remembered."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=(hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE),
+    )
+
+
+async def serve(doors: Doors, state: Path, table: RouteTable, grace: float) -> None:
+    """Serve until SIGTERM or SIGINT, then for at most `grace` seconds more what is already in flight."""
+    board = Switchboard(table)
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    listen = address(doors.front)
+
+    def status() -> GatewayStatus:
+        return GatewayStatus(
+            pid=os.getpid(),
+            version=__version__,
+            listen=listen,
+            started_at=started_at,
+            routes=board.table,
+            backends={name: backend.load() for name, backend in board.backends.items()},
+            totals=board.totals.frozen(),
+            paused=board.paused,
+            held=board.held,
+        )
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with client_session() as session:
+        # handler_cancellation: a client that goes away ends its request, held or in flight, at once.
+        front = web.AppRunner(
+            FrontDoor(board, session).application(),
+            access_log=None,
+            handler_cancellation=True,
+            shutdown_timeout=grace + FAREWELL_S + 1,
+        )
+        admin = web.AppRunner(Admin(board, state, status).application(), access_log=None, shutdown_timeout=1)
+        await admin.setup()
+        await front.setup()
+        await web.SockSite(admin, doors.admin).start()
+        await web.SockSite(front, doors.front, backlog=1024).start()
+        log.info("Listening on %s with %d routes.", listen, len(table))
+        await stop.wait()
+        cutting = loop.call_later(grace, board.stop)
+        await front.cleanup()
+        cutting.cancel()
+        await admin.cleanup()
+    with contextlib.suppress(FileNotFoundError):
+        doors.admin_path.unlink()
+    log.info("Stopped.")

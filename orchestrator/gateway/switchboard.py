@@ -1,0 +1,211 @@
+"""Who answers what: the current table, the claims on backends, the pauses.
+
+All of it runs in one thread on one event loop, and choosing a route and counting the request in happen without an
+`await` between them: that is the lock. A request is never chosen but not counted, so a drain misses none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from orchestrator.core.routes import BackendLoad, Counts, Route, RouteTable
+
+
+# How long a drain waits for the requests that it has cut.
+CUT_S = 3.0
+
+
+class UnknownNameError(Exception):
+    """No route has this public name."""
+
+
+class StoppingError(Exception):
+    """The gateway is going down and takes nothing on."""
+
+
+@dataclass
+class Tally:
+    """Counts in the making."""
+
+    requests: int = 0
+    errors: int = 0
+    streams: int = 0
+
+    def frozen(self) -> Counts:
+        """The counts so far."""
+        return Counts(self.requests, self.errors, self.streams)
+
+
+class Backend:
+    """One engine instance as the gateway knows it: what is in flight there, and what was."""
+
+    def __init__(self) -> None:
+        self.claims: set[Claim] = set()
+        self.open_streams = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.by_route: dict[str, Tally] = {}
+
+    def load(self) -> BackendLoad:
+        """The figures of this moment."""
+        total = Tally()
+        for tally in self.by_route.values():
+            total.requests += tally.requests
+            total.errors += tally.errors
+            total.streams += tally.streams
+        return BackendLoad(len(self.claims), self.open_streams, total.frozen())
+
+
+class Claim:
+    """One try of one request on one backend, counted in from the moment of choice until `with` ends."""
+
+    def __init__(self, route: Route, backend: Backend) -> None:
+        self.route = route
+        self.tally = backend.by_route.setdefault(route.name, Tally())
+        self._backend = backend
+        self._streaming = False
+        self._scope: asyncio.Timeout | None = None
+        self._cut = False
+        self.tally.requests += 1
+        backend.claims.add(self)
+        backend.idle.clear()
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._backend.claims.discard(self)
+        self._backend.open_streams -= self._streaming
+        if not self._backend.claims:
+            self._backend.idle.set()
+
+    def streaming(self) -> None:
+        """Count this claim as an open stream until it ends."""
+        self._streaming = True
+        self._backend.open_streams += 1
+        self.tally.streams += 1
+
+    def scope(self) -> asyncio.Timeout:
+        """The block in which the backend is talked to; it ends in TimeoutError when the claim is cut."""
+        self._scope = asyncio.timeout(0 if self._cut else None)
+        return self._scope
+
+    def cut(self) -> None:
+        """End this try now."""
+        self._cut = True
+        if self._scope is not None and not self._scope.expired():
+            self._scope.reschedule(asyncio.get_running_loop().time())
+
+
+@dataclass
+class Hold:
+    """A pause of one owner: requests wait for `over`."""
+
+    expires_at: float
+    timer: asyncio.TimerHandle
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Switchboard:
+    """The table that requests are claimed from, and the levers that change it."""
+
+    def __init__(self, table: RouteTable) -> None:
+        self.table = table
+        self.totals = Tally()
+        self.held = 0
+        # Never pruned: a name per generation that was ever deployed, and a drained backend's counts stay readable.
+        self._backends: dict[str, Backend] = {}
+        self._holds: dict[str, Hold] = {}
+        self._stopping = False
+
+    async def admit(self, name: str) -> Claim:
+        """Claim the current route of `name`, waiting while its owner is paused.
+
+        Raises UnknownNameError and StoppingError.
+        """
+        while True:
+            if self._stopping:
+                raise StoppingError
+            route = self.table.find(name)
+            if route is None:
+                raise UnknownNameError(name)
+            hold = self._holds.get(route.owner)
+            if hold is None:
+                return Claim(route, self._backend(route.backend))
+            self.held += 1
+            try:
+                await hold.over.wait()
+            finally:
+                self.held -= 1
+
+    def pause(self, owner: str, seconds: float) -> None:
+        """Hold new requests of `owner` for at most `seconds`; a second pause moves the expiry."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(seconds, self.resume, owner)
+        hold = self._holds.get(owner)
+        if hold is None:
+            self._holds[owner] = Hold(loop.time() + seconds, timer)
+        else:
+            hold.timer.cancel()
+            hold.expires_at, hold.timer = loop.time() + seconds, timer
+
+    def resume(self, owner: str) -> None:
+        """Let the held requests of `owner` go on; nothing happens when it is not paused."""
+        hold = self._holds.pop(owner, None)
+        if hold is not None:
+            hold.timer.cancel()
+            hold.over.set()
+
+    async def drain(self, name: str, seconds: float, cancel: bool) -> int:
+        """Wait until nothing is in flight on backend `name` and return 0, or what is left after `seconds`.
+
+        With `cancel` those left are cut and get a moment to end; the answer still is how many they were.
+        """
+        backend = self._backend(name)
+        await _settled(backend, seconds)
+        left = tuple(backend.claims)
+        if cancel and left:
+            for claim in left:
+                claim.cut()
+            await _settled(backend, CUT_S)
+        return len(left)
+
+    def stop(self) -> None:
+        """Take nothing on any more, let nobody wait, and cut what is in flight."""
+        self._stopping = True
+        for owner in tuple(self._holds):
+            self.resume(owner)
+        for backend in self._backends.values():
+            for claim in tuple(backend.claims):
+                claim.cut()
+
+    @property
+    def backends(self) -> Mapping[str, Backend]:
+        """Every backend that was ever claimed or is in the table, by name."""
+        for route in self.table:
+            self._backend(route.backend)
+        return self._backends
+
+    @property
+    def paused(self) -> dict[str, float]:
+        """Seconds until the pause of each paused owner expires."""
+        now = asyncio.get_running_loop().time()
+        return {owner: round(max(0.0, hold.expires_at - now), 3) for owner, hold in self._holds.items()}
+
+    def _backend(self, name: str) -> Backend:
+        backend = self._backends.get(name)
+        if backend is None:
+            backend = self._backends[name] = Backend()
+        return backend
+
+
+async def _settled(backend: Backend, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await backend.idle.wait()
