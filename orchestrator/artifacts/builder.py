@@ -1,0 +1,71 @@
+"""Which builder makes what, as one table: the door that the rest of orch uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from orchestrator.artifacts import qwen3
+from orchestrator.artifacts.gguf_file import Quant, build_gguf
+from orchestrator.artifacts.lora import build_lora_gguf
+from orchestrator.artifacts.nvfp4_checkpoint import build_nvfp4
+from orchestrator.artifacts.quantize import Quantizer
+from orchestrator.core.artifact import BUILDER_FORMAT, Recipe
+from orchestrator.core.progress import Progress
+
+GGUF_FILE = "model.gguf"
+ADAPTER_FILE = "adapter.gguf"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The arguments of one build."""
+
+    source: Path
+    work: Path
+    progress: Progress
+    base: Path | None
+
+
+class Builder:
+    """Builds artifacts in this process; `quantizer_library` exports ggml's quantizer, loaded on first use."""
+
+    def __init__(self, quantizer_library: Path) -> None:
+        self._library = quantizer_library
+        self._builds: dict[Recipe, Callable[[_Job], None]] = {
+            Recipe.GGUF_Q6_K: lambda job: self._gguf(job, "q6_k"),
+            Recipe.GGUF_BF16: lambda job: self._gguf(job, "bf16"),
+            Recipe.NVFP4A16: lambda job: build_nvfp4(job.source, job.work, job.progress),
+            Recipe.LORA_GGUF: _lora,
+        }
+
+    def versions(self, recipe: Recipe) -> dict[str, str]:
+        """What made the bytes, for the manifest."""
+        found = {"format": str(BUILDER_FORMAT), "numpy": version("numpy")}
+        if recipe is not Recipe.NVFP4A16:
+            found["gguf"] = version("gguf")
+        if recipe is Recipe.GGUF_Q6_K:
+            found["ggml"] = Quantizer(self._library).version
+        return found
+
+    def build(self, recipe: Recipe, source: Path, work: Path, progress: Progress, base: Path | None = None) -> None:
+        """Makes `recipe` of the directory `source` in the existing directory `work`.
+
+        GGUF recipes write `model.gguf`; NVFP4A16 a Hugging Face directory; LORA_GGUF `adapter.gguf`, for the
+        weights in `base`. SourceError if the source is not what it claims; HostError if the disk or the
+        quantizer fails; whatever `progress` raises passes through, leaving nothing that looks finished.
+        """
+        if recipe not in self._builds:
+            raise ValueError(f"nothing is built for {recipe.value}")
+        self._builds[recipe](_Job(source, work, progress, base))
+
+    def _gguf(self, job: _Job, quant: Quant) -> None:
+        build_gguf(job.source, job.work / GGUF_FILE, quant, Quantizer(self._library), job.progress)
+
+
+def _lora(job: _Job) -> None:
+    if job.base is None:
+        raise ValueError("an adapter is built for a base")
+    build_lora_gguf(job.source, qwen3.read_config(job.base), job.work / ADAPTER_FILE, job.progress)

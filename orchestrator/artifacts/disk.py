@@ -1,0 +1,82 @@
+"""Files on disk: errors that name the cure, and writes that are either whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from orchestrator.errors import HostError
+
+_HINTS = {
+    errno.ENOSPC: "Free some disk space or move the data directory to a larger disk, then run the same command again.",
+    errno.EDQUOT: "Your disk quota is used up: free some space, then run the same command again.",
+    errno.EACCES: "Make the directory writable for this user, or use another data directory.",
+    errno.EPERM: "Make the directory writable for this user, or use another data directory.",
+    errno.EROFS: "The file system is read-only: use another data directory.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+}
+
+
+@contextmanager
+def host_errors(doing: str) -> Iterator[None]:
+    """Turns an OSError of the block into a HostError: `Cannot DOING: REASON`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        where = f" ({error.filename})" if error.filename else ""
+        hint = _HINTS.get(error.errno or 0, "Check the disk and its permissions, then run the same command again.")
+        raise HostError(f"Cannot {doing}: {reason}{where}.", hint) from error
+
+
+def fsync_directory(directory: Path) -> None:
+    """Makes the names in `directory` durable, as fsync of a file does for its bytes only."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Makes the bytes of `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A temporary sibling of `out` to write to; on success it is fsynced and takes the name, else it is removed.
+
+    The sibling's name is always the same, so the next attempt overwrites what a killed one left.
+    """
+    partial = out.with_name(f".{out.name}.part")
+    try:
+        yield partial
+        fsync_file(partial)
+        partial.replace(out)
+        fsync_directory(out.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(out: Path, content: bytes) -> None:
+    """Writes a small file so that nobody ever sees half of it."""
+    with replacing(out) as partial:
+        partial.write_bytes(content)
+
+
+def pwrite_all(descriptor: int, content: bytes | memoryview, offset: int) -> None:
+    """`os.pwrite` until everything is written; `content` is contiguous."""
+    view = memoryview(content).cast("B")
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view = view[written:]
+        offset += written

@@ -1,0 +1,329 @@
+"""Reading safetensors with suspicion: headers are checked against the file before any tensor is believed.
+
+Plain `pread`, no mapped memory: a file that shrinks is an error here and not a SIGBUS, and the resident
+size of a build stays that of its row blocks. Format: 8 bytes little-endian header length, a JSON header,
+then the tensors' bytes without holes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.artifacts.disk import pwrite_all
+from orchestrator.artifacts.json_file import parse_json, read_json
+from orchestrator.errors import SourceError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+_MAX_HEADER = 100_000_000
+_MAX_DIMENSIONS = 8
+
+# BF16 and F8_E4M3 have no numpy type: they are read as their bits.
+_NUMPY: dict[str, np.dtype[Any]] = {
+    "BF16": np.dtype("<u2"),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "U8": np.dtype("u1"),
+    "F8_E4M3": np.dtype("u1"),
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where one tensor lies: `offset` is absolute in `file`; `shape` has the outermost dimension first."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+
+    @property
+    def row_items(self) -> int:
+        """Elements of one row: the last dimension, or all of a one-dimensional tensor."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of `row_items` elements."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.row_items * _NUMPY[self.dtype].itemsize
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole tensor."""
+        return self.rows * self.row_bytes
+
+
+class Checkpoint:
+    """The tensors of one safetensors file or of all shards that an index names. Close it, or use `with`.
+
+    Reads are `pread` on shared descriptors, so any number of threads may read at once.
+    """
+
+    def __init__(self, files: tuple[Path, ...], tensors: dict[str, Tensor], descriptors: dict[Path, int]) -> None:
+        self.files = files
+        self.tensors = tensors
+        self._descriptors = descriptors
+
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """The checkpoint of a Hugging Face directory.
+
+        SourceError if there is none, or if a file is not what its header or the index claims.
+        """
+        weight_map = _weight_map(directory)
+        names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]
+        checkpoint = cls.open_files(tuple(directory / name for name in names))
+        if weight_map is not None:
+            try:
+                _check_index(directory / INDEX, weight_map, checkpoint.tensors)
+            except SourceError:
+                checkpoint.close()
+                raise
+        return checkpoint
+
+    @classmethod
+    def open_files(cls, files: tuple[Path, ...]) -> Self:
+        """The tensors of just these files."""
+        checkpoint = cls(files, {}, {})
+        try:
+            for file in files:
+                checkpoint._add(file)
+        except BaseException:
+            checkpoint.close()
+            raise
+        return checkpoint
+
+    def _add(self, file: Path) -> None:
+        try:
+            descriptor = os.open(file, os.O_RDONLY)
+        except OSError as error:
+            raise SourceError(
+                f"{file} cannot be read: {error.strerror}.", "Download the weights again, or complete the directory."
+            ) from error
+        self._descriptors[file] = descriptor
+        for tensor in _read_header(file, descriptor):
+            if tensor.name in self.tensors:
+                _lie(file, f"tensor {tensor.name} is also in {self.tensors[tensor.name].file.name}")
+            self.tensors[tensor.name] = tensor
+
+    def read(self, tensor: Tensor, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+        """Rows `start` to `stop` as [rows, row_items]; BF16 as uint16 bits, F8_E4M3 as uint8 bits.
+
+        SourceError if the file has become shorter since it was opened.
+        """
+        stop = tensor.rows if stop is None else stop
+        block = np.empty((stop - start, tensor.row_items), _NUMPY[tensor.dtype])
+        view = block.data.cast("B") if block.size else memoryview(b"")
+        offset = tensor.offset + start * tensor.row_bytes
+        while view:
+            try:
+                count = os.preadv(self._descriptors[tensor.file], [view], offset)
+            except OSError as error:
+                raise SourceError(f"{tensor.file} cannot be read: {error.strerror}.") from error
+            if count == 0:
+                _lie(tensor.file, f"it ends inside tensor {tensor.name}; it was cut while being read")
+            view = view[count:]
+            offset += count
+        return block
+
+    def close(self) -> None:
+        """Gives the descriptors back."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ShardWriter:
+    """Writes one safetensors file whose layout is known beforehand, in any order of rows.
+
+    `layout` is name to (dtype, shape). Leaving the `with` block without an error checks that every byte of
+    every tensor was written.
+    """
+
+    def __init__(self, path: Path, layout: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+        # Wide types first keeps every tensor aligned to its element, as the safetensors library does it.
+        order = sorted(layout, key=lambda name: (-_NUMPY[layout[name][0]].itemsize, layout[name][0], name))
+        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        self.tensors: dict[str, Tensor] = {}
+        end = 0
+        for name in order:
+            dtype, shape = layout[name]
+            tensor = Tensor(name, dtype, shape, path, end)
+            entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + tensor.size]}
+            self.tensors[name] = tensor
+            end += tensor.size
+        header = json.dumps(entries, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)
+        self._start = 8 + len(header)
+        self._missing = {name: tensor.size for name, tensor in self.tensors.items()}
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        pwrite_all(self._descriptor, len(header).to_bytes(8, "little") + header, 0)
+
+    def write(self, name: str, rows: npt.NDArray[Any], start: int) -> None:
+        """Writes `rows` of the tensor, from its row `start` on."""
+        tensor = self.tensors[name]
+        pwrite_all(self._descriptor, rows.data, self._start + tensor.offset + start * tensor.row_bytes)
+        self._missing[name] -= rows.nbytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+        wrong = [name for name, missing in self._missing.items() if missing]
+        if kind is None and wrong:
+            raise ValueError(f"tensors not written exactly once: {wrong}")
+
+
+def to_float32(block: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """What `Checkpoint.read` gave for BF16 (as bits), F16 or F32, exactly, in float32."""
+    if block.dtype == np.uint16:
+        wide = block.astype(np.uint32)
+        wide <<= np.uint32(16)
+        return wide.view(np.float32)
+    return block.astype(np.float32, copy=False)
+
+
+def is_finite(block: npt.NDArray[Any]) -> bool:
+    """Whether no element of the block is NaN or infinite; BF16 comes as bits."""
+    if block.dtype == np.uint16:
+        # All exponent bits set is Inf or NaN; shifting the sign out leaves a plain comparison.
+        return bool(block.size == 0 or (block << np.uint16(1)).max() < 0xFF00)
+    return bool(np.isfinite(block).all())
+
+
+def read_finite(checkpoint: Checkpoint, tensor: Tensor, start: int, stop: int) -> npt.NDArray[Any]:
+    """`Checkpoint.read`, refusing NaN and Inf: nothing sensible can be quantized from them."""
+    block = checkpoint.read(tensor, start, stop)
+    if not is_finite(block):
+        raise SourceError(
+            f"{tensor.file}: tensor {tensor.name} contains NaN or Inf.",
+            "The weights are broken (a diverged training, or a damaged file): get them again, or use another commit.",
+        )
+    return block
+
+
+def row_blocks(tensor: Tensor, items: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) row ranges of about `items` elements, never less than one row."""
+    step = max(1, items // max(1, tensor.row_items))
+    for start in range(0, tensor.rows, step):
+        yield start, min(start + step, tensor.rows)
+
+
+def _lie(file: Path, reason: str) -> NoReturn:
+    raise SourceError(f"{file} is not a sound safetensors file: {reason}.", "Download it again, or build it anew.")
+
+
+def _weight_map(directory: Path) -> dict[str, str] | None:
+    """Tensor name to shard file name, or None for a single file."""
+    index = directory / INDEX
+    single = (directory / SINGLE).is_file()
+    if not index.is_file():
+        if not single:
+            pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt*"))
+            raise SourceError(
+                f"{directory} has no {SINGLE} and no {INDEX}.",
+                "Pickled weights are never read: convert them to safetensors first."
+                if pickled
+                else "Point to a directory in Hugging Face layout, with safetensors weights.",
+            )
+        return None
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError(f"{index} has no weight_map.", "Download it again.")
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str) or not shard.endswith(".safetensors") or Path(shard).name != shard:
+            raise SourceError(f"{index}: {tensor} is said to be in {shard!r}, which is no file of this directory.")
+    if single and SINGLE not in weight_map.values():
+        raise SourceError(
+            f"{directory} has both {SINGLE} and {INDEX}, and the index does not name it.",
+            "Remove the one that is not meant.",
+        )
+    return weight_map
+
+
+def _check_index(index: Path, weight_map: dict[str, str], tensors: dict[str, Tensor]) -> None:
+    problems = [
+        f"{name}: the index says {shard}, found in {tensors[name].file.name if name in tensors else 'no shard'}"
+        for name, shard in weight_map.items()
+        if name not in tensors or tensors[name].file.name != shard
+    ]
+    problems += [
+        f"{name}: in {tensors[name].file.name}, not in the index" for name in sorted(tensors.keys() - weight_map)
+    ]
+    if problems:
+        raise SourceError(
+            f"{index} and the shards disagree about {len(problems)} tensors.",
+            "Download the weights again.",
+            "\n".join(problems),
+        )
+
+
+def _read_header(file: Path, descriptor: int) -> list[Tensor]:
+    size = os.fstat(descriptor).st_size
+    if size < 8:
+        _lie(file, f"it has only {size} bytes")
+    length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+    if length > _MAX_HEADER or length > size - 8:
+        _lie(file, f"its header claims {length} bytes, the file has {size}")
+    raw = os.pread(descriptor, length, 8)
+    if len(raw) != length or not raw.startswith(b"{"):
+        _lie(file, "its header is cut or is not a JSON object")
+    header = parse_json(file, raw)
+    header.pop("__metadata__", None)
+    start = 8 + length
+    tensors = [_tensor(file, name, entry, start) for name, entry in header.items()]
+    end = start
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.size)):
+        if tensor.offset != end:
+            _lie(file, f"tensor {tensor.name} {'overlaps another' if tensor.offset < end else 'follows a hole'}")
+        end += tensor.size
+    if end != size:
+        _lie(file, f"its tensors end at byte {end}, the file at {size}")
+    return tensors
+
+
+def _tensor(file: Path, name: str, entry: object, start: int) -> Tensor:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        _lie(file, f"the entry of {name} is not dtype, shape, data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _NUMPY:
+        _lie(file, f"tensor {name} has dtype {json.dumps(dtype)}; supported are {', '.join(_NUMPY)}")
+    if not _is_counts(shape) or len(shape) > _MAX_DIMENSIONS:
+        _lie(file, f"tensor {name} has shape {json.dumps(shape)[:80]}")
+    if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        _lie(file, f"tensor {name} has data_offsets {json.dumps(offsets)[:80]}")
+    tensor = Tensor(name, dtype, tuple(shape), file, start + offsets[0])
+    if tensor.size != offsets[1] - offsets[0]:
+        _lie(file, f"tensor {name} {dtype} {shape} needs {tensor.size} bytes, has {offsets[1] - offsets[0]}")
+    return tensor
+
+
+def _is_counts(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**48 for item in value)
