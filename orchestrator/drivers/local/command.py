@@ -1,0 +1,117 @@
+"""One foreground command: its output as lines, ended with all its children when it must not go on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+# What a process needs of the caller's world; everything else (tokens, PYTHONPATH, ...) stays with the caller.
+_ALLOWED = {
+    "PATH", "HOME", "LANG", "LANGUAGE", "TMPDIR", "TZ", "USER", "LOGNAME", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
+}  # fmt: skip
+_ALLOWED_PREFIXES = ("LC_", "NVIDIA_")
+_TICK_S = 0.2
+
+
+def allowed_environ() -> dict[str, str]:
+    """The caller's environment, cut down to the allow-list."""
+    return {key: value for key, value in os.environ.items() if key in _ALLOWED or key.startswith(_ALLOWED_PREFIXES)}
+
+
+class Finished(NamedTuple):
+    """The exit code (negative: the signal; None: ended after its time was up) and the last lines of the output."""
+
+    code: int | None
+    lines: tuple[str, ...]
+
+
+def run_command(
+    argv: list[str],
+    env: Mapping[str, str],
+    *,
+    tick: Callable[[], None],
+    on_line: Callable[[str], None] | None = None,
+    cwd: Path | None = None,
+    timeout_s: float | None = None,
+    keep_lines: int = 400,
+) -> Finished:
+    """Run argv in its own session with stdout and stderr together.
+
+    `tick` is called at least every 0.2 s. Whatever it raises ends the command and its whole process group first.
+    OSError when it cannot be started.
+    """
+    deadline = time.monotonic() + timeout_s if timeout_s is not None else None
+    lines: deque[str] = deque(maxlen=keep_lines)
+    with subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=dict(env),
+        cwd=cwd,
+        start_new_session=True,
+    ) as child:
+        try:
+            for line in _lines(child, tick, deadline):
+                lines.append(line)
+                if on_line is not None:
+                    on_line(line)
+            finished = _wait(child, tick, deadline)
+        finally:
+            _end_group(child)
+    return Finished(child.returncode if finished else None, tuple(lines))
+
+
+def _lines(child: subprocess.Popen[bytes], tick: Callable[[], None], deadline: float | None) -> Iterator[str]:
+    assert child.stdout is not None
+    rest = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        while deadline is None or time.monotonic() < deadline:
+            tick()
+            if not selector.select(_TICK_S):
+                # A grandchild that inherited the pipe must not keep the command going.
+                if child.poll() is not None:
+                    break
+                continue
+            block = os.read(child.stdout.fileno(), 1 << 16)
+            if not block:
+                break
+            *whole, rest = (rest + block).replace(b"\r", b"\n").split(b"\n")
+            for line in whole:
+                yield line.decode(errors="replace")
+    if rest:
+        yield rest.decode(errors="replace")
+
+
+def _wait(child: subprocess.Popen[bytes], tick: Callable[[], None], deadline: float | None) -> bool:
+    while deadline is None or time.monotonic() < deadline:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_TICK_S)
+            return True
+        tick()
+    return False
+
+
+def _end_group(child: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, then SIGKILL to the group of a command that still runs; what it left behind is killed too."""
+    if child.poll() is None:
+        _signal_group(child, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(3)
+    _signal_group(child, signal.SIGKILL)
+    child.wait()
+
+
+def _signal_group(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, number)
