@@ -89,7 +89,7 @@ class Deployment(BaseModel):
 
 
 class Wish(BaseModel):
-    """What to serve a profile with: the part of the desired state that `up` and `migrate` set and `rollback` returns."""
+    """What to serve a profile with: what `up` and `migrate` set, and `rollback` returns to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

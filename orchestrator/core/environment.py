@@ -11,7 +11,7 @@ from dataclasses import dataclass
 class EnvironmentSpec:
     """What to install, exactly; the name carries a hash of all of it, so a changed pin is another environment.
 
-    requirements are complete (`--no-deps`): NAME==VERSION each. `indexes` is tried, one after the other, only for the
+    requirements are NAME==VERSION each; they are complete (`--no-deps`) unless `resolve` lets pip add what they ask for. `indexes` is tried, one after the other, only for the
     requirements in `indexed` and only when pip's own configuration does not have them. `metadata` are (name, version)
     of metadata-only distributions to add. `checks` are argv lists, run with the environment's bin/ first on PATH;
     all must exit 0 before the environment counts as ready.
@@ -25,12 +25,13 @@ class EnvironmentSpec:
     indexes: tuple[str, ...] = ()
     metadata: tuple[tuple[str, str], ...] = ()
     checks: tuple[tuple[str, ...], ...] = ()
+    resolve: bool = False
     size_gb: float = 0
 
     @property
     def name(self) -> str:
         """`ENGINE-VERSION-HASH8`; the indexes do not count: they say where from, not what."""
-        text = json.dumps([self.requirements, self.metadata, self.checks])
+        text = json.dumps([self.requirements, self.metadata, self.checks, self.resolve])
         return f"{self.engine}-{self.version}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

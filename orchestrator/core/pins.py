@@ -38,6 +38,7 @@ class LocalPin(Part):
     indexes: tuple[str, ...] = ()
     metadata: tuple[tuple[str, str], ...] = ()
     checks: tuple[tuple[str, ...], ...] = ()
+    resolve: bool = False
     size_gb: float = 0
 
 
@@ -60,6 +61,7 @@ class EnginePin(Part):
                     indexes=pin.indexes if indexes is None else indexes,
                     metadata=pin.metadata,
                     checks=pin.checks,
+                    resolve=pin.resolve,
                     size_gb=pin.size_gb,
                 )
         return None

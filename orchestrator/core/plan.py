@@ -67,7 +67,9 @@ class Limits:
     drain_s: float = 300.0
 
 
-def plan_deploy(verb: str, resolved: Resolved, desired: Desired, observed: Observed, listen: str, limits: Limits) -> Plan:
+def plan_deploy(
+    verb: str, resolved: Resolved, desired: Desired, observed: Observed, listen: str, limits: Limits
+) -> Plan:
     """Make the profile be served as resolved, and only so. Refuses (PlanRefused) what cannot be done."""
     wanted = resolved.deployment
     _refuse_foreign_names(resolved, observed)
@@ -89,7 +91,7 @@ def plan_deploy(verb: str, resolved: Resolved, desired: Desired, observed: Obser
     switch = _switch(chosen, routes, match, observed)
     before += switch
     if any(isinstance(item, Action) for item in before[len(resolved.passed_over) :]):
-        before.append(Action(VerifyRoute(_names_to_verify(routes, observed))))
+        before.append(Action(VerifyRoute(_names_to_verify(routes))))
     else:
         before.append(Skip(f"ask {wanted.served_name} through the gateway", "nothing changed"))
     after: list[Action | Skip] = []
@@ -103,13 +105,7 @@ def plan_deploy(verb: str, resolved: Resolved, desired: Desired, observed: Obser
 
 def plan_down(profile: str, observed: Observed, limits: Limits) -> Plan:
     """Stop serving a profile: routes first, then its engines. Artifacts and adapters stay. Forward only."""
-    items: list[Action | Skip] = []
-    if observed.routes_of(profile):
-        items.append(Action(RemoveRoute(profile)))
-    if profile in observed.desired:
-        items.append(Action(RecordDesired(profile, None)))
-    for engine in observed.engines_of(profile):
-        items += _retire(engine, limits.drain_s)
+    items = [*_silent_gateway(observed), *_down(profile, observed, limits)]
     if not items:
         items.append(Skip(f"take {profile} down", "nothing of it runs"))
     return Plan("down", tuple(items), commit=0)
@@ -122,13 +118,29 @@ def plan_down_all(observed: Observed, limits: Limits) -> Plan:
         | set(observed.desired)
         | {route.owner for route in (observed.gateway.status.routes if observed.gateway.status else ())}
     )
-    items = [item for profile in profiles for item in plan_down(profile, observed, limits).items]
+    items = [item for profile in profiles for item in _down(profile, observed, limits)]
     gateway = observed.gateway.instance
     if gateway is not None:
         items += [Action(StopEngine("local", GATEWAY)), Action(RemoveEngine("local", GATEWAY))]
     else:
         items.append(Skip("stop the gateway", "it does not run"))
     return Plan("down", tuple(items), commit=0)
+
+
+def _silent_gateway(observed: Observed) -> Iterator[Action | Skip]:
+    """A gateway that does not answer still has its table on disk: wake it, or the routes would come back with it."""
+    instance = observed.gateway.instance
+    if instance is not None and observed.gateway.status is None:
+        yield Action(EnsureGateway("local", instance.label))
+
+
+def _down(profile: str, observed: Observed, limits: Limits) -> Iterator[Action | Skip]:
+    if observed.gateway.instance is not None and (observed.routes_of(profile) or observed.gateway.status is None):
+        yield Action(RemoveRoute(profile))
+    if profile in observed.desired:
+        yield Action(RecordDesired(profile, None))
+    for engine in observed.engines_of(profile):
+        yield from _retire(engine, limits.drain_s)
 
 
 def _refuse_foreign_names(resolved: Resolved, observed: Observed) -> None:
@@ -290,7 +302,7 @@ def _switch(
     yield Action(step, (back,))
 
 
-def _names_to_verify(routes: tuple[Route, ...], observed: Observed) -> tuple[str, ...]:
+def _names_to_verify(routes: tuple[Route, ...]) -> tuple[str, ...]:
     """The served name, and each other name whose upstream or patch is not shared with one asked already."""
     asked: dict[str, str] = {}
     for route in routes:

@@ -45,3 +45,20 @@ class HubSnapshot:
     def size(self) -> int:
         """Bytes to download."""
         return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True)
+class WeightsFacts:
+    """Weights as this machine knows them before any work.
+
+    `source` names their content (`hub:REPO@COMMIT` or `dir:SHA256`), `key` their entry in the store (for a local
+    directory: none is made), `path` where they are or will be, `fetch` what to download for it (None: a local
+    directory). `size` in bytes and `kv_token_bytes` (KV cache per token at 16 bit) are 0 until the files are there.
+    """
+
+    source: str
+    key: str
+    path: str
+    fetch: HubSource | None = None
+    size: int = 0
+    kv_token_bytes: int = 0

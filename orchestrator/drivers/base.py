@@ -1,0 +1,214 @@
+"""The doors to the world: one Protocol per driver, and the World that holds them.
+
+Everything outside drivers/ (and the builders) sees only these. Drivers raise the OrchError tree and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from orchestrator.core.artifact import FileEntry, Manifest, Recipe
+from orchestrator.core.deployment import Desired
+from orchestrator.core.environment import EnvironmentObserved, EnvironmentSpec
+from orchestrator.core.host import Host
+from orchestrator.core.launch import Instance, Launch
+from orchestrator.core.progress import Progress
+from orchestrator.core.routes import GatewayStatus, Route
+from orchestrator.core.weights import HubSnapshot, HubSource
+
+
+class Hub(Protocol):
+    """The upstream of weights."""
+
+    def snapshot(self, source: HubSource) -> HubSnapshot:
+        """The source resolved to a commit, with the files to fetch."""
+        ...
+
+    def fetch(self, snapshot: HubSnapshot, into: Path, progress: Progress) -> tuple[FileEntry, ...]:
+        """Download and verify all files into a directory; resumes what is there."""
+        ...
+
+
+class Assembly(Protocol):
+    """A store entry being made: `path` is its work directory, `finished` is set when another run finished it first."""
+
+    path: Path
+    finished: Manifest | None
+
+    def finish(
+        self, recipe: Recipe, source: str, builder: dict[str, str], files: tuple[FileEntry, ...] | None = None
+    ) -> Manifest:
+        """Write the manifest (hashing the files unless given) and move the entry to its place, in one rename."""
+        ...
+
+
+class Store(Protocol):
+    """Content-addressed weights and artifacts."""
+
+    def get(self, key: str) -> Manifest | None:
+        """The manifest of a finished entry."""
+        ...
+
+    def path(self, key: str) -> Path:
+        """Where the entry is, or will be."""
+        ...
+
+    def all(self) -> tuple[Manifest, ...]:
+        """All finished entries."""
+        ...
+
+    def building(
+        self, key: str, progress: Progress, *, fresh: bool = False
+    ) -> AbstractContextManager[Assembly]:
+        """Make an entry; one process at a time per key. `fresh` empties what an earlier try left."""
+        ...
+
+
+class Builder(Protocol):
+    """What makes artifacts of weights and adapters."""
+
+    def versions(self, recipe: Recipe) -> dict[str, str]:
+        """The versions of everything whose output depends on it."""
+        ...
+
+    def build(self, recipe: Recipe, source: Path, work: Path, progress: Progress, base: Path | None = None) -> None:
+        """Make the artifact's files in `work`."""
+        ...
+
+
+class Environments(Protocol):
+    """Engine environments: virtual environments that orch makes and owns."""
+
+    def observe(self) -> tuple[EnvironmentObserved, ...]:
+        """All of them, also the broken and unfinished."""
+        ...
+
+    def ensure(self, spec: EnvironmentSpec, progress: Progress) -> Path:
+        """Have it installed and checked; its bin/ directory."""
+        ...
+
+
+class Target(Protocol):
+    """Where engines run. Every method decides from live state."""
+
+    def observe(self) -> tuple[Instance, ...]:
+        """All instances; reads only."""
+        ...
+
+    def ensure(self, name: str, launch: Launch, label: str) -> Instance:
+        """Have the instance run and supervised; returns as soon as its process exists."""
+        ...
+
+    def relabel(self, name: str, launch: Launch, label: str) -> None:
+        """Change what the next restart uses, without one."""
+        ...
+
+    def write_file(self, name: str, filename: str, text: str) -> None:
+        """Write one of the instance's files, atomically."""
+        ...
+
+    def execute(
+        self, name: str, argv: tuple[str, ...], env: tuple[tuple[str, str], ...], timeout_s: float, progress: Progress
+    ) -> str:
+        """Run a command beside the instance, with its placeholders; its output."""
+        ...
+
+    def stop(self, name: str, progress: Progress) -> None:
+        """End it completely, its keeper too."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a stopped instance; its log stays."""
+        ...
+
+    def log_tail(self, name: str, lines: int) -> str:
+        """The end of the log of its latest start."""
+        ...
+
+
+class Gateway(Protocol):
+    """The gateway's admin door."""
+
+    def status(self) -> GatewayStatus | None:
+        """What it says of itself; None when nothing answers."""
+        ...
+
+    def set_routes(self, owner: str, routes: tuple[Route, ...]) -> None:
+        """Replace all routes of an owner, in one switch."""
+        ...
+
+    def remove_routes(self, owner: str) -> None:
+        """Remove all routes of an owner."""
+        ...
+
+    def drain(self, backend: str, timeout_s: float, cancel: bool, progress: Progress) -> int:
+        """Wait until nothing is in flight on a backend; how many were left (and cut, if cancel) at the deadline."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An HTTP answer: its status, and its body as JSON (None when it is none) and as text."""
+
+    status: int
+    json: Any
+    text: str
+
+
+class EngineHttp(Protocol):
+    """Plain HTTP to engines and to the gateway's public side."""
+
+    def get(self, url: str, timeout_s: float) -> Reply | None:
+        """None when nothing answers."""
+        ...
+
+    def post(self, url: str, body: Mapping[str, Any], timeout_s: float) -> Reply | None:
+        """None when nothing answers."""
+        ...
+
+
+class Records(Protocol):
+    """What the world cannot tell, on disk."""
+
+    def desired(self) -> dict[str, Desired]:
+        """By profile name."""
+        ...
+
+    def record(self, profile: str, desired: Desired | None) -> None:
+        """Write (or with None remove) what is wanted of a profile."""
+        ...
+
+
+class Clock(Protocol):
+    """Time."""
+
+    def monotonic(self) -> float:
+        """Seconds since some moment; never goes back."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        ...
+
+
+@dataclass(frozen=True)
+class World:
+    """All drivers together. `gateway_launch` is how the gateway is started, with its address for a label."""
+
+    host: Callable[[], Host]
+    hub: Hub
+    store: Store
+    builder: Builder
+    environments: Environments
+    targets: Mapping[str, Target]
+    gateway: Gateway
+    gateway_launch: Callable[[str], Launch]
+    http: EngineHttp
+    records: Records
+    clock: Clock
+
+

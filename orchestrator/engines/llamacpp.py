@@ -1,0 +1,122 @@
+"""llama.cpp's server, embedded in orch's own interpreter by the xllamacpp wheel: the default that runs anywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.core.artifact import Recipe
+from orchestrator.core.deployment import Adapter, Deployment
+from orchestrator.core.host import Host
+from orchestrator.core.launch import Launch
+from orchestrator.core.pins import Accelerator
+from orchestrator.core.profile import Profile
+from orchestrator.engines.base import Asked, Failure, Launched, Render
+
+# The wheel is compiled for these and does not ask the CPU: without them it ends with an illegal instruction.
+CPU_FLAGS = frozenset({"avx2", "fma", "f16c", "bmi2"})
+
+HINTS: Mapping[str, str] = {
+    "insufficient memory": "Lower serving.context or serving.parallel in the profile.",
+    "couldn't bind": "Another process took the port; run the same command again and another one is chosen.",
+    "data is not within the file bounds": "The artifact is damaged: orch artifacts verify",
+    "failed to load lora adapter": "Does the adapter belong to this model?  orch lora ls",
+}
+
+
+class Llamacpp:
+    """See EngineSheet. Adapters are taken only at start, and every request names the scale of each."""
+
+    name = "llamacpp"
+    hot_adapters = False
+
+    def accelerator(self, host: Host) -> Accelerator:
+        return Accelerator.CPU
+
+    def needs_environment(self) -> bool:
+        return False
+
+    def missing(self, host: Host) -> tuple[str, str]:
+        lacking = sorted(CPU_FLAGS - host.cpu_flags)
+        if not lacking:
+            return "", ""
+        return f"The embedded llama.cpp needs a CPU with {', '.join(lacking)}.", "Use another engine on this machine."
+
+    def cannot_serve(self, recipe: Recipe, accelerator: Accelerator, host: Host) -> str:
+        return "" if recipe in (Recipe.GGUF_Q6_K, Recipe.GGUF_BF16) else "llama.cpp serves GGUF files only"
+
+    def model_file(self, recipe: Recipe) -> str:
+        return "model.gguf"
+
+    def launch(self, asked: Asked, render: Render) -> Launched:
+        profile, serving = asked.profile, asked.profile.serving
+        argv = [
+            "{python}",
+            "-m",
+            "orchestrator.drivers.local.llamacpp_server",
+            f"--model={asked.model_path}",
+            f"--alias={profile.served_name}",
+            "--host=127.0.0.1",
+            "--port={port}",
+            f"--ctx-size={serving.context * serving.parallel}",
+            f"--parallel={serving.parallel}",
+        ]
+        if profile.engines.llamacpp.threads is not None:
+            argv.append(f"--threads={profile.engines.llamacpp.threads}")
+        argv += [f"--{key.replace('_', '-')}={value}" for key, value in profile.sampling if value is not None]
+        return Launched(Launch(tuple(argv), stop_grace_s=15.0))
+
+    def adapter_args(self, adapters: tuple[Adapter, ...]) -> tuple[str, ...]:
+        return tuple(f"--lora={adapter.gguf}" for adapter in adapters)
+
+    def cannot_adapt(self, profile: Profile, adapters: tuple[Adapter, ...]) -> str:
+        return ""
+
+    def adapter_slots(self, profile: Profile, accelerator: Accelerator) -> int:
+        return profile.lora.max_adapters
+
+    def upstream(self, deployment: Deployment, adapter: Adapter | None) -> str:
+        # It answers to any name; the gateway owns the 404. The public name comes back in its answers.
+        return adapter.name if adapter is not None else deployment.served_name
+
+    def patch(self, deployment: Deployment, adapter: Adapter | None) -> dict[str, Any]:
+        # A request without scales takes the global ones but keeps the slot's cached KV of another adapter: so every
+        # request carries all of them. No id_slot: it would put all of a name's requests into one slot, one by one.
+        if not deployment.adapters:
+            return {}
+        wanted = adapter.name if adapter is not None else None
+        return {"lora": [{"id": i, "scale": float(a.name == wanted)} for i, a in enumerate(deployment.adapters)]}
+
+    def memory(self, profile: Profile, model_bytes: int, kv_token_bytes: int, accelerator: Accelerator) -> int:
+        serving = profile.serving
+        return model_bytes + serving.context * serving.parallel * kv_token_bytes + 100 * 2**20
+
+    def gpu_share(self, profile: Profile) -> float:
+        return 0.0
+
+    def liveness_path(self) -> str:
+        return "/health"
+
+    def identity_path(self) -> str:
+        return "/props"
+
+    def recognises(self, deployment: Deployment, reply: Any) -> bool:
+        return isinstance(reply, dict) and reply.get("model_path") == deployment.model_path
+
+    def loaded(self, deployment: Deployment, reply: Any) -> tuple[tuple[str, str], ...] | None:
+        return None
+
+    def load_request(self, adapter: Adapter) -> tuple[str, dict[str, Any]]:
+        raise TypeError("llama.cpp takes adapters only at start")
+
+    def unload_request(self, name: str) -> tuple[str, dict[str, Any]]:
+        raise TypeError("llama.cpp takes adapters only at start")
+
+    def failure(self, log: str) -> Failure:
+        # The first error line is the cause; all that follow are its consequences.
+        line = next((line for line in log.splitlines() if re.search(r"(^|\s)E\s", line)), "")
+        line = re.sub(r"^\S*\s*E\s+", "", line).strip()
+        if not line:
+            line = next((x.strip() for x in reversed(log.splitlines()) if x.strip() and not x.startswith("---")), "")
+        return Failure(line, next((hint for mark, hint in HINTS.items() if mark in log), ""))

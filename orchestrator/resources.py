@@ -1,0 +1,63 @@
+"""Finds what orch ships, templates/ and profiles/, in an installed wheel or in a checkout, and reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import OrchError
+
+if TYPE_CHECKING:
+    from orchestrator.core.pins import EnginePin, GpuProfile
+
+
+@cache
+def root() -> Path:
+    """The directory that holds templates/ and profiles/."""
+    package = Path(str(files("orchestrator")))
+    installed = package / "_data"
+    return installed if installed.is_dir() else package.parent
+
+
+def model_profiles() -> dict[str, Path]:
+    """The shipped profiles of models, by name."""
+    return {path.stem: path for path in sorted((root() / "profiles" / "models").glob("*.toml"))}
+
+
+def gpu_profiles() -> dict[str, GpuProfile]:
+    """The shipped GPU profiles, by name."""
+    from orchestrator.core.pins import GpuProfile
+    from orchestrator.core.profile import parse_part
+
+    paths = sorted((root() / "profiles" / "gpus").glob("*.toml"))
+    return {path.stem: parse_part(GpuProfile, path.read_text(), path.name) for path in paths}
+
+
+def engine_pins() -> dict[str, EnginePin]:
+    """The shipped engine pins, by engine."""
+    from orchestrator.core.pins import EnginePin
+    from orchestrator.core.profile import parse_part
+
+    paths = sorted((root() / "profiles" / "engines").glob("*.toml"))
+    return {path.stem: parse_part(EnginePin, path.read_text(), path.name) for path in paths}
+
+
+def render_template(name: str, values: Mapping[str, Any]) -> str:
+    """A template under templates/, strictly: a variable that is not given is a bug, and raised as one."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+
+    environment = Environment(
+        loader=FileSystemLoader(root() / "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    try:
+        return environment.get_template(name).render(values)
+    except TemplateError as error:
+        raise OrchError(f"The template {name} could not be rendered.", detail=str(error)) from error

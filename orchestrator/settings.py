@@ -1,0 +1,81 @@
+"""The environment and the directories, read once; nobody else asks for either."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import HostError
+
+DEFAULT_LISTEN = "127.0.0.1:8484"
+# A unix socket's path has room for 107 bytes.
+SOCKET_PATH_MAX = 100
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where orch keeps things and what the environment says.
+
+    data: ORCH_HOME, else $XDG_DATA_HOME/orch, else ~/.local/share/orch. listen: ORCH_LISTEN. torch_index:
+    ORCH_TORCH_INDEX, in place of the pin's own package index. offline: HF_HUB_OFFLINE.
+    """
+
+    data: Path
+    listen: str
+    listen_given: bool
+    torch_index: str | None
+    offline: bool
+
+    @property
+    def store(self) -> Path:
+        return self.data / "store"
+
+    @property
+    def environments(self) -> Path:
+        return self.data / "environments"
+
+    @property
+    def processes(self) -> Path:
+        return self.data / "processes"
+
+    @property
+    def logs(self) -> Path:
+        return self.data / "logs"
+
+    @property
+    def records(self) -> Path:
+        return self.data / "records"
+
+    @property
+    def hash_cache(self) -> Path:
+        return self.data / "hashes.json"
+
+    @property
+    def admin_socket(self) -> Path:
+        """The gateway's admin socket; under the data directory unless that is too deep for a socket's path."""
+        path = self.data / "gateway.sock"
+        if len(os.fsencode(path)) <= SOCKET_PATH_MAX:
+            return path
+        digest = hashlib.sha256(os.fsencode(self.data)).hexdigest()[:16]
+        return Path(f"/tmp/orch-{os.getuid()}-{digest}.sock")
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """Settings from the environment. Raises HostError when there is no home to put the data directory in."""
+    home = environ.get("ORCH_HOME")
+    if not home:
+        base = environ.get("XDG_DATA_HOME") or (f"{environ['HOME']}/.local/share" if environ.get("HOME") else "")
+        if not base:
+            raise HostError("Neither ORCH_HOME nor HOME is set.", hint="Say where orch may keep its data: ORCH_HOME=DIR")
+        home = f"{base}/orch"
+    given = environ.get("ORCH_LISTEN")
+    return Settings(
+        data=Path(home).expanduser().absolute(),
+        listen=given or DEFAULT_LISTEN,
+        listen_given=bool(given),
+        torch_index=environ.get("ORCH_TORCH_INDEX") or None,
+        offline=environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"},
+    )
