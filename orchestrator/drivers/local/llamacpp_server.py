@@ -15,10 +15,29 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 # Open streams are cut by then: joining the server waits for its connections.
 CLEAN_END_S = 2.0
+
+
+class _Default(NamedTuple):
+    """A default of sampling: its type, its attribute in CommonParamsSampling, its bit in user_sampling_config."""
+
+    type: type[int] | type[float]
+    attribute: str
+    bit: str | None
+
+
+# Without its bit, a default that the GGUF's own metadata suggests would win over the profile's.
+_SAMPLING = {
+    "temperature": _Default(float, "temp", "TEMP"),
+    "top_p": _Default(float, "top_p", "TOP_P"),
+    "top_k": _Default(int, "top_k", "TOP_K"),
+    "min_p": _Default(float, "min_p", "MIN_P"),
+    "repeat_penalty": _Default(float, "penalty_repeat", "PENALTY_REPEAT"),
+    "seed": _Default(int, "seed", None),
+}
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -32,6 +51,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="0: as many as llama.cpp thinks fit")
     parser.add_argument("--lora", action="append", default=[], metavar="FILE", help="adapter GGUF; ids in this order")
     parser.add_argument("--n-gpu-layers", type=int, default=0)
+    for name, kind in _SAMPLING.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind.type, help="default of requests that do not say")
     options = parser.parse_args(argv)
     # Unchecked, the server claims to listen on port 99999, and hangs at a context of 2e9.
     if not 1 <= options.port <= 65535:
@@ -42,6 +63,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--ctx-size {options.ctx_size}: not within --parallel to 2147483647")
     if options.threads < 0:
         parser.error(f"--threads {options.threads}: below 0")
+    if options.seed is not None and not 0 <= options.seed < 2**32:
+        parser.error(f"--seed {options.seed}: not within 0 to 4294967295")
     return options
 
 
@@ -63,6 +86,7 @@ def common_params(options: argparse.Namespace) -> Any:
     if options.threads:
         params.cpuparams.n_threads = options.threads
         params.cpuparams_batch.n_threads = options.threads
+    _set_sampling(params.sampling, options)
     params.use_jinja = True
     params.ui = False
     params.endpoint_metrics = True
@@ -71,6 +95,19 @@ def common_params(options: argparse.Namespace) -> Any:
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in options.lora]
         params.cache_ram_mib = 0  # the cache in RAM is not keyed by adapter
     return params
+
+
+def _set_sampling(sampling: Any, options: argparse.Namespace) -> None:
+    import xllamacpp
+
+    for name, default in _SAMPLING.items():
+        value = getattr(options, name)
+        if value is None:
+            continue
+        setattr(sampling, default.attribute, value)
+        if default.bit is not None:
+            bit = xllamacpp.common_params_sampling_config[f"COMMON_PARAMS_SAMPLING_CONFIG_{default.bit}"]
+            sampling.user_sampling_config |= bit.value
 
 
 def main(argv: Sequence[str]) -> int:

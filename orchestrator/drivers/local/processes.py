@@ -131,9 +131,9 @@ class LocalTarget:
         """Where the output of all its starts goes."""
         return self._logs.path(name)
 
-    def log_tail(self, name: str, lines: int) -> tuple[str, ...]:
-        """The last lines of its latest start."""
-        return self._logs.tail(name, lines)
+    def log_tail(self, name: str, lines: int) -> str:
+        """The last lines of its latest start; empty when there is no log."""
+        return "\n".join(self._logs.tail(name, lines))
 
     def execute(
         self, name: str, argv: tuple[str, ...], env: tuple[tuple[str, str], ...], timeout_s: float, progress: Progress

@@ -1,0 +1,119 @@
+"""pip in an environment of its own: what it is given, how it tells where it is, what its failures mean."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from orchestrator.core.progress import Progress
+from orchestrator.drivers.local.command import allowed_environ, run_command
+from orchestrator.errors import HostError
+
+_NETWORK_PREFIXES = ("PIP_", "XDG_")
+_NETWORK = {"http_proxy", "https_proxy", "all_proxy", "no_proxy", "NETRC"}
+_NOISE = ("Collecting ", "Downloading ", "Using cached ", "Looking in ", "Requirement already", "[notice]", "WARNING: ")
+
+# What pip says, what it means and what to do; the first that is found counts. An index that cannot be reached ends in
+# "No matching distribution" too, so it is looked for before.
+_DISK_FULL = ("the disk is full", "Free some space.")
+_MEANINGS = (
+    (("No space left on device", "Disk quota exceeded"), _DISK_FULL),
+    (
+        (
+            "NewConnectionError", "ConnectTimeoutError", "Read timed out", "Name or service not known", "ProxyError",
+            "Temporary failure in name resolution", "Connection refused", "SSLError", "Network is unreachable",
+        ),
+        (
+            "the package index cannot be reached",
+            "See to the network, the proxy, or pip's own configuration (pip config list).",
+        ),
+    ),
+    (
+        ("No matching distribution found", "Could not find a version", "not a supported wheel"),
+        (
+            "a package is not there in the pinned version",
+            "See whether the package index (pip config list) has it for this Python and this machine.",
+        ),
+    ),
+)  # fmt: skip
+_UNKNOWN = ("see the detail", "Run the same command again; it starts from nothing.")
+
+
+def pip_environ() -> dict[str, str]:
+    """The environment for pip and venv: the allow-list, and what says where packages come from."""
+    environ = allowed_environ()
+    for key, value in os.environ.items():
+        if key.startswith(_NETWORK_PREFIXES) or key in _NETWORK or key.lower() in _NETWORK:
+            environ[key] = value
+    environ.update(
+        PYTHONNOUSERSITE="1",
+        PIP_DISABLE_PIP_VERSION_CHECK="1",
+        PIP_NO_INPUT="1",
+        # These would put the packages elsewhere; an empty value overrides the user's configuration too.
+        PIP_USER="0",
+        PIP_REQUIRE_VIRTUALENV="0",
+    )
+    for elsewhere in ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_PYTHON", "PIP_REQUIREMENT", "PIP_CONSTRAINT"):
+        environ.pop(elsewhere, None)
+    return environ
+
+
+class Pip:
+    """pip of one interpreter; `total` requirements are counted over all installs."""
+
+    def __init__(self, python: Path, total: int, resolve: bool, progress: Progress) -> None:
+        self._python, self._total, self._resolve, self._progress = python, total, resolve, progress
+        self._done = 0
+        self._now = "installing"
+
+    def install(self, requirements: tuple[str, ...], indexes: tuple[str, ...] = ()) -> None:
+        """Install exactly these; each of `indexes` is tried only after pip's own configuration failed.
+
+        HostError with pip's telling lines.
+        """
+        done = self._done
+        told: tuple[str, ...] = ()
+        for options in [[], *(["--extra-index-url", index] for index in indexes)]:
+            self._done = done
+            code, lines = self._run(requirements, options)
+            if code == 0:
+                self._done = done + len(requirements)
+                return
+            told += lines
+            if _meaning(lines) is _DISK_FULL:
+                break
+        raise _failure(told)
+
+    def _run(self, requirements: tuple[str, ...], options: list[str]) -> tuple[int | None, tuple[str, ...]]:
+        with tempfile.NamedTemporaryFile("w", suffix=".txt", prefix="orch-requirements-") as file:
+            file.write("".join(f"{requirement}\n" for requirement in requirements))
+            file.flush()
+            argv = [str(self._python), "-I", "-m", "pip", "install", "--progress-bar", "off", "--no-color"]
+            argv += [*([] if self._resolve else ["--no-deps"]), *options, "-r", file.name]
+            finished = run_command(argv, pip_environ(), tick=self._tell, on_line=self._on_line)
+        return finished.code, finished.lines
+
+    def _on_line(self, line: str) -> None:
+        if line.startswith("Collecting "):
+            self._now = line.split()[1]
+            self._done = min(self._done + 1, self._total)
+        elif line.startswith("Installing collected packages"):
+            self._now = "unpacking"
+
+    def _tell(self) -> None:
+        self._progress(f"pip: {self._now}", self._done, self._total)
+
+
+def _meaning(lines: tuple[str, ...]) -> tuple[str, str]:
+    text = "\n".join(lines)
+    return next((meaning for marks, meaning in _MEANINGS if any(mark in text for mark in marks)), _UNKNOWN)
+
+
+def _failure(lines: tuple[str, ...]) -> HostError:
+    meaning, hint = _meaning(lines)
+    retries = [line for line in lines if "Retrying (" in line]
+    telling = [line for line in lines if line.strip() and not line.lstrip().startswith(_NOISE)]
+    errors = [line for line in telling if "ERROR" in line or "rror:" in line]
+    detail = [*retries[-1:], *(errors or telling)[-10:]]
+    return HostError(f"pip could not install the environment: {meaning}.", hint, "\n".join(detail))
