@@ -134,10 +134,12 @@ def write_head(writer: GGUFWriter, outputs: list[Output]) -> int:
         writer.add_tensor_info(
             output.name, output.source.shape, np.dtype(np.float32), output.size, raw_dtype=output.kind
         )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+    finally:
+        writer.close()
     if writer.path is None:
         raise ValueError("the writer has no path")
     return aligned(writer.path.stat().st_size)

@@ -71,7 +71,10 @@ def read_config(directory: Path) -> Qwen3Config:
     if not problems and sizes["num_attention_heads"] % sizes["num_key_value_heads"]:
         problems.append("num_attention_heads is no multiple of num_key_value_heads")
     eps = _number(raw, "rms_norm_eps", problems)
-    theta = _number((raw.get("rope_parameters") or {}) | raw, "rope_theta", problems)
+    rope = raw.get("rope_parameters") or {}
+    theta = _number(rope | raw, "rope_theta", problems)
+    if rope.get("rope_theta", theta) != theta:
+        problems.append(f"rope_theta is {theta}, in rope_parameters {rope['rope_theta']}")
     tied = raw.get("tie_word_embeddings", False)
     if not isinstance(tied, bool):
         problems.append("tie_word_embeddings is neither true nor false")

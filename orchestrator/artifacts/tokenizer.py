@@ -165,10 +165,18 @@ def _special(directory: Path, known: set[str], vocab_size: int) -> gguf.SpecialV
         left, _, right = merge.partition(" ")
         if left not in known or right not in known or left + right not in known:
             _refuse(file, f"merge {merge!r} is not about tokens of the vocabulary")
-    template = special.chat_template
-    if isinstance(template, list) and not all(
-        isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("name", "template"))
-        for entry in template
-    ):
+    if not _is_template(special.chat_template):
         _refuse(file, "chat_template is no text")
     return special
+
+
+def _is_template(template: object) -> bool:
+    """None, one text, or transformers' list of named ones; all of it writable as UTF-8."""
+    if isinstance(template, list):
+        return all(
+            isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
+            for entry in template
+        )
+    return template is None or (
+        isinstance(template, str) and not any("\ud800" <= char <= "\udfff" for char in template)
+    )

@@ -1,0 +1,96 @@
+"""What several tests here make files of: the assets, their oracles, and safetensors files of any shape."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFReader
+
+from orchestrator.artifacts.quantize import Quantizer
+from orchestrator.artifacts.safetensors import Checkpoint
+
+ASSETS = Path(__file__).parents[1] / "assets"
+TINY = ASSETS / "tiny-qwen3"
+UNTIED = ASSETS / "untied-qwen3"
+
+_DTYPES = {"uint16": "BF16", "float16": "F16", "float32": "F32", "uint8": "U8"}
+
+
+@cache
+def oracles() -> dict[str, Any]:
+    """What the reference builders wrote."""
+    return dict(json.loads((ASSETS / "oracles.json").read_bytes()))
+
+
+def quantizer_library() -> Path:
+    """The shared library of the embedded llama.cpp."""
+    spec = importlib.util.find_spec("xllamacpp")
+    assert spec is not None
+    assert spec.origin is not None
+    return next(Path(spec.origin).parent.glob("*.so"))
+
+
+@cache
+def quantizer() -> Quantizer:
+    return Quantizer(quantizer_library())
+
+
+def raw_safetensors(header: object, data: bytes = b"") -> bytes:
+    """A safetensors file of any header, sound or not."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> None:
+    """uint16 stands for BF16."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        dtype = _DTYPES[tensor.dtype.name]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [end, end + tensor.nbytes]}
+        end += tensor.nbytes
+    path.write_bytes(raw_safetensors(header, b"".join(tensor.tobytes() for tensor in tensors.values())))
+
+
+def read_safetensors(directory: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Every tensor of a directory, in its shape."""
+    with Checkpoint.open(directory) as checkpoint:
+        return {name: checkpoint.read(tensor).reshape(tensor.shape) for name, tensor in checkpoint.tensors.items()}
+
+
+def copy_tiny(directory: Path) -> Path:
+    """A writable copy of the tiny weights."""
+    return Path(shutil.copytree(TINY, directory))
+
+
+def edit_json(file: Path, **changes: object) -> None:
+    """Sets fields of a JSON file; `...` removes one."""
+    value = json.loads(file.read_bytes()) | changes
+    file.write_text(json.dumps({name: field for name, field in value.items() if field is not ...}))
+
+
+def gguf_tensors(file: Path) -> dict[str, tuple[str, str]]:
+    """Name to (type, SHA-256 of the bytes), in the order of the file."""
+    return {
+        tensor.name: (tensor.tensor_type.name, hashlib.sha256(tensor.data.tobytes()).hexdigest())
+        for tensor in GGUFReader(file).tensors
+    }
+
+
+def gguf_metadata(file: Path) -> dict[str, Any]:
+    """The keys of a GGUF, without the tokenizer's long lists."""
+    long = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges")
+    fields = GGUFReader(file).fields
+    return {key: field.contents() for key, field in fields.items() if not key.startswith("GGUF.") and key not in long}
+
+
+def expected_gguf(name: str) -> dict[str, tuple[str, str]]:
+    """The oracle in the form of `gguf_tensors`."""
+    return {key: (tensor["type"], tensor["sha256"]) for key, tensor in oracles()[name]["tensors"].items()}
