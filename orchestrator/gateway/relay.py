@@ -108,7 +108,7 @@ class Attempt:
         url = f"{route.url}{path}?{query}" if query else f"{route.url}{path}"
         headers = end_to_end(self.request.headers, _NOT_SENT_ON)
         try:
-            async with self.claim.scope():
+            async with self.claim.cuttable():
                 upstream, first = await _open(session, url, headers, call.body_for(route))
                 try:
                     return await self._copy(upstream, first)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 
 from orchestrator.core.routes import BackendLoad, Counts, Route, RouteTable
-
 
 # How long a drain waits for the requests that it has cut.
 CUT_S = 3.0
@@ -91,10 +90,14 @@ class Claim:
         self._backend.open_streams += 1
         self.tally.streams += 1
 
-    def scope(self) -> asyncio.Timeout:
+    @contextlib.asynccontextmanager
+    async def cuttable(self) -> AsyncIterator[None]:
         """The block in which the backend is talked to; it ends in TimeoutError when the claim is cut."""
-        self._scope = asyncio.timeout(0 if self._cut else None)
-        return self._scope
+        async with asyncio.timeout(0 if self._cut else None) as self._scope:
+            try:
+                yield
+            finally:
+                self._scope = None
 
     def cut(self) -> None:
         """End this try now."""

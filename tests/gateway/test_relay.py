@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 CHAT = "/v1/chat/completions"
 
 
@@ -45,3 +47,151 @@ def test_stream_arrives_event_by_event(gateway, engine, stream):
     assert client.rest() == ["[DONE]"]
     load = gateway.status().backends["one-g1"]
     assert (load.in_flight, load.open_streams, load.counts.streams, load.counts.errors) == (0, 0, 1, 0)
+
+
+def test_headers_of_one_hop_stay_on_it(gateway, engine):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    body = {"model": "tiny", "reply_headers": {"Connection": "X-Private", "X-Private": "1", "X-Public": "2"}}
+    mine = {"Connection": "keep-alive, X-Mine", "X-Mine": "1", "TE": "trailers", "X-Yours": "2"}
+    _, headers, _ = gateway.ask(CHAT, body, headers=mine)
+    sent = one.requests[0][1]
+    assert sent["x-yours"] == "2"
+    # http.client sends Accept-Encoding, and no User-Agent that could be passed on.
+    assert not {"x-mine", "te", "connection", "keep-alive", "user-agent"} & set(sent)
+    assert sent["host"] == f"127.0.0.1:{one.port}"
+    assert headers["x-public"] == "2"
+    assert "x-private" not in headers
+
+
+def test_cookies_of_one_client_are_not_sent_for_another(gateway, engine):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    _, headers, _ = gateway.ask(CHAT, {"model": "tiny", "reply_headers": {"Set-Cookie": "who=me"}})
+    assert headers["set-cookie"] == "who=me"
+    gateway.ask(CHAT, {"model": "tiny"})
+    assert "cookie" not in one.requests[1][1]
+
+
+def test_an_engines_error_is_passed_on_and_counted(gateway, engine):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    status, _, answer = gateway.ask(CHAT, {"model": "tiny", "status": 500})
+    assert (status, json.loads(answer)["from"]) == (500, "one-g1")
+    assert len(one.requests) == 1
+    now = gateway.status()
+    assert (now.totals.requests, now.totals.errors) == (1, 1)
+    assert (now.backends["one-g1"].counts.requests, now.backends["one-g1"].counts.errors) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"]
+)
+def test_every_path_that_is_relayed(gateway, engine, path):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    assert gateway.ask("/" + path.replace("/", "//") + "/", {"model": "tiny"})[0] == 200
+    assert one.requests[0][0] == path
+    status, headers, answer = gateway.ask(path, verb="GET")
+    assert (status, headers["allow"]) == (405, "POST")
+    assert json.loads(answer)["error"]["type"] == "invalid_request_error"
+
+
+def test_nothing_else_is_reachable(gateway, engine):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    paths = [
+        "/",
+        "/slots",
+        "/tokenize",
+        "/lora-adapters",
+        "/v1/load_lora_adapter",
+        "/v1/chat/completions/../../slots",
+        "/v1/chat/completions/%2e%2e/x",
+        "/status",
+        "/V1/models",
+    ]
+    for verb in ("GET", "POST", "DELETE"):
+        for path in paths:
+            status, _, answer = gateway.ask(path, {"model": "tiny"} if verb == "POST" else None, verb)
+            assert (status, json.loads(answer)["error"]["code"]) == (404, "unknown_path"), (verb, path)
+    assert one.requests == []
+
+
+def test_the_model_list_is_the_gateways(gateway, engine):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one), gateway.route("org/tiny-a", one)])
+    status, _, answer = gateway.ask("/v1//models/", verb="GET")
+    listed = json.loads(answer)
+    assert (status, listed["object"]) == (200, "list")
+    assert [(entry["id"], entry["object"], entry["owned_by"]) for entry in listed["data"]] == [
+        ("org/tiny-a", "model", "one"),
+        ("tiny", "model", "one"),
+    ]
+    for path in ("/v1/models/org/tiny-a", "/v1/models/org%2Ftiny-a"):
+        status, _, answer = gateway.ask(path, verb="GET")
+        assert (status, json.loads(answer)) == (200, listed["data"][0])
+    status, _, answer = gateway.ask("/v1/models/nope", verb="GET")
+    assert (status, json.loads(answer)["error"]["code"]) == (404, "model_not_found")
+    assert gateway.ask("/v1/models", verb="DELETE")[0] == 405
+    assert one.requests == []
+
+
+def test_an_unknown_name_is_told_the_valid_ones(gateway, engine):
+    status, _, answer = gateway.ask(CHAT, {"model": "tiny"})
+    assert status == 404
+    assert "orch up" in json.loads(answer)["error"]["message"]
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one), gateway.route("tiny-a", one)])
+    status, _, answer = gateway.ask(CHAT, {"model": "Tiny"})
+    error = json.loads(answer)["error"]
+    assert (status, error["param"], error["code"]) == (404, "model", "model_not_found")
+    assert error["message"] == "The model `Tiny` does not exist. Valid names: tiny, tiny-a."
+    assert one.requests == []
+
+
+def test_a_body_without_a_model_is_refused(gateway):
+    for body in (b"", b"{", b"[]", b'"tiny"', b"{}", b'{"model": 3}', b'{"model": ""}', b"\xff"):
+        status, headers, answer = gateway.ask(CHAT, body)
+        assert (status, headers["content-type"]) == (400, "application/json"), body
+        assert json.loads(answer)["error"]["type"] == "invalid_request_error"
+    assert gateway.status().totals.requests == 0
+
+
+def test_bodies_up_to_64_mib(gateway, engine):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    start = b'{"model": "tiny", "x": "'
+    largest = start + b"x" * ((64 << 20) - len(start) - 2) + b'"}'
+    assert gateway.ask(CHAT, largest)[0] == 200
+    assert len(one.requests[0][2]) == 64 << 20
+    status, _, answer = gateway.ask(CHAT, iter([largest, b" "]))
+    assert (status, json.loads(answer)["error"]["code"]) == (413, "body_too_large")
+    assert len(one.requests) == 1
+
+
+def test_a_declared_length_beyond_64_mib_is_refused_before_it_is_sent(gateway):
+    connection = gateway.connect()
+    connection.putrequest("POST", CHAT)
+    connection.putheader("Content-Length", str((64 << 20) + 1))
+    connection.endheaders()
+    response = connection.getresponse()
+    assert (response.status, json.loads(response.read())["error"]["code"]) == (413, "body_too_large")
+    connection.close()
+
+
+def test_health_and_metrics(gateway, engine):
+    assert gateway.ask("/health", verb="GET")[0] == 200
+    assert gateway.ask("/health", verb="HEAD")[::2] == (200, b"")
+    one = engine('odd"name')
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    for _ in range(2):
+        gateway.ask(CHAT, {"model": "tiny"})
+    gateway.ask(CHAT, {"model": "tiny", "stream": True})
+    status, headers, answer = gateway.ask("/metrics", verb="GET")
+    lines = answer.decode().splitlines()
+    assert (status, headers["content-type"].split(";")[0]) == (200, "text/plain")
+    assert "orch_gateway_requests_total 3" in lines
+    assert "orch_gateway_streams_total 1" in lines
+    assert 'orch_gateway_tries_total{model="tiny",backend="odd\\"name"} 3' in lines
+    assert 'orch_gateway_in_flight{backend="odd\\"name"} 0' in lines

@@ -1,0 +1,118 @@
+"""Engines that die, and clients that leave."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import wait_until
+
+CHAT = "/v1/chat/completions"
+
+
+def test_a_client_that_leaves_a_stream_ends_it_at_the_engine(gateway, engine, stream):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    client = stream(model="tiny", wait="middle")
+    client.event()
+    client.close()
+    one.wait_for_disconnect(1)
+    wait_until(lambda: gateway.status().backends["one-g1"].in_flight == 0)
+    assert gateway.status().totals.errors == 0
+
+
+@pytest.mark.parametrize("place", ["head", "body"])
+def test_a_client_that_leaves_before_the_answer_ends_the_request_at_the_engine(gateway, engine, place):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    connection = gateway.connect()
+    connection.request("POST", CHAT, json.dumps({"model": "tiny", "wait": place}))
+    one.wait_for_requests(1)
+    connection.close()
+    one.wait_for_disconnect(1)
+    wait_until(lambda: gateway.status().backends["one-g1"].in_flight == 0)
+    assert len(one.requests) == 1
+
+
+def test_a_dead_engine_is_tried_again_for_some_seconds_then_503(gateway, engine):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    one.close()
+    began = time.monotonic()
+    status, headers, answer = gateway.ask(CHAT, {"model": "tiny"})
+    took = time.monotonic() - began
+    assert (status, json.loads(answer)["error"]["code"]) == (503, "backend_unavailable")
+    assert int(headers["retry-after"]) > 0
+    assert 2 < took < 5
+    now = gateway.status()
+    assert (now.totals.requests, now.totals.errors) == (1, 1)
+    assert now.backends["one-g1"].counts.requests == now.backends["one-g1"].counts.errors > 2
+
+
+def test_an_engine_that_comes_back_in_time_answers(gateway, engine):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    one.close()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(gateway.ask, CHAT, {"model": "tiny"})
+        wait_until(lambda: gateway.status().backends["one-g1"].counts.errors > 1)
+        engine("again", one.port)
+        assert json.loads(asked.result()[2])["from"] == "again"
+    assert gateway.status().totals.errors == 0
+
+
+def test_a_request_whose_engine_is_gone_follows_the_route(gateway, engine):
+    one, two = engine("one-g1"), engine("one-g2")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    one.close()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(gateway.ask, CHAT, {"model": "tiny"})
+        wait_until(lambda: gateway.status().backends["one-g1"].counts.errors > 1)
+        gateway.admin.set_routes("one", [gateway.route("tiny", two)])
+        assert json.loads(asked.result()[2])["from"] == "one-g2"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("place", ["head", "body"])
+def test_an_engine_lost_before_the_first_byte_is_tried_again_but_not_for_ever(gateway, engine, place, stream):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    status, _, answer = gateway.ask(CHAT, {"model": "tiny", "stream": stream, "die": place})
+    assert (status, json.loads(answer)["error"]["code"]) == (503, "backend_unavailable")
+    # A request that kills its engine must not be fed to every engine that comes up.
+    assert len(one.requests) == 3
+    assert gateway.status().totals.errors == 1
+
+
+def test_an_engine_lost_in_a_stream_ends_it_with_an_error_event(gateway, engine, stream):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    client = stream(model="tiny", die="middle")
+    assert json.loads(client.event())["index"] == 0
+    (last,) = client.rest()
+    assert json.loads(last)["error"]["code"] == "stream_interrupted"
+    assert len(one.requests) == 1
+    now = gateway.status()
+    assert (now.totals.requests, now.totals.errors) == (1, 1)
+    assert now.backends["one-g1"].in_flight == now.backends["one-g1"].open_streams == 0
+
+
+def test_an_engine_lost_in_a_whole_answer_leaves_it_visibly_broken(gateway, engine):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+        gateway.ask(CHAT, {"model": "tiny", "tokens": 1000, "die": "middle"})
+    assert len(one.requests) == 1
+    assert gateway.status().totals.errors == 1
+
+
+def test_a_client_that_does_not_read_does_not_hold_a_drain(gateway, engine, stream):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    client = stream(model="tiny", tokens=400_000)
+    client.event()
+    assert gateway.admin.drain("one-g1", 0.3, True) == 1
+    assert gateway.status().backends["one-g1"].in_flight == 0
