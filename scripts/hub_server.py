@@ -1,7 +1,7 @@
 """A small Hugging Face hub on loopback: directories served as `OWNER/NAME`, with faults on demand.
 
-It speaks what the hub's own client and orch ask for: model info, file tree, and `resolve` with ETag, Range
-and, for LFS files, the redirect to a second address. As a program it prints its URL and serves until killed:
+It speaks what the hub's own client and orch ask for: model info, and `resolve` with ETag, Range and, for LFS
+files, the redirect to a second host. As a program it prints its URL and serves until killed:
 
     python scripts/hub_server.py --repo owner/name=DIR --port 0
 """
@@ -12,14 +12,17 @@ import argparse
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socket import SHUT_RDWR, socket
 from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -40,6 +43,8 @@ class Fault:
     commit   the API answers with another commit
     status   HTTP status; `code` is the X-Error-Code
     slow     bytes per second
+    expired  the address that LFS files are redirected to answers 403
+    html     the API answers with a page, as a proxy would
     stall    the body stops after so many bytes, and the connection stays open
     whole    Range is ignored
     """
@@ -113,12 +118,14 @@ class HubServer:
         self.repos = {name: Repo(name, root) for name, root in repos.items()}
         self.faults = list(faults)
         self.requests: list[Request] = []
+        self.connections: list[socket] = []
         self._lock = threading.Lock()
         self.closing = threading.Event()
         handler = type("Handler", (_Handler,), {"hub": self})
-        self._http = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        self._http = _Http(("127.0.0.1", port), handler)
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        self.cdn = f"http://localhost:{self._http.server_port}"
 
     def __enter__(self) -> HubServer:
         self._thread.start()
@@ -131,10 +138,9 @@ class HubServer:
         self._http.shutdown()
         self._thread.join()
         self._http.server_close()
-
-    def record(self, request: Request) -> None:
-        with self._lock:
-            self.requests.append(request)
+        for connection in self.connections:
+            with suppress(OSError):
+                connection.shutdown(SHUT_RDWR)
 
     def fault(self, kind: str, path: str) -> Fault | None:
         """The fault that applies now; one of its times is used up."""
@@ -145,22 +151,13 @@ class HubServer:
                     return fault
         return None
 
-    def off_by(self, path: str) -> int:
-        """How far the stated size of `path` is from the truth."""
-        fault = self.fault("size", path)
-        return fault.value if fault else 0
 
-    def stated_hash(self, path: str, true: str) -> str:
-        """The hash that the API states for `path`."""
-        return (
-            hashlib.new("sha256" if len(true) == 64 else "sha1", b"lie").hexdigest()
-            if self.fault("hash", path)
-            else true
-        )
+class _Http(ThreadingHTTPServer):
+    """Clients that go away are no news."""
 
-    def fetches(self, name: str) -> list[Request]:
-        """The GET requests that asked for the body of the file `name`, as the client began them."""
-        return [r for r in self.requests if r.method == "GET" and r.path.endswith(f"/{name}") and "/resolve/" in r.path]
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -168,6 +165,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     hub: HubServer
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.hub.connections.append(self.connection)
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -181,53 +182,48 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         asked = {name: self.headers.get(name) or "" for name in ("Range", "Authorization", "User-Agent")}
-        self.hub.record(Request(self.command, path, *asked.values()))
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/]+)/?", path):
-            self._api(*found.groups())
+        self.hub.requests.append(Request(self.command, path, *asked.values()))
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/([^/]+)", path):
+            self._info(*found.groups())
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve(*found.groups())
-        elif found := re.fullmatch(r"/cdn/([^/]+/[^/]+)/([0-9a-f]{40})/(.+)", path):
-            self._body(self.hub.repos[found[1]].blobs[found[3]], {})
+        elif found := re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.+)", path):
+            expired = self.hub.fault("expired", found[2])
+            self._fail(403, "") if expired else self._body(self.hub.repos[found[1]].blobs[found[2]], {})
         else:
             self._fail(404, "")
 
-    def _api(self, name: str, verb: str, revision: str) -> None:
-        repo = self._repo(name, revision, "")
-        if repo is None:
+    def _info(self, name: str, revision: str) -> None:
+        if (repo := self._repo(name, revision, "")) is None:
             return
-        commit = repo.commit if not self.hub.fault("commit", "") else "0" * 40
-        files = [self._stated(blob) for blob in repo.blobs.values()]
-        siblings = [
-            {"rfilename": file["path"]} | {k: file[k] for k in ("size", "blobId", "lfs") if k in file} for file in files
-        ]
-        info = {"id": name, "modelId": name, "sha": commit, "private": False, "tags": [], "siblings": siblings}
-        self._json(info if verb == "revision" else [{"type": "file", "oid": file["blobId"]} | file for file in files])
+        commit = "0" * 40 if self.hub.fault("commit", "") else repo.commit
+        siblings = [self._stated(blob) for blob in repo.blobs.values()]
+        body = json.dumps({"id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings}).encode()
+        body = b"<html>" if self.hub.fault("html", "") else body
+        self._send(200, {"Content-Type": "application/json"}, len(body))
+        self.wfile.write(body)
 
     def _stated(self, blob: Blob) -> dict[str, Any]:
-        size = len(blob.data) + self.hub.off_by(blob.name)
+        off, lie = self.hub.fault("size", blob.name), self.hub.fault("hash", blob.name)
+        size = len(blob.data) + (off.value if off else 0)
         if not blob.lfs:
-            return {"path": blob.name, "size": size, "blobId": self.hub.stated_hash(blob.name, blob.blob_id)}
-        sha256 = self.hub.stated_hash(blob.name, blob.sha256)
-        lfs = {"sha256": sha256, "oid": sha256, "size": size, "pointerSize": 134}
-        return {"path": blob.name, "size": size, "blobId": blob.blob_id, "lfs": lfs}
+            return {"rfilename": blob.name, "size": size, "blobId": "1" * 40 if lie else blob.blob_id}
+        lfs = {"sha256": "1" * 64 if lie else blob.sha256, "size": size, "pointerSize": 134}
+        return {"rfilename": blob.name, "size": size, "blobId": blob.blob_id, "lfs": lfs}
 
     def _resolve(self, name: str, revision: str, path: str) -> None:
-        repo = self._repo(name, revision, path)
-        if repo is None:
+        if (repo := self._repo(name, revision, path)) is None:
             return
-        blob = repo.blobs.get(path)
+        blob, headers = repo.blobs.get(path), {"X-Repo-Commit": repo.commit}
         if blob is None:
             self._fail(404, "EntryNotFound")
         elif blob.lfs:
-            headers = {
-                "X-Linked-Etag": f'"{blob.sha256}"',
-                "X-Linked-Size": str(len(blob.data)),
-                "ETag": f'"{blob.blob_id}"',
-            }
-            location = f"{self.hub.url}/cdn/{name}/{repo.commit}/{path}?Signature=signed"
-            self._send(302, headers | {"X-Repo-Commit": repo.commit, "Location": location})
+            headers |= {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.data))}
+            # Another host, as with the real hub: the client must not send its token there.
+            location = f"{self.hub.cdn}/cdn/{name}/{path}?Signature=signed"
+            self._send(302, headers | {"ETag": f'"{blob.blob_id}"', "Location": location})
         else:
-            self._body(blob, {"X-Repo-Commit": repo.commit})
+            self._body(blob, headers)
 
     def _repo(self, name: str, revision: str, path: str) -> Repo | None:
         """The repository at the revision, or None when the request was answered with an error."""
@@ -260,24 +256,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _write(self, name: str, data: bytes) -> None:
         cut, stall, slow = (self.hub.fault(kind, name) for kind in ("cut", "stall", "slow"))
-        end = cut.value if cut else stall.value if stall else len(data)
+        end = min(len(data), *(fault.value for fault in (cut, stall) if fault), len(data))
         step = max(1, min(CHUNK, slow.value // 20)) if slow else CHUNK
-        try:
-            for at in range(0, min(end, len(data)), step):
-                self.wfile.write(data[at : min(at + step, end)])
-                if slow and self.hub.closing.wait(step / slow.value):
-                    break
-            if stall:
-                self.hub.closing.wait()
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
-        self.close_connection = self.close_connection or cut is not None or stall is not None
-
-    def _json(self, value: Any) -> None:
-        body = json.dumps(value).encode()
-        self._send(200, {"Content-Type": "application/json"}, len(body))
-        if self.command == "GET":
-            self.wfile.write(body)
+        self.close_connection = bool(cut or stall)
+        for at in range(0, end, step):
+            self.wfile.write(data[at : min(at + step, end)])
+            if slow and self.hub.closing.wait(step / slow.value):
+                break
+        if stall:
+            self.hub.closing.wait()
 
     def _fail(self, status: int, code: str) -> None:
         said = {"GatedRepo": "Access to this model is restricted.", "RepoNotFound": "Repository not found"}

@@ -30,7 +30,7 @@ from orchestrator.core.weights import HubFile, HubSnapshot, HubSource
 from orchestrator.errors import HostError, OrchError, SourceError
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import RepoSibling
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 WANTED: Final = re.compile(
     r"[\w-][\w.-]*\.safetensors|model\.safetensors\.index\.json|(generation_|tokenizer_|adapter_)?config\.json"
@@ -53,7 +53,7 @@ class Secret:
     __slots__ = ("_value",)
 
     def __init__(self, value: str) -> None:
-        self._value = value
+        self._value = value.strip()
 
     def __repr__(self) -> str:
         return "Secret(***)"
@@ -96,13 +96,11 @@ class Hub:
         safetensors, another commit than the pinned one) and HostError (unreachable, access refused).
         """
         _client()
-        from huggingface_hub import HfApi
         from huggingface_hub.errors import HFValidationError
 
         self._refuse_offline(source)
-        api = HfApi(endpoint=self._endpoint, token=self._auth(), library_name="orch")
         try:
-            info = api.model_info(source.repo, revision=source.revision, timeout=timeout, files_metadata=True)
+            info = self._info(source, timeout)
         except HFValidationError as error:
             raise SourceError(
                 f"{source.repo} is not a repository's name.", "write OWNER/NAME", _detail(error)
@@ -116,6 +114,20 @@ class Hub:
         if source.pinned and commit != source.revision:
             raise SourceError(f"The hub answers {source} with commit {commit or 'none'}.", "check the revision")
         return HubSnapshot(HubSource(source.repo, commit), _wanted(source, info.siblings or []))
+
+    def _info(self, source: HubSource, timeout: float) -> ModelInfo:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+
+        api = HfApi(endpoint=self._endpoint, token=self._auth(), library_name="orch")
+        for pause in (*self._pauses[:2], None):
+            try:
+                return api.model_info(source.repo, revision=source.revision, timeout=timeout, files_metadata=True)
+            except HfHubHTTPError as error:
+                if pause is None or not _transient(error):
+                    raise
+                time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
 
     def fetch(self, snapshot: HubSnapshot, into: Path, progress: Progress) -> tuple[FileEntry, ...]:
         """Brings every file of the snapshot into `into`, which holds nothing else of the hub's afterwards.
@@ -132,7 +144,7 @@ class Hub:
             _sync(into)
         except OSError as error:
             hint = "free some disk space and run it again: it goes on where it stopped"
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             what = f"{into} cannot be written: {error.strerror}."
             raise HostError(what, hint if full else "check the directory", _detail(error)) from error
         meter.report()
@@ -143,7 +155,7 @@ class Hub:
         base = meter.done
         if target.is_file() and not target.is_symlink() and target.stat().st_size == file.size:
             sums = _Sums(file)
-            sums.read(target, meter)
+            sums.read(target, file.size, meter)
             if sums.problem() is None:
                 return sums.entry()
             meter.done = base
@@ -169,8 +181,8 @@ class Hub:
         failures, sums = 0, _Sums(file)
         with part.open("ab") as out:
             if out.tell() > file.size:
-                out.truncate(0)
-            sums.read(part, meter)
+                out.seek(out.truncate(0))
+            sums.read(part, out.tell(), meter)
             _refuse_full(part.parent, file.size - sums.size)
             while sums.size < file.size:
                 before = sums.size
@@ -303,10 +315,10 @@ class _Sums:
         if self._file.sha256 is None:
             self._blob.update(chunk)
 
-    def read(self, path: Path, meter: _Meter) -> None:
-        """Adds what is on disk already."""
+    def read(self, path: Path, size: int, meter: _Meter) -> None:
+        """Adds what is on disk already: the first `size` bytes."""
         with path.open("rb") as data:
-            while chunk := data.read(REPORT_BYTES):
+            while chunk := data.read(min(REPORT_BYTES, size - self.size)):
                 self.add(chunk)
                 meter.add(len(chunk))
 
@@ -430,7 +442,9 @@ def _transient(error: Exception) -> bool:
 
 
 def _detail(error: Exception) -> str:
-    return re.sub(r"(https?://[^\s?]+)\?\S+", r"\1?...", f"{type(error).__name__}: {error}")
+    """The error's text without the signatures of signed addresses and without a token that a header was refused for."""
+    text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1?...", f"{type(error).__name__}: {error}")
+    return re.sub(r"Bearer .*", "Bearer ...", text)
 
 
 def _wanted(source: HubSource, siblings: list[RepoSibling]) -> tuple[HubFile, ...]:

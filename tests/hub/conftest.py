@@ -1,14 +1,25 @@
-"""The hub server of scripts/, importable by path."""
+"""A hub on loopback and the driver that asks it."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
-ROOT = Path(__file__).parents[2]
+import pytest
+from hub_repos import ASSETS, TINY, UNTIED, hub_server
 
-spec = importlib.util.spec_from_file_location("hub_server", ROOT / "scripts" / "hub_server.py")
-assert spec and spec.loader
-sys.modules["hub_server"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sys.modules["hub_server"])
+from orchestrator.drivers.hub import Hub
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """A hub with the tiny and the sharded, untied weights."""
+    repos = {TINY.repo: ASSETS / "tiny-qwen3", UNTIED.repo: ASSETS / "untied-qwen3"}
+    with hub_server.HubServer(repos) as running:
+        yield running
+
+
+@pytest.fixture
+def hub(server: Any) -> Hub:
+    """A hub driver that tries again at once, three times."""
+    return Hub(server.url, pauses=(0.01, 0.01, 0.01))
