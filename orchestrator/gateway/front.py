@@ -59,6 +59,8 @@ class FrontDoor:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return _too_large()
+        except web.RequestPayloadError as error:
+            return openai.error_answer(400, f"The body cannot be read: {error}.", "invalid_body")
         return await relay(request, path, body, self._board, self._session)
 
 

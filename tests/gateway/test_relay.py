@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -66,7 +67,8 @@ def test_headers_of_one_hop_stay_on_it(gateway, engine):
 
 def test_cookies_of_one_client_are_not_sent_for_another(gateway, engine):
     one = engine("one-g1")
-    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    # A host name: for bare addresses clients keep no cookies anyway.
+    gateway.admin.set_routes("one", [gateway.route("tiny", one, url=f"http://localhost:{one.port}")])
     _, headers, _ = gateway.ask(CHAT, {"model": "tiny", "reply_headers": {"Set-Cookie": "who=me"}})
     assert headers["set-cookie"] == "who=me"
     gateway.ask(CHAT, {"model": "tiny"})
@@ -156,6 +158,18 @@ def test_a_body_without_a_model_is_refused(gateway):
         assert (status, headers["content-type"]) == (400, "application/json"), body
         assert json.loads(answer)["error"]["type"] == "invalid_request_error"
     assert gateway.status().totals.requests == 0
+
+
+def test_a_compressed_body_reaches_the_engine_unpacked(gateway, engine):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    body = b'{"model": "tiny"}'
+    packed = {"Content-Encoding": "gzip"}
+    assert gateway.ask(CHAT, gzip.compress(body), headers=packed)[0] == 200
+    assert one.requests[0][2] == body
+    assert "content-encoding" not in one.requests[0][1]
+    status, _, answer = gateway.ask(CHAT, b"not gzip", headers=packed)
+    assert (status, json.loads(answer)["error"]["code"]) == (400, "invalid_body")
 
 
 def test_bodies_up_to_64_mib(gateway, engine):
