@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import wait_until
+from gateway_process import wait_until
 
 CHAT = "/v1/chat/completions"
 

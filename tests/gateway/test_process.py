@@ -10,7 +10,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import Gateway, wait_until
+from gateway_process import Gateway, wait_until
 
 from orchestrator import __version__
 from orchestrator.drivers.gateway_admin import GatewayAdmin

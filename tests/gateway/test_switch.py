@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import wait_until
+from gateway_process import wait_until
 
 from orchestrator.errors import HostError, Interrupted, PlanRefused
 
