@@ -123,7 +123,7 @@ class HubServer:
         self.closing = threading.Event()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._http = _Http(("127.0.0.1", port), handler)
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         self.cdn = f"http://localhost:{self._http.server_port}"
 
@@ -165,6 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     hub: HubServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def setup(self) -> None:
         super().setup()

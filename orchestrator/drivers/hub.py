@@ -23,6 +23,7 @@ from pathlib import Path
 from queue import Empty, Full, Queue
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import urlsplit
 
 from orchestrator.core.artifact import FileEntry
 from orchestrator.core.progress import Progress
@@ -44,7 +45,8 @@ TICK: Final = 0.2
 REPORT_BYTES: Final = 1 << 20
 PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 TRANSIENT: Final = (408, 429, 500, 502, 503, 504)
-NETWORK = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE; the download goes on where it stopped"
+FULL: Final = "free some disk space and run it again: it goes on where it stopped"
+NETWORK: Final = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE; the download goes on where it stopped"
 
 
 class Secret:
@@ -95,39 +97,37 @@ class Hub:
         `timeout` (seconds) bounds each wait for the network. Raises SourceError (no such repository or revision, no
         safetensors, another commit than the pinned one) and HostError (unreachable, access refused).
         """
-        _client()
+        self._ready(source)
         from huggingface_hub.errors import HFValidationError
 
-        self._refuse_offline(source)
         try:
             info = self._info(source, timeout)
         except HFValidationError as error:
-            raise SourceError(
-                f"{source.repo} is not a repository's name.", "write OWNER/NAME", _detail(error)
-            ) from None
+            what = f"{source.repo} is not a repository's name."
+            raise SourceError(what, "write OWNER/NAME", _detail(error)) from error
         except _network_errors() as error:
             raise self._translated(error, source) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             hint = "HF_ENDPOINT must be a hub; a proxy may have answered instead"
             raise HostError(f"{self._where()} did not answer like a hub.", hint, _detail(error)) from error
-        commit = info.sha or ""
-        if source.pinned and commit != source.revision:
-            raise SourceError(f"The hub answers {source} with commit {commit or 'none'}.", "check the revision")
-        return HubSnapshot(HubSource(source.repo, commit), _wanted(source, info.siblings or []))
+        resolved = HubSource(source.repo, info.sha or "")
+        if not resolved.pinned or (source.pinned and resolved != source):
+            raise SourceError(f"The hub answers {source} with commit {info.sha}.", "check the revision and HF_ENDPOINT")
+        return HubSnapshot(resolved, _wanted(source, info.siblings or []))
 
     def _info(self, source: HubSource, timeout: float) -> ModelInfo:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
 
         api = HfApi(endpoint=self._endpoint, token=self._auth(), library_name="orch")
-        for pause in (*self._pauses[:2], None):
+        for pause in self._pauses[:2]:
             try:
                 return api.model_info(source.repo, revision=source.revision, timeout=timeout, files_metadata=True)
             except HfHubHTTPError as error:
-                if pause is None or not _transient(error):
+                if not _transient(error):
                     raise
                 time.sleep(pause)
-        raise AssertionError("the last try returns or raises")
+        return api.model_info(source.repo, revision=source.revision, timeout=timeout, files_metadata=True)
 
     def fetch(self, snapshot: HubSnapshot, into: Path, progress: Progress) -> tuple[FileEntry, ...]:
         """Brings every file of the snapshot into `into`, which holds nothing else of the hub's afterwards.
@@ -139,14 +139,14 @@ class Hub:
         meter = _Meter(progress, snapshot.source.repo, snapshot.size)
         try:
             (into / PARTIAL).mkdir(parents=True, exist_ok=True)
+            _refuse_full(into, snapshot.size)
             entries = tuple(self._file(snapshot.source, file, into, meter) for file in snapshot.files)
             shutil.rmtree(into / PARTIAL)
             _sync(into)
         except OSError as error:
-            hint = "free some disk space and run it again: it goes on where it stopped"
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             what = f"{into} cannot be written: {error.strerror}."
-            raise HostError(what, hint if full else "check the directory", _detail(error)) from error
+            raise HostError(what, FULL if full else "check the directory", _detail(error)) from error
         meter.report()
         return entries
 
@@ -183,7 +183,6 @@ class Hub:
             if out.tell() > file.size:
                 out.seek(out.truncate(0))
             sums.read(part, out.tell(), meter)
-            _refuse_full(part.parent, file.size - sums.size)
             while sums.size < file.size:
                 before = sums.size
                 try:
@@ -200,11 +199,10 @@ class Hub:
 
     def _stream(self, source: HubSource, file: HubFile, out: BufferedWriter, sums: _Sums, meter: _Meter) -> None:
         """One GET of what is missing, appended to `out`."""
-        _client()
+        self._ready(source)
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-        self._refuse_offline(source)
         url = hf_hub_url(source.repo, file.path, revision=source.revision, endpoint=self._endpoint)
         headers = build_hf_headers(token=self._auth(), library_name="orch") | {"Accept-Encoding": "identity"}
         if sums.size:
@@ -236,9 +234,18 @@ class Hub:
 
         return self._endpoint or constants.ENDPOINT
 
-    def _refuse_offline(self, source: HubSource) -> None:
+    def _ready(self, source: HubSource) -> None:
+        """Before every request: orch is online, the client is quiet, the endpoint is an address."""
         if self._offline:
             raise HostError(f"{source} is not here, and orch is offline.", "go online once to download it")
+        _quiet()
+        try:
+            address = urlsplit(self._where())
+            sound = address.scheme in ("http", "https") and address.hostname and address.port != 0
+        except ValueError:
+            sound = False
+        if not sound:
+            raise HostError(f"{self._where()} is not the address of a hub.", "write HF_ENDPOINT as https://HOST")
 
     def _translated(self, error: Exception, source: HubSource, path: str = "") -> OrchError:
         """What the client's error means to the user; a signed URL's secrets do not get into `detail`."""
@@ -416,7 +423,7 @@ class _Stream:
         return False
 
 
-def _client() -> None:
+def _quiet() -> None:
     """Makes the hub's client quiet: no telemetry (which would ask the hub for more), no warnings on stderr."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import constants
@@ -469,11 +476,13 @@ def _stated(source: HubSource, sibling: RepoSibling) -> HubFile:
     return HubFile(sibling.rfilename, size, sha256, sibling.blob_id)
 
 
-def _refuse_full(directory: Path, needed: int) -> None:
+def _refuse_full(directory: Path, size: int) -> None:
+    """Says before the first byte that `size` bytes, less what lies here already, will not fit."""
+    needed = size - sum(path.lstat().st_size for path in directory.rglob("*") if path.is_file())
     free = shutil.disk_usage(directory).free
     if needed > free:
         what = f"{directory} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are still to come."
-        raise HostError(what, "free some disk space and run it again: it goes on where it stopped")
+        raise HostError(what, FULL)
 
 
 def _sync(directory: Path) -> None:

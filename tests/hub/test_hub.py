@@ -196,6 +196,15 @@ def test_the_client_takes_its_environment_and_is_quiet(server: Any, tmp_path: Pa
     assert not (tmp_path / "home").exists()
 
 
+def test_the_clients_own_offline_switch(server: Any, tmp_path: Path) -> None:
+    environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    argv = [sys.executable, "-c", PULL, str(tmp_path / "into")]
+    done = subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.splitlines()[-1].startswith("orchestrator.errors.HostError")
+    assert "HF_HUB_OFFLINE" in done.stderr.splitlines()[-1]
+    assert server.requests == []
+
+
 def test_the_server_satisfies_the_hubs_own_client(server: Any, tmp_path: Path) -> None:
     from huggingface_hub import hf_hub_download
 
