@@ -73,6 +73,16 @@ def write_whole(out: Path, content: bytes) -> None:
         partial.write_bytes(content)
 
 
+def reserve(descriptor: int, size: int) -> None:
+    """Takes the space for the whole file at once, so that a full disk is known before minutes of work."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        os.truncate(descriptor, size)
+
+
 def pwrite_all(descriptor: int, content: bytes | memoryview, offset: int) -> None:
     """`os.pwrite` until everything is written; `content` is contiguous."""
     view = memoryview(content).cast("B")

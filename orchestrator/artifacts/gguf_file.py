@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileType
 
 from orchestrator.artifacts import qwen3
-from orchestrator.artifacts.disk import host_errors, pwrite_all, replacing
+from orchestrator.artifacts.disk import host_errors, pwrite_all, replacing, reserve
 from orchestrator.artifacts.quantize import Quantizer
 from orchestrator.artifacts.safetensors import Checkpoint, Tensor, is_finite, read_finite, row_blocks, to_float32
 from orchestrator.artifacts.threads import in_order
@@ -167,7 +167,7 @@ def _write_data(
 
     descriptor = os.open(path, os.O_WRONLY)
     try:
-        os.truncate(descriptor, offset + sum(aligned(output.size) for output in outputs))
+        reserve(descriptor, offset + sum(aligned(output.size) for output in outputs))
         progress("converting", 0, total)
         with closing(in_order(convert, _jobs(outputs, offset))) as blocks:
             for (position, output, start, stop), block in blocks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ _MAX_BYTES = 256_000_000
 def read_json(file: Path) -> dict[str, Any]:
     """The object in `file`; SourceError if it is missing, unreadable or not an object."""
     try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise SourceError(f"{file} is too large to be what its name says.")
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
+            raise SourceError(f"{file} is no plain file, or too large to be what its name says.")
         raw = file.read_bytes()
     except OSError as error:
         raise SourceError(

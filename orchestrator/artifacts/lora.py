@@ -14,7 +14,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 
 from orchestrator.artifacts import qwen3
-from orchestrator.artifacts.disk import host_errors, pwrite_all, replacing
+from orchestrator.artifacts.disk import host_errors, pwrite_all, replacing, reserve
 from orchestrator.artifacts.gguf_file import Output, aligned, write_head
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.safetensors import Checkpoint, Tensor, is_finite, read_finite, to_float32
@@ -207,7 +207,7 @@ def _write_data(path: Path, offset: int, checkpoint: Checkpoint, outputs: list[O
     done = 0
     descriptor = os.open(path, os.O_WRONLY)
     try:
-        os.truncate(descriptor, offset + sum(aligned(output.size) for output in outputs))
+        reserve(descriptor, offset + sum(aligned(output.size) for output in outputs))
         progress("converting", 0, total)
         for output in outputs:
             tensor = output.source

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, NoReturn, Self
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.artifacts.disk import pwrite_all
+from orchestrator.artifacts.disk import pwrite_all, reserve
 from orchestrator.artifacts.json_file import parse_json, read_json
 from orchestrator.errors import SourceError
 
@@ -112,13 +113,14 @@ class Checkpoint:
 
     def _add(self, file: Path) -> None:
         try:
-            descriptor = os.open(file, os.O_RDONLY)
+            # Without O_NONBLOCK, opening a FIFO would wait for ever.
+            self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+            found = _read_header(file, self._descriptors[file])
         except OSError as error:
             raise SourceError(
                 f"{file} cannot be read: {error.strerror}.", "Download the weights again, or complete the directory."
             ) from error
-        self._descriptors[file] = descriptor
-        for tensor in _read_header(file, descriptor):
+        for tensor in found:
             if tensor.name in self.tensors:
                 _lie(file, f"tensor {tensor.name} is also in {self.tensors[tensor.name].file.name}")
             self.tensors[tensor.name] = tensor
@@ -181,7 +183,12 @@ class ShardWriter:
         self._start = 8 + len(header)
         self._missing = {name: tensor.size for name, tensor in self.tensors.items()}
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        pwrite_all(self._descriptor, len(header).to_bytes(8, "little") + header, 0)
+        try:
+            pwrite_all(self._descriptor, len(header).to_bytes(8, "little") + header, 0)
+            reserve(self._descriptor, self._start + end)
+        except OSError:
+            os.close(self._descriptor)
+            raise
 
     def write(self, name: str, rows: npt.NDArray[Any], start: int) -> None:
         """Writes `rows` of the tensor, from its row `start` on."""
@@ -286,7 +293,10 @@ def _check_index(index: Path, weight_map: dict[str, str], tensors: dict[str, Ten
 
 
 def _read_header(file: Path, descriptor: int) -> list[Tensor]:
-    size = os.fstat(descriptor).st_size
+    status = os.fstat(descriptor)
+    size = status.st_size
+    if not stat.S_ISREG(status.st_mode):
+        _lie(file, "it is no plain file")
     if size < 8:
         _lie(file, f"it has only {size} bytes")
     length = int.from_bytes(os.pread(descriptor, 8, 0), "little")

@@ -53,10 +53,10 @@ def read_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
     for text, number in bpe["vocab"].items():
         _place(file, tokens, number, text, TokenType.NORMAL, vocab_size)
     for added in _added(file, raw):
-        text, number = added["content"], added["id"]
+        text, number = added["content"], added.get("id")
         kind = TokenType.CONTROL if added.get("special") or _looks_special(text) else TokenType.USER_DEFINED
-        if tokens.get(number, (text, 0))[0] == text:
-            tokens.pop(number, None)
+        if type(number) is int and tokens.get(number, ("", 0))[0] == text:
+            del tokens[number]
         _place(file, tokens, number, text, kind, vocab_size)
     if len({text for text, _ in tokens.values()}) != len(tokens):
         _refuse(file, "one token has two ids")

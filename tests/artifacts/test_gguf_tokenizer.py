@@ -92,6 +92,8 @@ def test_added_tokens_are_control_or_user_defined(source: Path) -> None:
         ({"model": None}, "no BPE tokenizer"),
         ({"added_tokens": {"a": 1}}, "not a list of tokens"),
         ({"added_tokens": [{"id": 1}]}, "not a list of tokens"),
+        ({"added_tokens": [{"content": "<new>"}]}, "has id None"),
+        ({"added_tokens": [added(0, "<new>") | {"id": [0]}]}, "has id "),
         ({"added_tokens": [added(0, "<|endoftext|>", lstrip=True)]}, "lstrip"),
         ({"added_tokens": [added(9, "<|endoftext|>")]}, "share id 9"),
         ({"added_tokens": [added(4096, "<new>")]}, "vocab_size 4096"),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,16 @@ def test_an_index_that_disagrees_with_its_shards_is_refused(case: str, tmp_path:
     with pytest.raises(SourceError) as caught:
         Checkpoint.open(tmp_path)
     assert reason in f"{caught.value.message}\n{caught.value.detail}"
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_shard_that_is_no_plain_file_is_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
+    weight_map = shards(tmp_path)
+    (tmp_path / "two.safetensors").unlink()
+    make(tmp_path / "two.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(SourceError, match="no plain file"):
+        Checkpoint.open(tmp_path)
 
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
