@@ -12,18 +12,16 @@ import argparse
 import hashlib
 import json
 import re
+import signal
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socket import SHUT_RDWR, socket
-from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -64,83 +62,62 @@ class Request:
     path: str
     range: str
     token: str
-    agent: str
 
 
-@dataclass(frozen=True)
 class Blob:
     """A file of a repository with what the hub states about it."""
 
-    path: Path
-    name: str
-
-    @cached_property
-    def data(self) -> bytes:
-        return self.path.read_bytes()
-
-    @property
-    def lfs(self) -> bool:
-        return any(fnmatch(self.name, pattern) for pattern in LFS)
-
-    @cached_property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
-
-    @cached_property
-    def blob_id(self) -> str:
-        return hashlib.sha1(b"blob %d\0" % len(self.data) + self.data).hexdigest()
+    def __init__(self, root: Path, path: Path) -> None:
+        self.name = path.relative_to(root).as_posix()
+        self.lfs = any(fnmatch(self.name, pattern) for pattern in LFS)
+        self.data = path.read_bytes()
+        self.sha256 = hashlib.sha256(self.data).hexdigest()
+        self.blob_id = hashlib.sha1(b"blob %d\0" % len(self.data) + self.data).hexdigest()
 
 
-@dataclass
 class Repo:
-    """A directory at one commit, which `main` points at."""
+    """A directory as it is now, at one commit, which `main` points at."""
 
-    name: str
-    root: Path
-    blobs: dict[str, Blob] = field(init=False)
-    commit: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        files = sorted(path for path in self.root.rglob("*") if path.is_file())
-        names = [path.relative_to(self.root).as_posix() for path in files]
-        self.blobs = {name: Blob(path, name) for name, path in zip(names, files, strict=True)}
-        listing = "".join(f"{name} {blob.blob_id}\n" for name, blob in self.blobs.items())
-        self.commit = hashlib.sha1(listing.encode()).hexdigest()
+    def __init__(self, root: Path) -> None:
+        blobs = [Blob(root, path) for path in sorted(root.rglob("*")) if path.is_file()]
+        self.blobs = {blob.name: blob for blob in blobs}
+        self.commit = hashlib.sha1("".join(f"{blob.name} {blob.blob_id}\n" for blob in blobs).encode()).hexdigest()
 
 
-class HubServer:
+class HubServer(ThreadingHTTPServer):
     """Serves `repos` (`OWNER/NAME` to directory) on 127.0.0.1 while the context is open.
 
     `url` is the endpoint, `requests` what was asked, `faults` what goes wrong and may be changed at any time.
     """
 
     def __init__(self, repos: dict[str, Path], faults: Sequence[Fault] = (), port: int = 0) -> None:
-        self.repos = {name: Repo(name, root) for name, root in repos.items()}
+        super().__init__(("127.0.0.1", port), _Exchange)
+        self.repos = {name: Repo(root) for name, root in repos.items()}
         self.faults = list(faults)
         self.requests: list[Request] = []
         self.connections: list[socket] = []
-        self._lock = threading.Lock()
         self.closing = threading.Event()
-        handler = type("Handler", (_Handler,), {"hub": self})
-        self._http = _Http(("127.0.0.1", port), handler)
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        self.cdn = f"http://localhost:{self._http.server_port}"
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
 
     def __enter__(self) -> HubServer:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.closing.set()
-        self._http.shutdown()
+        self.shutdown()
         self._thread.join()
-        self._http.server_close()
+        self.server_close()
         for connection in self.connections:
             with suppress(OSError):
                 connection.shutdown(SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that go away are no news."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def fault(self, kind: str, path: str) -> Fault | None:
         """The fault that applies now; one of its times is used up."""
@@ -152,60 +129,49 @@ class HubServer:
         return None
 
 
-class _Http(ThreadingHTTPServer):
-    """Clients that go away are no news."""
+class _Exchange(BaseHTTPRequestHandler):
+    """Answers the requests of one connection."""
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """Answers one connection; `hub` is set by the server's own subclass."""
-
-    hub: HubServer
+    server: HubServer
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
     def setup(self) -> None:
         super().setup()
-        self.hub.connections.append(self.connection)
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self._answer()
+        self.server.connections.append(self.connection)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: requests are recorded."""
 
-    def _answer(self) -> None:
+    def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        asked = {name: self.headers.get(name) or "" for name in ("Range", "Authorization", "User-Agent")}
-        self.hub.requests.append(Request(self.command, path, *asked.values()))
+        asked, token = self.headers.get("Range", ""), self.headers.get("Authorization", "")
+        self.server.requests.append(Request(self.command, path, asked, token))
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/([^/]+)", path):
             self._info(*found.groups())
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve(*found.groups())
         elif found := re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.+)", path):
-            expired = self.hub.fault("expired", found[2])
-            self._fail(403, "") if expired else self._body(self.hub.repos[found[1]].blobs[found[2]], {})
+            expired = self.server.fault("expired", found[2])
+            self._fail(403, "") if expired else self._body(self.server.repos[found[1]].blobs[found[2]], {})
         else:
             self._fail(404, "")
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def _info(self, name: str, revision: str) -> None:
         if (repo := self._repo(name, revision, "")) is None:
             return
-        commit = "0" * 40 if self.hub.fault("commit", "") else repo.commit
+        commit = "0" * 40 if self.server.fault("commit", "") else repo.commit
         siblings = [self._stated(blob) for blob in repo.blobs.values()]
         body = json.dumps({"id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings}).encode()
-        body = b"<html>" if self.hub.fault("html", "") else body
+        body = b"<html>" if self.server.fault("html", "") else body
         self._send(200, {"Content-Type": "application/json"}, len(body))
         self.wfile.write(body)
 
     def _stated(self, blob: Blob) -> dict[str, Any]:
-        off, lie = self.hub.fault("size", blob.name), self.hub.fault("hash", blob.name)
+        off, lie = self.server.fault("size", blob.name), self.server.fault("hash", blob.name)
         size = len(blob.data) + (off.value if off else 0)
         if not blob.lfs:
             return {"rfilename": blob.name, "size": size, "blobId": "1" * 40 if lie else blob.blob_id}
@@ -221,55 +187,50 @@ class _Handler(BaseHTTPRequestHandler):
         elif blob.lfs:
             headers |= {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.data))}
             # Another host, as with the real hub: the client must not send its token there.
-            location = f"{self.hub.cdn}/cdn/{name}/{path}?Signature=signed"
+            location = (
+                f"http://{self.headers['Host'].replace('127.0.0.1', 'localhost')}/cdn/{name}/{path}?Signature=signed"
+            )
             self._send(302, headers | {"ETag": f'"{blob.blob_id}"', "Location": location})
         else:
             self._body(blob, headers)
 
     def _repo(self, name: str, revision: str, path: str) -> Repo | None:
         """The repository at the revision, or None when the request was answered with an error."""
-        repo = self.hub.repos.get(name)
-        if fault := self.hub.fault("status", path):
-            self._fail(fault.value, fault.code)
-        elif repo is None:
-            self._fail(404, "RepoNotFound")
-        elif revision not in ("main", repo.commit):
-            self._fail(404, "RevisionNotFound")
-        else:
+        repo, fault = self.server.repos.get(name), self.server.fault("status", path)
+        if fault is None and repo and revision in ("main", repo.commit):
             return repo
+        missing = "RevisionNotFound" if repo else "RepoNotFound"
+        self._fail(fault.value if fault else 404, fault.code if fault else missing)
         return None
 
     def _body(self, blob: Blob, headers: dict[str, str]) -> None:
         data, size, start = blob.data, len(blob.data), 0
-        if fault := self.hub.fault("corrupt", blob.name):
+        if fault := self.server.fault("corrupt", blob.name):
             data = data[: fault.value] + bytes([data[fault.value] ^ 1]) + data[fault.value + 1 :]
         headers |= {"ETag": f'"{blob.sha256 if blob.lfs else blob.blob_id}"', "Accept-Ranges": "bytes"}
         ranged = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        if ranged and not self.hub.fault("whole", blob.name):
+        if ranged and not self.server.fault("whole", blob.name):
             start = int(ranged[1])
             headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}" if start < size else f"bytes */{size}"
-        if start and start >= size:
-            return self._send(416, headers)
-        self._send(206 if "Content-Range" in headers else 200, headers, size - start)
+        status = 416 if start > 0 and start >= size else 206 if "Content-Range" in headers else 200
+        self._send(status, headers, max(0, size - start))
         if self.command == "GET":
             self._write(blob.name, data[start:])
-        return None
 
     def _write(self, name: str, data: bytes) -> None:
-        cut, stall, slow = (self.hub.fault(kind, name) for kind in ("cut", "stall", "slow"))
-        end = min(len(data), *(fault.value for fault in (cut, stall) if fault), len(data))
-        step = max(1, min(CHUNK, slow.value // 20)) if slow else CHUNK
+        cut, stall, slow = (self.server.fault(kind, name) for kind in ("cut", "stall", "slow"))
+        end = min([len(data), *(fault.value for fault in (cut, stall) if fault)])
+        step = min(CHUNK, 1 + slow.value // 20) if slow else CHUNK
         self.close_connection = bool(cut or stall)
         for at in range(0, end, step):
             self.wfile.write(data[at : min(at + step, end)])
-            if slow and self.hub.closing.wait(step / slow.value):
+            if slow and self.server.closing.wait(step / slow.value):
                 break
         if stall:
-            self.hub.closing.wait()
+            self.server.closing.wait()
 
     def _fail(self, status: int, code: str) -> None:
-        said = {"GatedRepo": "Access to this model is restricted.", "RepoNotFound": "Repository not found"}
-        self._send(status, {"X-Error-Code": code, "X-Error-Message": said.get(code, code)} if code else {})
+        self._send(status, {"X-Error-Code": code, "X-Error-Message": f"{code} on {self.path}"} if code else {})
 
     def _send(self, status: int, headers: dict[str, str], length: int = 0) -> None:
         self.send_response(status)
@@ -289,8 +250,8 @@ def main() -> None:
     faults = [Fault("slow", value=options.slow)] if options.slow else []
     with HubServer({name: Path(root) for name, root in repos.items()}, faults, options.port) as hub:
         print(hub.url, flush=True)
-        while True:
-            time.sleep(3600)
+        with suppress(KeyboardInterrupt):
+            signal.pause()
 
 
 if __name__ == "__main__":
