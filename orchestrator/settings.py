@@ -69,7 +69,9 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     if not home:
         base = environ.get("XDG_DATA_HOME") or (f"{environ['HOME']}/.local/share" if environ.get("HOME") else "")
         if not base:
-            raise HostError("Neither ORCH_HOME nor HOME is set.", hint="Say where orch may keep its data: ORCH_HOME=DIR")
+            raise HostError(
+                "Neither ORCH_HOME nor HOME is set.", hint="Say where orch may keep its data: ORCH_HOME=DIR"
+            )
         home = f"{base}/orch"
     given = environ.get("ORCH_LISTEN")
     return Settings(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from orchestrator.artifacts import qwen3
+from orchestrator.artifacts.disk import host_errors
 from orchestrator.artifacts.gguf_file import Quant, build_gguf
-from orchestrator.artifacts.lora import build_lora_gguf
+from orchestrator.artifacts.lora import CONFIG, WEIGHTS, Adapter, build_lora_gguf, check_fits, read_adapter
 from orchestrator.artifacts.nvfp4_checkpoint import build_nvfp4
 from orchestrator.artifacts.quantize import Quantizer
 from orchestrator.core.artifact import BUILDER_FORMAT, Recipe
@@ -38,8 +40,16 @@ class Builder:
             Recipe.GGUF_Q6_K: lambda job: self._gguf(job, "q6_k"),
             Recipe.GGUF_BF16: lambda job: self._gguf(job, "bf16"),
             Recipe.NVFP4A16: lambda job: build_nvfp4(job.source, job.work, job.progress),
+            Recipe.ADAPTER: _adapter,
             Recipe.LORA_GGUF: _lora,
         }
+
+    def adapter(self, directory: Path, base: Path | None) -> Adapter:
+        """The adapter in a PEFT directory: SourceError if it cannot be served, PlanRefused if not with `base`."""
+        adapter = read_adapter(directory)
+        if base is not None:
+            check_fits(directory, adapter, qwen3.read_config(base))
+        return adapter
 
     def versions(self, recipe: Recipe) -> dict[str, str]:
         """What made the bytes, for the manifest."""
@@ -53,8 +63,8 @@ class Builder:
     def build(self, recipe: Recipe, source: Path, work: Path, progress: Progress, base: Path | None = None) -> None:
         """Makes `recipe` of the directory `source` in the existing directory `work`.
 
-        GGUF recipes write `model.gguf`; NVFP4A16 a Hugging Face directory; LORA_GGUF `adapter.gguf`, for the
-        weights in `base`. SourceError if the source is not what it claims; HostError if the disk or the
+        GGUF recipes write `model.gguf`; NVFP4A16 a Hugging Face directory; ADAPTER copies a PEFT directory;
+        LORA_GGUF writes `adapter.gguf`, for the weights in `base`. SourceError if the source is not what it claims; HostError if the disk or the
         quantizer fails; whatever `progress` raises passes through, leaving nothing that looks finished.
         """
         if recipe not in self._builds:
@@ -63,6 +73,14 @@ class Builder:
 
     def _gguf(self, job: _Job, quant: Quant) -> None:
         build_gguf(job.source, job.work / GGUF_FILE, quant, Quantizer(self._library), job.progress)
+
+
+def _adapter(job: _Job) -> None:
+    read_adapter(job.source)
+    for name in (CONFIG, WEIGHTS):
+        job.progress(f"importing {name}", 0, 0)
+        with host_errors(f"copy {job.source / name}"):
+            shutil.copyfile(job.source / name, job.work / name)
 
 
 def _lora(job: _Job) -> None:

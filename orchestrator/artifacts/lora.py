@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.safetensors import Checkpoint, Tensor, is_finite, read_finite, to_float32
 from orchestrator.core.artifact import source_of_files
 from orchestrator.core.progress import Progress
-from orchestrator.errors import SourceError
+from orchestrator.errors import PlanRefused, SourceError
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -70,8 +71,8 @@ class Adapter:
 def read_adapter(directory: Path) -> Adapter:
     """The adapter in a PEFT directory.
 
-    SourceError if it is pickled, no LoRA, a variant that engines would apply wrongly (DoRA, patterns, full
-    modules, biases), or if its tensors do not have its rank.
+    SourceError if it is pickled, no LoRA, or a variant that engines would apply wrongly (DoRA, patterns, full
+    modules, biases). Whether its tensors fit a base is for `check_adapter`.
     """
     file = directory / CONFIG
     raw = read_json(file)
@@ -135,6 +136,14 @@ def _digest(directory: Path) -> str:
     return source_of_files(hashes).removeprefix("dir:")
 
 
+def check_adapter(directory: Path, base_config: qwen3.Qwen3Config) -> Adapter:
+    """`read_adapter`, and SourceError with every tensor that does not fit the base, a line each."""
+    adapter = read_adapter(directory)
+    with _open(directory) as checkpoint:
+        _check(checkpoint, adapter, base_config)
+    return adapter
+
+
 def build_lora_gguf(
     adapter_dir: Path, base_config: qwen3.Qwen3Config, out: Path, progress: Progress, name: str | None = None
 ) -> None:
@@ -155,6 +164,15 @@ def build_lora_gguf(
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
             outputs = [Output(name, GGMLQuantizationType.F16, tensor) for name, tensor in pairs]
             _write_data(partial, write_head(writer, outputs), checkpoint, outputs, progress)
+
+
+def check_fits(directory: Path, adapter: Adapter, config: qwen3.Qwen3Config) -> None:
+    """PlanRefused, with every problem, when the adapter does not belong to weights of this config."""
+    with closing(_open(directory)) as checkpoint:
+        try:
+            _check(checkpoint, adapter, config)
+        except SourceError as error:
+            raise PlanRefused(error.message, error.hint, error.detail) from error
 
 
 def _check(checkpoint: Checkpoint, adapter: Adapter, config: qwen3.Qwen3Config) -> list[tuple[str, Tensor]]:

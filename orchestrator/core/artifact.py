@@ -18,12 +18,14 @@ BUILDER_FORMAT = 1
 
 
 class Recipe(StrEnum):
-    """What to make of the weights. WEIGHTS serves them as they are; LORA_GGUF is for adapters."""
+    """What to make of the weights. WEIGHTS serves them as they are; ADAPTER and LORA_GGUF are a LoRA, as it came
+    and as llama.cpp reads it."""
 
     GGUF_Q6_K = "gguf-q6_k"
     GGUF_BF16 = "gguf-bf16"
     NVFP4A16 = "nvfp4a16"
     WEIGHTS = "weights"
+    ADAPTER = "adapter"
     LORA_GGUF = "lora-gguf"
 
 

@@ -15,8 +15,9 @@ from orchestrator.core.profile import Profile
 class Adapter(BaseModel):
     """A LoRA to serve: public name, SHA-256 over its files, rank, and where orch keeps its copy.
 
-    `path` is the PEFT directory, `gguf` the same adapter for llama.cpp; both lie under the store, a new place per
-    version, because vLLM's prefix cache knows adapters by name and path only.
+    `origin` is the directory it was imported from; `path` is orch's copy of it, `gguf` the same adapter for
+    llama.cpp. Both lie in the store, a new place per version, because vLLM's prefix cache knows adapters by
+    name and path only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -24,6 +25,7 @@ class Adapter(BaseModel):
     name: str
     digest: str
     rank: int
+    origin: str
     key: str
     path: str
     gguf_key: str

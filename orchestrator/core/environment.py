@@ -11,11 +11,11 @@ from dataclasses import dataclass
 class EnvironmentSpec:
     """What to install, exactly; the name carries a hash of all of it, so a changed pin is another environment.
 
-    requirements are NAME==VERSION each; they are complete (`--no-deps`) unless `resolve` lets pip add what they ask for. `indexes` is tried, one after the other, only for the
-    requirements in `indexed` and only when pip's own configuration does not have them. `metadata` are (name, version)
-    of metadata-only distributions to add. `checks` are argv lists, run with the environment's bin/ first on PATH;
-    all must exit 0 before the environment counts as ready.
-    `size_gb` is the disk space that must be free before the install starts.
+    requirements are NAME==VERSION each; they are complete (`--no-deps`) unless `resolve` lets pip add what they ask
+    for. `indexes` is tried, one after the other, only for the requirements in `indexed` and only when pip's own
+    configuration does not have them. `metadata` are (name, version) of metadata-only distributions to add. `checks`
+    are argv lists, run with the environment's bin/ first on PATH; all must exit 0 before the environment counts as
+    ready. `size_gb` is the disk space that must be free before the install starts.
     """
 
     engine: str

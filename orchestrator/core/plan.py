@@ -235,12 +235,13 @@ def _gateway(target: str, listen: str, observed: Observed) -> Action | Skip:
 
 
 def _engine(chosen: Deployment, match: EngineObserved | None, limits: Limits) -> Iterator[Action | Skip]:
-    ensure = EnsureEngine(chosen)
+    # A living engine whose keeper is gone is adopted as it is; adapters follow.
+    ensure = EnsureEngine(match.deployment if match is not None and match.running else chosen)
     ready = AwaitReady(chosen, limits.ready_s)
     if match is not None and match.running and match.instance.supervised:
         yield Skip(ensure.what, f"it runs (pid {match.instance.pid})")
     else:
-        for name, text in chosen.files:
+        for name, text in chosen.files if match is None or not match.running else ():
             yield Action(WriteFile(chosen.target, chosen.instance, name, text))
         new = match is None
         undo = (StopEngine(chosen.target, chosen.instance), RemoveEngine(chosen.target, chosen.instance))

@@ -16,7 +16,7 @@ from orchestrator.core.deployment import Desired
 from orchestrator.core.environment import EnvironmentObserved, EnvironmentSpec
 from orchestrator.core.host import Host
 from orchestrator.core.launch import Instance, Launch
-from orchestrator.core.progress import Progress
+from orchestrator.core.progress import Progress, silent
 from orchestrator.core.routes import GatewayStatus, Route
 from orchestrator.core.weights import HubSnapshot, HubSource
 
@@ -24,7 +24,7 @@ from orchestrator.core.weights import HubSnapshot, HubSource
 class Hub(Protocol):
     """The upstream of weights."""
 
-    def snapshot(self, source: HubSource) -> HubSnapshot:
+    def snapshot(self, source: HubSource, timeout: float) -> HubSnapshot:
         """The source resolved to a commit, with the files to fetch."""
         ...
 
@@ -33,14 +33,19 @@ class Hub(Protocol):
         ...
 
 
-class Assembly(Protocol):
-    """A store entry being made: `path` is its work directory, `finished` is set when another run finished it first."""
+class Building(Protocol):
+    """A store entry being made in `work`; `manifest` is set when it is finished (perhaps by another process)."""
 
-    path: Path
-    finished: Manifest | None
+    work: Path
+    manifest: Manifest | None
 
     def finish(
-        self, recipe: Recipe, source: str, builder: dict[str, str], files: tuple[FileEntry, ...] | None = None
+        self,
+        recipe: Recipe,
+        source: str,
+        builder: dict[str, str],
+        files: tuple[FileEntry, ...] | None = None,
+        progress: Progress = silent,
     ) -> Manifest:
         """Write the manifest (hashing the files unless given) and move the entry to its place, in one rename."""
         ...
@@ -61,15 +66,27 @@ class Store(Protocol):
         """All finished entries."""
         ...
 
-    def building(
-        self, key: str, progress: Progress, *, fresh: bool = False
-    ) -> AbstractContextManager[Assembly]:
+    def building(self, key: str, progress: Progress = silent, fresh: bool = False) -> AbstractContextManager[Building]:
         """Make an entry; one process at a time per key. `fresh` empties what an earlier try left."""
         ...
 
 
+class AdapterFacts(Protocol):
+    """What a PEFT directory says of itself: its rank, and its `dir:SHA256` source."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def source(self) -> str: ...
+
+
 class Builder(Protocol):
     """What makes artifacts of weights and adapters."""
+
+    def adapter(self, directory: Path, base: Path | None) -> AdapterFacts:
+        """Read a PEFT directory and check that it fits the weights in `base` (None: not there yet)."""
+        ...
 
     def versions(self, recipe: Recipe) -> dict[str, str]:
         """The versions of everything whose output depends on it."""
@@ -166,8 +183,8 @@ class EngineHttp(Protocol):
         """None when nothing answers."""
         ...
 
-    def post(self, url: str, body: Mapping[str, Any], timeout_s: float) -> Reply | None:
-        """None when nothing answers."""
+    def post(self, url: str, body: Mapping[str, Any], timeout_s: float, progress: Progress = silent) -> Reply | None:
+        """None when nothing answers. `progress` is called while it waits, and may end the waiting by raising."""
         ...
 
 
@@ -210,5 +227,3 @@ class World:
     http: EngineHttp
     records: Records
     clock: Clock
-
-

@@ -28,7 +28,10 @@ class Ollama:
     def missing(self, host: Host) -> tuple[str, str]:
         if host.ollama is not None:
             return "", ""
-        return "There is no ollama binary on PATH.", "Install Ollama, or serve with the embedded engine: orch up llamacpp"
+        return (
+            "There is no ollama binary on PATH.",
+            "Install Ollama, or serve with the embedded engine: orch up llamacpp",
+        )
 
     def cannot_serve(self, recipe: Recipe, accelerator: Accelerator, host: Host) -> str:
         return "" if recipe in (Recipe.GGUF_Q6_K, Recipe.GGUF_BF16) else "Ollama imports Qwen3 as GGUF only"

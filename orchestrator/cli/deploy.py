@@ -1,0 +1,291 @@
+"""The verbs that change what serves: up, migrate, rollback, down, lora."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.options import AsJson, OnlyPlan, ProfileName, Timeout, Yes, app, session_of
+from orchestrator.errors import PlanRefused
+
+if TYPE_CHECKING:
+    from orchestrator.cli.session import Session
+    from orchestrator.core.artifact import Recipe
+    from orchestrator.core.deployment import Desired, Wish
+    from orchestrator.core.observed import Observed
+    from orchestrator.core.steps import Plan
+
+lora = typer.Typer(help="Adapters of a deployed profile.", no_args_is_help=True)
+app.add_typer(lora, name="lora")
+
+# Below this a download needs no question.
+ASK_ABOVE_BYTES = 200_000_000
+
+
+@app.command()
+def up(
+    engine: Annotated[str | None, typer.Argument(help="ollama, llamacpp or vllm; default: the deployed one.")] = None,
+    profile: ProfileName = None,
+    target: Annotated[str, typer.Option(help="Where the engine runs.")] = "local",
+    recipe: Annotated[str | None, typer.Option(help="Serve this artifact, not the profile's first choice.")] = None,
+    listen: Annotated[str | None, typer.Option(help="The gateway's address, HOST:PORT.")] = None,
+    timeout: Timeout = 900.0,
+    yes: Yes = False,
+    plan: OnlyPlan = False,
+    as_json: AsJson = False,
+) -> None:
+    """Serve a profile with an engine. Run it again to heal what is broken or to apply a changed profile."""
+    with session_of(as_json) as session:
+
+        def make_plan() -> Plan:
+            observed = session.observe()
+            desired = _wanted(session, observed, engine, profile, target, recipe)
+            present = observed.desired.get(desired.wish.profile.name)
+            if present is not None and present.wish.engine != desired.wish.engine:
+                raise PlanRefused(
+                    f"{desired.wish.profile.name} is served by {present.wish.engine}.",
+                    hint=f"To move it without a failed request: orch migrate --to {desired.wish.engine}",
+                )
+            made = _plan("up", session, desired, observed, listen, timeout)
+            if not plan and profile is None and present is None:
+                _confirm_download(session, made, yes)
+            return made
+
+        session.carry_out(f"up {engine or ''}".strip(), make_plan, plan)
+        if not plan:
+            _tell(session)
+
+
+@app.command()
+def migrate(
+    to: Annotated[str, typer.Option(help="The engine to move to.")],
+    profile: ProfileName = None,
+    recipe: Annotated[str | None, typer.Option(help="Serve this artifact, not the profile's first choice.")] = None,
+    timeout: Timeout = 900.0,
+    plan: OnlyPlan = False,
+    as_json: AsJson = False,
+) -> None:
+    """Move a deployed profile to another engine (or artifact) under load: no failed request, no client edit."""
+    with session_of(as_json) as session:
+
+        def make_plan() -> Plan:
+            from orchestrator.cli.wishes import deployed
+            from orchestrator.core.deployment import Wish
+
+            observed = session.observe()
+            present = deployed(profile, observed)
+            wish = Wish(profile=present.wish.profile, engine=to, target=present.wish.target, recipe=_recipe(recipe))
+            return _plan("migrate", session, present.changed_to(wish), observed, None, timeout)
+
+        session.carry_out(f"migrate --to {to}", make_plan, plan)
+        if not plan:
+            _tell(session)
+
+
+@app.command()
+def rollback(
+    profile: ProfileName = None, timeout: Timeout = 900.0, plan: OnlyPlan = False, as_json: AsJson = False
+) -> None:
+    """Go back to what served before the last up or migrate; twice goes forward again. Adapters stay."""
+    with session_of(as_json) as session:
+
+        def make_plan() -> Plan:
+            from orchestrator.cli.wishes import deployed
+
+            observed = session.observe()
+            present = deployed(profile, observed)
+            if present.previous is None:
+                raise PlanRefused(
+                    f"{present.wish.profile.name} was served by nothing else before.", hint="orch migrate --to ENGINE"
+                )
+            return _plan("rollback", session, present.changed_to(present.previous), observed, None, timeout)
+
+        session.carry_out("rollback", make_plan, plan)
+        if not plan:
+            _tell(session)
+
+
+@app.command()
+def down(
+    profile: Annotated[str | None, typer.Argument(help="The profile; default: the only one.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every profile, and the gateway.")] = False,
+    plan: OnlyPlan = False,
+    as_json: AsJson = False,
+) -> None:
+    """Stop serving: routes, then engines. Artifacts and environments stay."""
+    with session_of(as_json) as session:
+
+        def make_plan() -> Plan:
+            from orchestrator.core.plan import Limits, plan_down, plan_down_all
+
+            observed = session.observe()
+            if everything:
+                return plan_down_all(observed, Limits())
+            return plan_down(_to_take_down(profile, observed), observed, Limits())
+
+        session.carry_out("down", make_plan, plan)
+
+
+@lora.command("add")
+def lora_add(
+    name: Annotated[str, typer.Argument(help="Its public name: what clients ask for.")],
+    path: Annotated[Path, typer.Argument(help="A PEFT directory: adapter_config.json, adapter_model.safetensors.")],
+    profile: ProfileName = None,
+    timeout: Timeout = 900.0,
+    plan: OnlyPlan = False,
+    as_json: AsJson = False,
+) -> None:
+    """Serve an adapter beside its base; a known name gets this version instead."""
+    with session_of(as_json) as session:
+
+        def make_plan() -> Plan:
+            from orchestrator.cli.wishes import deployed, read_adapter, with_adapter
+
+            observed = session.observe()
+            present = deployed(profile, observed)
+            _check_adapter_name(name)
+            adapter = read_adapter(session, name, path, present, observed)
+            return _plan("lora add", session, with_adapter(present, adapter), observed, None, timeout)
+
+        session.carry_out(f"lora add {name}", make_plan, plan)
+
+
+@lora.command("rm")
+def lora_rm(
+    name: Annotated[str, typer.Argument(help="The adapter's public name.")],
+    profile: ProfileName = None,
+    timeout: Timeout = 900.0,
+    plan: OnlyPlan = False,
+    as_json: AsJson = False,
+) -> None:
+    """Serve an adapter no longer."""
+    with session_of(as_json) as session:
+
+        def make_plan() -> Plan:
+            from orchestrator.cli.wishes import deployed
+
+            observed = session.observe()
+            present = deployed(profile, observed)
+            known = [adapter.name for adapter in present.adapters]
+            if name not in known:
+                raise PlanRefused(f"There is no adapter {name}.", hint=f"There are: {', '.join(known) or 'none'}.")
+            adapters = tuple(adapter for adapter in present.adapters if adapter.name != name)
+            desired = present.model_copy(update={"adapters": adapters})
+            return _plan("lora rm", session, desired, observed, None, timeout)
+
+        session.carry_out(f"lora rm {name}", make_plan, plan)
+
+
+@lora.command("ls")
+def lora_ls(as_json: AsJson = False) -> None:
+    """The adapters of all deployed profiles."""
+    with session_of(as_json) as session:
+        rows = [
+            {"name": a.name, "profile": name, "rank": a.rank, "sha256": a.digest[:12], "from": a.origin}
+            for name, desired in session.world.records.desired().items()
+            for a in desired.adapters
+        ]
+        session.screen.table("Adapters", ("name", "profile", "rank", "sha256", "from"), rows)
+
+
+def _wanted(
+    session: Session, observed: Observed, engine: str | None, profile: str | None, target: str, recipe: str | None
+) -> Desired:
+    """What `up` wants: a new wish, or (without an engine) the recorded one."""
+    from orchestrator.cli.wishes import DEFAULT_PROFILE, load_profile, only_deployment, pinned, with_profile_adapters
+    from orchestrator.core.deployment import Desired, Wish
+
+    name = profile or only_deployment(observed) or DEFAULT_PROFILE
+    recorded = observed.desired.get(name)
+    loaded = recorded.wish.profile if profile is None and recorded is not None else load_profile(name, observed)
+    present = observed.desired.get(loaded.name)
+    if engine is None and present is None:
+        raise PlanRefused(f"{loaded.name} is not deployed, so an engine must be named.", hint="orch up llamacpp")
+    if target not in session.world.targets:
+        raise PlanRefused(f"There is no target {target}.", hint=f"Known: {', '.join(session.world.targets)}")
+    wish: Wish
+    if engine is None and present is not None:
+        wish = present.wish.model_copy(update={"profile": pinned(session, loaded, observed)})
+    else:
+        wish = Wish(
+            profile=pinned(session, loaded, observed), engine=engine or "", target=target, recipe=_recipe(recipe)
+        )
+    desired = present.changed_to(wish) if present is not None else Desired(wish=wish)
+    return with_profile_adapters(session, desired, observed)
+
+
+def _plan(
+    verb: str, session: Session, desired: Desired, observed: Observed, listen: str | None, timeout: float
+) -> Plan:
+    from orchestrator.cli.wishes import address, resolve_desired
+    from orchestrator.core.plan import Limits, plan_deploy
+
+    resolved, desired = resolve_desired(session, desired, observed)
+    return plan_deploy(verb, resolved, desired, observed, address(session, observed, listen), Limits(ready_s=timeout))
+
+
+def _recipe(name: str | None) -> Recipe | None:
+    from orchestrator.core.artifact import Recipe
+
+    if name is None:
+        return None
+    try:
+        return Recipe(name)
+    except ValueError as error:
+        known = ", ".join(recipe.value for recipe in Recipe if recipe not in (Recipe.LORA_GGUF, Recipe.ADAPTER))
+        raise PlanRefused(f"orch does not know the recipe {name}.", hint=f"Known: {known}") from error
+
+
+def _confirm_download(session: Session, plan: Plan, yes: bool) -> None:
+    """The default profile was taken because none was named: show what that will download, and ask."""
+    from orchestrator.core.steps import FetchWeights
+
+    fetch = next((action.step for action in plan.actions if isinstance(action.step, FetchWeights)), None)
+    if fetch is None or yes:
+        return
+    size = session.world.hub.snapshot(fetch.source, timeout=30.0).size
+    if size < ASK_ABOVE_BYTES:
+        return
+    question = f"No profile was named: orch will download {fetch.source.repo}, {size / 1e9:.1f} GB."
+    if not session.ask(f"{question} Go on?"):
+        raise typer.BadParameter(f"{question} Say --yes, or name a profile: --profile NAME.")
+
+
+def _check_adapter_name(name: str) -> None:
+    from pydantic import TypeAdapter, ValidationError
+
+    from orchestrator.core.profile import PublicName
+
+    try:
+        TypeAdapter(PublicName).validate_python(name)
+    except ValidationError as error:
+        raise typer.BadParameter(f"{name!r} is no public name: letters, digits and . _ : / @ - only.") from error
+
+
+def _to_take_down(profile: str | None, observed: Observed) -> str:
+    from orchestrator.cli.wishes import only_deployment
+
+    if profile is not None:
+        return profile
+    name = only_deployment(observed)
+    if name is not None:
+        return name
+    # A killed `up` or `down` leaves engines that no record names.
+    left = sorted({engine.deployment.profile for engine in observed.engines})
+    if not left:
+        raise PlanRefused("Nothing is deployed.", hint="orch up llamacpp")
+    return left[0]
+
+
+def _tell(session: Session) -> None:
+    """Where it serves, in a line."""
+    observed = session.observe()
+    status = observed.gateway.status
+    if status is None:
+        return
+    names = ", ".join(status.routes.names)
+    engines = ", ".join(sorted({route.backend for route in status.routes}))
+    text = f"http://{status.listen}/v1 answers to {names} ({engines})."
+    session.screen.result({"listen": status.listen, "names": list(status.routes.names), "engines": engines}, text)

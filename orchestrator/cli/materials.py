@@ -1,0 +1,301 @@
+"""The verbs for what engines are made of: pull, build, artifacts, engines, profile."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.options import AsJson, OnlyPlan, ProfileName, app, session_of
+from orchestrator.errors import DRIFT, HostError, PlanRefused, ProfileError, SourceError
+
+if TYPE_CHECKING:
+    from orchestrator.cli.session import Session
+    from orchestrator.core.deployment import Deployment
+    from orchestrator.core.environment import EnvironmentSpec
+    from orchestrator.core.steps import Plan, Step
+
+build = typer.Typer(help="Build one artifact, from a weights directory to a path of your own.", no_args_is_help=True)
+artifacts = typer.Typer(help="The store of weights and artifacts.", no_args_is_help=True)
+engines = typer.Typer(help="Engine environments, made and pinned by orch.", no_args_is_help=True)
+profiles = typer.Typer(help="Profiles of models, GPUs and engine pins.", no_args_is_help=True)
+app.add_typer(build, name="build")
+app.add_typer(artifacts, name="artifacts")
+app.add_typer(engines, name="engines")
+app.add_typer(profiles, name="profile")
+
+WeightsDirectory = Annotated[Path, typer.Argument(help="A model directory: config, tokenizer, safetensors.")]
+
+
+@app.command()
+def pull(
+    profile: ProfileName = None,
+    repo: Annotated[str | None, typer.Option(help="OWNER/NAME@REVISION, without a profile.")] = None,
+    plan: OnlyPlan = False,
+    as_json: AsJson = False,
+) -> None:
+    """Download weights into the store: checked against what the hub states, resumed where it stopped."""
+    with session_of(as_json) as session:
+
+        def make_plan() -> Plan:
+            from orchestrator.cli.wishes import DEFAULT_PROFILE, load_profile, pinned
+            from orchestrator.core.steps import FetchWeights
+            from orchestrator.core.weights import HubSource
+
+            if repo is not None:
+                name, _, revision = repo.partition("@")
+                source = HubSource(name, revision or "main")
+                if not source.pinned:
+                    source = session.world.hub.snapshot(source, timeout=30.0).source
+            else:
+                observed = session.observe()
+                loaded = pinned(session, load_profile(profile or DEFAULT_PROFILE, observed), observed)
+                if loaded.weights.hub is None:
+                    raise PlanRefused(f"The weights of {loaded.name} are a local directory: nothing to pull.")
+                source = loaded.weights.hub
+            key = session.catalog.of_hub(source).key
+            return _one_step("pull", FetchWeights(source, key), done=session.store.get(key) is not None)
+
+        session.carry_out("pull", make_plan, plan)
+
+
+@build.command("gguf")
+def build_gguf(
+    directory: WeightsDirectory,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The GGUF file to write.")],
+    quant: Annotated[str, typer.Option(help="q6_k or bf16.")] = "q6_k",
+    as_json: AsJson = False,
+) -> None:
+    """One streaming pass from safetensors to GGUF, tensors byte-identical to llama.cpp's own tools."""
+    with session_of(as_json) as session:
+        from orchestrator.artifacts.gguf_file import Quant
+        from orchestrator.artifacts.gguf_file import build_gguf as build_file
+        from orchestrator.artifacts.quantize import Quantizer
+        from orchestrator.cli.session import quantizer_library
+
+        name = quant.lower()
+        if name not in typing.get_args(Quant):
+            raise PlanRefused(f"orch does not know the quantization {quant}.", hint="Known: q6_k, bf16")
+        build_file(directory, output, typing.cast("Quant", name), Quantizer(quantizer_library()), session.progress)
+        _tell_file(session, output)
+
+
+@build.command("nvfp4")
+def build_nvfp4(
+    directory: WeightsDirectory,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The directory to write; must not exist.")],
+    mode: Annotated[str, typer.Option(help="a16: 4-bit weights, 16-bit activations; needs no data.")] = "a16",
+    as_json: AsJson = False,
+) -> None:
+    """NVFP4 weights in the compressed-tensors layout that vLLM reads, byte-identical to llm-compressor's."""
+    with session_of(as_json) as session:
+        from orchestrator.artifacts.nvfp4_checkpoint import build_nvfp4 as build_directory
+
+        if mode != "a16":
+            raise PlanRefused(f"orch does not know the NVFP4 mode {mode}.", hint="Known: a16")
+        build_directory(directory, output, session.progress)
+        _tell_file(session, output)
+
+
+@artifacts.command("ls")
+def artifacts_ls(as_json: AsJson = False) -> None:
+    """Finished entries, newest last."""
+    with session_of(as_json) as session:
+        rows = [
+            {"key": m.key, "recipe": m.recipe.value, "size": m.size, "created": m.created, "source": m.source}
+            for m in sorted(session.store.all(), key=lambda manifest: manifest.created)
+        ]
+        session.screen.table("Artifacts", ("key", "size", "created", "source"), rows)
+
+
+@artifacts.command("verify")
+def artifacts_verify(
+    keys: Annotated[list[str] | None, typer.Argument(help="Keys; default: all.")] = None, as_json: AsJson = False
+) -> None:
+    """Read every byte and compare it with the manifest; exit code 9 when something is not as it should be."""
+    with session_of(as_json) as session:
+        chosen = keys or [manifest.key for manifest in session.store.all()]
+        damages = list(session.store.broken()) if not keys else []
+        for key in chosen:
+            _known_key(session, key)
+            damages += session.store.verify(key, session.progress)
+        rows = [dataclasses.asdict(damage) for damage in damages]
+        if rows:
+            session.screen.table("Damage", ("key", "path", "kind", "reason"), rows)
+            raise typer.Exit(DRIFT)
+        session.screen.result({"verified": chosen}, f"{len(chosen)} verified, no damage.")
+
+
+@artifacts.command("rm")
+def artifacts_rm(
+    keys: Annotated[list[str], typer.Argument(help="Keys, as `orch artifacts ls` shows them.")], as_json: AsJson = False
+) -> None:
+    """Remove entries that no deployment uses."""
+    with session_of(as_json) as session, session.exclusive("artifacts rm"):
+        observed = session.observe()
+        used = {key: e.instance.name for e in observed.engines for key in _keys_of(e.deployment)}
+        for key in keys:
+            if key in used:
+                raise PlanRefused(f"{key} is in use by {used[key]}.", hint="orch down first.")
+            if not session.store.remove(key, session.progress):
+                _known_key(session, key)
+            session.screen.result({"removed": key}, f"Removed {key}.")
+        session.store.sweep()
+
+
+@engines.command("ls")
+def engines_ls(as_json: AsJson = False) -> None:
+    """The engines, what they run from, and whether it is installed."""
+    with session_of(as_json) as session:
+        from orchestrator.drivers.host import read_host
+        from orchestrator.engines import ENGINES
+
+        host = read_host()
+        rows: list[dict[str, object]] = []
+        for name, sheet in ENGINES.items():
+            lacking, _ = sheet.missing(host)
+            if not sheet.needs_environment():
+                rows.append({"engine": name, "environment": "", "state": lacking or "ready", "size": 0})
+        environments = session.environments.observe()
+        rows += [
+            {"engine": e.engine, "environment": e.name, "state": e.problem or "ready", "size": e.size}
+            for e in environments
+        ]
+        spec = _spec(session, "vllm")
+        if spec.name not in {environment.name for environment in environments}:
+            rows.append({"engine": spec.engine, "environment": spec.name, "state": "not installed", "size": 0})
+        session.screen.table("Engines", ("engine", "environment", "state", "size"), rows)
+
+
+@engines.command("install")
+def engines_install(
+    engine: Annotated[str, typer.Argument(help="vllm; the others need no installation by orch.")],
+    plan: OnlyPlan = False,
+    as_json: AsJson = False,
+) -> None:
+    """Install an engine's environment now, rather than with the first `up`."""
+    with session_of(as_json) as session:
+
+        def make_plan() -> Plan:
+            from orchestrator.core.steps import EnsureEnvironment
+
+            spec = _spec(session, engine)
+            present = {e.name: e for e in session.environments.observe()}.get(spec.name)
+            done = present is not None and not present.problem
+            return _one_step("engines install", EnsureEnvironment(spec), done=done)
+
+        session.carry_out(f"engines install {engine}", make_plan, plan)
+
+
+@engines.command("rm")
+def engines_rm(
+    name: Annotated[str, typer.Argument(help="An environment, as `orch engines ls` shows it.")], as_json: AsJson = False
+) -> None:
+    """Remove an environment that no engine runs from."""
+    with session_of(as_json) as session, session.exclusive("engines rm"):
+        if name not in {environment.name for environment in session.environments.observe()}:
+            raise PlanRefused(f"There is no environment {name}.", hint="orch engines ls")
+        users = [i.name for i in session.local.observe() if i.launch.environment == name]
+        if users:
+            raise PlanRefused(f"{name} is in use by {', '.join(users)}.", hint="orch down first.")
+        session.environments.remove(name)
+        session.screen.result({"removed": name}, f"Removed {name}.")
+
+
+@profiles.command("ls")
+def profile_ls(as_json: AsJson = False) -> None:
+    """The shipped profiles: models, GPUs, engine pins."""
+    with session_of(as_json) as session:
+        from orchestrator import resources
+        from orchestrator.core.profile import parse_profile
+
+        rows: list[dict[str, object]] = []
+        for name, path in resources.model_profiles().items():
+            rows.append(
+                {"kind": "model", "name": name, "about": parse_profile(path.read_text(), path.name).description}
+            )
+        rows += [{"kind": "gpu", "name": n, "about": gpu.description} for n, gpu in resources.gpu_profiles().items()]
+        for name, pin in resources.engine_pins().items():
+            image = f"{pin.docker.image}:{pin.docker.tag}" if pin.docker is not None else "no image pinned"
+            local = ", ".join(f"{build.version} ({build.accelerator.value})" for build in pin.local)
+            rows.append({"kind": "engine", "name": name, "about": "; ".join(filter(None, (local, image)))})
+        session.screen.table("Profiles", ("kind", "name", "about"), rows)
+
+
+@profiles.command("show")
+def profile_show(name: Annotated[str, typer.Argument(help="A shipped profile.")], as_json: AsJson = False) -> None:
+    """Print a shipped profile: the file to copy and change."""
+    with session_of(as_json) as session:
+        path = _shipped(name)
+        text = path.read_text()
+        session.screen.result({"name": name, "text": text}, text.rstrip())
+
+
+@profiles.command("check")
+def profile_check(path: Annotated[Path, typer.Argument(help="A .toml file.")], as_json: AsJson = False) -> None:
+    """Read a profile and report every problem at once."""
+    with session_of(as_json) as session:
+        from orchestrator.core.profile import parse_profile
+
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ProfileError(f"{path} cannot be read.", detail=str(error)) from error
+        profile = parse_profile(text, str(path), path.resolve().parent)
+        if profile.weights.path is not None and not Path(profile.weights.path).is_dir():
+            raise ProfileError(f"{path} has 1 problem.", detail=f"weights.path: no directory: {profile.weights.path}")
+        session.screen.result({"ok": profile.name}, f"{path} is a good profile named {profile.name}.")
+
+
+def _one_step(verb: str, step: Step, done: bool) -> Plan:
+    from orchestrator.core.steps import Action, Plan, Skip
+
+    item = Skip(step.what, "it is there already") if done else Action(step)
+    return Plan(verb, (item,), commit=1)
+
+
+def _tell_file(session: Session, output: Path) -> None:
+    files = [path for path in output.rglob("*") if path.is_file()] if output.is_dir() else [output]
+    size = sum(path.stat().st_size for path in files)
+    session.screen.result({"built": str(output), "size": size}, f"{output}: {size / 1e6:.1f} MB.")
+
+
+def _known_key(session: Session, key: str) -> None:
+    if session.store.get(key) is None and key not in {damage.key for damage in session.store.broken()}:
+        raise SourceError(f"There is no {key} in the store.", hint="orch artifacts ls")
+
+
+def _keys_of(deployment: Deployment) -> list[str]:
+    keys = [deployment.artifact_key]
+    for adapter in deployment.adapters:
+        keys += [adapter.key, adapter.gguf_key]
+    return keys
+
+
+def _spec(session: Session, engine: str) -> EnvironmentSpec:
+    from orchestrator import resources
+    from orchestrator.drivers.host import read_host
+    from orchestrator.engines.resolve import engine_sheet
+
+    sheet = engine_sheet(engine)
+    if not sheet.needs_environment():
+        raise PlanRefused(f"{engine} needs no environment of its own.", hint="orch engines ls")
+    index = session.settings.torch_index
+    pin = resources.engine_pins()[engine]
+    spec = pin.environment(sheet.accelerator(read_host()), (index,) if index is not None else None)
+    if spec is None:
+        raise HostError(f"No build of {engine} is pinned for this machine.")
+    return spec
+
+
+def _shipped(name: str) -> Path:
+    from orchestrator import resources
+
+    root = resources.root() / "profiles"
+    found = {path.stem: path for kind in ("engines", "gpus", "models") for path in sorted((root / kind).glob("*.toml"))}
+    if name not in found:
+        raise ProfileError(f"There is no profile named {name}.", hint=f"Known: {', '.join(sorted(found))}")
+    return found[name]

@@ -1,0 +1,50 @@
+"""The app, the options that verbs share, and the one rescue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from orchestrator.cli.session import Session
+
+app = typer.Typer(
+    name="orch",
+    help="Serve your own LLM with Ollama, llama.cpp or vLLM behind one address, and move between them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+
+ProfileName = Annotated[
+    str | None, typer.Option("--profile", "-p", help="A profile: its name, or the path of a .toml file.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on stdout, for programs.")]
+OnlyPlan = Annotated[bool, typer.Option("--plan", help="Print what would be done, and stop.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a large download.")]
+Timeout = Annotated[float, typer.Option(help="Seconds that an engine has until it answers.", min=1)]
+
+
+@contextmanager
+def session_of(as_json: bool) -> Iterator[Session]:
+    """A Session for one verb. Errors are told on its screen, then leave with their exit code."""
+    from orchestrator.cli.session import Session
+    from orchestrator.errors import OrchError
+    from orchestrator.render import Human, JsonLines
+
+    try:
+        session = Session(as_json)
+    except OrchError as error:
+        (JsonLines() if as_json else Human()).error(error)
+        raise typer.Exit(error.exit_code) from error
+    try:
+        yield session
+    except OrchError as error:
+        session.screen.error(error)
+        raise typer.Exit(error.exit_code) from error
+    finally:
+        session.screen.close()

@@ -1,0 +1,202 @@
+"""One run of the CLI: settings, screen, signals, lock, journal, and the World with its concrete drivers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import HostError, Interrupted
+from orchestrator.render import Human, JsonLines, Screen
+from orchestrator.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from orchestrator.artifacts.builder import Builder
+    from orchestrator.artifacts.store import Store
+    from orchestrator.core.events import Event
+    from orchestrator.core.launch import Launch
+    from orchestrator.core.observed import Observed
+    from orchestrator.core.steps import Plan
+    from orchestrator.drivers.base import World
+    from orchestrator.drivers.local.environments import Environments
+    from orchestrator.drivers.local.processes import LocalTarget
+    from orchestrator.drivers.weights import WeightsCatalog
+    from orchestrator.engines.resolve import Shipped
+
+
+class Session:
+    """What a verb works with. Drivers are made when they are first asked for: a verb pays only for what it uses."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.settings: Settings = read_settings(os.environ)
+        self.screen: Screen = JsonLines() if as_json else Human()
+        self._interrupted = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+
+    def interrupted(self) -> bool:
+        """Whether the user asked to stop."""
+        return self._interrupted
+
+    def ask(self, question: str) -> bool:
+        """Yes or no, from the terminal; no where there is none. Ctrl-C is Interrupted."""
+        if not sys.stdin.isatty():
+            return False
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            sys.stderr.write(f"{question} [y/N] ")
+            sys.stderr.flush()
+            return sys.stdin.readline().strip().lower() in {"y", "yes"}
+        except KeyboardInterrupt as error:
+            raise Interrupted() from error
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """The Progress of work outside of a plan."""
+        if self._interrupted:
+            raise Interrupted()
+        self.screen.progress(what, done, total)
+
+    @cached_property
+    def store(self) -> Store:
+        from orchestrator.artifacts.store import Store
+
+        return Store(self.settings.store)
+
+    @cached_property
+    def builder(self) -> Builder:
+        from orchestrator.artifacts.builder import Builder
+
+        return Builder(quantizer_library())
+
+    @cached_property
+    def environments(self) -> Environments:
+        from orchestrator.drivers.local.environments import Environments
+
+        return Environments(self.settings.environments)
+
+    @cached_property
+    def local(self) -> LocalTarget:
+        from orchestrator.drivers.local.processes import LocalTarget
+
+        return LocalTarget(self.settings.processes, self.settings.logs, self.environments.bin, sys.executable)
+
+    @cached_property
+    def catalog(self) -> WeightsCatalog:
+        from orchestrator.drivers.weights import WeightsCatalog
+
+        return WeightsCatalog(self.store, self.settings.hash_cache)
+
+    @cached_property
+    def world(self) -> World:
+        from orchestrator.drivers.base import World
+        from orchestrator.drivers.clock import SystemClock
+        from orchestrator.drivers.engine_http import EngineHttp
+        from orchestrator.drivers.gateway_admin import GatewayAdmin
+        from orchestrator.drivers.host import read_host
+        from orchestrator.drivers.hub import Hub
+        from orchestrator.drivers.records import Records
+
+        return World(
+            host=read_host,
+            hub=Hub(offline=self.settings.offline),
+            store=self.store,
+            builder=self.builder,
+            environments=self.environments,
+            targets={self.local.name: self.local},
+            gateway=GatewayAdmin(self.settings.admin_socket),
+            gateway_launch=self._gateway_launch,
+            http=EngineHttp(),
+            records=Records(self.settings.records),
+            clock=SystemClock(),
+        )
+
+    def _gateway_launch(self, listen: str) -> Launch:
+        from orchestrator.core.launch import Launch
+
+        admin = str(self.settings.admin_socket)
+        return Launch(
+            argv=(
+                *("{python}", "-m", "orchestrator.gateway", "--listen", listen),
+                *("--admin", admin, "--state", "{dir}/routes.json"),
+            ),
+            stop_grace_s=20.0,
+            port=int(listen.rpartition(":")[2]),
+        )
+
+    def observe(self) -> Observed:
+        """The world now."""
+        from orchestrator.observe import observe
+
+        return observe(self.world)
+
+    def shipped(self, observed: Observed) -> Shipped:
+        """Pins, templates and the store's layout, for resolving."""
+        from orchestrator import resources
+        from orchestrator.engines.resolve import Shipped
+
+        return Shipped(
+            pins=resources.engine_pins(),
+            render=resources.render_template,
+            store_path=self.store.path,
+            finished=observed.finished,
+            torch_index=self.settings.torch_index,
+        )
+
+    @contextmanager
+    def exclusive(self, doing: str) -> Iterator[None]:
+        """Hold the lock while the world is changed."""
+        from orchestrator.drivers.records import exclusive
+
+        with exclusive(self.settings.data / "lock", doing):
+            yield
+
+    def run(self, plan: Plan) -> None:
+        """Run a plan under the screen's eyes and the journal's."""
+        from orchestrator.core.events import EventKind
+        from orchestrator.drivers.records import Journal
+        from orchestrator.run import run
+
+        journal = Journal(self.settings.data / "journal.jsonl")
+
+        def emit(event: Event) -> None:
+            if event.kind is not EventKind.PROGRESS:
+                journal.append(event.to_json())
+            self.screen.event(event)
+
+        run(plan, self.world, emit, self.interrupted)
+
+    def carry_out(self, doing: str, make_plan: Callable[[], Plan], only_plan: bool) -> Plan:
+        """Make a plan and run it under the lock; with `only_plan` make it without, print it, and stop."""
+        if only_plan:
+            plan = make_plan()
+            self.screen.plan(plan)
+            return plan
+        with self.exclusive(doing):
+            plan = make_plan()
+            self.run(plan)
+        return plan
+
+
+def quantizer_library() -> Path:
+    """The shared library of the xllamacpp wheel, which exports ggml's quantizer. Found without importing it."""
+    from importlib.util import find_spec
+
+    spec = find_spec("xllamacpp")
+    folder = Path(spec.origin).parent if spec is not None and spec.origin is not None else None
+    found = sorted(folder.glob("xllamacpp*.so")) if folder is not None else []
+    if not found:
+        raise HostError(
+            "The xllamacpp package is not installed.", hint="Reinstall orch: it is one of its dependencies."
+        )
+    return found[0]

@@ -1,0 +1,146 @@
+"""From what the user typed to what is wanted: which profile, which weights, which adapters, which address."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import HostError, PlanRefused, ProfileError
+
+if TYPE_CHECKING:
+    from orchestrator.cli.session import Session
+    from orchestrator.core.deployment import Adapter, Desired
+    from orchestrator.core.observed import Observed
+    from orchestrator.core.plan import Resolved
+    from orchestrator.core.profile import Profile
+    from orchestrator.core.weights import HubSource, WeightsFacts
+
+DEFAULT_PROFILE = "qwen3-8b"
+
+
+def load_profile(name_or_path: str, observed: Observed) -> Profile:
+    """A profile by path, by the name of a shipped one, or by the name of a deployment (as it was recorded)."""
+    from orchestrator import resources
+    from orchestrator.core.profile import parse_profile
+
+    if "/" in name_or_path or name_or_path.endswith(".toml"):
+        path = Path(name_or_path).expanduser()
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ProfileError(f"{path} cannot be read.", detail=str(error)) from error
+        return parse_profile(text, str(path), path.resolve().parent)
+    shipped = resources.model_profiles()
+    if name_or_path in observed.desired and name_or_path not in shipped:
+        return observed.desired[name_or_path].wish.profile
+    if name_or_path not in shipped:
+        known = sorted({*shipped, *observed.desired})
+        raise ProfileError(
+            f"There is no profile named {name_or_path}.",
+            hint=f"Known: {', '.join(known)}; or give a path to a .toml file.",
+        )
+    return parse_profile(shipped[name_or_path].read_text(), shipped[name_or_path].name)
+
+
+def only_deployment(observed: Observed) -> str | None:
+    """The one profile that is deployed, or None when there is none. PlanRefused when there are several."""
+    names = sorted(observed.desired)
+    if len(names) > 1:
+        raise PlanRefused(f"Several profiles are deployed: {', '.join(names)}.", hint="Say which: --profile NAME")
+    return names[0] if names else None
+
+
+def deployed(profile: str | None, observed: Observed) -> Desired:
+    """What is wanted of a deployed profile (None: of the only one). PlanRefused when nothing is deployed."""
+    name = profile if profile is not None else only_deployment(observed)
+    if name is not None and name not in observed.desired:
+        name = load_profile(name, observed).name
+    if name is None or name not in observed.desired:
+        what = f"Profile {name} is" if name is not None else "Nothing is"
+        raise PlanRefused(f"{what} not deployed." if name else f"{what} deployed.", hint="orch up llamacpp")
+    return observed.desired[name]
+
+
+def pinned(session: Session, profile: Profile, observed: Observed) -> Profile:
+    """The profile with its hub revision resolved to a commit; offline, the commit that is deployed already."""
+    source = profile.weights.hub
+    if source is None or source.pinned:
+        return profile
+    try:
+        commit = session.world.hub.snapshot(source, timeout=30.0).source.revision
+    except HostError:
+        present = observed.desired.get(profile.name)
+        known = present.wish.profile.weights if present is not None else None
+        if known is None or known.repo != source.repo or known.revision is None:
+            raise
+        commit = known.revision
+    weights = profile.weights.model_copy(update={"revision": commit})
+    return profile.model_copy(update={"weights": weights})
+
+
+def weights_facts(session: Session, profile: Profile) -> WeightsFacts:
+    """What is known of the profile's weights; its hub revision must be a commit."""
+    source: HubSource | None = profile.weights.hub
+    if source is not None:
+        return session.catalog.of_hub(source)
+    return session.catalog.of_directory(profile.weights, session.progress)
+
+
+def resolve_desired(session: Session, desired: Desired, observed: Observed) -> tuple[Resolved, Desired]:
+    """What is wanted, on this host; with it the same with its adapters fitted to these weights."""
+    from orchestrator.engines.resolve import fitted, resolve
+
+    shipped = session.shipped(observed)
+    weights = weights_facts(session, desired.wish.profile)
+    adapters = tuple(fitted(a.name, a.digest, a.rank, a.origin, weights, shipped) for a in desired.adapters)
+    desired = desired.model_copy(update={"adapters": adapters})
+    return resolve(desired.wish, adapters, weights, observed.host, shipped), desired
+
+
+def read_adapter(session: Session, name: str, directory: Path, desired: Desired, observed: Observed) -> Adapter:
+    """An adapter from a PEFT directory, checked against the weights as far as they are there."""
+    from orchestrator.engines.resolve import fitted
+
+    weights = weights_facts(session, desired.wish.profile)
+    base = Path(weights.path) if weights.size else None
+    facts = session.builder.adapter(directory, base)
+    digest = facts.source.removeprefix("dir:")
+    known = next((a for a in desired.adapters if a.name == name and a.digest == digest), None)
+    origin = known.origin if known is not None else str(directory.resolve())
+    return fitted(name, digest, facts.rank, origin, weights, session.shipped(observed))
+
+
+def with_adapter(desired: Desired, adapter: Adapter) -> Desired:
+    """The same with one adapter more, or another version of it in its place."""
+    present = [a.name for a in desired.adapters]
+    adapters = tuple(adapter if a.name == adapter.name else a for a in desired.adapters)
+    if adapter.name not in present:
+        adapters = (*adapters, adapter)
+    return desired.model_copy(update={"adapters": adapters})
+
+
+def with_profile_adapters(session: Session, desired: Desired, observed: Observed) -> Desired:
+    """The same with the adapters that the profile itself brings along."""
+    for entry in desired.wish.profile.adapters:
+        desired = with_adapter(desired, read_adapter(session, entry.name, Path(entry.path), desired, observed))
+    return desired
+
+
+def address(session: Session, observed: Observed, asked: str | None) -> str:
+    """Where the gateway listens. It never moves by itself: another address than the running one is refused."""
+    present = observed.gateway.instance.label if observed.gateway.instance is not None else None
+    wanted = asked or (session.settings.listen if session.settings.listen_given else None)
+    if present is not None and wanted is not None and wanted != present:
+        raise PlanRefused(
+            f"The gateway listens at {present}, and clients know it there; {wanted} was asked for.",
+            hint="To move it: orch down --all, then orch up with the new address.",
+        )
+    return checked_address(present or wanted or session.settings.listen)
+
+
+def checked_address(listen: str) -> str:
+    """HOST:PORT, or a HostError that says what is wrong with it."""
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
+        raise HostError(f"{listen} is no address to listen at.", hint="HOST:PORT, such as 127.0.0.1:8484.")
+    return listen

@@ -1,0 +1,107 @@
+"""What the world cannot tell, on disk: what is wanted, what was done, and who is at it now."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestrator.core.deployment import Desired
+from orchestrator.drivers.files import read_json, sync_directory, write_atomic
+from orchestrator.errors import HostError, LockHeld
+
+JOURNAL_LIMIT = 5_000_000
+
+
+class Records:
+    """`ROOT/desired/PROFILE.json`, one file each, replaced whole."""
+
+    def __init__(self, root: Path) -> None:
+        self._desired = root / "desired"
+
+    def desired(self) -> dict[str, Desired]:
+        """What is wanted, by profile name. HostError when a file cannot be read as what it should be."""
+        found = {}
+        for path in sorted(self._desired.glob("*.json")) if self._desired.is_dir() else ():
+            try:
+                found[path.stem] = Desired.model_validate(read_json(path))
+            except (ValidationError, ValueError) as error:
+                raise HostError(
+                    f"{path} cannot be read.",
+                    hint="Move it away and run orch up again; what runs is found by itself.",
+                    detail=str(error),
+                ) from error
+        return found
+
+    def record(self, profile: str, desired: Desired | None) -> None:
+        """Write what is wanted of a profile; None removes it."""
+        path = self._desired / f"{profile}.json"
+        if desired is not None:
+            write_atomic(path, (desired.model_dump_json(indent=2) + "\n").encode())
+        elif path.exists():
+            path.unlink()
+            sync_directory(path.parent)
+
+
+class Journal:
+    """`journal.jsonl`: a line per event, appended; the older half goes to `journal.1.jsonl` when it grows large."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Add an event, stamped with the time (UTC) and this process."""
+        line = json.dumps({"at": _now(), "pid": os.getpid(), **event}) + "\n"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.exists() and self._path.stat().st_size > JOURNAL_LIMIT:
+                self._path.replace(self._path.with_suffix(".1.jsonl"))
+            with self._path.open("a") as file:
+                file.write(line)
+        except OSError as error:
+            raise HostError(f"The journal {self._path} cannot be written: {error.strerror}.") from error
+
+
+@contextmanager
+def exclusive(path: Path, doing: str) -> Iterator[None]:
+    """The one lock of a data directory, held while the world is changed. LockHeld says who has it, since when.
+
+    The kernel lets go of it when its holder dies, however it dies.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise HostError(f"{path} cannot be opened: {error.strerror}.", hint="Is ORCH_HOME writable?") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _held(os.pread(descriptor, 4096, 0)) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "since": _now(), "doing": doing}).encode(), 0)
+        yield
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _held(note: bytes) -> LockHeld:
+    hint = "Wait for it to end, then run the command again."
+    try:
+        holder = json.loads(note)
+        who = f"`orch {holder['doing']}` (pid {holder['pid']}) is at work since {holder['since']}."
+    except (ValueError, KeyError, TypeError):
+        who = "Another orch is at work."
+    return LockHeld(who, hint=hint)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

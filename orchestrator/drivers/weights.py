@@ -1,0 +1,99 @@
+"""What this machine knows of weights before any work: their source, their place, their size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from orchestrator.core.artifact import Recipe, artifact_key, source_of_files
+from orchestrator.core.profile import Weights
+from orchestrator.core.progress import Progress
+from orchestrator.core.weights import HubSource, WeightsFacts
+from orchestrator.drivers.base import Store
+from orchestrator.drivers.files import read_json, write_json
+from orchestrator.errors import HostError, SourceError
+
+# What a weights directory may contribute: safetensors, tokenizer and config; never pickles or code.
+SUFFIXES = (".safetensors", ".json", ".jinja", ".txt")
+CHUNK = 1 << 20
+
+
+class WeightsCatalog:
+    """Identifies weights; hashes of local files are cached by path, size, time and inode in `cache`."""
+
+    def __init__(self, store: Store, cache: Path) -> None:
+        self._store = store
+        self._cache = cache
+
+    def of_hub(self, source: HubSource) -> WeightsFacts:
+        """Facts of a pinned hub source, without asking the hub."""
+        key = artifact_key(Recipe.WEIGHTS, str(source))
+        path = self._store.path(key)
+        manifest = self._store.get(key)
+        size = manifest.size if manifest is not None else 0
+        kv = kv_token_bytes(path) if manifest is not None else 0
+        return WeightsFacts(str(source), key, str(path), source, size, kv)
+
+    def of_directory(self, weights: Weights, progress: Progress) -> WeightsFacts:
+        """Facts of a local directory; reads all of it once, then only its stat."""
+        root = Path(weights.path or "")
+        files = sorted(p for p in _list(root) if p.suffix in SUFFIXES and p.is_file())
+        if not any(path.suffix == ".safetensors" for path in files):
+            hint = "weights.path is a model directory as on the hub: config.json, tokenizer.json, *.safetensors."
+            raise SourceError(f"{root} holds no safetensors files.", hint)
+        total = sum(path.stat().st_size for path in files)
+        cached = self._read_cache()
+        hashes, done, changed = {}, 0, False
+        for path in files:
+            stat = path.stat()
+            stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+            entry = cached.get(str(path))
+            if entry is None or entry[:3] != stamp:
+                entry = [*stamp, _sha256(path, progress, done, total)]
+                cached[str(path)], changed = entry, True
+            hashes[path.name] = str(entry[3])
+            done += stat.st_size
+        if changed:
+            write_json(self._cache, cached)
+        source = source_of_files(hashes)
+        return WeightsFacts(source, artifact_key(Recipe.WEIGHTS, source), str(root), None, total, kv_token_bytes(root))
+
+    def _read_cache(self) -> dict[str, list[Any]]:
+        try:
+            value = read_json(self._cache)
+        except ValueError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+
+def _list(root: Path) -> list[Path]:
+    try:
+        return list(root.iterdir())
+    except OSError as error:
+        raise SourceError(f"The weights directory {root} cannot be read: {error.strerror}.") from error
+
+
+def _sha256(path: Path, progress: Progress, done: int, total: int) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+                done += len(chunk)
+                progress(f"hashing {path.parent.name}", done, total)
+    except OSError as error:
+        raise HostError(f"{path} cannot be read: {error.strerror}.") from error
+    return digest.hexdigest()
+
+
+def kv_token_bytes(root: Path) -> int:
+    """Bytes of KV cache per token at 16 bit, from config.json; 0 when it does not say."""
+    try:
+        config = json.loads((root / "config.json").read_bytes())
+        heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+        size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        return int(config["num_hidden_layers"] * heads * size * 2 * 2)
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return 0

@@ -1,0 +1,225 @@
+"""Profile --resolve--> Deployment: the first recipe that engine and host can serve, and all that it needs. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.core.artifact import Recipe, artifact_key
+from orchestrator.core.deployment import Adapter, Deployment, Wish
+from orchestrator.core.environment import EnvironmentSpec
+from orchestrator.core.host import Host
+from orchestrator.core.pins import Accelerator
+from orchestrator.core.plan import Resolved, Supply
+from orchestrator.core.routes import Route
+from orchestrator.core.steps import BuildArtifact, EnsureEnvironment, FetchWeights, ImportAdapter, Skip
+from orchestrator.core.weights import WeightsFacts
+from orchestrator.engines import ENGINES
+from orchestrator.engines.base import Asked, EngineSheet, Launched, Pins, Render
+from orchestrator.errors import HostError, PlanRefused
+
+# Artifact sizes relative to 16-bit weights, for room that must be known before they are built (Q6_K is 6.56 bits per
+# weight; NVFP4 keeps embeddings at 16 bit).
+SIZE_OF: Mapping[Recipe, float] = {Recipe.GGUF_Q6_K: 0.41, Recipe.NVFP4A16: 0.40}
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What resolving needs besides wish and host: pins, templates, the store's layout and its finished sizes."""
+
+    pins: Pins
+    render: Render
+    store_path: Callable[[str], Path]
+    finished: Mapping[str, int]
+    torch_index: str | None = None
+
+
+def engine_sheet(name: str) -> EngineSheet:
+    """The fact sheet of an engine; PlanRefused with the known names otherwise."""
+    sheet = ENGINES.get(name)
+    if sheet is None:
+        raise PlanRefused(f"orch does not know the engine {name}.", hint=f"Known engines: {', '.join(ENGINES)}")
+    return sheet
+
+
+def resolve(wish: Wish, adapters: tuple[Adapter, ...], weights: WeightsFacts, host: Host, shipped: Shipped) -> Resolved:
+    """The wish on this host. Raises HostError (engine absent) or PlanRefused (nothing that it could serve)."""
+    sheet, profile = engine_sheet(wish.engine), wish.profile
+    lacking, hint = sheet.missing(host)
+    if lacking:
+        raise HostError(lacking, hint=hint)
+    accelerator = sheet.accelerator(host)
+    recipe, passed_over = _choose_recipe(sheet, wish, accelerator, host)
+    _check_adapters(sheet, wish, adapters)
+    environment = _environment(sheet, accelerator, shipped)
+    key, model_path = _model_path(sheet, recipe, weights, shipped)
+    launched = sheet.launch(
+        Asked(profile, recipe, model_path, accelerator, host, environment, adapters), shipped.render
+    )
+    deployment = _deployment(wish, sheet, recipe, weights, key, model_path, launched, adapters, accelerator)
+    model_bytes = shipped.finished.get(key) or int(weights.size * SIZE_OF.get(recipe, 1.0))
+    memory = sheet.memory(profile, model_bytes, weights.kv_token_bytes, accelerator) if weights.size else 0
+    on_gpu = accelerator is Accelerator.CUDA
+    if on_gpu and sheet.gpu_share(profile):
+        memory = int(max(gpu.memory_total for gpu in host.gpus) * sheet.gpu_share(profile))
+    return Resolved(
+        deployment=deployment,
+        supply=_supply(sheet, recipe, key, weights, environment, adapters),
+        passed_over=passed_over,
+        routes=_routes(sheet, deployment),
+        memory=memory,
+        on_gpu=on_gpu,
+    )
+
+
+def adapter_source(digest: str, weights: WeightsFacts) -> str:
+    """The `source` of an adapter's GGUF: the adapter and the weights that it was converted for."""
+    return f"dir:{digest} on {weights.source}"
+
+
+def fitted(name: str, digest: str, rank: int, origin: str, weights: WeightsFacts, shipped: Shipped) -> Adapter:
+    """An Adapter with its places in the store, for these weights."""
+    key = artifact_key(Recipe.ADAPTER, f"dir:{digest}")
+    gguf_key = artifact_key(Recipe.LORA_GGUF, adapter_source(digest, weights))
+    return Adapter(
+        name=name,
+        digest=digest,
+        rank=rank,
+        origin=origin,
+        key=key,
+        path=str(shipped.store_path(key)),
+        gguf_key=gguf_key,
+        gguf=str(shipped.store_path(gguf_key) / "adapter.gguf"),
+    )
+
+
+def _choose_recipe(
+    sheet: EngineSheet, wish: Wish, accelerator: Accelerator, host: Host
+) -> tuple[Recipe, tuple[Skip, ...]]:
+    settings = getattr(wish.profile.engines, sheet.name)
+    candidates = (wish.recipe,) if wish.recipe is not None else settings.recipes
+    passed_over: list[Skip] = []
+    for recipe in candidates:
+        reason = sheet.cannot_serve(recipe, accelerator, host)
+        if not reason:
+            return recipe, tuple(passed_over)
+        passed_over.append(Skip(f"serve {recipe.value} with {sheet.name}", reason))
+    raise PlanRefused(
+        f"{sheet.name} can serve none of: {', '.join(recipe.value for recipe in candidates)}.",
+        hint=f"Name another recipe under engines.{sheet.name}.recipes, or use another engine.",
+        detail="\n".join(f"{skip.what}: {skip.why}" for skip in passed_over),
+    )
+
+
+def _check_adapters(sheet: EngineSheet, wish: Wish, adapters: tuple[Adapter, ...]) -> None:
+    lora = wish.profile.lora
+    reason = sheet.cannot_adapt(wish.profile, adapters)
+    if reason:
+        names = ", ".join(adapter.name for adapter in adapters)
+        raise PlanRefused(f"{reason} ({names}).", hint="orch lora rm NAME, or use llamacpp or vllm.")
+    if len(adapters) > lora.max_adapters:
+        raise PlanRefused(
+            f"{len(adapters)} adapters are wanted, and the profile has room for {lora.max_adapters}.",
+            hint="Raise lora.max_adapters in the profile, or remove one: orch lora rm NAME",
+        )
+    for adapter in adapters:
+        if adapter.rank > lora.max_rank:
+            raise PlanRefused(
+                f"Adapter {adapter.name} has rank {adapter.rank}; the profile allows {lora.max_rank}.",
+                hint=f"Set lora.max_rank = {adapter.rank} in the profile and run orch up again.",
+            )
+
+
+def _environment(sheet: EngineSheet, accelerator: Accelerator, shipped: Shipped) -> EnvironmentSpec | None:
+    if not sheet.needs_environment():
+        return None
+    pin = shipped.pins.get(sheet.name)
+    indexes = (shipped.torch_index,) if shipped.torch_index is not None else None
+    spec = pin.environment(accelerator, indexes) if pin is not None else None
+    if spec is None:
+        raise PlanRefused(f"No build of {sheet.name} is pinned for {accelerator.value} on target local.")
+    return spec
+
+
+def _model_path(sheet: EngineSheet, recipe: Recipe, weights: WeightsFacts, shipped: Shipped) -> tuple[str, str]:
+    if recipe is Recipe.WEIGHTS:
+        return weights.key, weights.path
+    key = artifact_key(recipe, weights.source)
+    path = shipped.store_path(key)
+    return key, str(path / sheet.model_file(recipe)) if sheet.model_file(recipe) else str(path)
+
+
+def _deployment(
+    wish: Wish,
+    sheet: EngineSheet,
+    recipe: Recipe,
+    weights: WeightsFacts,
+    key: str,
+    model_path: str,
+    launched: Launched,
+    adapters: tuple[Adapter, ...],
+    accelerator: Accelerator,
+) -> Deployment:
+    return Deployment(
+        profile=wish.profile.name,
+        engine=sheet.name,
+        target=wish.target,
+        served_name=wish.profile.served_name,
+        public_names=wish.profile.public_names,
+        recipe=recipe,
+        weights_source=weights.source,
+        weights_path=weights.path,
+        artifact_key=key,
+        model_path=model_path,
+        base_launch=launched.launch,
+        files=launched.files,
+        imports=launched.imports,
+        adapters=adapters,
+        adapter_args=sheet.adapter_args(adapters),
+        adapter_slots=sheet.adapter_slots(wish.profile, accelerator),
+        hot_adapters=sheet.hot_adapters,
+    )
+
+
+def _supply(
+    sheet: EngineSheet,
+    recipe: Recipe,
+    key: str,
+    weights: WeightsFacts,
+    environment: EnvironmentSpec | None,
+    adapters: tuple[Adapter, ...],
+) -> tuple[Supply, ...]:
+    steps: list[Supply] = []
+    if weights.fetch is not None:
+        steps.append(FetchWeights(weights.fetch, weights.key))
+    if recipe is not Recipe.WEIGHTS:
+        steps.append(BuildArtifact(recipe, key, weights.source, weights.path))
+    for adapter in adapters:
+        steps.append(ImportAdapter(adapter.name, adapter.origin, adapter.key, adapter.digest))
+        if sheet.model_file(recipe):
+            source = adapter_source(adapter.digest, weights)
+            steps.append(BuildArtifact(Recipe.LORA_GGUF, adapter.gguf_key, source, adapter.path, weights.path))
+    if environment is not None:
+        steps.append(EnsureEnvironment(environment))
+    return tuple(steps)
+
+
+def _routes(sheet: EngineSheet, deployment: Deployment) -> tuple[Route, ...]:
+    """One Route per public name; where it leads is filled in when the engine runs."""
+    named: list[tuple[str, Adapter | None]] = [(name, None) for name in deployment.public_names]
+    named += [(adapter.name, adapter) for adapter in deployment.adapters]
+    routes = []
+    for name, adapter in named:
+        upstream = sheet.upstream(deployment, adapter)
+        routes.append(
+            Route(
+                name=name,
+                owner=deployment.profile,
+                backend="",
+                url="",
+                upstream=upstream if upstream != name else None,
+                patch=sheet.patch(deployment, adapter),
+            )
+        )
+    return tuple(routes)

@@ -1,0 +1,56 @@
+"""World to Observed: parallel reads, no writes."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from pydantic import ValidationError
+
+from orchestrator.core.deployment import Deployment
+from orchestrator.core.launch import Instance, InstanceState
+from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
+from orchestrator.core.steps import GATEWAY
+from orchestrator.drivers.base import EngineHttp, World
+from orchestrator.engines import ENGINES
+from orchestrator.errors import HostError
+
+PROBE_TIMEOUT_S = 3.0
+
+
+def observe(world: World) -> Observed:
+    """One snapshot. What cannot be asked (an engine that hangs) is observed as not answering, never as absent."""
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        host = pool.submit(world.host)
+        status = pool.submit(world.gateway.status)
+        manifests = pool.submit(world.store.all)
+        environments = pool.submit(world.environments.observe)
+        desired = pool.submit(world.records.desired)
+        instances = [instance for target in world.targets.values() for instance in target.observe()]
+        engines = pool.map(lambda instance: _engine(instance, world.http), [i for i in instances if i.name != GATEWAY])
+        gateway = next((instance for instance in instances if instance.name == GATEWAY), None)
+        return Observed(
+            host=host.result(),
+            engines=tuple(engines),
+            gateway=GatewayObserved(gateway, status.result()),
+            finished={manifest.key: manifest.size for manifest in manifests.result()},
+            environments={environment.name: environment for environment in environments.result()},
+            desired=desired.result(),
+        )
+
+
+def _engine(instance: Instance, http: EngineHttp) -> EngineObserved:
+    try:
+        deployment = Deployment.model_validate_json(instance.label)
+    except ValidationError as error:
+        raise HostError(
+            f"The record of {instance.name} cannot be read.",
+            hint="It may come from another version of orch: stop everything with that version first.",
+            detail=str(error),
+        ) from error
+    sheet = ENGINES[deployment.engine]
+    if instance.state is not InstanceState.RUNNING or instance.port is None:
+        return EngineObserved(instance, deployment, answers=False)
+    reply = http.get(instance.url + sheet.identity_path(), PROBE_TIMEOUT_S)
+    answers = reply is not None and reply.status == 200 and sheet.recognises(deployment, reply.json)
+    loaded = sheet.loaded(deployment, reply.json) if reply is not None and answers else None
+    return EngineObserved(instance, deployment, answers, loaded)

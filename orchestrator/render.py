@@ -1,0 +1,227 @@
+"""Plans, events, tables and errors for people (rich) or for programs (JSON lines). The only importer of rich.
+
+Results go to stdout; what happens meanwhile, and errors, to stderr. With --json everything is a line on stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from orchestrator.errors import OrchError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.status import Status as Spinner
+
+    from orchestrator.core.events import Event
+    from orchestrator.core.steps import Plan
+
+# A log is not a screen: progress of one step is told at most this often there.
+PLAIN_PROGRESS_S = 5.0
+SPINNER_PROGRESS_S = 0.1
+
+
+class Screen(Protocol):
+    """What the CLI speaks through."""
+
+    def plan(self, plan: Plan) -> None:
+        """A plan, before or instead of running it."""
+        ...
+
+    def event(self, event: Event) -> None:
+        """What just happened."""
+        ...
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Progress of work that is no plan."""
+        ...
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows by column name; a JSON line each."""
+        ...
+
+    def result(self, value: Mapping[str, Any], text: str) -> None:
+        """An outcome: `value` for programs, `text` for people."""
+        ...
+
+    def error(self, error: OrchError) -> None:
+        """What went wrong, the evidence, and what to do."""
+        ...
+
+    def close(self) -> None:
+        """End whatever moves on the screen."""
+        ...
+
+
+class JsonLines:
+    """One JSON object per line, on stdout, flushed at once."""
+
+    def plan(self, plan: Plan) -> None:
+        from orchestrator.core.events import plan_json
+
+        self._line(plan_json(plan))
+
+    def event(self, event: Event) -> None:
+        self._line(event.to_json())
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        if total:
+            self._line({"event": "progress", "what": what, "done": done, "total": total})
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:
+            self._line(row)
+
+    def result(self, value: Mapping[str, Any], text: str) -> None:
+        self._line(value)
+
+    def error(self, error: OrchError) -> None:
+        told = {"error": error.message, "hint": error.hint, "detail": error.detail, "exit": error.exit_code}
+        self._line({name: value for name, value in told.items() if value != ""})
+
+    def close(self) -> None:
+        """Nothing moves."""
+
+    def _line(self, value: Mapping[str, Any]) -> None:
+        sys.stdout.write(json.dumps(value) + "\n")
+        sys.stdout.flush()
+
+
+class Human:
+    """Lines that stay for what is done, one that moves for what is going on."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._out: Console = Console(highlight=False, soft_wrap=True)
+        self._err: Console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._spinner: Spinner | None = None
+        self._told = 0.0
+
+    def plan(self, plan: Plan) -> None:
+        from orchestrator.core.steps import Action
+
+        for index, item in enumerate(plan.items):
+            if index == plan.commit and index:
+                self._print(self._out, "  -", "commit: forward only from here", "dim")
+            if isinstance(item, Action):
+                back = f"   (undo: {', '.join(step.what for step in item.undo)})" if item.undo else ""
+                self._print(self._out, "  +", item.step.what, "bold", back)
+            else:
+                self._print(self._out, "  =", item.what, "dim", f"   {item.why}")
+        count = len(plan.actions)
+        self._out.print(f"{count} to do, {len(plan.items) - count} already so." if count else "Nothing to do.")
+
+    def event(self, event: Event) -> None:
+        from orchestrator.core.events import EventKind
+
+        match event.kind:
+            case EventKind.STARTED:
+                self._move(event.what)
+            case EventKind.PROGRESS:
+                self.progress(event.what, event.done, event.total)
+            case EventKind.SKIPPED:
+                self._print(self._err, "  =", event.what, "dim", f"   {event.why}")
+            case EventKind.DONE:
+                self._still()
+                self._print(self._err, "  +", event.what, "", f"   {event.seconds:.1f} s")
+            case EventKind.FAILED:
+                self._still()
+                self._print(self._err, "  !", event.what, "red")
+            case EventKind.UNDOING:
+                self._move(f"undo: {event.what}")
+            case EventKind.UNDONE:
+                self._still()
+                self._print(self._err, "  <", f"undone: {event.what}", "yellow")
+            case _:
+                pass
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        wait = SPINNER_PROGRESS_S if self._err.is_terminal else PLAIN_PROGRESS_S
+        if not total or now - self._told < wait:
+            return
+        self._told = now
+        self._move(f"{what}   {_amount(done)} of {_amount(total)} ({100 * done // total} %)")
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        if not rows:
+            self._out.print(f"{title}: none.")
+            return
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, pad_edge=False)
+        for column in columns:
+            table.add_column(column.replace("_", " "), overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(_cell(column, row.get(column, ""))) for column in columns))
+        self._out.print(table)
+
+    def result(self, value: Mapping[str, Any], text: str) -> None:
+        from rich.text import Text
+
+        self._still()
+        self._out.print(Text(text))
+
+    def error(self, error: OrchError) -> None:
+        from rich.text import Text
+
+        self._still()
+        self._err.print(Text.assemble(("ERROR ", "bold red"), error.message))
+        if error.detail:
+            self._err.print(Text(_indented(error.detail), style="dim"))
+        if error.hint:
+            self._err.print(Text.assemble(("TIP ", "bold cyan"), error.hint))
+
+    def close(self) -> None:
+        self._still()
+
+    def _move(self, what: str) -> None:
+        if not self._err.is_terminal:
+            self._err.print(f"  . {what}", markup=False)
+        elif self._spinner is None:
+            self._spinner = self._err.status(_escaped(what))
+            self._spinner.start()
+        else:
+            self._spinner.update(_escaped(what))
+
+    def _still(self) -> None:
+        self._told = 0.0
+        if self._spinner is not None:
+            self._spinner.stop()
+            self._spinner = None
+
+    def _print(self, console: Console, mark: str, what: str, style: str, rest: str = "") -> None:
+        from rich.text import Text
+
+        console.print(Text.assemble((f"{mark} {what}", style), (rest, "dim")))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def _cell(column: str, value: Any) -> str:
+    if column == "size" and isinstance(value, int):
+        return _amount(value)
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _amount(count: int) -> str:
+    """Bytes in the unit that people read; small numbers (files, packages) as they are."""
+    if count < 10_000:
+        return str(count)
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1000:.0f} kB"

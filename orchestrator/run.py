@@ -1,0 +1,323 @@
+"""Plan x World to Events: does the steps in order, and takes them back when one fails before the commit point.
+
+One match over Step, and the whole of "how it is done" is the body of a case. Deciding has happened in core.plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import assert_never
+
+from orchestrator.core.artifact import Recipe
+from orchestrator.core.deployment import Deployment
+from orchestrator.core.events import Event, EventKind, step_name
+from orchestrator.core.launch import Instance, InstanceState
+from orchestrator.core.progress import Progress, silent
+from orchestrator.core.steps import (
+    GATEWAY,
+    Action,
+    AwaitReady,
+    BuildArtifact,
+    Drain,
+    EnsureEngine,
+    EnsureEnvironment,
+    EnsureGateway,
+    FetchWeights,
+    ImportAdapter,
+    ImportArtifact,
+    LoadAdapter,
+    Plan,
+    RecordDesired,
+    RemoveEngine,
+    RemoveRoute,
+    SetRoute,
+    Skip,
+    Step,
+    StopEngine,
+    UnloadAdapter,
+    VerifyRoute,
+    WriteFile,
+)
+from orchestrator.drivers.base import Reply, World
+from orchestrator.engines import ENGINES
+from orchestrator.errors import HostError, Interrupted, OrchError, StepFailed, StepStranded
+
+Emit = Callable[[Event], None]
+
+POLL_S = 0.2
+ANSWER_S = 120.0
+GATEWAY_START_S = 30.0
+IMPORT_S = 3600.0
+LOG_LINES = 30
+HELLO = [{"role": "user", "content": "Hello!"}]
+
+
+def run(plan: Plan, world: World, emit: Emit, interrupted: Callable[[], bool]) -> None:
+    """Run a plan to its end.
+
+    Raises the step's own error when nothing that needs undoing was done yet, StepFailed when all was undone,
+    StepStranded when something is left over, Interrupted when `interrupted()` came true (after undo).
+    """
+    undo: list[Action] = []
+    for index, item in enumerate(plan.items):
+        if isinstance(item, Skip):
+            emit(Event(EventKind.SKIPPED, plan.verb, index, what=item.what, why=item.why))
+            continue
+        committed = index >= plan.commit
+        if committed and undo:
+            emit(Event(EventKind.COMMITTED, plan.verb, index))
+            undo = []
+        name, what = step_name(item.step), item.step.what
+        progress = _progress(plan.verb, index, item.step, emit, interrupted)
+        emit(Event(EventKind.STARTED, plan.verb, index, name, what))
+        began = world.clock.monotonic()
+        try:
+            progress(what, 0, 0)
+            undo.append(item)
+            _do(item.step, world, progress)
+        except OrchError as error:
+            emit(Event(EventKind.FAILED, plan.verb, index, name, what, error.message))
+            _take_back(plan, undo, world, emit)
+            raise _verdict(item, error, committed, changed=any(action.undo for action in undo)) from error
+        emit(Event(EventKind.DONE, plan.verb, index, name, what, seconds=world.clock.monotonic() - began))
+    emit(Event(EventKind.FINISHED, plan.verb, len(plan.items)))
+
+
+def _progress(verb: str, index: int, step: Step, emit: Emit, interrupted: Callable[[], bool]) -> Progress:
+    def progress(what: str, done: int, total: int) -> None:
+        if interrupted():
+            raise Interrupted()
+        if total:
+            emit(Event(EventKind.PROGRESS, verb, index, step_name(step), what, done=done, total=total))
+
+    return progress
+
+
+def _take_back(plan: Plan, done: list[Action], world: World, emit: Emit) -> None:
+    """Undo in reverse, the failed step first: it may have got half-way. Undoing is not interruptible."""
+    for action in reversed(done):
+        for step in action.undo:
+            emit(Event(EventKind.UNDOING, plan.verb, step=step_name(step), what=step.what))
+            try:
+                _do(step, world, silent)
+            except OrchError as error:
+                raise StepStranded(
+                    f"Could not {step.what} while undoing: {error.message}",
+                    hint="Run the same command again, or orch down, when the cause is gone.",
+                    detail=error.detail,
+                ) from error
+            emit(Event(EventKind.UNDONE, plan.verb, step=step_name(step), what=step.what))
+
+
+def _verdict(failed: Action, error: OrchError, committed: bool, changed: bool) -> OrchError:
+    if isinstance(error, Interrupted):
+        if committed:
+            return Interrupted("Interrupted after the switch.", hint="Run the same command again to finish it.")
+        return Interrupted("Interrupted; what had been started was taken back." if changed else error.message)
+    if committed:
+        return StepStranded(
+            f"Could not {failed.step.what}: {error.message}",
+            hint=f"The switch is done and serves. Run the same command again to finish it. {error.hint}".strip(),
+            detail=error.detail,
+        )
+    if not changed:
+        return error
+    return StepFailed(f"Could not {failed.step.what}: {error.message}", hint=error.hint, detail=error.detail)
+
+
+def _do(step: Step, world: World, progress: Progress) -> None:
+    match step:
+        case FetchWeights():
+            _fetch_weights(step, world, progress)
+        case BuildArtifact():
+            _build(step, world, progress)
+        case ImportAdapter(_, origin, key, digest):
+            _import_adapter(Path(origin), key, digest, world, progress)
+        case EnsureEnvironment(spec):
+            world.environments.ensure(spec, progress)
+        case EnsureGateway(target, listen):
+            _ensure_gateway(target, listen, world, progress)
+        case WriteFile(target, instance, name, text):
+            world.targets[target].write_file(instance, name, text)
+        case EnsureEngine(deployment):
+            _ensure_engine(deployment, world)
+        case ImportArtifact(deployment, argv):
+            _import_artifact(deployment, argv, world, progress)
+        case AwaitReady(deployment, timeout_s):
+            _await_ready(deployment, timeout_s, world, progress)
+        case LoadAdapter(deployment, adapter):
+            sheet = ENGINES[deployment.engine]
+            _ask_engine(deployment, *sheet.load_request(adapter), world=world, gone_is_fine=False)
+            _relabel(deployment, world)
+        case UnloadAdapter(deployment, name):
+            sheet = ENGINES[deployment.engine]
+            _ask_engine(deployment, *sheet.unload_request(name), world=world, gone_is_fine=True)
+            _relabel(deployment, world)
+        case RecordDesired(profile, desired):
+            world.records.record(profile, desired)
+        case SetRoute(target, owner, routes):
+            urls = {instance.name: instance.url for instance in world.targets[target].observe()}
+            world.gateway.set_routes(owner, tuple(replace(r, url=urls.get(r.backend, r.url)) for r in routes))
+        case RemoveRoute(owner):
+            world.gateway.remove_routes(owner)
+        case VerifyRoute(names):
+            _verify_routes(names, world, progress)
+        case Drain(instance, timeout_s):
+            if world.gateway.status() is not None:
+                world.gateway.drain(instance, timeout_s, cancel=True, progress=progress)
+        case StopEngine(target, instance):
+            world.targets[target].stop(instance, progress)
+        case RemoveEngine(target, instance):
+            world.targets[target].remove(instance)
+        case _:
+            assert_never(step)
+
+
+def _fetch_weights(step: FetchWeights, world: World, progress: Progress) -> None:
+    with world.store.building(step.key, progress) as building:
+        if building.manifest is None:
+            snapshot = world.hub.snapshot(step.source, timeout=30.0)
+            files = world.hub.fetch(snapshot, building.work, progress)
+            building.finish(Recipe.WEIGHTS, str(step.source), {}, files, progress)
+
+
+def _build(step: BuildArtifact, world: World, progress: Progress) -> None:
+    with world.store.building(step.key, progress, fresh=True) as building:
+        if building.manifest is None:
+            base = Path(step.base_path) if step.base_path is not None else None
+            world.builder.build(step.recipe, Path(step.source_path), building.work, progress, base)
+            versions = world.builder.versions(step.recipe)
+            building.finish(step.recipe, step.source, versions, None, progress)
+
+
+def _import_adapter(origin: Path, key: str, digest: str, world: World, progress: Progress) -> None:
+    with world.store.building(key, progress, fresh=True) as building:
+        if building.manifest is None:
+            world.builder.build(Recipe.ADAPTER, origin, building.work, progress)
+            building.finish(Recipe.ADAPTER, f"dir:{digest}", {}, None, progress)
+
+
+def _instance(target: str, name: str, world: World) -> Instance | None:
+    return next((instance for instance in world.targets[target].observe() if instance.name == name), None)
+
+
+def _ensure_gateway(target: str, listen: str, world: World, progress: Progress) -> None:
+    world.targets[target].ensure(GATEWAY, world.gateway_launch(listen), listen)
+    deadline = world.clock.monotonic() + GATEWAY_START_S
+    while world.gateway.status() is None:
+        instance = _instance(target, GATEWAY, world)
+        crashed = instance is None or instance.state is not InstanceState.RUNNING
+        if crashed or world.clock.monotonic() > deadline:
+            raise HostError(
+                f"The gateway did not start at {listen}.",
+                hint="Is the address taken?  ORCH_LISTEN=HOST:PORT chooses another one.",
+                detail=world.targets[target].log_tail(GATEWAY, LOG_LINES),
+            )
+        progress("starting the gateway", 0, 0)
+        world.clock.sleep(POLL_S / 4)
+
+
+def _ensure_engine(deployment: Deployment, world: World) -> None:
+    label = deployment.model_dump_json()
+    world.targets[deployment.target].ensure(deployment.instance, deployment.launch, label)
+
+
+def _relabel(deployment: Deployment, world: World) -> None:
+    label = deployment.model_dump_json()
+    world.targets[deployment.target].relabel(deployment.instance, deployment.launch, label)
+
+
+def _import_artifact(deployment: Deployment, argv: tuple[str, ...], world: World, progress: Progress) -> None:
+    path = ENGINES[deployment.engine].liveness_path()
+    _watch(deployment, 60.0, world, progress, lambda url: _ok(world.http.get(url + path, 5.0)))
+    env = deployment.launch.env
+    world.targets[deployment.target].execute(deployment.instance, argv, env, IMPORT_S, progress)
+
+
+def _await_ready(deployment: Deployment, timeout_s: float, world: World, progress: Progress) -> None:
+    """Ready means that the public name answered one real token, that the model is ours, and that it lives."""
+    sheet = ENGINES[deployment.engine]
+    asked = {"model": deployment.served_name, "messages": HELLO, "max_tokens": 1, **sheet.patch(deployment, None)}
+
+    def answers(url: str) -> bool:
+        identity = world.http.get(url + sheet.identity_path(), 5.0)
+        if identity is None or identity.status != 200 or not sheet.recognises(deployment, identity.json):
+            return False
+        reply = world.http.post(url + "/v1/chat/completions", asked, ANSWER_S, progress)
+        if reply is not None and 400 <= reply.status < 500:
+            raise HostError(f"{deployment.instance} refuses a first chat.", detail=reply.text[:2000])
+        return _ok(reply)
+
+    _watch(deployment, timeout_s, world, progress, answers)
+
+
+def _watch(
+    deployment: Deployment, timeout_s: float, world: World, progress: Progress, good: Callable[[str], bool]
+) -> None:
+    """Probe, process and deadline together: a dead engine fails at once, with its telling line."""
+    deadline = world.clock.monotonic() + timeout_s
+    first = _instance(deployment.target, deployment.instance, world)
+    while True:
+        now = _instance(deployment.target, deployment.instance, world)
+        if now is None or first is None:
+            raise HostError(f"{deployment.instance} is gone.", hint="Somebody else stopped it; run the command again.")
+        if now.state is not InstanceState.RUNNING or now.last_exit != first.last_exit:
+            raise _died(deployment, now, world)
+        if now.port is not None and good(now.url):
+            return
+        if world.clock.monotonic() > deadline:
+            raise HostError(
+                f"{deployment.instance} did not answer within {timeout_s:.0f} s.",
+                hint="A larger --timeout gives it longer.",
+                detail=world.targets[deployment.target].log_tail(deployment.instance, LOG_LINES),
+            )
+        progress(f"waiting for {deployment.instance}", 0, 0)
+        world.clock.sleep(POLL_S)
+
+
+def _died(deployment: Deployment, instance: Instance, world: World) -> HostError:
+    log = world.targets[deployment.target].log_tail(deployment.instance, 2000)
+    failure = ENGINES[deployment.engine].failure(log)
+    how = str(instance.last_exit) if instance.last_exit is not None else "is not running"
+    return HostError(
+        f"{deployment.instance} {how}: {failure.line or 'it left no word in its log'}",
+        hint=failure.hint or f"All of its log: orch logs {deployment.instance}",
+        detail="\n".join(log.splitlines()[-LOG_LINES:]),
+    )
+
+
+def _ok(reply: Reply | None) -> bool:
+    return reply is not None and reply.status == 200
+
+
+def _ask_engine(
+    deployment: Deployment, path: str, body: dict[str, object], *, world: World, gone_is_fine: bool
+) -> None:
+    instance = _instance(deployment.target, deployment.instance, world)
+    if instance is None or instance.state is not InstanceState.RUNNING:
+        if gone_is_fine:
+            return
+        raise HostError(f"{deployment.instance} is not running.", hint="orch status tells more.")
+    reply = world.http.post(instance.url + path, body, ANSWER_S)
+    if reply is None:
+        raise HostError(f"{deployment.instance} does not answer.", hint="orch status tells more.")
+    if reply.status == 200 or (gone_is_fine and reply.status == 404):
+        return
+    error = reply.json.get("error") if isinstance(reply.json, dict) else None
+    told = error.get("message") if isinstance(error, dict) else None
+    raise HostError(f"{deployment.instance} refused: {told or reply.text[:500]}")
+
+
+def _verify_routes(names: tuple[str, ...], world: World, progress: Progress) -> None:
+    status = world.gateway.status()
+    if status is None:
+        raise HostError("The gateway does not answer.", hint="orch logs gateway")
+    for done, name in enumerate(names):
+        progress("asking through the gateway", done, len(names))
+        body = {"model": name, "messages": HELLO, "max_tokens": 1}
+        reply = world.http.post(f"http://{status.listen}/v1/chat/completions", body, ANSWER_S, progress)
+        if not _ok(reply):
+            said = reply.text[:500] if reply is not None else "nothing"
+            raise HostError(f"{name} does not answer through the gateway.", detail=f"It said: {said}")
