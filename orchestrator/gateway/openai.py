@@ -42,6 +42,11 @@ class Call:
             raise BodyError("The field `model` is missing or is not a string.")
         return cls(body, document, name)
 
+    @property
+    def streams(self) -> bool:
+        """Whether a stream of events was asked for."""
+        return self.document.get("stream") is True
+
     def body_for(self, route: Route) -> bytes:
         """What the engine is sent: the bytes as they came, unless the route renames or patches."""
         if route.upstream is None and not route.patch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 
 import aiohttp
 from aiohttp import hdrs, web
@@ -66,6 +67,9 @@ async def relay(
     except StoppingError:
         board.totals.errors += 1
         return openai.unavailable("The gateway is stopping.")
+    except ConnectionError:
+        # The engine's are BackendLostError, so it is the client that went away under a write. Nobody gets this answer.
+        return web.Response(status=499)
 
 
 async def _with_retries(
@@ -76,7 +80,7 @@ async def _with_retries(
         with await board.admit(call.name) as claim:
             attempt = Attempt(request, claim, board.totals)
             try:
-                return await attempt.run(session, path, call)
+                return await attempt.run(session, path, call, last=pause is None)
             except BackendLostError as lost:
                 claim.tally.errors += 1
                 losses += lost.sent
@@ -101,16 +105,24 @@ class Attempt:
     answer: web.StreamResponse | None = None
     _tail: bytes = b""
 
-    async def run(self, session: aiohttp.ClientSession, path: str, call: openai.Call) -> web.StreamResponse:
-        """Send the request and copy the answer; raises BackendLostError, also when the claim is cut."""
+    async def run(self, session: aiohttp.ClientSession, path: str, call: openai.Call, last: bool) -> web.StreamResponse:
+        """Send the request and copy the answer; raises BackendLostError, also when the claim is cut.
+
+        503 is what llama.cpp's server says while it loads, so it is passed on only by the last try.
+        """
         route = self.claim.route
         query = self.request.rel_url.raw_query_string
         url = f"{route.url}{path}?{query}" if query else f"{route.url}{path}"
         headers = end_to_end(self.request.headers, _NOT_SENT_ON)
+        if call.streams:
+            # llama.cpp's server closes after a stream, whatever its Keep-Alive said; the next request would be lost.
+            headers.append((hdrs.CONNECTION, "close"))
         try:
             async with self.claim.cuttable():
                 upstream, first = await _open(session, url, headers, call.body_for(route))
                 try:
+                    if upstream.status == HTTPStatus.SERVICE_UNAVAILABLE and not last:
+                        raise BackendLostError("The engine is not ready.", False)
                     return await self._copy(upstream, first)
                 finally:
                     if not upstream.content.is_eof():

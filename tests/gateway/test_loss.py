@@ -24,6 +24,18 @@ def test_a_client_that_leaves_a_stream_ends_it_at_the_engine(gateway, engine, st
     assert gateway.status().totals.errors == 0
 
 
+def test_clients_that_leave_under_a_write_are_no_errors(gateway, engine, stream):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    for _ in range(30):
+        client = stream(model="tiny", tokens=100_000)
+        client.event()
+        client.close()
+    wait_until(lambda: gateway.status().backends["one-g1"].in_flight == 0)
+    assert gateway.status().totals.errors == 0
+    assert "ERROR" not in gateway.log.read_text()
+
+
 @pytest.mark.parametrize("place", ["head", "body"])
 def test_a_client_that_leaves_before_the_answer_ends_the_request_at_the_engine(gateway, engine, place):
     one = engine("one-g1")
@@ -64,6 +76,27 @@ def test_an_engine_that_comes_back_in_time_answers(gateway, engine):
     assert gateway.status().totals.errors == 0
 
 
+def test_an_engine_that_still_loads_is_waited_for(gateway, engine):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    one.loading = True
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(gateway.ask, CHAT, {"model": "tiny"})
+        one.wait_for_requests(3)
+        one.loading = False
+        assert asked.result()[0] == 200
+    assert gateway.status().totals.errors == 0
+
+
+def test_an_engine_that_loads_for_long_answers_itself(gateway, engine):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    one.loading = True
+    status, _, answer = gateway.ask(CHAT, {"model": "tiny"})
+    assert (status, json.loads(answer)["from"]) == (503, "one-g1")
+    assert gateway.status().totals.errors == 1
+
+
 def test_a_request_whose_engine_is_gone_follows_the_route(gateway, engine):
     one, two = engine("one-g1"), engine("one-g2")
     gateway.admin.set_routes("one", [gateway.route("tiny", one)])
@@ -98,6 +131,18 @@ def test_an_engine_lost_in_a_stream_ends_it_with_an_error_event(gateway, engine,
     now = gateway.status()
     assert (now.totals.requests, now.totals.errors) == (1, 1)
     assert now.backends["one-g1"].in_flight == now.backends["one-g1"].open_streams == 0
+
+
+def test_an_engine_lost_inside_an_event_still_ends_with_one_of_its_own(gateway, engine):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    status, _, answer = gateway.ask(CHAT, {"model": "tiny", "stream": True, "die": "inside"})
+    assert status == 200
+    first, half, last, end = answer.split(b"\n\n")
+    assert json.loads(first.removeprefix(b"data: "))["index"] == 0
+    assert half == b'data: {"from": '
+    assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "stream_interrupted"
+    assert end == b""
 
 
 def test_an_engine_lost_in_a_whole_answer_leaves_it_visibly_broken(gateway, engine):

@@ -75,6 +75,23 @@ def test_cookies_of_one_client_are_not_sent_for_another(gateway, engine):
     assert "cookie" not in one.requests[1][1]
 
 
+def test_a_compressed_answer_stays_as_it_is(gateway, engine):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    _, headers, answer = gateway.ask(CHAT, {"model": "tiny", "gzip": True})
+    assert headers["content-encoding"] == "gzip"
+    assert json.loads(gzip.decompress(answer))["from"] == "one-g1"
+
+
+def test_a_redirect_is_the_clients_to_follow(gateway, engine):
+    one, two = engine("one-g1"), engine("one-g2")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    target = {"Location": two.url + CHAT}
+    status, headers, _ = gateway.ask(CHAT, {"model": "tiny", "status": 307, "reply_headers": target})
+    assert (status, headers["location"]) == (307, two.url + CHAT)
+    assert two.requests == []
+
+
 def test_an_engines_error_is_passed_on_and_counted(gateway, engine):
     one = engine("one-g1")
     gateway.admin.set_routes("one", [gateway.route("tiny", one)])

@@ -2,12 +2,14 @@
 
 Fields of the request body: `stream`; `tokens` (how many events or words); `wait` ("head": before anything is sent,
 "body": after the head, "middle": after the first event) waits for the gate; `die` (same places) resets the connection
-there; `status`; `pace` (seconds between events); `reply_headers`.
+there, "inside" in the middle of the second event; `status`; `pace` (seconds between events); `reply_headers`; `gzip`.
+While `loading` is set everything is answered with 503, as llama.cpp's server does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import select
 import socket
@@ -27,6 +29,7 @@ class Upstream:
         self.name = name
         self.gate = threading.Event()
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        self.loading = False
         self.disconnects = 0
         self.changed = threading.Condition()
         self._open: set[socket.socket] = set()
@@ -116,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.owner.note((self.path, {key.lower(): value for key, value in self.headers.items()}, body))
         self.asked = json.loads(body)
         self._at("head")
+        if self.owner.loading:
+            self.asked = {"status": 503}
         if self.asked.get("stream"):
             self._stream()
         else:
@@ -134,6 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _head(self, kind: str, length: int | None) -> None:
         self.send_response(self.asked.get("status", 200))
         self.send_header("Content-Type", kind)
+        if self.asked.get("gzip"):
+            self.send_header("Content-Encoding", "gzip")
         for key, value in self.asked.get("reply_headers", {}).items():
             self.send_header(key, value)
         if length is None:
@@ -145,6 +152,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _whole(self) -> None:
         text = json.dumps({"from": self.owner.name, "text": "word " * self.asked.get("tokens", 1)}).encode()
+        if self.asked.get("gzip"):
+            text = gzip.compress(text)
         self._head("application/json", len(text))
         self._at("body")
         half = len(text) // 2
@@ -162,6 +171,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._chunk(b"data: " + json.dumps({"from": self.owner.name, "index": index}).encode() + b"\n\n")
             if index == 0:
                 self._at("middle")
+                if self.asked.get("die") == "inside":
+                    self._chunk(b'data: {"from": ')
+                self._at("inside")
             if "pace" in self.asked and index < count - 1:
                 pause.wait(self.asked["pace"])
         self._chunk(b"data: [DONE]\n\n")
