@@ -13,12 +13,8 @@ import argparse
 import os
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-# Open streams are cut by then: joining the server waits for its connections.
-CLEAN_END_S = 2.0
 
 
 class _Default(NamedTuple):
@@ -116,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
     import xllamacpp
 
     try:
-        server = xllamacpp.Server(common_params(options))
+        _serving = xllamacpp.Server(common_params(options))  # in threads of its own, for as long as it is referred to
     except RuntimeError as error:  # llama.cpp has told the reason on stderr
         sys.stderr.write(f"{error}\n")
         return 1
@@ -126,12 +122,9 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: None)
     os.read(reader, 1)
-    last_resort = threading.Timer(CLEAN_END_S, os._exit, [0])
-    last_resort.daemon = True
-    last_resort.start()
-    del server
-    last_resort.cancel()
-    return 0
+    # Not `del server`: it joins the server while holding the GIL, and with a stream open that never ends.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

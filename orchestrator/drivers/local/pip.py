@@ -21,8 +21,9 @@ _MEANINGS = (
     (("No space left on device", "Disk quota exceeded"), _DISK_FULL),
     (
         (
-            "NewConnectionError", "ConnectTimeoutError", "Read timed out", "Name or service not known", "ProxyError",
-            "Temporary failure in name resolution", "Connection refused", "SSLError", "Network is unreachable",
+            "after connection broken", "NewConnectionError", "ConnectTimeoutError", "Read timed out", "ProxyError",
+            "Name or service not known", "Temporary failure in name resolution", "Connection refused", "SSLError",
+            "Network is unreachable",
         ),
         (
             "the package index cannot be reached",

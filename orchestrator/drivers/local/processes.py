@@ -117,10 +117,10 @@ class LocalTarget:
         """Delete a stopped instance's directory; its log stays. HostError when it still runs; unknown: nothing."""
         directory = self._directory(name)
         if directory.exists():
+            _, state = self._read(directory)
+            if state is not None and (_engine_lives(state) or _keeper_lives(state)):
+                raise HostError(f"{name} still runs.", "Stop it before it is removed.")
             with self._locked(name):
-                _, state = self._read(directory)
-                if state is not None and _engine_lives(state):
-                    raise HostError(f"{name} still runs.", "Stop it before it is removed.")
                 # Renamed first: a directory that is half deleted must not look like an instance.
                 directory.rename(self._root / f"{_REMOVED}{name}-{time.time_ns()}")
         for leftover in self._root.glob(f"{_REMOVED}*"):

@@ -1,0 +1,228 @@
+"""Engine environments: real ones, from wheels of a few bytes and without an index."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from conditions import wait_until
+from wheels import make_wheel
+
+from orchestrator.core.environment import EnvironmentSpec
+from orchestrator.core.progress import silent
+from orchestrator.drivers.local import proc
+from orchestrator.drivers.local.environments import Environments
+from orchestrator.errors import HostError, Interrupted
+
+SPEC = EnvironmentSpec(
+    engine="tiny",
+    version="1.0",
+    requirements=("tinypart==2.0", "tinyengine==1.0"),
+    metadata=(("tiny-alias", "1.0+cpu"),),
+    checks=(
+        ("python", "-c", "import tinyengine, tinypart"),
+        ("tinyengine",),
+        ("python", "-c", "from importlib.metadata import version; assert version('tiny-alias') == '1.0+cpu'"),
+    ),
+)
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What pip's own configuration knows: a directory, and no index."""
+    directory = tmp_path / "wheels"
+    directory.mkdir()
+    make_wheel(directory, "tinypart", "2.0", {"tinypart.py": ""})
+    make_wheel(
+        directory, "tinyengine", "1.0", {"tinyengine.py": "def main(): print('1.0')"}, "tinyengine = tinyengine:main"
+    )
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(directory))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    return directory
+
+
+@pytest.fixture
+def environments(tmp_path: Path, wheels: Path) -> Environments:
+    return Environments(tmp_path / "environments")
+
+
+def test_made_checked_and_seen(environments: Environments, tmp_path: Path) -> None:
+    assert environments.observe() == ()
+    told: list[tuple[str, int, int]] = []
+    bin_directory = environments.ensure(SPEC, lambda *what: told.append(what))
+    assert subprocess.check_output([bin_directory / "tinyengine"]) == b"1.0\n"
+    (seen,) = environments.observe()
+    assert (seen.name, seen.engine, seen.version, seen.problem) == (SPEC.name, "tiny", "1.0", "")
+    assert seen.size > 1_000_000
+    assert ("checking: tinyengine", 1, 3) in told
+    assert {total for what, _, total in told if what.startswith("pip: ")} == {2}
+    assert environments.bin(SPEC.name) == bin_directory
+    assert environments.check(SPEC, silent) == ""
+    listed = subprocess.check_output([bin_directory / "python", "-m", "pip", "list", "--format=json"])
+    assert {"name": "tiny-alias", "version": "1.0+cpu"} in json.loads(listed)
+    before = bin_directory.stat()
+    assert environments.ensure(SPEC, silent) == bin_directory
+    assert bin_directory.stat().st_ctime_ns == before.st_ctime_ns
+    environments.remove(SPEC.name)
+    environments.remove(SPEC.name)
+    assert environments.observe() == ()
+    assert [entry.name for entry in (tmp_path / "environments").iterdir()] == [f".{SPEC.name}.lock"]
+
+
+def test_a_killed_installation_is_unfinished_and_made_again(
+    environments: Environments, wheels: Path, tmp_path: Path
+) -> None:
+    """kill -9 in the middle, here while a check runs, when everything is installed already."""
+    reached = tmp_path / "reached"
+    slow = EnvironmentSpec(
+        engine="tiny",
+        version="1.0",
+        requirements=("tinypart==2.0",),
+        checks=(("python", "-c", f"import pathlib, time; p = pathlib.Path({str(reached)!r}); "
+                 "p.exists() or (p.touch(), time.sleep(600))"),),
+    )  # fmt: skip
+    text = (
+        "import sys; from pathlib import Path; from orchestrator.core.environment import EnvironmentSpec;"
+        "from orchestrator.core.progress import silent;"
+        "from orchestrator.drivers.local.environments import Environments;"
+        f"Environments(Path({str(tmp_path / 'environments')!r})).ensure({slow!r}, silent)"
+    )
+    with subprocess.Popen([sys.executable, "-c", text]) as installer:
+        wait_until(reached.exists, "the check to run", 60)
+        installer.send_signal(signal.SIGKILL)
+    _kill_orphans(reached)
+    (seen,) = environments.observe()
+    assert (seen.name, seen.engine, seen.version) == (slow.name, "tiny", "1.0")
+    assert "not finished" in seen.problem
+    with pytest.raises(HostError, match="is not ready: its installation was not finished"):
+        environments.bin(slow.name)
+    leftover = tmp_path / "environments" / slow.name / "leftover"
+    leftover.touch()
+    environments.ensure(slow, silent)
+    assert environments.observe()[0].problem == ""
+    assert not leftover.exists()
+
+
+def _kill_orphans(mark: Path) -> None:
+    """The check of an installer that was killed lives on: end it."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and str(mark) in proc.command_line(int(entry.name)):
+            now = proc.stat(int(entry.name))
+            if now is not None:
+                proc.send(now.identity, signal.SIGKILL)
+
+
+def test_broken_ones_are_told_and_made_again(environments: Environments, tmp_path: Path) -> None:
+    bin_directory = environments.ensure(SPEC, silent)
+    next(bin_directory.parent.glob("lib/*/site-packages/tinypart.py")).unlink()
+    assert "`python -c import tinyengine, tinypart` failed with code 1" in environments.check(SPEC, silent)
+    (bin_directory / "python").unlink()
+    (seen,) = environments.observe()
+    assert seen.problem == "its Python interpreter is gone"
+    environments.ensure(SPEC, silent)
+    assert environments.observe()[0].problem == ""
+    assert environments.check(SPEC, silent) == ""
+    record = tmp_path / "environments" / SPEC.name / "environment.json"
+    record.write_text("{")
+    assert "damaged" in environments.observe()[0].problem
+
+
+def test_a_failing_check_is_told_with_its_output(environments: Environments) -> None:
+    spec = EnvironmentSpec("tiny", "1.0", ("tinypart==2.0",), checks=(("python", "-c", "exit('no such CPU')"),))
+    with pytest.raises(HostError, match="failed with code 1") as caught:
+        environments.ensure(spec, silent)
+    assert caught.value.detail == "no such CPU"
+    assert "not finished" in environments.observe()[0].problem
+
+
+def test_a_missing_package_is_told_without_noise(environments: Environments) -> None:
+    spec = EnvironmentSpec("tiny", "1.0", ("tinypart==2.0", "nosuchthing==3.0"))
+    with pytest.raises(HostError, match="not there in the pinned version") as caught:
+        environments.ensure(spec, silent)
+    assert "No matching distribution found for nosuchthing==3.0" in caught.value.detail
+    assert "Collecting" not in caught.value.detail
+    assert "pip config list" in caught.value.hint
+
+
+def test_an_unreachable_index_is_told(environments: Environments, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{proc.free_port()}/simple")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    with pytest.raises(HostError, match="index cannot be reached") as caught:
+        environments.ensure(EnvironmentSpec("tiny", "1.0", ("nosuchthing==3.0",)), silent)
+    assert "network" in caught.value.hint
+
+
+def test_indexes_are_for_what_pip_does_not_have_itself(
+    environments: Environments, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere" / "tinypart"
+    elsewhere.mkdir(parents=True)
+    wheel = next(wheels.glob("tinypart*")).rename(elsewhere / "tinypart-2.0-py3-none-any.whl")
+    (elsewhere / "index.html").write_text(f'<a href="{wheel.name}">{wheel.name}</a>')
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "empty").as_uri())
+    index = elsewhere.parent.as_uri()
+    spec = EnvironmentSpec("tiny", "1.0", SPEC.requirements, ("tinypart==2.0",), (index,), checks=SPEC.checks[:2])
+    assert environments.ensure(spec, silent).is_dir()
+    unknown = EnvironmentSpec("tiny", "2.0", SPEC.requirements, (), (index,))
+    with pytest.raises(HostError, match="not there in the pinned version"):
+        environments.ensure(unknown, silent)
+
+
+def test_too_little_disk_is_told_before_anything_is_made(environments: Environments) -> None:
+    with pytest.raises(HostError, match="needs 1e\\+09 GB of disk space"):
+        environments.ensure(EnvironmentSpec("tiny", "1.0", ("tinypart==2.0",), size_gb=1e9), silent)
+    assert environments.observe() == ()
+
+
+def test_two_at_once_make_one(environments: Environments) -> None:
+    told: list[str] = []
+    paths: list[Path] = []
+
+    def install() -> None:
+        paths.append(environments.ensure(SPEC, lambda what, done, total: told.append(what)))
+
+    threads = [threading.Thread(target=install) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(paths) == 2
+    assert len(set(paths)) == 1
+    assert any(what.startswith("waiting for another installation") for what in told)
+    assert told.count("checking: tinyengine") >= 1
+
+
+def test_an_interrupt_ends_pip_and_all_it_started(environments: Environments, wheels: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    child = f"import time; open({str(mark)!r}, 'w').close(); time.sleep(600)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    spec = EnvironmentSpec("tiny", "1.0", ("tinypart==2.0",), checks=(("python", "-c", parent),))
+
+    def progress(what: str, done: int, total: int) -> None:
+        if mark.exists():
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        environments.ensure(spec, progress)
+    alive = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and _runs(int(entry.name), mark)]
+    assert alive == []
+    with pytest.raises(Interrupted):
+        environments.ensure(SPEC, _interrupt)
+
+
+def _runs(pid: int, mark: Path) -> bool:
+    now = proc.stat(pid)
+    return now is not None and not now.dead and str(mark) in proc.command_line(pid)
+
+
+def _interrupt(what: str, done: int, total: int) -> None:
+    raise Interrupted
