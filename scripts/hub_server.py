@@ -167,7 +167,7 @@ class _Exchange(BaseHTTPRequestHandler):
         siblings = [self._stated(blob) for blob in repo.blobs.values()]
         body = json.dumps({"id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings}).encode()
         body = b"<html>" if self.server.fault("html", "") else body
-        self._send(200, {"Content-Type": "application/json"}, len(body))
+        self._send(200, {"Content-Type": "application/json", "X-HF-Warning": "login; Rates are limited."}, len(body))
         self.wfile.write(body)
 
     def _stated(self, blob: Blob) -> dict[str, Any]:

@@ -111,6 +111,7 @@ def test_a_hub_that_ignores_ranges_starts_the_file_again(server: Any, hub: Hub, 
     done: list[int] = []
     hub.fetch(hub.snapshot(TINY, timeout=5), tmp_path, lambda what, now, total: done.append(now))
     assert digests(tmp_path) == TRUTH
+    assert bodies(server, WEIGHTS) == ["", "bytes=1000000-"]
     assert max(done) == done[-1] == sum(size for size, _ in TRUTH.values())
 
 
