@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import resource
 import sys
 from pathlib import Path
 
@@ -31,10 +32,17 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _allow_many_connections() -> None:
+    """The usual soft limit of 1024 open files is 500 streams; the hard one is what the host really allows."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Serve until a signal; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     arguments = _arguments(argv)
+    _allow_many_connections()
     try:
         host, port = arguments.listen
         front = front_socket(host, port)

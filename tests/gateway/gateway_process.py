@@ -35,10 +35,10 @@ class Gateway:
         self.admin = GatewayAdmin(self.socket)
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *more: str, listen: str = "127.0.0.1:0") -> None:
-        """Start and wait until it answers."""
+    def start(self, *more: str, listen: str = "127.0.0.1:0", by: tuple[str, ...] = ()) -> None:
+        """Start, by the program `by` if there is one, and wait until it answers."""
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command(listen, *more), stderr=log, stdout=log)
+            self.process = subprocess.Popen([*by, *self.command(listen, *more)], stderr=log, stdout=log)
         wait_until(lambda: self.process.poll() is not None or self.admin.status() is not None)
         assert self.process.poll() is None, self.log.read_text()
         self.listen = self.status().listen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -138,6 +139,18 @@ def test_sigterm_cuts_after_the_grace(idle_gateway, engine):
         assert b"[DONE]" not in answer
         assert (waiting.result()[0], held.result()[0]) == (503, 503)
     assert len(one.requests) == 2
+
+
+def test_more_connections_than_the_usual_limit_on_open_files(idle_gateway, engine):
+    one = engine("one-g1")
+    idle_gateway.start(by=("sh", "-c", 'ulimit -Sn 64; exec "$@"', "sh"))
+    idle_gateway.admin.set_routes("one", [idle_gateway.route("tiny", one)])
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            connection = stack.enter_context(contextlib.closing(idle_gateway.connect()))
+            connection.request("GET", "/health")
+            assert connection.getresponse().read() == b'{"status": "ok"}'
+        assert idle_gateway.ask(CHAT, {"model": "tiny"})[0] == 200
 
 
 def test_an_occupied_port_is_exit_code_4(idle_gateway, home):

@@ -183,6 +183,14 @@ def test_a_pause_expires_by_itself(gateway, engine):
     gateway.admin.resume("one")
 
 
+def test_a_second_pause_moves_the_expiry(gateway):
+    gateway.admin.pause("one", 0.1)
+    gateway.admin.pause("one", 60)
+    gateway.admin.pause("two", 0.2)
+    wait_until(lambda: "two" not in gateway.status().paused)
+    assert set(gateway.status().paused) == {"one"}
+
+
 def test_a_held_client_that_leaves_is_dropped(gateway, engine):
     one = engine("one-g1")
     gateway.admin.set_routes("one", [gateway.route("tiny", one)])
