@@ -64,8 +64,9 @@ class Builder:
         """Makes `recipe` of the directory `source` in the existing directory `work`.
 
         GGUF recipes write `model.gguf`; NVFP4A16 a Hugging Face directory; ADAPTER copies a PEFT directory;
-        LORA_GGUF writes `adapter.gguf`, for the weights in `base`. SourceError if the source is not what it claims; HostError if the disk or the
-        quantizer fails; whatever `progress` raises passes through, leaving nothing that looks finished.
+        LORA_GGUF writes `adapter.gguf`, for the weights in `base`. SourceError if the source is not what it
+        claims; HostError if the disk or the quantizer fails; whatever `progress` raises passes through, leaving
+        nothing that looks finished.
         """
         if recipe not in self._builds:
             raise ValueError(f"nothing is built for {recipe.value}")

@@ -72,7 +72,7 @@ def read_adapter(directory: Path) -> Adapter:
     """The adapter in a PEFT directory.
 
     SourceError if it is pickled, no LoRA, or a variant that engines would apply wrongly (DoRA, patterns, full
-    modules, biases). Whether its tensors fit a base is for `check_adapter`.
+    modules, biases). Whether its tensors fit a base is for `check_fits`.
     """
     file = directory / CONFIG
     raw = read_json(file)
@@ -134,14 +134,6 @@ def _digest(directory: Path) -> str:
         with host_errors(f"read {directory / name}"), (directory / name).open("rb") as file:
             hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return source_of_files(hashes).removeprefix("dir:")
-
-
-def check_adapter(directory: Path, base_config: qwen3.Qwen3Config) -> Adapter:
-    """`read_adapter`, and SourceError with every tensor that does not fit the base, a line each."""
-    adapter = read_adapter(directory)
-    with _open(directory) as checkpoint:
-        _check(checkpoint, adapter, base_config)
-    return adapter
 
 
 def build_lora_gguf(

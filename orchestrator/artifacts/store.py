@@ -25,8 +25,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from orchestrator.artifacts.disk import fsync_directory, fsync_file, host_errors, write_whole
 from orchestrator.core.artifact import FileEntry, Manifest, Recipe
 from orchestrator.core.progress import Progress, silent
@@ -203,7 +201,7 @@ class Store:
             if not os.path.lexists(path.parent):
                 return None
             return Damage(key, MANIFEST, "unreadable", str(error))
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:
             return Damage(key, MANIFEST, "unreadable", str(error))
         if manifest.key != key:
             return Damage(key, MANIFEST, "unreadable", f"it is the manifest of {manifest.key}")

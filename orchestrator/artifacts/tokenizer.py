@@ -1,7 +1,8 @@
 """tokenizer.json to what a GGUF holds: tokens, their types, merges, and the pre-tokenizer's name.
 
 llama.cpp's converter recognizes a pre-tokenizer by hashing the token ids of a test text, so a tokenizer of
-one's own is always unknown to it. Here the split regex itself decides; anything else is refused.
+one's own is always unknown to it. Here the split regex itself decides; anything else is refused. An NFC
+normalizer is let pass, as llama.cpp's converter does: its engine does not normalize.
 """
 
 from __future__ import annotations
@@ -94,6 +95,9 @@ def _bpe(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
     normalizer = raw.get("normalizer")
     if normalizer not in (None, {"type": "NFC"}):
         _refuse(file, f"normalizer {normalizer!r}")
+    decoder = raw.get("decoder")
+    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
+        _refuse(file, f"decoder {decoder!r}")
     return bpe
 
 

@@ -3,13 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from artifact_files import ASSETS, TINY, expected_gguf, gguf_tensors, quantizer_library
+from artifact_files import ASSETS, TINY, copy_tiny, edit_json, expected_gguf, gguf_tensors, quantizer_library
 
 from orchestrator.artifacts.builder import Builder
 from orchestrator.artifacts.store import Store
 from orchestrator.core.artifact import Recipe, artifact_key
 from orchestrator.core.progress import silent
-from orchestrator.errors import HostError
+from orchestrator.errors import HostError, PlanRefused
 
 BUILDER = Builder(quantizer_library())
 
@@ -36,6 +36,22 @@ def test_a_recipe_is_built_into_the_store(recipe: Recipe, source: Path, name: st
 def test_nvfp4_is_a_directory(tmp_path: Path) -> None:
     BUILDER.build(Recipe.NVFP4A16, TINY, tmp_path, silent)
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in TINY.iterdir()}
+
+
+def test_an_adapter_is_stored_as_it_is(tmp_path: Path) -> None:
+    source = ASSETS / "lora-a"
+    BUILDER.build(Recipe.ADAPTER, source, tmp_path, silent)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {
+        file.name: file.read_bytes() for file in source.iterdir()
+    }
+
+
+def test_an_adapter_is_checked_against_its_base(tmp_path: Path) -> None:
+    assert BUILDER.adapter(ASSETS / "lora-a", TINY) == BUILDER.adapter(ASSETS / "lora-a", None)
+    other = copy_tiny(tmp_path / "other")
+    edit_json(other / "config.json", num_hidden_layers=2)
+    with pytest.raises(PlanRefused, match="16 tensors do not fit"):
+        BUILDER.adapter(ASSETS / "lora-a", other)
 
 
 def test_versions_say_what_made_the_bytes() -> None:

@@ -190,6 +190,16 @@ def test_a_full_disk_is_a_host_error_that_says_so(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_space_for_the_whole_file_is_taken_before_any_work(tmp_path: Path) -> None:
+    taken: list[int] = []
+
+    def look(what: str, done: int, total: int) -> None:
+        taken.append((tmp_path / ".model.gguf.part").stat().st_blocks * 512)
+
+    build_gguf(TINY, tmp_path / "model.gguf", "q6_k", quantizer(), look)
+    assert taken[0] >= (tmp_path / "model.gguf").stat().st_size
+
+
 def test_a_missing_directory_is_a_host_error(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="No such file"):
         build_gguf(TINY, tmp_path / "none" / "model.gguf", "q6_k", quantizer(), silent)

@@ -19,10 +19,10 @@ from artifact_files import (
 from gguf import GGUFReader
 
 from orchestrator.artifacts import qwen3
-from orchestrator.artifacts.lora import build_lora_gguf, read_adapter
+from orchestrator.artifacts.lora import build_lora_gguf, check_fits, read_adapter
 from orchestrator.artifacts.safetensors import Checkpoint
 from orchestrator.core.progress import silent
-from orchestrator.errors import Interrupted, SourceError
+from orchestrator.errors import Interrupted, PlanRefused, SourceError
 
 LORA_A = ASSETS / "lora-a"
 BASE = qwen3.read_config(TINY)
@@ -136,6 +136,15 @@ def test_an_adapter_of_another_base_is_refused_with_every_tensor(tmp_path: Path)
     assert len([line for line in lines if "the base needs" in line]) == 12
     assert "tiny-qwen3" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
+
+
+def test_whether_an_adapter_fits_is_known_without_building_it() -> None:
+    adapter = read_adapter(LORA_A)
+    check_fits(LORA_A, adapter, BASE)
+    other = qwen3.Qwen3Config(**vars(BASE) | {"hidden_size": 512, "num_hidden_layers": 3})
+    with pytest.raises(PlanRefused, match="20 tensors do not fit") as caught:
+        check_fits(LORA_A, adapter, other)
+    assert len(caught.value.detail.splitlines()) == 20
 
 
 def test_half_of_a_pair_is_refused(copied: Path, tmp_path: Path) -> None:

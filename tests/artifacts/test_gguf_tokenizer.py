@@ -90,6 +90,8 @@ def test_added_tokens_are_control_or_user_defined(source: Path) -> None:
         ({"normalizer": {"type": "Lowercase"}}, "normalizer"),
         ({"model": {"type": "WordPiece", "vocab": {"a": 0}}}, "no BPE tokenizer"),
         ({"model": None}, "no BPE tokenizer"),
+        ({"decoder": {"type": "WordPiece"}}, "decoder"),
+        ({"decoder": None}, "decoder"),
         ({"added_tokens": {"a": 1}}, "not a list of tokens"),
         ({"added_tokens": [{"id": 1}]}, "not a list of tokens"),
         ({"added_tokens": [{"content": "<new>"}]}, "has id None"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,15 @@ from orchestrator.errors import SourceError
 def test_both_places_of_rope_theta_are_read() -> None:
     assert qwen3.read_config(TINY).rope_theta == 10_000
     assert qwen3.read_config(UNTIED).rope_theta == 1_000_000
+
+
+def test_the_tensors_of_qwen3_8b_have_its_published_number_of_parameters(tmp_path: Path) -> None:
+    source = copy_tiny(tmp_path / "source")
+    changes = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "vocab_size": 151936}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+    edit_json(source / "config.json", **changes, **heads, tie_word_embeddings=False, layer_types=...)
+    expected = qwen3.expected_tensors(qwen3.read_config(source))
+    assert sum(math.prod(shape) for shape in expected.values()) == 8_190_735_360
 
 
 def test_the_assets_are_what_their_configuration_says() -> None:
