@@ -52,7 +52,11 @@ class BackendLostError(Exception):
 async def relay(
     request: web.Request, path: str, body: bytes, board: Switchboard, session: aiohttp.ClientSession
 ) -> web.StreamResponse:
-    """Answer a request from the engine that its public name leads to."""
+    """Answer a request from the engine that its public name leads to.
+
+    The answer's end is left to the server side, which writes it when the claim is released already: a client that
+    does not read the end of a finished answer must not keep the engine in use.
+    """
     try:
         call = openai.Call.parse(body)
     except openai.BodyError as error:
@@ -150,7 +154,6 @@ class Attempt:
                 chunk = await content.readany()
             except (aiohttp.ClientError, OSError) as error:
                 raise BackendLostError("The engine was lost while it answered.", True) from error
-        await answer.write_eof()
         return answer
 
     async def break_off(self, answer: web.StreamResponse, reason: str) -> web.StreamResponse:
@@ -161,7 +164,6 @@ class Attempt:
                 async with asyncio.timeout(FAREWELL_S):
                     between = self._tail.endswith((b"\n\n", b"\r\n\r\n"))
                     await answer.write((b"" if between else b"\n\n") + openai.stream_error(reason))
-                    await answer.write_eof()
                 return answer
             except TimeoutError:
                 pass
