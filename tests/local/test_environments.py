@@ -129,6 +129,9 @@ def test_broken_ones_are_told_and_made_again(environments: Environments, tmp_pat
     environments.ensure(SPEC, silent)
     assert environments.observe()[0].problem == ""
     assert environments.check(SPEC, silent) == ""
+    moved = (tmp_path / "environments").rename(tmp_path / "moved")
+    assert "cannot be moved" in Environments(moved).observe()[0].problem
+    moved.rename(tmp_path / "environments")
     record = tmp_path / "environments" / SPEC.name / "environment.json"
     record.write_text("{")
     assert "damaged" in environments.observe()[0].problem
@@ -198,7 +201,22 @@ def test_two_at_once_make_one(environments: Environments) -> None:
     assert len(paths) == 2
     assert len(set(paths)) == 1
     assert any(what.startswith("waiting for another installation") for what in told)
-    assert told.count("checking: tinyengine") >= 1
+    (seen,) = environments.observe()
+    assert seen.problem == ""
+
+
+def test_the_wait_for_another_installation_can_be_interrupted(environments: Environments) -> None:
+    told: list[str] = []
+
+    def second(what: str, done: int, total: int) -> None:
+        told.append(what)
+        raise Interrupted
+
+    with pytest.raises(Interrupted):  # the first one's progress runs while it installs
+        environments.ensure(SPEC, lambda what, done, total: environments.ensure(SPEC, second) and None)
+    assert told == [f"waiting for another installation of {SPEC.name}"]
+    with pytest.raises(HostError, match="is being installed"):
+        environments.ensure(SPEC, lambda what, done, total: environments.remove(SPEC.name))
 
 
 def test_an_interrupt_ends_pip_and_all_it_started(environments: Environments, wheels: Path, tmp_path: Path) -> None:
@@ -215,14 +233,8 @@ def test_an_interrupt_ends_pip_and_all_it_started(environments: Environments, wh
         environments.ensure(spec, progress)
     alive = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and _runs(int(entry.name), mark)]
     assert alive == []
-    with pytest.raises(Interrupted):
-        environments.ensure(SPEC, _interrupt)
 
 
 def _runs(pid: int, mark: Path) -> bool:
     now = proc.stat(pid)
     return now is not None and not now.dead and str(mark) in proc.command_line(pid)
-
-
-def _interrupt(what: str, done: int, total: int) -> None:
-    raise Interrupted

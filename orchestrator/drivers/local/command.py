@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
-import signal
 import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
+
+from orchestrator.drivers.local import proc
 
 # What a process needs of the caller's world; everything else (tokens, PYTHONPATH, ...) stays with the caller.
 _ALLOWED = {
@@ -20,6 +20,7 @@ _ALLOWED = {
 }  # fmt: skip
 _ALLOWED_PREFIXES = ("LC_", "NVIDIA_")
 _TICK_S = 0.2
+_GRACE_S = 3.0
 
 
 def allowed_environ() -> dict[str, str]:
@@ -67,7 +68,9 @@ def run_command(
                     on_line(line)
             finished = _wait(child, tick, deadline)
         finally:
-            _end_group(child)
+            # Also what it left behind; it is reaped after that, since until then its group's number is its own.
+            proc.end(lambda: proc.group(child.pid), _GRACE_S)
+            child.wait()
     return Finished(child.returncode if finished else None, tuple(lines))
 
 
@@ -80,7 +83,7 @@ def _lines(child: subprocess.Popen[bytes], tick: Callable[[], None], deadline: f
             tick()
             if not selector.select(_TICK_S):
                 # A grandchild that inherited the pipe must not keep the command going.
-                if child.poll() is not None:
+                if _exited(child):
                     break
                 continue
             block = os.read(child.stdout.fileno(), 1 << 16)
@@ -94,24 +97,14 @@ def _lines(child: subprocess.Popen[bytes], tick: Callable[[], None], deadline: f
 
 
 def _wait(child: subprocess.Popen[bytes], tick: Callable[[], None], deadline: float | None) -> bool:
-    while deadline is None or time.monotonic() < deadline:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(_TICK_S)
-            return True
+    while not _exited(child):
+        if deadline is not None and time.monotonic() > deadline:
+            return False
         tick()
-    return False
+        time.sleep(0.02)
+    return True
 
 
-def _end_group(child: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, then SIGKILL to the group of a command that still runs; what it left behind is killed too."""
-    if child.poll() is None:
-        _signal_group(child, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(3)
-    _signal_group(child, signal.SIGKILL)
-    child.wait()
-
-
-def _signal_group(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, number)
+def _exited(child: subprocess.Popen[bytes]) -> bool:
+    """Whether it has ended, without reaping it."""
+    return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None

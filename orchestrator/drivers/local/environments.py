@@ -89,14 +89,19 @@ class Environments:
             return EnvironmentObserved(name, "", "", 0, "it is not installed")
         try:
             record = json.loads((directory / _FINISHED).read_text(encoding="utf-8"))
+            made_in, spec, size = record["directory"], record["spec"], int(record["size"])
+            engine, version = str(spec["engine"]), str(spec["version"])
         except FileNotFoundError:
             engine, version = _who(directory / _INSTALLING)
             return EnvironmentObserved(name, engine, version, 0, "its installation was not finished")
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             return EnvironmentObserved(name, "", "", 0, f"{_FINISHED} is damaged")
-        problem = "" if os.access(directory / "bin/python", os.X_OK) else "its Python interpreter is gone"
-        spec = record["spec"]
-        return EnvironmentObserved(name, spec["engine"], spec["version"], record["size"], problem)
+        problem = ""
+        if made_in != str(directory):
+            problem = f"it was made in {made_in} and cannot be moved"
+        elif not os.access(directory / "bin/python", os.X_OK):
+            problem = "its Python interpreter is gone"
+        return EnvironmentObserved(name, engine, version, size, problem)
 
     def _make(self, spec: EnvironmentSpec, progress: Progress) -> None:
         free = shutil.disk_usage(self._root).free
@@ -124,7 +129,8 @@ class Environments:
             for name, version in spec.metadata:
                 _add_metadata(_site_packages(directory), name, version)
             self._run_checks(spec, progress)
-            record = {"spec": asdict(spec), "created": utc_now(), "size": _size(directory)}
+            size = _size(directory)
+            record = {"spec": asdict(spec), "directory": str(directory), "created": utc_now(), "size": size}
             write_atomic(directory / _FINISHED, json.dumps(record, indent=1))
             (directory / _INSTALLING).unlink()
         except OSError as error:
@@ -205,8 +211,8 @@ class Environments:
 def _who(marker: Path) -> tuple[str, str]:
     try:
         spec = json.loads(marker.read_text(encoding="utf-8"))
-        return spec["engine"], spec["version"]
-    except (FileNotFoundError, ValueError):
+        return str(spec["engine"]), str(spec["version"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return "", ""
 
 

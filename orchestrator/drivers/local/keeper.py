@@ -114,7 +114,7 @@ class Keeper:
             _say(f"the spec of the last start is used: {error}")
         files = self._instance / records.FILES
         files.mkdir(exist_ok=True)
-        log = os.open(self._spec.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        log = os.open(self._spec.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
         def mark() -> None:
             with contextlib.suppress(OSError):  # a full disk
@@ -266,7 +266,7 @@ def main(arguments: list[str]) -> int:
         return 1
     reader, writer = os.pipe()
     if os.fork() == 0:
-        stderr = os.open(instance / records.KEEPER_LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        stderr = os.open(instance / records.KEEPER_LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.dup2(stderr, 2)
         os.dup2(stderr, 1)
         os.close(stderr)

@@ -26,7 +26,7 @@ class Logs:
     def create(self, name: str) -> None:
         """Have the file, so that it can be opened before anything was written."""
         self._root.mkdir(parents=True, exist_ok=True)
-        self.path(name).touch()
+        self.path(name).touch(mode=0o600)
 
     def tail(self, name: str, lines: int) -> tuple[str, ...]:
         """The last `lines` of the latest start, over a rotation too; empty when there is no log."""

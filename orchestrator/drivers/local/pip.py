@@ -12,7 +12,16 @@ from orchestrator.errors import HostError
 
 _NETWORK_PREFIXES = ("PIP_", "XDG_")
 _NETWORK = {"http_proxy", "https_proxy", "all_proxy", "no_proxy", "NETRC"}
-_NOISE = ("Collecting ", "Downloading ", "Using cached ", "Looking in ", "Requirement already", "[notice]", "WARNING: ")
+_NOISE = (
+    "Collecting ",
+    "Processing ",
+    "Downloading ",
+    "Using cached ",
+    "Looking in ",
+    "Requirement already",
+    "[notice]",
+    "WARNING: ",
+)
 
 # What pip says, what it means and what to do; the first that is found counts. An index that cannot be reached ends in
 # "No matching distribution" too, so it is looked for before.
@@ -96,8 +105,8 @@ class Pip:
         return finished.code, finished.lines
 
     def _on_line(self, line: str) -> None:
-        if line.startswith("Collecting "):
-            self._now = line.split()[1]
+        if line.startswith(("Collecting ", "Processing ")):  # from an index, or a file
+            self._now = line.split()[1].rpartition("/")[2]
             self._done = min(self._done + 1, self._total)
         elif line.startswith("Installing collected packages"):
             self._now = "unpacking"

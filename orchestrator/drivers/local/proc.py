@@ -127,6 +127,12 @@ def members(instance: Path, leader: Identity | None) -> list[Identity]:
     return found
 
 
+def group(leader: int) -> list[Identity]:
+    """The living processes of a group whose number is certainly still its own (its leader is not reaped)."""
+    found = (stat(pid) for pid in _pids())
+    return [now.identity for now in found if now is not None and not now.dead and now.group == leader]
+
+
 def end(living: Callable[[], list[Identity]], grace_s: float, tick: Callable[[], None] = lambda: None) -> bool:
     """SIGTERM to all of `living()`, SIGKILL after `grace_s` to what is left; False when something outlives even that.
 

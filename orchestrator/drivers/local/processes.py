@@ -83,9 +83,8 @@ class LocalTarget:
 
     def write_file(self, name: str, filename: str, text: str) -> None:
         """Put a file into the instance's directory (`{dir}`); the instance need not exist yet."""
-        path = self.file_path(name, filename)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        records.write_atomic(path, text)
+        self._make_directory(name)
+        records.write_atomic(self.file_path(name, filename), text)
 
     def file_path(self, name: str, filename: str) -> Path:
         """Where `write_file` puts it."""
@@ -168,6 +167,12 @@ class LocalTarget:
             raise ValueError(f"not an instance's name: {name!r}")
         return self._root / name
 
+    def _make_directory(self, name: str) -> None:
+        """The instance's directory and its files/; for this user only, since a launch may hold keys."""
+        directory = self._directory(name)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (directory / records.FILES).mkdir(exist_ok=True)
+
     def _names(self) -> list[str]:
         if not self._root.is_dir():
             return []
@@ -229,7 +234,7 @@ class LocalTarget:
 
     def _start(self, name: str, launch: Launch, label: str, before: Spec | None) -> None:
         directory = self._directory(name)
-        (directory / records.FILES).mkdir(parents=True, exist_ok=True)
+        self._make_directory(name)
         self._logs.create(name)
         with self._locked(name):
             _, state = self._read(directory)
@@ -311,7 +316,8 @@ def _engine_lives(state: State) -> bool:
 
 
 def _keeper_lives(state: State) -> bool:
-    return proc.alive(state.keeper)
+    """A keeper that has recorded the end of its work is about to exit: it keeps nothing any more."""
+    return state.state != records.STOPPED and proc.alive(state.keeper)
 
 
 def _launch(spec: Spec) -> Launch:
