@@ -83,7 +83,7 @@ def render(
         present = observed.desired.get(loaded.name)
         wish = Wish(profile=loaded, engine=engine, target="local")
         desired = Desired(wish=wish, adapters=present.adapters if present is not None else ())
-        deployment = resolve_desired(session, desired, observed)[0].deployment
+        deployment = resolve_desired(session, desired, observed, to_run=False)[0].deployment
         launch = deployment.launch
         for name, text in deployment.files:
             session.screen.result({"file": name, "text": text}, f"# {name}\n{text}")

@@ -86,7 +86,9 @@ def weights_facts(session: Session, profile: Profile) -> WeightsFacts:
     return session.catalog.of_directory(profile.weights, session.progress)
 
 
-def resolve_desired(session: Session, desired: Desired, observed: Observed) -> tuple[Resolved, Desired]:
+def resolve_desired(
+    session: Session, desired: Desired, observed: Observed, to_run: bool = True
+) -> tuple[Resolved, Desired]:
     """What is wanted, on this host; with it the same with its adapters fitted to these weights."""
     from orchestrator.engines.resolve import fitted, resolve
 
@@ -94,7 +96,7 @@ def resolve_desired(session: Session, desired: Desired, observed: Observed) -> t
     weights = weights_facts(session, desired.wish.profile)
     adapters = tuple(fitted(a.name, a.digest, a.rank, a.origin, weights, shipped) for a in desired.adapters)
     desired = desired.model_copy(update={"adapters": adapters})
-    return resolve(desired.wish, adapters, weights, observed.host, shipped), desired
+    return resolve(desired.wish, adapters, weights, observed.host, shipped, to_run), desired
 
 
 def read_adapter(session: Session, name: str, directory: Path, desired: Desired, observed: Observed) -> Adapter:

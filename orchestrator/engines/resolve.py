@@ -43,11 +43,16 @@ def engine_sheet(name: str) -> EngineSheet:
     return sheet
 
 
-def resolve(wish: Wish, adapters: tuple[Adapter, ...], weights: WeightsFacts, host: Host, shipped: Shipped) -> Resolved:
-    """The wish on this host. Raises HostError (engine absent) or PlanRefused (nothing that it could serve)."""
+def resolve(
+    wish: Wish, adapters: tuple[Adapter, ...], weights: WeightsFacts, host: Host, shipped: Shipped, to_run: bool = True
+) -> Resolved:
+    """The wish on this host. Raises HostError (engine absent) or PlanRefused (nothing that it could serve).
+
+    With `to_run` false an absent engine is no error: what it would be given can be rendered all the same.
+    """
     sheet, profile = engine_sheet(wish.engine), wish.profile
     lacking, hint = sheet.missing(host)
-    if lacking:
+    if lacking and to_run:
         raise HostError(lacking, hint=hint)
     accelerator = sheet.accelerator(host)
     recipe, passed_over = _choose_recipe(sheet, wish, accelerator, host)
