@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 
-import aiohttp
 from aiohttp import web
 
 from orchestrator.gateway import metrics, openai
-from orchestrator.gateway.relay import relay
+from orchestrator.gateway.relay import Clients, relay
 from orchestrator.gateway.switchboard import Switchboard
 
 LARGEST_BODY = 64 << 20
@@ -22,9 +21,9 @@ def canonical(path: str) -> str:
 class FrontDoor:
     """Answers everything that comes in at the public address."""
 
-    def __init__(self, board: Switchboard, session: aiohttp.ClientSession) -> None:
+    def __init__(self, board: Switchboard, clients: Clients) -> None:
         self._board = board
-        self._session = session
+        self._clients = clients
         self._started = int(time.time())
 
     def application(self) -> web.Application:
@@ -61,7 +60,7 @@ class FrontDoor:
             return _too_large()
         except web.RequestPayloadError as error:
             return openai.error_answer(400, f"The body cannot be read: {error}.", "invalid_body")
-        return await relay(request, path, body, self._board, self._session)
+        return await relay(request, path, body, self._board, self._clients)
 
 
 def _too_large() -> web.Response:

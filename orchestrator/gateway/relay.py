@@ -50,7 +50,7 @@ class BackendLostError(Exception):
 
 
 async def relay(
-    request: web.Request, path: str, body: bytes, board: Switchboard, session: aiohttp.ClientSession
+    request: web.Request, path: str, body: bytes, board: Switchboard, clients: Clients
 ) -> web.StreamResponse:
     """Answer a request from the engine that its public name leads to.
 
@@ -65,7 +65,7 @@ async def relay(
         return openai.unknown_name(call.name, board.table)
     board.totals.requests += 1
     try:
-        return await _with_retries(request, path, call, board, session)
+        return await _with_retries(request, path, call, board, clients)
     except UnknownNameError:
         return openai.unknown_name(call.name, board.table)
     except StoppingError:
@@ -77,9 +77,10 @@ async def relay(
 
 
 async def _with_retries(
-    request: web.Request, path: str, call: openai.Call, board: Switchboard, session: aiohttp.ClientSession
+    request: web.Request, path: str, call: openai.Call, board: Switchboard, clients: Clients
 ) -> web.StreamResponse:
     losses = 0
+    session = clients.fresh if call.streams else clients.kept
     for pause in (*PAUSES, None):
         with await board.admit(call.name) as claim:
             attempt = Attempt(request, claim, board.totals)
@@ -93,10 +94,23 @@ async def _with_retries(
                     return await attempt.break_off(attempt.answer, str(lost))
                 if pause is None or lost.final or losses > LOSSES:
                     break
+        session = clients.fresh
         # Not claimed while it waits: a drain of the lost backend need not wait for this.
         await asyncio.sleep(pause)
     board.totals.errors += 1
     return openai.unavailable(f"The engine behind `{call.name}` does not answer now; try again in a moment.")
+
+
+@dataclass(frozen=True)
+class Clients:
+    """The two ways to an engine: over connections that are kept for the next request, or over a new one each time.
+
+    Streams take a new one: llama.cpp's server closes after a stream, whatever its Keep-Alive header said, and a
+    request that meets a closing connection is lost. So does everything that is tried again: it met one.
+    """
+
+    kept: aiohttp.ClientSession
+    fresh: aiohttp.ClientSession
 
 
 @dataclass
@@ -118,9 +132,6 @@ class Attempt:
         query = self.request.rel_url.raw_query_string
         url = f"{route.url}{path}?{query}" if query else f"{route.url}{path}"
         headers = end_to_end(self.request.headers, _NOT_SENT_ON)
-        if call.streams:
-            # llama.cpp's server closes after a stream, whatever its Keep-Alive said; the next request would be lost.
-            headers.append((hdrs.CONNECTION, "close"))
         try:
             async with self.claim.cuttable():
                 upstream, first = await _open(session, url, headers, call.body_for(route))

@@ -19,7 +19,7 @@ from orchestrator import __version__
 from orchestrator.core.routes import GatewayStatus, RouteTable
 from orchestrator.gateway.admin import Admin
 from orchestrator.gateway.front import FrontDoor
-from orchestrator.gateway.relay import FAREWELL_S
+from orchestrator.gateway.relay import FAREWELL_S, Clients
 from orchestrator.gateway.sockets import address
 from orchestrator.gateway.switchboard import Switchboard
 
@@ -39,10 +39,10 @@ class Doors:
     admin_path: Path
 
 
-def client_session() -> aiohttp.ClientSession:
-    """The client for the engines: no limits, nothing decoded, nothing added, nothing remembered."""
+def client_session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    """A client for the engines: nothing decoded, nothing added, nothing remembered, no end but theirs."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S),
+        connector=connector,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -73,10 +73,13 @@ async def serve(doors: Doors, state: Path, table: RouteTable, grace: float) -> N
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with client_session() as session:
+    async with (
+        client_session(aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S)) as kept,
+        client_session(aiohttp.TCPConnector(limit=0, force_close=True)) as fresh,
+    ):
         # handler_cancellation: a client that goes away ends its request, held or in flight, at once.
         front = web.AppRunner(
-            FrontDoor(board, session).application(),
+            FrontDoor(board, Clients(kept, fresh)).application(),
             access_log=None,
             handler_cancellation=True,
             shutdown_timeout=grace + FAREWELL_S + 1,

@@ -178,6 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
                 pause.wait(self.asked["pace"])
         self._chunk(b"data: [DONE]\n\n")
         self._chunk(b"")
+        # Unannounced, as llama.cpp's server does it.
+        self.close_connection = True
 
     def _chunk(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
