@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,12 +13,33 @@ from gateway_process import Gateway, Stream
 from upstream import Upstream
 
 
-@pytest.fixture
-def home() -> Iterator[Path]:
+@contextlib.contextmanager
+def short_directory() -> Iterator[Path]:
     """A directory with a short path: a unix socket's may have 107 bytes."""
     path = Path(tempfile.mkdtemp(prefix="gw"))
-    yield path
-    shutil.rmtree(path)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory with a short path."""
+    with short_directory() as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def running_gateway() -> Iterator[Gateway]:
+    """One gateway for all tests of a module that leave no trace but in its counts."""
+    with short_directory() as path:
+        gateway = Gateway(path)
+        try:
+            gateway.start()
+            yield gateway
+        finally:
+            gateway.close()
 
 
 @pytest.fixture
