@@ -274,3 +274,18 @@ def test_a_damaged_record_is_told(target: LocalTarget, root: Path) -> None:
     with pytest.raises(HostError, match="damaged"):
         target.observe()
     (root / "a" / records.STATE).unlink()
+
+
+def test_what_the_disk_refuses_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    target = LocalTarget(tmp_path / "file", tmp_path / "logs", Path, sys.executable)
+    with pytest.raises(HostError, match="Cannot write x of a: "):
+        target.write_file("a", "x", "")
+    with pytest.raises(HostError, match="Cannot start a: "):
+        target.ensure("a", SLEEP, "")
+
+
+def test_the_record_is_for_this_user_only(target: LocalTarget, root: Path) -> None:
+    target.ensure("a", program("import time; time.sleep(600)", env=(("KEY", "secret"),)), "")
+    assert (root / "a").stat().st_mode & 0o077 == 0
+    assert target.log_path("a").stat().st_mode & 0o077 == 0

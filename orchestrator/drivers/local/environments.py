@@ -21,7 +21,9 @@ from pathlib import Path
 
 from orchestrator.core.environment import EnvironmentObserved, EnvironmentSpec
 from orchestrator.core.progress import Progress
+from orchestrator.drivers.local import proc
 from orchestrator.drivers.local.command import run_command
+from orchestrator.drivers.local.failures import host_errors
 from orchestrator.drivers.local.pip import Pip, pip_environ
 from orchestrator.drivers.local.records import utc_now, write_atomic
 from orchestrator.errors import HostError
@@ -30,6 +32,7 @@ _FINISHED, _INSTALLING = "environment.json", "installing"
 _REMOVED = ".removed-"
 _CHECK_TIMEOUT_S = 900.0
 _GB = 10**9
+_PIP_SIZE = 30_000_000
 
 
 class Environments:
@@ -71,17 +74,19 @@ class Environments:
         HostError: disk, network, a package that is not there, a failing check. What was installed until then stays
         behind as unfinished, and the next ensure starts from nothing.
         """
-        with self._locked(spec.name, progress):
-            if self._observe(spec.name).problem:
-                self._discard(spec.name)
-                self._make(spec, progress)
-        return self._root / spec.name / "bin"
+        with host_errors(f"make {spec.name}"):
+            with self._locked(spec.name, progress):
+                if self._observe(spec.name).problem:
+                    self._discard(spec.name)
+                    self._make(spec, progress)
+            return self._root / spec.name / "bin"
 
     def remove(self, name: str) -> None:
         """Delete an environment. HostError while somebody installs it; unknown: nothing to do."""
-        if (self._root / name).is_dir():
-            with self._locked(name, None):
-                self._discard(name)
+        with host_errors(f"remove {name}"):
+            if (self._root / name).is_dir():
+                with self._locked(name, None):
+                    self._discard(name)
 
     def _observe(self, name: str) -> EnvironmentObserved:
         directory = self._root / name
@@ -111,38 +116,38 @@ class Environments:
                 "Free some space, or set ORCH_HOME to a directory on a larger disk.",
             )
         directory = self._root / spec.name
-        try:
-            directory.mkdir(parents=True)
-            write_atomic(directory / _INSTALLING, json.dumps(asdict(spec), indent=1))
-            self._make_venv(directory, progress)
-            pip = Pip(
-                directory / "bin/python",
-                0 if spec.resolve else len({*spec.requirements, *spec.indexed}),
-                spec.resolve,
-                progress,
-            )
-            if spec.indexed:
-                pip.install(spec.indexed, spec.indexes)
-            rest = tuple(requirement for requirement in spec.requirements if requirement not in spec.indexed)
-            if rest:
-                pip.install(rest)
-            for name, version in spec.metadata:
-                _add_metadata(_site_packages(directory), name, version)
-            self._run_checks(spec, progress)
-            size = _size(directory)
-            record = {"spec": asdict(spec), "directory": str(directory), "created": utc_now(), "size": size}
-            write_atomic(directory / _FINISHED, json.dumps(record, indent=1))
-            (directory / _INSTALLING).unlink()
-        except OSError as error:
-            raise HostError(f"{directory} cannot be written: {error.strerror}.", "See to the disk.") from error
+        directory.mkdir(parents=True)
+        write_atomic(directory / _INSTALLING, json.dumps(asdict(spec), indent=1))
+        self._make_venv(directory, progress)
+        pip = Pip(
+            directory,
+            0 if spec.resolve else len({*spec.requirements, *spec.indexed}),
+            spec.resolve,
+            progress,
+        )
+        if spec.indexed:
+            pip.install(spec.indexed, spec.indexes)
+        rest = tuple(requirement for requirement in spec.requirements if requirement not in spec.indexed)
+        if rest:
+            pip.install(rest)
+        for name, version in spec.metadata:
+            _add_metadata(_site_packages(directory), name, version)
+        self._run_checks(spec, progress)
+        size = _size(directory)
+        record = {"spec": asdict(spec), "directory": str(directory), "created": utc_now(), "size": size}
+        write_atomic(directory / _FINISHED, json.dumps(record, indent=1))
+        (directory / _INSTALLING).unlink()
 
     def _make_venv(self, directory: Path, progress: Progress) -> None:
         finished = run_command(
             [sys.executable, "-I", "-m", "venv", str(directory)],
-            pip_environ(),
+            pip_environ(directory),
             tick=lambda: progress("making a virtual environment", 0, 0),
         )
         if finished.code != 0:
+            # venv does not pass on why pip could not be unpacked.
+            if shutil.disk_usage(directory).free < _PIP_SIZE:
+                raise HostError("The virtual environment cannot be made: the disk is full.", "Free some space.")
             raise HostError(
                 "Python cannot make a virtual environment.",
                 "Debian and Ubuntu have it in the package python3-venv.",
@@ -151,7 +156,7 @@ class Environments:
 
     def _run_checks(self, spec: EnvironmentSpec, progress: Progress) -> None:
         bin_directory = self._root / spec.name / "bin"
-        environ = pip_environ()
+        environ = pip_environ(bin_directory.parent)
         environ["PATH"] = f"{bin_directory}:{environ.get('PATH', os.defpath)}"
         for number, check in enumerate(spec.checks):
             told = " ".join(check)
@@ -183,6 +188,11 @@ class Environments:
     def _discard(self, name: str) -> None:
         """Move the directory away, then delete it: what is half deleted must not look finished."""
         directory = self._root / name
+        # The pip of an installer that was killed lives on, and would write into the next environment of this name.
+        if not proc.end(lambda: proc.members(directory, None), 3):
+            raise HostError(
+                f"An earlier installation of {name} cannot be ended.", "It may hang in the kernel: see dmesg."
+            )
         if directory.exists():
             directory.rename(self._root / f"{_REMOVED}{name}-{time.time_ns()}")
         for leftover in self._root.glob(f"{_REMOVED}{name}-*"):

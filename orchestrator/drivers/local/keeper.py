@@ -41,7 +41,7 @@ class Keeper:
         self._child: subprocess.Popen[bytes] | None = None
         self._started = time.monotonic()
         me = proc.stat(os.getpid())
-        self._state = State(STOPPED, records.utc_now(), proc.boot_id(), me.identity if me else None)
+        self._state = State(BACKOFF, records.utc_now(), proc.boot_id(), me.identity if me else None)
         self._asked_to_stop = False
         self._wake, wake_writer = os.pipe()
         os.set_blocking(wake_writer, False)
@@ -66,7 +66,7 @@ class Keeper:
                 self._become(
                     self._state._replace(state=STOPPED, engine=None, last_exit=Ended(127, None, records.utc_now()))
                 )
-                self._announce(f"{' '.join(self._command()[:1])}: {error.strerror or error}")
+                self._announce(f"{error.filename or self._command()[0]}: {error.strerror}")
                 return 1
         self._announce("")
         crashes = 0
@@ -90,7 +90,10 @@ class Keeper:
         return records.command(self._spec, self._instance, self._spec.argv)
 
     def _become(self, state: State) -> None:
-        self._state = state._replace(since=records.utc_now())
+        self._record(state._replace(since=records.utc_now()))
+
+    def _record(self, state: State) -> None:
+        self._state = state
         try:
             records.write_state(self._instance, self._state)
         except OSError as error:  # a full disk must not take the supervision away too
@@ -100,10 +103,8 @@ class Keeper:
         state = records.read_state(self._instance)
         if state is None or state.boot != proc.boot_id() or not proc.alive(state.engine):
             return False
-        me = self._state.keeper
-        self._state = state
         self._log(f"--- adopted {records.utc_now()} pid {state.engine.pid if state.engine else 0} ---")
-        self._become(self._state._replace(state=RUNNING, keeper=me))
+        self._record(state._replace(state=RUNNING, keeper=self._state.keeper))
         return True
 
     def _start(self) -> None:
@@ -112,6 +113,8 @@ class Keeper:
             self._spec = records.read_spec(self._instance) or self._spec
         except ValueError as error:
             _say(f"the spec of the last start is used: {error}")
+        # An engine that cannot be recorded, on a full disk, must not be started.
+        records.write_state(self._instance, self._state)
         files = self._instance / records.FILES
         files.mkdir(exist_ok=True)
         log = os.open(self._spec.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from orchestrator.core.progress import Progress
 from orchestrator.drivers.local.command import allowed_environ, run_command
+from orchestrator.drivers.local.proc import MARKER
 from orchestrator.errors import HostError
 
 _NETWORK_PREFIXES = ("PIP_", "XDG_")
@@ -50,9 +51,10 @@ _MEANINGS = (
 _UNKNOWN = ("see the detail", "Run the same command again; it starts from nothing.")
 
 
-def pip_environ() -> dict[str, str]:
-    """The environment for pip and venv: the allow-list, and what says where packages come from."""
+def pip_environ(directory: Path) -> dict[str, str]:
+    """The environment for pip and venv: the allow-list, where packages come from, and the marker of `directory`."""
     environ = allowed_environ()
+    environ[MARKER] = str(directory)
     for key, value in os.environ.items():
         if key.startswith(_NETWORK_PREFIXES) or key in _NETWORK or key.lower() in _NETWORK:
             environ[key] = value
@@ -70,10 +72,10 @@ def pip_environ() -> dict[str, str]:
 
 
 class Pip:
-    """pip of one interpreter; `total` requirements are counted over all installs."""
+    """pip of the environment in `directory`; `total` requirements are counted over all installs."""
 
-    def __init__(self, python: Path, total: int, resolve: bool, progress: Progress) -> None:
-        self._python, self._total, self._resolve, self._progress = python, total, resolve, progress
+    def __init__(self, directory: Path, total: int, resolve: bool, progress: Progress) -> None:
+        self._directory, self._total, self._resolve, self._progress = directory, total, resolve, progress
         self._done = 0
         self._now = "installing"
 
@@ -99,9 +101,18 @@ class Pip:
         with tempfile.NamedTemporaryFile("w", suffix=".txt", prefix="orch-requirements-") as file:
             file.write("".join(f"{requirement}\n" for requirement in requirements))
             file.flush()
-            argv = [str(self._python), "-I", "-m", "pip", "install", "--progress-bar", "off", "--no-color"]
+            argv = [
+                str(self._directory / "bin/python"),
+                "-I",
+                "-m",
+                "pip",
+                "install",
+                "--progress-bar",
+                "off",
+                "--no-color",
+            ]
             argv += [*([] if self._resolve else ["--no-deps"]), *options, "-r", file.name]
-            finished = run_command(argv, pip_environ(), tick=self._tell, on_line=self._on_line)
+            finished = run_command(argv, pip_environ(self._directory), tick=self._tell, on_line=self._on_line)
         return finished.code, finished.lines
 
     def _on_line(self, line: str) -> None:

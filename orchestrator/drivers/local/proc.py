@@ -71,7 +71,7 @@ def send(identity: Identity, number: signal.Signals) -> bool:
     """Send a signal to exactly this process; False when it is gone. A stranger with its pid is never reached."""
     try:
         descriptor = os.pidfd_open(identity.pid)
-    except (ProcessLookupError, OSError):
+    except ProcessLookupError:
         return False
     try:
         # The descriptor pins the process that has the pid now; only then is it known to be the right one.
@@ -95,7 +95,7 @@ def _is_marked(pid: int, instance: Path) -> bool:
     """Whether the process was started with ORCH_INSTANCE=instance; a process may overwrite it (setproctitle does)."""
     try:
         environ = (PROC / str(pid) / "environ").read_bytes()
-    except (*_GONE_OR_FOREIGN, OSError):
+    except OSError:
         return False
     return f"{MARKER}={instance}".encode() in environ.split(b"\0")
 
@@ -103,7 +103,7 @@ def _is_marked(pid: int, instance: Path) -> bool:
 def _works_in(pid: int, instance: Path) -> bool:
     try:
         return (PROC / str(pid) / "cwd").readlink().is_relative_to(instance)
-    except (*_GONE_OR_FOREIGN, OSError):
+    except OSError:
         return False
 
 

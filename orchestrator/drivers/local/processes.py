@@ -16,6 +16,7 @@ from orchestrator.core.launch import Exit, Instance, InstanceState, Launch
 from orchestrator.core.progress import Progress
 from orchestrator.drivers.local import proc, records
 from orchestrator.drivers.local.command import allowed_environ, run_command
+from orchestrator.drivers.local.failures import host_errors
 from orchestrator.drivers.local.logs import Logs
 from orchestrator.drivers.local.records import Spec, State
 from orchestrator.errors import HostError
@@ -57,34 +58,37 @@ class LocalTarget:
 
         HostError when it runs with another launch, its fixed port is taken, or it cannot be started.
         """
-        directory = self._directory(name)
-        spec, state = self._read(directory)
-        if spec is not None and state is not None and _engine_lives(state):
-            if _launch(spec) != launch:
-                raise HostError(f"{name} runs already, with other settings.", "Stop it first, then start it again.")
-            if spec.label != label:
-                records.write_spec(directory, spec._replace(label=label))
-            if not _keeper_lives(state):
-                self._start_keeper(name, "--adopt")
-        else:
-            if state is not None and _keeper_lives(state):  # it waits to restart what crashed: start over instead
-                self._stop_keeper(state, launch.stop_grace_s, lambda: None)
-            self._start(name, launch, label, spec)
-        seen = self._observe(name)
-        if seen is None:
-            raise HostError(f"{name} was removed while it was started.", "Run the same command again.")
-        return seen
+        with host_errors(f"start {name}"):
+            directory = self._directory(name)
+            spec, state = self._read(directory)
+            if spec is not None and state is not None and _engine_lives(state):
+                if _launch(spec) != launch:
+                    raise HostError(f"{name} runs already, with other settings.", "Stop it first, then start it again.")
+                if spec.label != label:
+                    records.write_spec(directory, spec._replace(label=label))
+                if not _keeper_lives(state):
+                    self._start_keeper(name, "--adopt")
+            else:
+                if state is not None and _keeper_lives(state):  # it waits to restart what crashed: start over instead
+                    self._stop_keeper(state, launch.stop_grace_s, lambda: None)
+                self._start(name, launch, label, spec)
+            seen = self._observe(name)
+            if seen is None:
+                raise HostError(f"{name} was removed while it was started.", "Run the same command again.")
+            return seen
 
     def relabel(self, name: str, launch: Launch, label: str) -> None:
         """Rewrite what the next restart starts, and the label, without a restart now. The port stays."""
-        directory = self._directory(name)
-        spec = self._spec(name)
-        records.write_spec(directory, self._make_spec(name, launch, label, launch.port or spec.port))
+        with host_errors(f"rewrite the record of {name}"):
+            directory = self._directory(name)
+            spec = self._spec(name)
+            records.write_spec(directory, self._make_spec(name, launch, label, launch.port or spec.port))
 
     def write_file(self, name: str, filename: str, text: str) -> None:
         """Put a file into the instance's directory (`{dir}`); the instance need not exist yet."""
-        self._make_directory(name)
-        records.write_atomic(self.file_path(name, filename), text)
+        with host_errors(f"write {filename} of {name}"):
+            self._make_directory(name)
+            records.write_atomic(self.file_path(name, filename), text)
 
     def file_path(self, name: str, filename: str) -> Path:
         """Where `write_file` puts it."""
@@ -95,36 +99,38 @@ class LocalTarget:
 
         Interrupted by `progress`, the end goes on by itself where a keeper does it.
         """
-        directory = self._directory(name)
-        spec, state = self._read(directory)
-        if spec is None:
-            return
+        with host_errors(f"stop {name}"):
+            directory = self._directory(name)
+            spec, state = self._read(directory)
+            if spec is None:
+                return
 
-        def tick() -> None:
-            progress(f"stopping {name}", 0, 0)
+            def tick() -> None:
+                progress(f"stopping {name}", 0, 0)
 
-        if state is not None and _keeper_lives(state):
-            self._stop_keeper(state, spec.stop_grace_s, tick)
-        with self._locked(name):
-            _, state = self._read(directory)
-            self._end_all(name, state, spec.stop_grace_s, tick)
-            if state is not None and state.state != records.STOPPED:
-                stopped = state._replace(state=records.STOPPED, since=records.utc_now(), engine=None)
-                records.write_state(directory, stopped)
+            if state is not None and _keeper_lives(state):
+                self._stop_keeper(state, spec.stop_grace_s, tick)
+            with self._locked(name):
+                _, state = self._read(directory)
+                self._end_all(name, state, spec.stop_grace_s, tick)
+                if state is not None and state.state != records.STOPPED:
+                    stopped = state._replace(state=records.STOPPED, since=records.utc_now(), engine=None)
+                    records.write_state(directory, stopped)
 
     def remove(self, name: str) -> None:
         """Delete a stopped instance's directory; its log stays. HostError when it still runs; unknown: nothing."""
-        directory = self._directory(name)
-        if directory.exists():
-            _, state = self._read(directory)
-            if state is not None and (_engine_lives(state) or _keeper_lives(state)):
-                raise HostError(f"{name} still runs.", "Stop it before it is removed.")
-            with self._locked(name):
-                # Renamed first: a directory that is half deleted must not look like an instance.
-                directory.rename(self._root / f"{_REMOVED}{name}-{time.time_ns()}")
-        for leftover in self._root.glob(f"{_REMOVED}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        self._logs.prune(self._names())
+        with host_errors(f"remove {name}"):
+            directory = self._directory(name)
+            if directory.exists():
+                _, state = self._read(directory)
+                if state is not None and (_engine_lives(state) or _keeper_lives(state)):
+                    raise HostError(f"{name} still runs.", "Stop it before it is removed.")
+                with self._locked(name):
+                    # Renamed first: a directory that is half deleted must not look like an instance.
+                    directory.rename(self._root / f"{_REMOVED}{name}-{time.time_ns()}")
+            for leftover in self._root.glob(f"{_REMOVED}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            self._logs.prune(self._names())
 
     def log_path(self, name: str) -> Path:
         """Where the output of all its starts goes."""
