@@ -105,14 +105,14 @@ def plan_deploy(
 
 def plan_down(profile: str, observed: Observed, limits: Limits) -> Plan:
     """Stop serving a profile: routes first, then its engines. Artifacts and adapters stay. Forward only."""
-    items = [*_silent_gateway(observed), *_down(profile, observed, limits)]
+    items = [*_silent_gateway(profile, observed), *_down(profile, observed, limits)]
     if not items:
         items.append(Skip(f"take {profile} down", "nothing of it runs"))
     return Plan("down", tuple(items), commit=0)
 
 
 def plan_down_all(observed: Observed, limits: Limits) -> Plan:
-    """Stop everything, the gateway last."""
+    """Stop everything, the gateway last; one that does not answer loses its routes with its directory."""
     profiles = sorted(
         {engine.deployment.profile for engine in observed.engines}
         | set(observed.desired)
@@ -127,15 +127,16 @@ def plan_down_all(observed: Observed, limits: Limits) -> Plan:
     return Plan("down", tuple(items), commit=0)
 
 
-def _silent_gateway(observed: Observed) -> Iterator[Action | Skip]:
+def _silent_gateway(profile: str, observed: Observed) -> Iterator[Action | Skip]:
     """A gateway that does not answer still has its table on disk: wake it, or the routes would come back with it."""
     instance = observed.gateway.instance
     if instance is not None and observed.gateway.status is None:
         yield Action(EnsureGateway("local", instance.label))
+        yield Action(RemoveRoute(profile))
 
 
 def _down(profile: str, observed: Observed, limits: Limits) -> Iterator[Action | Skip]:
-    if observed.gateway.instance is not None and (observed.routes_of(profile) or observed.gateway.status is None):
+    if observed.routes_of(profile):
         yield Action(RemoveRoute(profile))
     if profile in observed.desired:
         yield Action(RecordDesired(profile, None))
@@ -262,10 +263,11 @@ def _load_adapters(chosen: Deployment, match: EngineObserved) -> Iterator[Action
     loaded = dict(match.loaded) if match.loaded is not None else {a.name: a.path for a in has.adapters}
     for adapter in chosen.adapters:
         step = LoadAdapter(chosen, adapter)
-        if loaded.get(adapter.name) == adapter.path:
+        before = has.adapter(adapter.name)
+        # Loaded but not in the process's record, after a kill between the two: a restart would lose it.
+        if loaded.get(adapter.name) == adapter.path and before is not None:
             yield Skip(step.what, "loaded")
             continue
-        before = has.adapter(adapter.name)
         back: Step = UnloadAdapter(has, adapter.name) if before is None else LoadAdapter(has, before)
         yield Action(step, (back,))
 
