@@ -1,0 +1,112 @@
+"""A gateway in memory, and plain HTTP to it and to the engines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from fakes.faults import Faults
+from fakes.target import FakeClock, FakeTarget, Process
+from orchestrator.core.progress import Progress, silent
+from orchestrator.core.routes import Counts, GatewayStatus, Route
+from orchestrator.core.steps import GATEWAY
+from orchestrator.drivers.base import Reply
+from orchestrator.errors import HostError
+
+STEP_S = 0.1
+
+
+class FakeGateway:
+    """The admin side of the instance `gateway` of a fake target; `in_flight` counts by backend."""
+
+    def __init__(self, target: FakeTarget, clock: FakeClock, faults: Faults) -> None:
+        self.in_flight: dict[str, int] = {}
+        self._target = target
+        self._clock = clock
+        self._faults = faults
+
+    def status(self) -> GatewayStatus | None:
+        with self._faults.call("gateway.status"):
+            process = self._process()
+            if process is None:
+                return None
+            return GatewayStatus(
+                pid=process.pid or 0,
+                version="1",
+                listen=process.label,
+                started_at="2026-01-01T00:00:00+00:00",
+                routes=process.routes,
+                backends={},
+                totals=Counts(),
+                paused={},
+                held=0,
+            )
+
+    def set_routes(self, owner: str, routes: tuple[Route, ...]) -> None:
+        with self._faults.call(f"gateway.set_routes {owner}"):
+            process = self._answering()
+            process.routes = process.routes.replaced(owner, routes)
+
+    def remove_routes(self, owner: str) -> None:
+        with self._faults.call(f"gateway.remove_routes {owner}"):
+            process = self._answering()
+            process.routes = process.routes.replaced(owner, ())
+
+    def drain(self, backend: str, timeout_s: float, cancel: bool, progress: Progress = silent) -> int:
+        with self._faults.call(f"gateway.drain {backend}"):
+            self._answering()
+            deadline = self._clock.now + timeout_s
+            while left := self.in_flight.get(backend, 0):
+                progress(f"requests in flight on {backend}", 0, left)
+                if self._clock.now >= deadline:
+                    if cancel:
+                        self.in_flight[backend] = 0
+                    return left
+                self._clock.sleep(STEP_S)
+            return 0
+
+    def _process(self) -> Process | None:
+        process = self._target.processes.get(GATEWAY)
+        return self._target.answering(process.port) if process is not None else None
+
+    def _answering(self) -> Process:
+        process = self._process()
+        if process is None:
+            raise HostError("No gateway answers at its socket.", hint="`orch up` starts it.")
+        return process
+
+
+class FakeHttp:
+    """Requests to the engines of a fake target, and to the public side of its gateway."""
+
+    def __init__(self, target: FakeTarget, faults: Faults) -> None:
+        self._target = target
+        self._faults = faults
+
+    def get(self, url: str, timeout_s: float) -> Reply | None:
+        parts = urlsplit(url)
+        with self._faults.call(f"http.get {parts.path}"):
+            process = self._target.answering(parts.port or 0)
+            return process.server.get(parts.path) if process is not None and process.server is not None else None
+
+    def post(self, url: str, body: Mapping[str, Any], timeout_s: float, progress: Progress = silent) -> Reply | None:
+        parts = urlsplit(url)
+        with self._faults.call(f"http.post {parts.path}"):
+            progress("waiting for an answer", 0, 0)
+            process = self._target.answering(parts.port or 0)
+            if process is None:
+                return None
+            if process.server is not None:
+                return process.server.post(parts.path, dict(body))
+            return self._through_gateway(process, parts.path, dict(body))
+
+    def _through_gateway(self, gateway: Process, path: str, body: dict[str, Any]) -> Reply:
+        route = gateway.routes.find(str(body["model"]))
+        if route is None:
+            return Reply(404, None, json.dumps({"error": {"message": f"There is no model {body['model']}."}}))
+        engine = self._target.answering(urlsplit(route.url).port or 0)
+        if engine is None or engine.server is None:
+            return Reply(502, None, f"{route.backend} does not answer")
+        return engine.server.post(path, {**body, "model": route.upstream or route.name, **route.patch})
