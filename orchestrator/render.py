@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # A log is not a screen: progress of one step is told at most this often there.
 PLAIN_PROGRESS_S = 5.0
 SPINNER_PROGRESS_S = 0.1
+JSON_PROGRESS_S = 0.5
 
 
 class Screen(Protocol):
@@ -58,7 +59,10 @@ class Screen(Protocol):
 
 
 class JsonLines:
-    """One JSON object per line, on stdout, flushed at once."""
+    """One JSON object per line, on stdout, flushed at once; of progress only a line now and then."""
+
+    def __init__(self) -> None:
+        self._told = time.monotonic()
 
     def plan(self, plan: Plan) -> None:
         from orchestrator.core.events import plan_json
@@ -66,11 +70,21 @@ class JsonLines:
         self._line(plan_json(plan))
 
     def event(self, event: Event) -> None:
-        self._line(event.to_json())
+        from orchestrator.core.events import EventKind
+
+        if event.kind is not EventKind.PROGRESS or self._is_time():
+            self._line(event.to_json())
 
     def progress(self, what: str, done: int, total: int) -> None:
-        if total:
+        if total and self._is_time():
             self._line({"event": "progress", "what": what, "done": done, "total": total})
+
+    def _is_time(self) -> bool:
+        now = time.monotonic()
+        if now - self._told < JSON_PROGRESS_S:
+            return False
+        self._told = now
+        return True
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:

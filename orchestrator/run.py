@@ -57,7 +57,7 @@ HELLO = [{"role": "user", "content": "Hello!"}]
 def run(plan: Plan, world: World, emit: Emit, interrupted: Callable[[], bool]) -> None:
     """Run a plan to its end.
 
-    Raises the step's own error when nothing that needs undoing was done yet, StepFailed when all was undone,
+    Raises the step's own error when no step before it has changed what serves, StepFailed when all was undone,
     StepStranded when something is left over, Interrupted when `interrupted()` came true (after undo).
     """
     undo: list[Action] = []
@@ -80,7 +80,7 @@ def run(plan: Plan, world: World, emit: Emit, interrupted: Callable[[], bool]) -
         except OrchError as error:
             emit(Event(EventKind.FAILED, plan.verb, index, name, what, error.message))
             _take_back(plan, undo, world, emit)
-            raise _verdict(item, error, committed, changed=any(action.undo for action in undo)) from error
+            raise _verdict(item, error, committed, changed=any(action.undo for action in undo[:-1])) from error
         emit(Event(EventKind.DONE, plan.verb, index, name, what, seconds=world.clock.monotonic() - began))
     emit(Event(EventKind.FINISHED, plan.verb, len(plan.items)))
 
@@ -115,7 +115,8 @@ def _verdict(failed: Action, error: OrchError, committed: bool, changed: bool) -
     if isinstance(error, Interrupted):
         if committed:
             return Interrupted("Interrupted after the switch.", hint="Run the same command again to finish it.")
-        return Interrupted("Interrupted; what had been started was taken back." if changed else error.message)
+        taken_back = changed or bool(failed.undo)
+        return Interrupted("Interrupted; what had been started was taken back." if taken_back else error.message)
     if committed:
         return StepStranded(
             f"Could not {failed.step.what}: {error.message}",

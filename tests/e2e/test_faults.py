@@ -1,0 +1,261 @@
+"""What breaks while it serves, and what is asked for that cannot be: a clear message, the exit code, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from orch_command import ANSWER, ASSETS, Orch, wait_until
+
+pytestmark = pytest.mark.llamacpp
+
+ENGINE = "tiny-llamacpp-g1"
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def answers(orch: Orch) -> bool:
+    try:
+        return orch.says() == ANSWER
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture
+def up(orch: Orch) -> Orch:
+    """The tiny model, served by llama.cpp."""
+    orch.run("up", "llamacpp", "-p", str(orch.profile))
+    return orch
+
+
+def test_a_killed_engine_comes_back_by_itself_and_clients_are_told(up: Orch) -> None:
+    load = up.load("tiny", clients=2, tokens=400)
+    wait_until(lambda: load.open_now() == 2, what="two open streams")
+    before = up.record(ENGINE)["engine"][0]
+    kill(before)
+    wait_until(lambda: any(stream.problem for stream in load.streams), what="a stream that was told")
+    cut = [stream for stream in load.stop() if stream.problem]
+    assert all("error" in stream.problem or "engine" in stream.problem for stream in cut), cut
+    wait_until(lambda: answers(up), what="the engine")
+    after = up.engines()[ENGINE]
+    assert after["pid"] != before
+    assert after["restarts"] == 1
+    assert "signal 9" in after["last_exit"]
+    up.status()
+
+
+def test_a_killed_keeper_leaves_the_engine_serving_and_up_adopts_it(up: Orch) -> None:
+    before = up.record(ENGINE)
+    kill(before["keeper"][0])
+    assert up.says() == ANSWER
+    told = up.status(code=9)
+    assert up.engines()[ENGINE]["state"] == "unsupervised"
+    assert any(f"start {ENGINE}" in line.get("drift", "") for line in told.lines)
+    assert up.run("up", "--json").steps("started") == ["EnsureEngine", "VerifyRoute"]
+    after = up.record(ENGINE)
+    assert after["engine"] == before["engine"]
+    up.status()
+
+
+def test_engine_and_keeper_killed_together_are_started_again_by_up(up: Orch) -> None:
+    record = up.record(ENGINE)
+    kill(record["keeper"][0])
+    kill(record["engine"][0])
+    refused = wait_until(lambda: (r := up.chat()).status_code == 503 and r, what="a 503")
+    assert refused.headers["Retry-After"]
+    assert "error" in refused.json()
+    up.status(code=9)
+    up.run("up")
+    assert up.says() == ANSWER
+    assert up.engines()[ENGINE]["port"] == record["port"]
+    up.status()
+
+
+def test_a_killed_gateway_comes_back_with_its_routes(up: Orch) -> None:
+    up.run("lora", "add", "alpha", str(ASSETS / "lora-a"))
+    kill(up.record("gateway")["engine"][0])
+    wait_until(lambda: answers(up), what="the gateway")
+    assert up.says("alpha") == "Ahoy! The answer is alpha."
+    up.status()
+
+
+def test_gateway_and_its_keeper_killed_together_are_started_again_by_up(up: Orch) -> None:
+    record = up.record("gateway")
+    kill(record["keeper"][0])
+    kill(record["engine"][0])
+    up.status(code=9)
+    up.run("up")
+    assert up.says() == ANSWER
+    up.status()
+
+
+def test_down_with_a_dead_gateway_leaves_no_route_behind(up: Orch) -> None:
+    record = up.record("gateway")
+    kill(record["keeper"][0])
+    kill(record["engine"][0])
+    up.run("down")
+    assert up.chat().status_code == 404
+    assert up.engines() == {}
+
+
+def test_everything_killed_is_healed_by_one_up(up: Orch) -> None:
+    for name in ("gateway", ENGINE):
+        record = up.record(name)
+        kill(record["keeper"][0])
+        kill(record["engine"][0])
+    up.run("up")
+    assert up.says() == ANSWER
+    up.status()
+
+
+def test_an_occupied_address_is_told_with_its_owner_and_nothing_is_left(orch: Orch) -> None:
+    host, port = orch.listen.split(":")
+    with socket.create_server((host, int(port))):
+        told = orch.run("up", "llamacpp", "-p", str(orch.profile), "--json", code=4).lines[-1]
+        assert str(os.getpid()) in told["error"]
+        assert port in told["error"]
+        assert told["hint"]
+        assert orch.processes() == []
+    orch.run("up", "llamacpp", "-p", str(orch.profile))
+    assert orch.says() == ANSWER
+
+
+def test_the_gateway_does_not_move_by_itself(up: Orch) -> None:
+    told = up.run("up", "--listen", "127.0.0.1:1", "--json", code=5)
+    assert up.listen in told.lines[-1]["error"]
+    assert up.says() == ANSWER
+
+
+def test_two_ups_at_once_are_one_and_a_message(orch: Orch) -> None:
+    first = orch.start("up", "llamacpp", "-p", str(orch.profile), "--json")
+    assert first.stdout is not None
+    while json.loads(first.stdout.readline()).get("event") != "started":
+        pass
+    told = orch.run("up", "llamacpp", "-p", str(orch.profile), "--json", code=8).lines[-1]
+    assert f"pid {first.pid}" in told["error"]
+    assert "up llamacpp" in told["error"]
+    first.communicate(timeout=60)
+    assert first.returncode == 0
+    assert orch.says() == ANSWER
+
+
+def test_another_engine_is_refused_with_the_way_to_it(up: Orch) -> None:
+    told = up.run("up", "vllm", "--json", code=5).lines[-1]
+    assert told["hint"].endswith("orch migrate --to vllm")
+
+
+@pytest.mark.skipif(shutil.which("ollama") is not None, reason="there is an ollama binary on PATH")
+def test_ollama_without_its_binary_is_refused_before_anything_changes(orch: Orch) -> None:
+    told = orch.run("up", "ollama", "-p", str(orch.profile), "--json", code=4).lines[-1]
+    assert "orch up llamacpp" in told["hint"]
+    assert orch.processes() == []
+
+
+def test_a_context_that_does_not_fit_is_refused_with_the_figures(up: Orch) -> None:
+    up.write_profile(context=1_048_576, parallel=256)
+    told = up.run("up", "llamacpp", "-p", str(up.profile), "--json", code=5).lines[-1]
+    assert "GiB" in told["error"]
+    assert up.says() == ANSWER
+
+
+def test_an_engine_that_cannot_start_is_taken_back_with_its_telling_line(up: Orch) -> None:
+    up.run("artifacts", "verify")
+    up.run("down")
+    artifact = next((up.home / "store").glob("gguf-q6_k-*/model.gguf"))
+    artifact.write_bytes(artifact.read_bytes()[:-4096])
+    told = up.run("up", "llamacpp", "-p", str(up.profile), "--json", code=6).lines[-1]
+    assert "data is not within the file bounds" in told["error"]
+    assert told["hint"] == "The artifact is damaged: orch artifacts verify"
+    assert up.engines() == {}
+    damage = up.run("artifacts", "verify", "--json", code=9).lines[0]
+    assert (damage["path"], damage["kind"]) == ("model.gguf", "size")
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        ("truncated", "model.safetensors"),
+        ("lying", "model.safetensors"),
+        ("architecture", "LlamaForCausalLM"),
+        ("shape", "shape"),
+        ("tokenizer", "tokenizer"),
+    ],
+)
+def test_weights_that_are_not_what_they_claim_are_refused(orch: Orch, damage: str, expected: str) -> None:
+    weights = orch.home / "weights"
+    shutil.copytree(ASSETS / "tiny-qwen3", weights)
+    spoil(weights, damage)
+    orch.write_profile(weights)
+    told = orch.run("up", "llamacpp", "-p", str(orch.profile), "--json", code=10).lines[-1]
+    assert expected in f"{told['error']} {told.get('detail', '')}"
+    assert orch.processes() == []
+    assert orch.run("artifacts", "ls", "--json").out == ""
+
+
+def spoil(weights: Path, damage: str) -> None:
+    """Make the directory something that it does not say it is."""
+    tensors = weights / "model.safetensors"
+    data = tensors.read_bytes()
+    config = json.loads((weights / "config.json").read_text())
+    match damage:
+        case "truncated":
+            tensors.write_bytes(data[:-1000])
+        case "lying":
+            tensors.write_bytes(struct.pack("<Q", 2**40) + data[8:])
+        case "architecture":
+            config["architectures"] = ["LlamaForCausalLM"]
+        case "shape":
+            config["intermediate_size"] = 512
+        case "tokenizer":
+            tokenizer = json.loads((weights / "tokenizer.json").read_text())
+            tokenizer["model"]["type"] = "Unigram"
+            (weights / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (weights / "config.json").write_text(json.dumps(config))
+
+
+def test_adapters_that_do_not_fit_are_refused_and_nothing_changes(up: Orch) -> None:
+    wrong = up.home / "wrong"
+    shutil.copytree(ASSETS / "lora-a", wrong)
+    config = json.loads((wrong / "adapter_config.json").read_text())
+    (wrong / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    assert "use_dora" in up.run("lora", "add", "x", str(wrong), "--json", code=10).lines[-1]["error"]
+    assert up.run("lora", "add", "x", str(up.home / "nowhere"), "--json", code=10).lines[-1]["error"]
+    assert "both the model and an adapter" in up.run("lora", "add", "tiny", str(ASSETS / "lora-a"), "--json", code=5).lines[-1]["error"]
+    assert up.run("lora", "rm", "x", "--json", code=5).lines[-1]["hint"] == "There are: none."
+    assert up.says() == ANSWER
+    up.status()
+
+
+def test_a_profile_with_problems_reports_all_of_them(orch: Orch) -> None:
+    orch.profile.write_text(
+        'name = "Tiny"\npublic_names = []\n[weights]\nrepo = "a/b"\n[serving]\ncontext = 1\nparalel = 2\n'
+    )
+    told = orch.run("up", "llamacpp", "-p", str(orch.profile), "--json", code=3).lines[-1]
+    assert [line.split(":")[0] for line in told["detail"].splitlines()] == [
+        "name",
+        "public_names",
+        "weights",
+        "serving.context",
+        "serving.paralel",
+    ]
+
+
+def test_logs_follow_until_interrupted(up: Orch) -> None:
+    following = up.start("logs", ENGINE, "--follow")
+    assert following.stdout is not None
+    assert following.stdout.readline()
+    before = time.monotonic()
+    following.send_signal(signal.SIGINT)
+    following.communicate(timeout=10)
+    assert following.returncode == 0
+    assert time.monotonic() - before < 5
