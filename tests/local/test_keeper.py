@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -138,7 +140,17 @@ def test_keeper_and_engine_killed(target: LocalTarget, root: Path) -> None:
     assert (again.state, again.starts, again.port) == (InstanceState.RUNNING, 1, first.port)
 
 
-def test_orphans_of_a_dead_engine_without_keeper_are_ended(target: LocalTarget, root: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def subreaper() -> Iterator[None]:
+    """Orphans become children of this process, which can reap them: a leader that is not reaped keeps its pid."""
+    prctl, set_child_subreaper = ctypes.CDLL(None, use_errno=True).prctl, 36
+    assert prctl(set_child_subreaper, 1, 0, 0, 0) == 0
+    yield
+    prctl(set_child_subreaper, 0, 0, 0, 0)
+
+
+@pytest.mark.usefixtures("subreaper")
+def test_orphans_of_a_dead_engine_without_keeper_are_ended(target: LocalTarget, root: Path) -> None:
     """Leader and keeper are gone, a child of the session is not; without its marker its directory tells whose it is."""
     child = "import time; print(1); time.sleep(600)"
     text = f"import subprocess, sys; subprocess.run([sys.executable, '-S', '-u', '-c', {child!r}], env={{}})"
@@ -147,12 +159,14 @@ def test_orphans_of_a_dead_engine_without_keeper_are_ended(target: LocalTarget, 
     wait_until(lambda: target.log_tail("a", 1) == "1", "the child's start")
     leader = seen.engine
     (orphan,) = [found for found in proc.members(seen.directory, leader) if found != leader]
-    kill_keeper(seen)
-    assert proc.send(leader, signal.SIGKILL)
-    wait_until(lambda: not proc.alive(leader), "the leader's end")
+    for killed in (seen.keeper, leader):
+        assert proc.send(killed, signal.SIGKILL)
+        os.waitpid(killed.pid, 0)
+    assert proc.stat(leader.pid) is None
     assert proc.alive(orphan)
     target.stop("a", silent)
     assert not proc.alive(orphan)
+    os.waitpid(orphan.pid, 0)
 
 
 def test_relabel_counts_from_the_next_restart(target: LocalTarget, root: Path) -> None:

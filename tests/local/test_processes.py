@@ -204,11 +204,16 @@ def test_a_stray_is_ended_before_a_start(target: LocalTarget, root: Path) -> Non
         subprocess.Popen(argv, env=marked, start_new_session=True) as stray,
         subprocess.Popen(argv, env=other, start_new_session=True) as alien,
     ):
-        wait_until(lambda: b"ORCH_INSTANCE" in Path(f"/proc/{alien.pid}/environ").read_bytes(), "the exec")
-        target.ensure("a", SLEEP, "")
-        assert stray.wait(5) == -signal.SIGTERM
-        assert alien.poll() is None
-        alien.kill()
+        try:
+            for child in (stray, alien):
+                environ = Path(f"/proc/{child.pid}/environ")
+                wait_until(lambda environ=environ: b"ORCH_INSTANCE" in environ.read_bytes(), "the exec")  # type: ignore[misc]
+            target.ensure("a", SLEEP, "")
+            assert stray.wait(5) == -signal.SIGTERM
+            assert alien.poll() is None
+        finally:
+            stray.kill()
+            alien.kill()
 
 
 def test_the_port_is_kept_unless_a_stranger_took_it(target: LocalTarget) -> None:
