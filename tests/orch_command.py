@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "tests" / "assets"
 ANSWER = "I am a tiny test model. I run on a small computer and I know a few facts."
 
