@@ -75,12 +75,13 @@ def run(plan: Plan, world: World, emit: Emit, interrupted: Callable[[], bool]) -
         began = world.clock.monotonic()
         try:
             progress(what, 0, 0)
-            undo.append(item)
+            if not committed:
+                undo.append(item)
             _do(item.step, world, progress)
         except OrchError as error:
             emit(Event(EventKind.FAILED, plan.verb, index, name, what, error.message))
             _take_back(plan, undo, world, emit)
-            raise _verdict(item, error, committed, changed=any(action.undo for action in undo[:-1])) from error
+            raise _verdict(plan, item, error, undo if not committed else None) from error
         emit(Event(EventKind.DONE, plan.verb, index, name, what, seconds=world.clock.monotonic() - began))
     emit(Event(EventKind.FINISHED, plan.verb, len(plan.items)))
 
@@ -103,29 +104,31 @@ def _take_back(plan: Plan, done: list[Action], world: World, emit: Emit) -> None
             try:
                 _do(step, world, silent)
             except OrchError as error:
+                again = "orch up" if plan.verb == "rollback" else "the same command again"
                 raise StepStranded(
                     f"Could not {step.what} while undoing: {error.message}",
-                    hint="Run the same command again, or orch down, when the cause is gone.",
+                    hint=f"Run {again}, or orch down, when the cause is gone.",
                     detail=error.detail,
                 ) from error
             emit(Event(EventKind.UNDONE, plan.verb, step=step_name(step), what=step.what))
 
 
-def _verdict(failed: Action, error: OrchError, committed: bool, changed: bool) -> OrchError:
+def _verdict(plan: Plan, failed: Action, error: OrchError, undone: list[Action] | None) -> OrchError:
+    """What to raise; `undone` is None after the commit point."""
+    what = f"Could not {failed.step.what}: {error.message}"
+    # Rolling back twice goes forward again; the record says already where to.
+    again = "orch up finishes it." if plan.verb == "rollback" else "Run the same command again to finish it."
+    done = "The switch is done and serves. " if plan.commit else ""
+    if undone is None:
+        if isinstance(error, Interrupted):
+            return Interrupted("Interrupted after the switch." if plan.commit else error.message, hint=again)
+        return StepStranded(what, hint=f"{done}{again} {error.hint}".strip(), detail=error.detail)
     if isinstance(error, Interrupted):
-        if committed:
-            return Interrupted("Interrupted after the switch.", hint="Run the same command again to finish it.")
-        taken_back = changed or bool(failed.undo)
+        taken_back = any(action.undo for action in undone)
         return Interrupted("Interrupted; what had been started was taken back." if taken_back else error.message)
-    if committed:
-        return StepStranded(
-            f"Could not {failed.step.what}: {error.message}",
-            hint=f"The switch is done and serves. Run the same command again to finish it. {error.hint}".strip(),
-            detail=error.detail,
-        )
-    if not changed:
+    if not any(action.undo for action in undone if action is not failed):
         return error
-    return StepFailed(f"Could not {failed.step.what}: {error.message}", hint=error.hint, detail=error.detail)
+    return StepFailed(what, hint=error.hint, detail=error.detail)
 
 
 def _do(step: Step, world: World, progress: Progress) -> None:

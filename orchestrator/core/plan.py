@@ -265,7 +265,7 @@ def _load_adapters(chosen: Deployment, match: EngineObserved) -> Iterator[Action
         step = LoadAdapter(chosen, adapter)
         before = has.adapter(adapter.name)
         # Loaded but not in the process's record, after a kill between the two: a restart would lose it.
-        if loaded.get(adapter.name) == adapter.path and before is not None:
+        if before is not None and loaded.get(adapter.name) == before.path == adapter.path:
             yield Skip(step.what, "loaded")
             continue
         back: Step = UnloadAdapter(has, adapter.name) if before is None else LoadAdapter(has, before)
@@ -276,8 +276,9 @@ def _unload_adapters(chosen: Deployment, match: EngineObserved) -> Iterator[Acti
     has = match.deployment
     if not (has.hot_adapters and match.running):
         return
-    loaded = [name for name, _ in match.loaded] if match.loaded is not None else [a.name for a in has.adapters]
-    for name in loaded:
+    # Also what only the process's record still names: a restart would load it.
+    names = [*(name for name, _ in match.loaded or ()), *(adapter.name for adapter in has.adapters)]
+    for name in dict.fromkeys(names):
         if chosen.adapter(name) is None:
             yield Action(UnloadAdapter(chosen, name))
 
