@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from fakes.materials import store_path
@@ -78,9 +79,20 @@ def weights_of(profile: Profile) -> WeightsFacts:
     return WeightsFacts(str(source), key, str(store_path(key)), source)
 
 
+def _render(name: str, values: Mapping[str, Any]) -> str:
+    """The shipped templates, each text made once: thousands of plans are made of a dozen deployments."""
+    key = (name, repr(sorted(values.items())))
+    if key not in _rendered:
+        _rendered[key] = resources.render_template(name, values)
+    return _rendered[key]
+
+
+_rendered: dict[tuple[str, str], str] = {}
+
+
 def shipped(finished: dict[str, int] | None = None) -> Shipped:
     """The shipped templates, pins of our own, and the fake store."""
-    return Shipped(PINS, resources.render_template, store_path, finished or {})
+    return Shipped(PINS, _render, store_path, finished or {})
 
 
 def adapter(text: str, profile: Profile) -> Adapter:

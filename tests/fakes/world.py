@@ -110,6 +110,7 @@ class FakeWorld:
             if engine.running:
                 process.server = EngineServer(engine.deployment, engine.instance.launch)
                 process.ready_at = 0.0 if engine.answers else LOADING_S
+                process.server.imported |= engine.answers
                 if engine.loaded is not None:
                     process.server.adapters = dict(engine.loaded)
             made.target.processes[engine.instance.name] = process

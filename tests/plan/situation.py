@@ -29,7 +29,7 @@ DEAD_PORT = 20999
 
 
 class Situation:
-    """A case file's world as an Observed. See tests/plan/cases/README.md for the words."""
+    """A case file's world as an Observed."""
 
     def __init__(self, case: dict[str, Any]) -> None:
         self._case = case

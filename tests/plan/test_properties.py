@@ -1,0 +1,76 @@
+"""What holds for every plan that a case file makes: it converges, and what it undoes is as it was."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any
+
+import pytest
+from fakes.asks import plan_of, plan_status, tiny
+from fakes.compare import left_to_do, lost, what_serves
+from fakes.world import FakeWorld
+from situation import Situation
+from test_cases import CASES, load
+
+from orchestrator.core.observed import Observed
+from orchestrator.core.steps import Action, Plan, Skip, VerifyRoute
+from orchestrator.errors import OrchError
+
+PLANNED = [name for name in CASES if "expect" in load(name)]
+ALWAYS_FAILS = Action(VerifyRoute(("nobody-serves-this",)))
+
+
+@cache
+def observed_of(name: str) -> Observed:
+    return Situation(load(name)).observed()
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_the_fake_world_looks_as_the_case_says(name: str) -> None:
+    observed = observed_of(name)
+    assert FakeWorld.of(observed).observe() == observed
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_nothing_is_left_to_do_after_a_plan(name: str) -> None:
+    case = load(name)
+    profile = tiny(**case.get("profile", {}))
+    world = FakeWorld.of(observed_of(name))
+    world.run(plan_of(case["command"], profile, world.observe()))
+    after = world.observe()
+    if case["command"].startswith("down"):
+        assert left_to_do(plan_of("down", profile, after)) == []
+        assert (after.engines_of("tiny"), after.routes_of("tiny"), after.desired) == ((), (), {})
+        return
+    assert left_to_do(plan_status(after.desired["tiny"].wish.profile, after)) == []
+    assert len(after.engines_of("tiny")) == 1
+    desired = after.desired["tiny"]
+    names = [*desired.wish.profile.public_names, *(adapter.name for adapter in desired.adapters)]
+    assert {name: world.chat(name) for name in names} == dict.fromkeys(names, 200)
+    # The process's own record says the same: a restart brings all of it back.
+    assert after.engines[0].deployment.adapters == desired.adapters
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_undoing_any_part_of_a_plan_restores_what_served(name: str) -> None:
+    case = load(name)
+    observed = observed_of(name)
+    plan = plan_of(case["command"], tiny(**case.get("profile", {})), observed)
+    untouched = FakeWorld.of(observed)
+    for done in range(plan.commit + 1):
+        if done and isinstance(plan.items[done - 1], Skip):
+            continue
+        world = copy.deepcopy(untouched)
+        part = Plan(plan.verb, (*plan.items[:done], ALWAYS_FAILS), commit=done + 1)
+        with pytest.raises(OrchError):
+            world.run(part)
+        after = world.observe()
+        assert what_serves(after) == what_serves(observed) | awoken(observed, after)
+        assert lost(world, untouched) == []
+
+
+def awoken(before: Observed, after: Observed) -> dict[str, Any]:
+    """A gateway that was dead and has been started stays: healing is not undone."""
+    was_dead = before.gateway.instance is not None and before.gateway.status is None
+    return {"routes": ()} if was_dead and after.gateway.status is not None else {}

@@ -1,0 +1,135 @@
+"""The verbs on fake worlds: what was done before, the command, and what brings it to its end after an accident."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from fakes.asks import CPU, plan_of, plan_status, tiny
+from fakes.compare import left_to_do
+from fakes.world import FakeWorld
+
+from orchestrator.core.host import Host
+from orchestrator.core.profile import Profile
+from orchestrator.core.steps import Plan
+
+HUB = {"repo": "owner/name", "revision": "0123456789012345678901234567890123456789"}
+WITH_OLLAMA = replace(CPU, ollama="/usr/bin/ollama")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`again` finishes what an accident left: the command itself, or what is recorded where the command toggles.
+    `takes_away` are the public names that it means to end."""
+
+    before: tuple[str, ...]
+    command: str
+    host: Host = CPU
+    weights: tuple[tuple[str, str], ...] = ()
+    again: str = ""
+    takes_away: tuple[str, ...] = ()
+
+    @property
+    def profile(self) -> Profile:
+        return tiny(weights=dict(self.weights)) if self.weights else tiny()
+
+    def plan(self, world: FakeWorld) -> Plan:
+        return plan_of(self.command, self.profile, world.observe())
+
+
+ALL = ("tiny", "tiny:latest")
+
+SCENARIOS = {
+    "first-up-llamacpp": Scenario((), "up llamacpp", weights=tuple(HUB.items())),
+    "first-up-vllm": Scenario((), "up vllm"),
+    "first-up-ollama": Scenario((), "up ollama", WITH_OLLAMA),
+    "migrate": Scenario(("up llamacpp", "lora add a"), "migrate vllm"),
+    "rollback": Scenario(("up llamacpp", "migrate vllm", "lora add a"), "rollback", again="up"),
+    "lora-add-llamacpp": Scenario(("up llamacpp", "lora add a"), "lora add b"),
+    "lora-add-vllm": Scenario(("up vllm", "lora add a"), "lora add b"),
+    "lora-new-version-vllm": Scenario(("up vllm", "lora add a"), "lora add a@2"),
+    "lora-rm-vllm": Scenario(("up vllm", "lora add a", "lora add b"), "lora rm a", takes_away=("a",)),
+    "down": Scenario(("up llamacpp",), "down", takes_away=ALL),
+    "down-all": Scenario(("up vllm",), "down --all", takes_away=ALL),
+}
+
+
+@cache
+def _start(name: str) -> FakeWorld:
+    scenario = SCENARIOS[name]
+    world = FakeWorld(scenario.host)
+    for command in scenario.before:
+        world.run(plan_of(command, scenario.profile, world.observe()))
+    world.faults.calls.clear()
+    return world
+
+
+@cache
+def planned(name: str) -> Plan:
+    """The plan of a scenario's command on its start world."""
+    return SCENARIOS[name].plan(_start(name))
+
+
+def start(name: str) -> FakeWorld:
+    """A fresh copy of the world in which the scenario's command is given."""
+    return copy.deepcopy(_start(name))
+
+
+@cache
+def clean(name: str) -> tuple[FakeWorld, tuple[str, ...], int]:
+    """The world after a run without accidents, its driver calls, and how often an interrupt was asked about."""
+    world = start(name)
+    asked = Countdown(-1)
+    world.run(planned(name), asked)
+    return world, tuple(world.faults.calls), asked.calls
+
+
+class Countdown:
+    """An `interrupted` that comes true at its call number `at` (from 0), and stays true."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.calls = 0
+
+    def __call__(self) -> bool:
+        self.calls += 1
+        return 0 <= self.at < self.calls
+
+
+def at_call(number: int, error: Callable[[], BaseException]) -> Callable[[int, str], None]:
+    """A fault at one driver call."""
+
+    def fault(index: int, what: str) -> None:
+        if index == number:
+            raise error()
+
+    return fault
+
+
+def finish(name: str, world: FakeWorld) -> dict[str, Any]:
+    """Run the command again without faults: nothing may be left to do after it. Who serves then, by name."""
+    scenario = SCENARIOS[name]
+    world.faults.before = world.faults.after = lambda index, what: None
+    world.run(plan_of(scenario.again or scenario.command, scenario.profile, world.observe()))
+    after = world.observe()
+    if scenario.command.startswith("down"):
+        assert left_to_do(plan_of("down", scenario.profile, after)) == []
+        return {}
+    assert left_to_do(plan_status(scenario.profile, after)) == []
+    assert len(after.engines) == 1
+    return serving(world)
+
+
+def serving(world: FakeWorld) -> dict[str, Any]:
+    """Public name to engine and status, and the adapters that a restart would bring back."""
+    observed = world.observe()
+    status = observed.gateway.status
+    engines = {engine.instance.name: engine.deployment for engine in observed.engines}
+    routes = tuple(status.routes) if status is not None else ()
+    return {
+        route.name: (engines[route.backend].engine, engines[route.backend].adapters, world.chat(route.name))
+        for route in routes
+    }

@@ -1,0 +1,193 @@
+"""What single steps do when the world is not as it should be."""
+
+from __future__ import annotations
+
+import pytest
+from fakes.asks import CPU, plan_of, tiny
+from fakes.compare import what_serves
+from fakes.target import Fate
+from fakes.world import FakeWorld
+from scenarios import planned, start
+
+from orchestrator.core.launch import InstanceState
+from orchestrator.core.plan import Limits
+from orchestrator.core.progress import silent
+from orchestrator.core.routes import Route
+from orchestrator.core.steps import Drain, Plan, VerifyRoute
+from orchestrator.errors import HostError, StepFailed, StepStranded
+
+VLLM_LOG = """\
+(EngineCore pid=7) INFO 11-22 10:00:00 [core.py:1] loading
+(EngineCore pid=7) ERROR 11-22 10:00:01 [core.py:2] ValueError: No available memory for the cache blocks. Try more.
+(APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above.
+"""
+
+
+def test_a_dead_engine_fails_at_once_with_its_telling_line() -> None:
+    world = start("migrate")
+    before = what_serves(world.observe())
+    world.target.fates["tiny-vllm-g3"] = Fate(log=VLLM_LOG, code=0)
+    began = world.clock.now
+    with pytest.raises(StepFailed) as ended:
+        world.run(planned("migrate"))
+    assert world.clock.now - began < 2
+    assert ended.value.message == (
+        "Could not wait for tiny-vllm-g3 to answer: tiny-vllm-g3 exited with code 0: "
+        "ValueError: No available memory for the cache blocks. Try more."
+    )
+    assert ended.value.hint == "Raise engines.vllm.kv_cache_mib or gpu_memory_utilization."
+    assert VLLM_LOG.strip() in ended.value.detail
+    assert what_serves(world.observe()) == before
+
+
+def test_an_engine_that_dies_without_a_word() -> None:
+    world = start("migrate")
+    world.target.fates["tiny-vllm-g3"] = Fate(log="\n", code=-9)
+    with pytest.raises(StepFailed) as ended:
+        world.run(planned("migrate"))
+    assert "exited with code -9" in ended.value.message
+    assert "orch logs tiny-vllm-g3" in ended.value.hint
+
+
+def test_a_hanging_engine_fails_at_the_deadline() -> None:
+    world = start("migrate")
+    before = what_serves(world.observe())
+    world.target.fates["tiny-vllm-g3"] = Fate(hangs=True)
+    began = world.clock.now
+    with pytest.raises(StepFailed) as ended:
+        world.run(plan_of("migrate vllm", tiny(), world.observe(), Limits(ready_s=5.0)))
+    assert 5.0 <= world.clock.now - began < 6.0
+    assert "did not answer within 5 s" in ended.value.message
+    assert (ended.value.hint, ended.value.detail) == ("A larger --timeout gives it longer.", "starting")
+    assert what_serves(world.observe()) == before
+
+
+def test_an_engine_that_somebody_else_stops_while_it_starts() -> None:
+    world = start("migrate")
+
+    def stop_it(index: int, what: str) -> None:
+        if what == "http.get /v1/models":
+            world.target.processes.pop("tiny-vllm-g3", None)
+
+    world.faults.after = stop_it
+    with pytest.raises(StepFailed) as ended:
+        world.run(planned("migrate"))
+    assert "tiny-vllm-g3 is gone" in ended.value.message
+
+
+def test_a_stranger_on_the_port_is_not_taken_for_the_engine() -> None:
+    world = start("migrate")
+
+    def swap(index: int, what: str) -> None:
+        if what.startswith("target.ensure tiny-vllm"):
+            server = world.target.processes["tiny-vllm-g3"].server
+            assert server is not None
+            server.deployment = server.deployment.model_copy(update={"model_path": "/another"})
+
+    world.faults.after = swap
+    with pytest.raises(StepFailed) as ended:
+        world.run(plan_of("migrate vllm", tiny(), world.observe(), Limits(ready_s=3.0)))
+    assert "did not answer within 3 s" in ended.value.message
+
+
+def test_an_engine_that_refuses_a_chat_fails_at_once() -> None:
+    world = start("first-up-ollama")
+
+    def forget(index: int, what: str) -> None:
+        # The model is listed, and then not served.
+        if what == "http.get /api/tags" and (server := world.target.processes["tiny-ollama-g1"].server):
+            server.imported = False
+
+    world.faults.after = forget
+    with pytest.raises(StepFailed) as ended:
+        world.run(planned("first-up-ollama"))
+    assert "refuses a first chat" in ended.value.message
+    assert "does not exist" in ended.value.detail
+
+
+def test_a_gateway_that_cannot_start_is_a_fault_of_the_host() -> None:
+    world = FakeWorld(CPU)
+    world.target.fates["gateway"] = Fate(log="cannot listen at 127.0.0.1:8484\n")
+    with pytest.raises(HostError) as ended:
+        world.run(plan_of("up llamacpp", tiny(), world.observe()))
+    assert "did not start at 127.0.0.1:8484" in ended.value.message
+    assert "cannot listen" in ended.value.detail
+    assert what_serves(world.observe()) == what_serves(FakeWorld(CPU).observe())
+
+
+def test_a_name_that_another_profile_took_meanwhile() -> None:
+    """The plan was made before; the gateway decides."""
+    world = start("migrate")
+    plan = planned("lora-add-llamacpp")
+
+    def take(index: int, what: str) -> None:
+        if what.startswith("target.ensure"):
+            world.gateway.set_routes("other", (Route("b", "other", "other-vllm-g1", "http://127.0.0.1:1"),))
+
+    world.faults.after = take
+    with pytest.raises(StepFailed) as ended:
+        world.run(plan)
+    assert "already served by 'other'" in ended.value.message
+    assert [route.backend for route in world.observe().routes_of("tiny")] == ["tiny-llamacpp-g2"] * 3
+
+
+def test_an_engine_that_is_adopted_keeps_its_process() -> None:
+    world = start("migrate")
+    world.target.processes["tiny-llamacpp-g2"].supervised = False
+    pid = world.target.processes["tiny-llamacpp-g2"].pid
+    world.run(plan_of("up", tiny(), world.observe()))
+    (engine,) = world.observe().engines
+    assert (engine.instance.pid, engine.instance.supervised) == (pid, True)
+
+
+def test_a_restart_brings_hot_loaded_adapters_back() -> None:
+    world = start("lora-add-vllm")
+    world.run(planned("lora-add-vllm"))
+    world.target.crash("tiny-vllm-g1")
+    assert world.target.processes["tiny-vllm-g1"].state is InstanceState.BACKOFF
+    world.target.start("tiny-vllm-g1")
+    world.clock.sleep(1.0)
+    (engine,) = world.observe().engines
+    assert [name for name, _ in engine.loaded or ()] == ["a", "b"]
+    assert (world.chat("a"), world.chat("b")) == (200, 200)
+
+
+def test_what_is_in_flight_ends_before_its_engine_does() -> None:
+    world = start("migrate")
+    world.gateway.in_flight["tiny-llamacpp-g2"] = 2
+    left_at_stop = []
+
+    def end_one(index: int, what: str) -> None:
+        if what.startswith("target.stop"):
+            left_at_stop.append(world.gateway.in_flight["tiny-llamacpp-g2"])
+
+    world.faults.before = end_one
+    began = world.clock.now
+    world.run(plan_of("migrate vllm", tiny(), world.observe(), Limits(drain_s=4.0)))
+    assert left_at_stop == [0]
+    assert world.clock.now - began >= 4.0
+
+
+def test_draining_needs_no_gateway() -> None:
+    world = FakeWorld(CPU)
+    plan = plan_of("down --all", tiny(), start("down").observe())
+    assert any(isinstance(action.step, Drain) for action in plan.actions)
+    world.target.processes = start("down").target.processes
+    world.target.stop("gateway", silent)
+    with pytest.raises(StepStranded):
+        # The routes were seen, so their removal is planned; the gateway died since.
+        world.run(plan)
+    world.run(plan_of("down --all", tiny(), world.observe()))
+    assert world.target.processes == {}
+
+
+def test_asking_through_a_gateway_that_is_not_there() -> None:
+    world = FakeWorld(CPU)
+    with pytest.raises(HostError, match="does not answer"):
+        world.run(Plan("up", plan_items(VerifyRoute(("tiny",))), commit=1))
+
+
+def plan_items(step):  # type: ignore[no-untyped-def]
+    from orchestrator.core.steps import Action
+
+    return (Action(step),)
