@@ -11,14 +11,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from orchestrator.core.events import Event, EventKind, plan_json
+from orchestrator.core.steps import Action, Plan
 from orchestrator.errors import OrchError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status as Spinner
-
-    from orchestrator.core.events import Event
-    from orchestrator.core.steps import Plan
 
 # A log is not a screen: progress of one step is told at most this often there.
 PLAIN_PROGRESS_S = 5.0
@@ -65,13 +64,9 @@ class JsonLines:
         self._told = time.monotonic()
 
     def plan(self, plan: Plan) -> None:
-        from orchestrator.core.events import plan_json
-
         self._line(plan_json(plan))
 
     def event(self, event: Event) -> None:
-        from orchestrator.core.events import EventKind
-
         if event.kind is not EventKind.PROGRESS or self._is_time():
             self._line(event.to_json())
 
@@ -117,8 +112,6 @@ class Human:
         self._told = 0.0
 
     def plan(self, plan: Plan) -> None:
-        from orchestrator.core.steps import Action
-
         for index, item in enumerate(plan.items):
             if index == plan.commit and index:
                 self._print(self._out, "  -", "commit: forward only from here", "dim")
@@ -131,8 +124,6 @@ class Human:
         self._out.print(f"{count} to do, {len(plan.items) - count} already so." if count else "Nothing to do.")
 
     def event(self, event: Event) -> None:
-        from orchestrator.core.events import EventKind
-
         match event.kind:
             case EventKind.STARTED:
                 self._move(event.what)

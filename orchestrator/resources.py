@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from orchestrator.core.pins import EnginePin, GpuProfile
+from orchestrator.core.profile import parse_part
 from orchestrator.errors import OrchError
-
-if TYPE_CHECKING:
-    from orchestrator.core.pins import EnginePin, GpuProfile
 
 
 @cache
@@ -29,18 +28,12 @@ def model_profiles() -> dict[str, Path]:
 
 def gpu_profiles() -> dict[str, GpuProfile]:
     """The shipped GPU profiles, by name."""
-    from orchestrator.core.pins import GpuProfile
-    from orchestrator.core.profile import parse_part
-
     paths = sorted((root() / "profiles" / "gpus").glob("*.toml"))
     return {path.stem: parse_part(GpuProfile, path.read_text(), path.name) for path in paths}
 
 
 def engine_pins() -> dict[str, EnginePin]:
     """The shipped engine pins, by engine."""
-    from orchestrator.core.pins import EnginePin
-    from orchestrator.core.profile import parse_part
-
     paths = sorted((root() / "profiles" / "engines").glob("*.toml"))
     return {path.stem: parse_part(EnginePin, path.read_text(), path.name) for path in paths}
 

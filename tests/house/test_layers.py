@@ -1,0 +1,211 @@
+"""Who may import whom, who may ask the environment, and which names are not used. DESIGN.md says why."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+
+import pytest
+from source import PACKAGE, Module, imports, modules
+
+# What a room may import of the product; a room may always import itself. The longest prefix decides.
+ARROWS: dict[str, set[str]] = {
+    "": set(),
+    "__main__": {"cli"},
+    "cli": {""},
+    "render": {"core", "errors"},
+    "settings": {"errors"},
+    "resources": {"core", "errors"},
+    "errors": set(),
+    "core": {"errors"},
+    "engines": {"core", "errors"},
+    "artifacts": {"core", "errors"},
+    "observe": {"core", "engines", "drivers.base", "errors"},
+    "run": {"core", "engines", "drivers.base", "errors"},
+    "drivers": {"core", "drivers.base", "drivers.files", "errors"},
+    "drivers.base": {"core"},
+    "drivers.files": {"errors"},
+    "drivers.host": {"core", "drivers.nvml", "errors"},
+    "drivers.local": {"core", "drivers.base", "drivers.files", "errors"},
+    "gateway": {"core", "drivers.files", "errors", "__version__"},
+}
+
+# What a room may import of others; the longest prefix decides, and what is not named may import the standard library.
+PACKAGES: dict[str, set[str]] = {
+    "cli": {"typer", "pydantic"},
+    "render": {"rich"},
+    "resources": {"jinja2"},
+    "core": {"pydantic"},
+    "engines": {"jinja2"},
+    "artifacts": {"numpy", "gguf"},
+    "observe": {"pydantic"},
+    "drivers.docker": {"docker"},
+    "drivers.engine_http": {"httpx"},
+    "drivers.hub": {"huggingface_hub", "httpx"},
+    "drivers.nvml": {"pynvml"},
+    "drivers.records": {"pydantic"},
+    "drivers.local.llamacpp_server": {"xllamacpp"},
+    "gateway": {"aiohttp", "uvloop", "orjson"},
+}
+
+# Who asks the process environment, and for what.
+ENVIRONMENT = {
+    "cli.session": "hands it to settings",
+    "drivers.host": "CUDA_VISIBLE_DEVICES decides which GPUs there are",
+    "drivers.hub": "tells the hub's client, which reads it when it is imported",
+    "drivers.local.command": "the part of it that engines inherit",
+    "drivers.local.keeper": "the part of it that engines inherit",
+    "drivers.local.pip": "the part of it that pip inherits",
+}
+# Who may expand "~": paths that a person has written.
+HOME = {"settings", "cli.wishes", "core.profile"}
+
+UNUSED_WORDS = {"runtime", "manager", "service", "handler", "util", "utils", "common", "helper", "helpers"}
+# Names of the wrapped library.
+FOREIGN_NAMES = {"common_params"}
+
+# core decides and computes; what it would need these for belongs to a driver.
+IMPURE = {
+    "os",
+    "subprocess",
+    "socket",
+    "shutil",
+    "signal",
+    "threading",
+    "time",
+    "random",
+    "tempfile",
+    "http",
+    "urllib.request",
+}
+
+
+def of(table: dict[str, set[str]], name: str) -> tuple[str, set[str]]:
+    """The entry of a table for a module: the longest prefix."""
+    fits = [room for room in table if room == name or (room and name.startswith(f"{room}."))]
+    room = max(fits, key=len, default="")
+    return room, table.get(room, set())
+
+
+def within(name: str, room: str) -> bool:
+    return room == "" or name == room or name.startswith(f"{room}.")
+
+
+def test_every_module_has_a_room() -> None:
+    rooms = {module.name.split(".")[0] for module in modules()}
+    assert rooms <= ARROWS.keys()
+    assert rooms >= {"cli", "core", "engines", "artifacts", "drivers", "gateway"}
+
+
+def test_own_imports_follow_the_arrows() -> None:
+    wrong = []
+    for module in modules():
+        room, allowed = of(ARROWS, module.name)
+        for item in imports(module):
+            if item.own is None:
+                continue
+            names = {alias.name for alias in item.node.names}
+            own = "__version__" if item.own == "" and names == {"__version__"} else item.own
+            is_room = room != "" and within(own, room)
+            if not is_room and not any(within(own, target) for target in allowed):
+                wrong.append(f"{module.where(item.node)}: {module.name} imports {item.target}")
+    assert wrong == []
+
+
+def test_other_packages_stay_in_their_rooms() -> None:
+    wrong = []
+    for module in modules():
+        _, allowed = of(PACKAGES, module.name)
+        for item in imports(module):
+            package = item.target.split(".")[0]
+            if package not in sys.stdlib_module_names and package != PACKAGE and package not in allowed:
+                wrong.append(f"{module.where(item.node)}: {module.name} imports {package}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize(("package", "room"), [("asyncio", "gateway"), ("rich", "render")])
+def test_only_one_room_uses(package: str, room: str) -> None:
+    users = {module.name for module in modules() for item in imports(module) if within(item.target, package)}
+    assert users
+    assert [name for name in users if not within(name, room)] == []
+
+
+def test_core_is_pure() -> None:
+    wrong = [
+        f"{module.where(item.node)}: {item.target}"
+        for module in modules()
+        if within(module.name, "core")
+        for item in imports(module)
+        if any(within(item.target, name) for name in IMPURE)
+    ]
+    assert wrong == []
+
+
+def test_imports_of_its_own_are_at_the_top_or_say_why() -> None:
+    """The CLI imports inside verbs, so that each pays only for what it uses; elsewhere a comment must say why."""
+    wrong = [
+        f"{module.where(item.node)}: {item.target}"
+        for module in modules()
+        if not within(module.name, "cli")
+        for item in imports(module)
+        if item.inside and item.own is not None and not _has_comment(module, item.node.lineno)
+    ]
+    assert wrong == []
+
+
+def _has_comment(module: Module, line: int) -> bool:
+    return any("#" in module.lines[number] for number in (line - 1, line - 2))
+
+
+def test_only_the_named_modules_ask_the_environment() -> None:
+    found = {
+        module.name
+        for module in modules()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr in {"environ", "getenv", "environb"}
+        and _is_name(node.value, "os")
+    }
+    assert found == ENVIRONMENT.keys()
+
+
+def test_only_the_named_modules_ask_for_the_home_directory() -> None:
+    asked = {
+        module.name
+        for module in modules()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Attribute)
+        and (node.attr == "expanduser" or (node.attr == "home" and _is_name(node.value, "Path")))
+    }
+    assert asked == HOME
+
+
+def _is_name(node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def test_nothing_is_named_by_an_empty_word() -> None:
+    wrong = []
+    for module in modules():
+        names = [(module.name.rpartition(".")[2], 1)]
+        names += [
+            (node.name, node.lineno)
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        ]
+        wrong += [
+            f"{module.path.name}:{line}: {name}"
+            for name, line in names
+            if name not in FOREIGN_NAMES and _words(name) & UNUSED_WORDS
+        ]
+    assert wrong == []
+
+
+def _words(name: str) -> set[str]:
+    return set(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().split("_"))
+
+
+def test_no_module_is_empty_but_for_packages() -> None:
+    empty = [module.name for module in modules() if not module.tree.body and module.path.name != "__init__.py"]
+    assert empty == []

@@ -1,0 +1,92 @@
+"""What orch ships is what it says: profiles, GPUs, pins; and the exit codes are the documented ones."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from orchestrator import errors, resources
+from orchestrator.core.pins import Accelerator
+from orchestrator.core.profile import parse_profile
+from orchestrator.engines import ENGINES
+
+MODELS = resources.model_profiles()
+PROFILES = resources.root() / "profiles"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_profile_is_valid_and_named_after_its_file(name: str) -> None:
+    profile = parse_profile(MODELS[name].read_text(), MODELS[name].name)
+    assert profile.name == name
+    assert profile.description
+    assert profile.weights.hub is not None, "a shipped profile cannot name a directory"
+    assert profile.weights.hub.pinned
+
+
+def test_the_default_is_the_published_qwen3_8b() -> None:
+    weights = parse_profile(MODELS["qwen3-8b"].read_text(), "qwen3-8b.toml").weights
+    assert (weights.repo, weights.revision) == ("Qwen/Qwen3-8B", "b968826d9c46dd6066d109eabc6255188de91218")
+
+
+def test_gpus_are_named_after_their_files_and_no_two_match_one_name() -> None:
+    gpus = resources.gpu_profiles()
+    assert {gpu.name for gpu in gpus.values()} == gpus.keys()
+    names = [name for gpu in gpus.values() for name in gpu.match]
+    assert len(names) == len(set(names))
+    assert all(gpu.source for gpu in gpus.values())
+
+
+def test_there_is_a_pin_for_each_engine_named_after_its_file() -> None:
+    pins = resources.engine_pins()
+    assert {pin.engine for pin in pins.values()} == pins.keys() == ENGINES.keys()
+
+
+def test_no_image_is_called_verified_that_was_never_pulled() -> None:
+    images = [pin.docker for pin in resources.engine_pins().values() if pin.docker is not None]
+    assert images
+    for image in images:
+        assert re.fullmatch(r"sha256:[0-9a-f]{64}", image.digest)
+        assert not image.verified
+        assert image.source
+        assert image.tag != "latest"
+
+
+def test_vllm_on_a_cpu_asks_for_the_cpu_build_of_torch_and_never_for_a_bare_one() -> None:
+    spec = resources.engine_pins()["vllm"].environment(Accelerator.CPU)
+    assert spec is not None
+    asked = [requirement for requirement in (*spec.requirements, *spec.indexed) if _name(requirement) == "torch"]
+    assert set(asked) == {"torch==2.13.0+cpu"}
+    assert "torch==2.13.0+cpu" in spec.indexed
+    names = {_name(requirement) for requirement in spec.requirements}
+    assert names & {"torchvision", "torchaudio", "torchcodec"} == set()
+    assert not spec.resolve
+    assert all(re.fullmatch(r"[\w.-]+==[\w.+]+", requirement) for requirement in spec.requirements)
+    assert len(names) == len(spec.requirements)
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[=<>~!\[ ;]", requirement)[0].lower().replace("_", "-")
+
+
+def test_every_shipped_file_is_read_by_one_of_these() -> None:
+    kinds = {"models": MODELS, "gpus": resources.gpu_profiles(), "engines": resources.engine_pins()}
+    shipped = {path.relative_to(PROFILES) for path in PROFILES.rglob("*") if path.is_file()}
+    assert shipped == {Path(kind, f"{name}.toml") for kind, names in kinds.items() for name in names}
+
+
+def test_exit_codes_are_those_of_the_tree_in_the_docstring() -> None:
+    drawn = re.findall(r"^(\W*)(\w+).*?\s(\d+)$", errors.__doc__ or "", re.MULTILINE)
+    tree = {name: (int(code), "StepFailed" if "|" in indent else "OrchError") for indent, name, code in drawn}
+    kinds = {
+        kind.__name__: (kind.exit_code, kind.__base__.__name__)
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.OrchError) and kind is not errors.OrchError
+    }
+    assert tree == kinds
+    codes = [code for code, _ in kinds.values()] + [errors.OK, errors.BUG, errors.USAGE, errors.DRIFT]
+    assert len(codes) == len(set(codes))
+    assert errors.OrchError.exit_code == errors.BUG
+    for name in ("OK", "BUG", "USAGE", "DRIFT"):
+        assert re.search(rf"\b{getattr(errors, name)}\b", (errors.__doc__ or "").partition("Besides these")[2])

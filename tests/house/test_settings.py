@@ -1,0 +1,63 @@
+"""Where orch keeps its data, by what the environment says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import HostError
+from orchestrator.settings import DEFAULT_LISTEN, SOCKET_PATH_MAX, read_settings
+
+
+@pytest.mark.parametrize(
+    ("environ", "data"),
+    [
+        ({"ORCH_HOME": "/a", "XDG_DATA_HOME": "/b", "HOME": "/c"}, "/a"),
+        ({"XDG_DATA_HOME": "/b", "HOME": "/c"}, "/b/orch"),
+        ({"HOME": "/c"}, "/c/.local/share/orch"),
+        ({"ORCH_HOME": "", "XDG_DATA_HOME": "", "HOME": "/c"}, "/c/.local/share/orch"),
+    ],
+)
+def test_the_data_directory(environ: dict[str, str], data: str) -> None:
+    assert read_settings(environ).data == Path(data)
+
+
+@pytest.mark.parametrize("environ", [{}, {"HOME": ""}, {"XDG_DATA_HOME": ""}])
+def test_without_a_home_it_asks_for_one(environ: dict[str, str]) -> None:
+    with pytest.raises(HostError) as error:
+        read_settings(environ)
+    assert "ORCH_HOME" in error.value.hint
+
+
+def test_a_relative_home_is_taken_from_the_working_directory() -> None:
+    assert read_settings({"ORCH_HOME": "here"}).data == Path.cwd() / "here"
+
+
+def test_everything_lies_below_the_data_directory() -> None:
+    settings = read_settings({"ORCH_HOME": "/a"})
+    paths = [settings.store, settings.environments, settings.processes, settings.logs, settings.records]
+    assert {path.parent for path in [*paths, settings.hash_cache, settings.admin_socket]} == {Path("/a")}
+    assert len(set(paths)) == len(paths)
+
+
+def test_the_address() -> None:
+    assert read_settings({"HOME": "/c"}).listen == DEFAULT_LISTEN
+    assert not read_settings({"HOME": "/c", "ORCH_LISTEN": ""}).listen_given
+    given = read_settings({"HOME": "/c", "ORCH_LISTEN": "0.0.0.0:80"})
+    assert (given.listen, given.listen_given) == ("0.0.0.0:80", True)
+
+
+@pytest.mark.parametrize(("value", "offline"), [("1", True), ("TRUE", True), ("0", False), ("", False)])
+def test_offline_is_what_the_hub_client_understands_by_it(value: str, offline: bool) -> None:
+    assert read_settings({"HOME": "/c", "HF_HUB_OFFLINE": value}).offline is offline
+
+
+def test_a_socket_fits_its_address_however_deep_the_data_directory_is() -> None:
+    name = "/gateway.sock"
+    fits = read_settings({"ORCH_HOME": "/" + "a" * (SOCKET_PATH_MAX - len(name) - 1)})
+    assert fits.admin_socket == fits.data / "gateway.sock"
+    deep = [read_settings({"ORCH_HOME": "/" + letter * SOCKET_PATH_MAX}) for letter in ("a", "b", "ä")]
+    assert all(len(str(settings.admin_socket).encode()) <= SOCKET_PATH_MAX for settings in deep)
+    assert len({settings.admin_socket for settings in deep}) == len(deep)
+    assert read_settings({"ORCH_HOME": str(deep[0].data)}).admin_socket == deep[0].admin_socket
