@@ -248,7 +248,6 @@ class LocalTarget:
             self._end_all(name, state, launch.stop_grace_s, lambda: None)
             port = self._choose_port(launch, before)
             records.write_spec(directory, self._make_spec(name, launch, label, port))
-            (directory / records.STATE).unlink(missing_ok=True)
         self._start_keeper(name)
 
     def _choose_port(self, launch: Launch, before: Spec | None) -> int:
