@@ -6,9 +6,12 @@ Results go to stdout; what happens meanwhile, and errors, to stderr. With --json
 from __future__ import annotations
 
 import json
+import re
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.core.events import Event, EventKind, plan_json
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 PLAIN_PROGRESS_S = 5.0
 SPINNER_PROGRESS_S = 0.1
 JSON_PROGRESS_S = 0.5
+LAST_COLUMN_MIN = 16
 
 
 class Screen(Protocol):
@@ -109,7 +113,8 @@ class Human:
         self._out: Console = Console(highlight=False, soft_wrap=True)
         self._err: Console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._spinner: Spinner | None = None
-        self._told = 0.0
+        self._told = time.monotonic()
+        self._gap = False
 
     def plan(self, plan: Plan) -> None:
         for index, item in enumerate(plan.items):
@@ -154,24 +159,28 @@ class Human:
         self._move(f"{what}   {_amount(done)} of {_amount(total)} ({100 * done // total} %)")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-        from rich import box
-        from rich.table import Table
         from rich.text import Text
 
+        self._still()
+        self._leave_gap()
         if not rows:
             self._out.print(f"{title}: none.")
             return
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, pad_edge=False)
-        for column in columns:
-            table.add_column(column.replace("_", " "), overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(_cell(column, row.get(column, ""))) for column in columns))
-        self._out.print(table)
+        cells = [[_cell(column, row.get(column, "")) for column in columns] for row in rows]
+        right = {index for index, column in enumerate(columns) if _is_number(column, rows)}
+        names = [column.replace("_", " ") for column in columns]
+        head, *lines = _aligned([names, *cells], right, self._out.width if self._out.is_terminal else None)
+        self._out.print(Text(title, style="bold"))
+        self._out.print(Text(head, style="dim"))
+        for line in lines:
+            self._out.print(Text(line))
+        self._gap = True
 
     def result(self, value: Mapping[str, Any], text: str) -> None:
         from rich.text import Text
 
         self._still()
+        self._leave_gap()
         self._out.print(Text(text))
 
     def error(self, error: OrchError) -> None:
@@ -197,10 +206,16 @@ class Human:
             self._spinner.update(_escaped(what))
 
     def _still(self) -> None:
-        self._told = 0.0
+        self._told = time.monotonic()
         if self._spinner is not None:
             self._spinner.stop()
             self._spinner = None
+
+    def _leave_gap(self) -> None:
+        """A table and what follows it are kept apart."""
+        if self._gap:
+            self._out.print()
+        self._gap = False
 
     def _print(self, console: Console, mark: str, what: str, style: str, rest: str = "") -> None:
         from rich.text import Text
@@ -217,9 +232,35 @@ def _indented(text: str) -> str:
 
 
 def _cell(column: str, value: Any) -> str:
+    """A value for people; programs get it whole from --json."""
     if column == "size" and isinstance(value, int):
-        return _amount(value)
+        return _amount(value) if value else ""
+    if column == "created":
+        return datetime.fromisoformat(str(value)).astimezone().strftime("%Y-%m-%d %H:%M")
+    if column == "source":
+        return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b", r"\1", str(value))
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _is_number(column: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    return all(isinstance(row.get(column), int) for row in rows)
+
+
+def _aligned(table: list[list[str]], right: set[int], width: int | None) -> list[str]:
+    """Lines of columns, two spaces apart. Only the last column wraps at `width`: names are there to be copied."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    indent = sum(widths[:-1]) + 2 * (len(widths) - 1)
+    room = max(widths[-1] if width is None else width - indent, LAST_COLUMN_MIN)
+    lines = []
+    for row in table:
+        last = textwrap.wrap(row[-1], room, break_long_words=False, break_on_hyphens=False) or [""]
+        cells = [
+            cell.rjust(wide) if index in right else cell.ljust(wide)
+            for index, (cell, wide) in enumerate(zip([*row[:-1], last[0]], widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+        lines += [" " * indent + more for more in last[1:]]
+    return lines
 
 
 def _amount(count: int) -> str:

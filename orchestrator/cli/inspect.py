@@ -20,7 +20,7 @@ FOLLOW_S = 0.2
 
 @app.command()
 def status(as_json: AsJson = False) -> None:
-    """What serves, and what is not as it should be (exit code 9 then). It is `orch up --plan`, told differently."""
+    """What serves, and what is not as it should be. Exit code 9 then; it is `orch up --plan`, told differently."""
     with session_of(as_json) as session:
         observed = session.observe()
         if not observed.desired and not observed.engines and observed.gateway.instance is None:
@@ -28,7 +28,7 @@ def status(as_json: AsJson = False) -> None:
             return
         session.screen.table(
             "Engines",
-            ("instance", "state", "answers", "recipe", "pid", "port", "restarts", "adapters"),
+            ("instance", "state", "answers", "recipe", "restarts", "adapters"),
             [_engine_row(engine) for engine in observed.engines],
         )
         _tell_gateway(session, observed)
@@ -73,7 +73,7 @@ def render(
     profile: ProfileName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the engine's files, command line and environment exactly as `up` would use them."""
+    """Print what `up` would start an engine with. Its files, command line and environment."""
     with session_of(as_json) as session:
         from orchestrator.cli.wishes import DEFAULT_PROFILE, load_profile, pinned, resolve_desired
         from orchestrator.core.deployment import Desired, Wish

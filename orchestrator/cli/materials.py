@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.core.environment import EnvironmentSpec
     from orchestrator.core.steps import Plan, Step
 
-build = typer.Typer(help="Build one artifact, from a weights directory to a path of your own.", no_args_is_help=True)
+build = typer.Typer(help="Build one artifact, at a path of your own.", no_args_is_help=True)
 artifacts = typer.Typer(help="The store of weights and artifacts.", no_args_is_help=True)
 engines = typer.Typer(help="Engine environments, made and pinned by orch.", no_args_is_help=True)
 profiles = typer.Typer(help="Profiles of models, GPUs and engine pins.", no_args_is_help=True)
@@ -37,7 +37,7 @@ def pull(
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
-    """Download weights into the store: checked against what the hub states, resumed where it stopped."""
+    """Download weights into the store. Checked against what the hub states, resumed where it stopped."""
     with session_of(as_json) as session:
 
         def make_plan() -> Plan:
@@ -69,7 +69,7 @@ def build_gguf(
     quant: Annotated[str, typer.Option(help="q6_k or bf16.")] = "q6_k",
     as_json: AsJson = False,
 ) -> None:
-    """One streaming pass from safetensors to GGUF, tensors byte-identical to llama.cpp's own tools."""
+    """Safetensors to GGUF in one pass. The tensors are byte-identical to those of llama.cpp's own tools."""
     with session_of(as_json) as session:
         from orchestrator.artifacts.gguf_file import Quant
         from orchestrator.artifacts.gguf_file import build_gguf as build_file
@@ -90,7 +90,7 @@ def build_nvfp4(
     mode: Annotated[str, typer.Option(help="a16: 4-bit weights, 16-bit activations; needs no data.")] = "a16",
     as_json: AsJson = False,
 ) -> None:
-    """NVFP4 weights in the compressed-tensors layout that vLLM reads, byte-identical to llm-compressor's."""
+    """Safetensors to NVFP4, in the layout that vLLM reads. Byte-identical to what llm-compressor writes."""
     with session_of(as_json) as session:
         from orchestrator.artifacts.nvfp4_checkpoint import build_nvfp4 as build_directory
 
@@ -115,9 +115,9 @@ def artifacts_ls(as_json: AsJson = False) -> None:
 def artifacts_verify(
     keys: Annotated[list[str] | None, typer.Argument(help="Keys; default: all.")] = None, as_json: AsJson = False
 ) -> None:
-    """Read every byte and compare it with the manifest; exit code 9 when something is not as it should be."""
+    """Read every byte and compare it with the manifest. Exit code 9 on damage."""
     with session_of(as_json) as session:
-        chosen = keys or [manifest.key for manifest in session.store.all()]
+        chosen = [_checked(session, key) for key in keys or ()] or [manifest.key for manifest in session.store.all()]
         damages = list(session.store.broken()) if not keys else []
         for key in chosen:
             _known_key(session, key)
@@ -137,7 +137,7 @@ def artifacts_rm(
     with session_of(as_json) as session, session.exclusive("artifacts rm"):
         observed = session.observe()
         used = {key: e.instance.name for e in observed.engines for key in _keys_of(e.deployment)}
-        for key in keys:
+        for key in [_checked(session, key) for key in keys]:
             if key in used:
                 raise PlanRefused(f"{key} is in use by {used[key]}.", hint="orch down first.")
             if not session.store.remove(key, session.progress):
@@ -167,7 +167,7 @@ def engines_ls(as_json: AsJson = False) -> None:
         spec = _spec(session, "vllm")
         if spec.name not in {environment.name for environment in environments}:
             rows.append({"engine": spec.engine, "environment": spec.name, "state": "not installed", "size": 0})
-        session.screen.table("Engines", ("engine", "environment", "state", "size"), rows)
+        session.screen.table("Engines", ("engine", "environment", "size", "state"), rows)
 
 
 @engines.command("install")
@@ -176,7 +176,7 @@ def engines_install(
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
-    """Install an engine's environment now, rather than with the first `up`."""
+    """Install an engine's environment now. Otherwise the first `up` does."""
     with session_of(as_json) as session:
 
         def make_plan() -> Plan:
@@ -261,6 +261,14 @@ def _tell_file(session: Session, output: Path) -> None:
     files = [path for path in output.rglob("*") if path.is_file()] if output.is_dir() else [output]
     size = sum(path.stat().st_size for path in files)
     session.screen.result({"built": str(output), "size": size}, f"{output}: {size / 1e6:.1f} MB.")
+
+
+def _checked(session: Session, key: str) -> str:
+    """What was typed, if it can be a key at all: no path."""
+    try:
+        return session.store.path(key).name
+    except ValueError as error:
+        raise SourceError(f"{key} is no key of the store.", hint="orch artifacts ls") from error
 
 
 def _known_key(session: Session, key: str) -> None:
