@@ -167,16 +167,17 @@ class Orch:
 
     def processes(self) -> list[int]:
         """The pids of all that this data directory's orch has started and that still lives."""
-        mark = f"ORCH_INSTANCE={self.home}/".encode()
+        place = f"{self.home}/processes/"
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
+                    # vLLM's engine core overwrites its environment with its title; it still works where it started.
                     words = (entry / "environ").read_bytes() + b"\0" + (entry / "cmdline").read_bytes()
+                    if place.encode() in words or f"{entry.joinpath('cwd').readlink()}/".startswith(place):
+                        found.append(int(entry.name))
                 except OSError:
                     continue
-                if mark in words or f"{self.home}/processes/".encode() in words:
-                    found.append(int(entry.name))
         return found
 
     def record(self, instance: str) -> dict[str, Any]:
