@@ -17,11 +17,17 @@ from orchestrator.engines.base import Asked, Failure, Launched, Render
 # The wheel is compiled for these and does not ask the CPU: without them it ends with an illegal instruction.
 CPU_FLAGS = frozenset({"avx2", "fma", "f16c", "bmi2"})
 
+DAMAGED = "The artifact is damaged: orch artifacts verify"
+# The first mark that the log holds decides.
 HINTS: Mapping[str, str] = {
     "insufficient memory": "Lower serving.context or serving.parallel in the profile.",
     "couldn't bind": "Another process took the port; run the same command again and another one is chosen.",
-    "data is not within the file bounds": "The artifact is damaged: orch artifacts verify",
     "failed to load lora adapter": "Does the adapter belong to this model?  orch lora ls",
+    "failed to open GGUF file": "The artifact is gone: run orch up again, and it is made again.",
+    "data is not within the file bounds": DAMAGED,
+    "gguf_init_from_reader": DAMAGED,
+    "key not found in model": DAMAGED,
+    "unknown model architecture": "The embedded llama.cpp does not know this architecture.",
 }
 
 

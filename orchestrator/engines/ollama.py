@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.core.artifact import Recipe
@@ -11,6 +13,12 @@ from orchestrator.core.launch import Launch
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
 from orchestrator.engines.base import Asked, Failure, Launched, Render
+
+HINTS: Mapping[str, str] = {
+    "address already in use": "Another process took the port; run the same command again and another one is chosen.",
+    "insufficient memory": "Lower serving.context or serving.parallel in the profile.",
+    "exceeds file size": "The artifact is damaged: orch artifacts verify",
+}
 
 
 class Ollama:
@@ -103,5 +111,7 @@ class Ollama:
     def failure(self, log: str) -> Failure:
         lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith("---")]
         told = [line for line in lines if line.startswith("Error:") or "Load failed" in line]
-        hint = "Another process took the port; run the same command again." if "address already in use" in log else ""
-        return Failure((told or lines or [""])[-1], hint)
+        line = (told or lines or [""])[-1]
+        # The server's own line is one long record; what the model's process said last stands in its error field.
+        said = re.search(r'msg="Load failed".* error="((?:[^"\\]|\\[^n])*)', line)
+        return Failure(said[1] if said else line, next((hint for mark, hint in HINTS.items() if mark in log), ""))

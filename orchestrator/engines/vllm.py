@@ -35,14 +35,34 @@ ON_CPU = {
     "TORCHDYNAMO_DISABLE": "1",
 }
 
+LOST_WEIGHTS = "The weights are not where they were, or not complete: orch artifacts verify"
+UNFIT_GPU = "Nothing here runs NVFP4: serve the weights as they are, with --recipe weights"
+# The first mark that the log holds decides.
 HINTS: Mapping[str, str] = {
     "Address already in use": "Another process took the port; run the same command again and another one is chosen.",
     "No available memory for the cache blocks": "Raise engines.vllm.kv_cache_mib or gpu_memory_utilization.",
     "is less than requested memory for kv": "Lower engines.vllm.kv_cache_mib in the profile.",
     "less than desired GPU memory utilization": "Something else holds GPU memory; lower gpu_memory_utilization.",
+    "CUDA out of memory": "Lower gpu_memory_utilization, serving.context or serving.parallel in the profile.",
     "is greater than the derived max_model_len": "Lower serving.context in the profile.",
     "SafetensorError": "The weights are damaged: orch artifacts verify",
+    "Repo id must be in the form": LOST_WEIGHTS,
+    "Invalid repository ID or local directory": LOST_WEIGHTS,
+    "Cannot find an appropriate cached snapshot": LOST_WEIGHTS,
+    "Cannot find any model weights": LOST_WEIGHTS,
+    "is not a valid JSON file": "The weights are damaged: orch artifacts verify",
+    "does not recognize this architecture": "The pinned vLLM does not know this architecture.",
+    "The size of tensor a": "The weights do not fit their own config.json: is it the right one?",
+    "No adapter found for": "An adapter is not where it was: orch lora ls, then orch lora add it again.",
+    "is greater than max_lora_rank": "Raise lora.max_rank in the profile.",
+    "NVFP4 linear layer": UNFIT_GPU,
+    "Marlin FP4 not available": UNFIT_GPU,
+    "Min capability": UNFIT_GPU,
+    "unrecognized arguments": "This vLLM is not the pinned one; its options differ.",
+    "invalid choice": "This vLLM refuses a setting of the profile; the line says what it takes.",
 }
+# It says nothing of the tokenizer, but it is the end of a start without one.
+NO_TOKENIZER = "IndexError: list index out of range"
 ENGINE_CORE_FAILED = "Engine core initialization failed"
 
 
@@ -155,12 +175,15 @@ class Vllm:
 
     def failure(self, log: str) -> Failure:
         lines = [line.strip() for line in log.splitlines() if line.strip()]
-        hint = next((hint for mark, hint in HINTS.items() if mark in log), "")
         named = [x for x in lines if re.search(r"\w*(Error|Exception)\b: |Value error, |error: ", x)]
         core = [x for x in named if "EngineCore" in x and ENGINE_CORE_FAILED not in x]
         rest = [x for x in named if ENGINE_CORE_FAILED not in x]
         line = (core or rest or lines or [""])[-1]
-        return Failure(re.sub(r"^\((EngineCore|APIServer)[^)]*\)\s*(ERROR \S+ \S+ \[[^\]]*\]\s*)?", "", line), hint)
+        line = re.sub(r"^\((EngineCore|APIServer)[^)]*\)\s*(ERROR \S+ \S+ \[[^\]]*\]\s*)?", "", line)
+        line = re.sub(r"^Value error, |\s*\[type=value_error, .*$", "", line)
+        if line == NO_TOKENIZER:
+            return Failure(line, "Perhaps the weights have no tokenizer files: orch artifacts verify")
+        return Failure(line, next((hint for mark, hint in HINTS.items() if mark in log), ""))
 
 
 def _generation_config(profile: Profile) -> dict[str, Any]:
