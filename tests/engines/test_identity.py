@@ -1,0 +1,77 @@
+"""Who answers: recorded bodies against deployments."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.asks import CPU, resolved, tiny
+
+from orchestrator.core.deployment import Deployment, Desired, Wish
+from orchestrator.engines import ENGINES
+
+RECORDED = Path(__file__).parent / "recorded"
+HOST = CPU.__class__(**{**vars(CPU), "ollama": "/usr/bin/ollama"})
+
+
+def body(name: str) -> Any:
+    return json.loads((RECORDED / name).read_text())
+
+
+def deployment(engine: str, served: str, model_path: str) -> Deployment:
+    wish = Wish(profile=tiny(public_names=[served]), engine=engine, target="local")
+    return resolved(Desired(wish=wish), HOST).deployment.model_copy(update={"model_path": model_path})
+
+
+@pytest.mark.parametrize(
+    ("engine", "file", "served", "path"),
+    [
+        ("vllm", "vllm_models.json", "tiny", "/models/tiny-qwen3"),
+        ("vllm", "vllm_models_two_adapters.json", "tiny", "/models/tiny-qwen3"),
+        ("llamacpp", "llamacpp_props.json", "tiny", "/models/tiny-qwen3-q6_k.gguf"),
+        ("ollama", "ollama_tags.json", "plain", "/anything"),
+        ("ollama", "ollama_tags.json", "plain:latest", "/anything"),
+        ("ollama", "ollama_tags.json", "tiny-from:v1", "/anything"),
+    ],
+)
+def test_its_own_model_is_recognised(engine: str, file: str, served: str, path: str) -> None:
+    assert ENGINES[engine].recognises(deployment(engine, served, path), body(file))
+
+
+@pytest.mark.parametrize(
+    ("engine", "file", "served", "path"),
+    [
+        ("vllm", "vllm_models.json", "tiny", "/models/another"),
+        ("vllm", "vllm_models.json", "another", "/models/tiny-qwen3"),
+        # The name of an adapter, with its path, is not the base.
+        ("vllm", "vllm_models_two_adapters.json", "a", "/models/tiny-qwen3"),
+        ("llamacpp", "llamacpp_props.json", "tiny", "/models/another.gguf"),
+        ("ollama", "ollama_tags.json", "tiny-from", "/anything"),
+        ("ollama", "ollama_tags.json", "another", "/anything"),
+    ],
+)
+def test_a_stranger_is_not(engine: str, file: str, served: str, path: str) -> None:
+    assert not ENGINES[engine].recognises(deployment(engine, served, path), body(file))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("reply", [None, [], {}, "text", {"data": 3}, {"data": [None]}, {"models": None}])
+def test_no_reply_of_another_kind_is_taken_for_it(engine: str, reply: Any) -> None:
+    sheet, wanted = ENGINES[engine], deployment(engine, "tiny", "/models/tiny-qwen3")
+    assert not sheet.recognises(wanted, reply)
+    assert not sheet.loaded(wanted, reply)
+
+
+def test_vllm_tells_its_adapters() -> None:
+    sheet, wanted = ENGINES["vllm"], deployment("vllm", "tiny", "/models/tiny-qwen3")
+    assert sheet.loaded(wanted, body("vllm_models.json")) == ()
+    shown = sheet.loaded(wanted, body("vllm_models_two_adapters.json"))
+    assert shown == (("a", "/models/lora-a"), ("b", "/models/lora-b"))
+
+
+@pytest.mark.parametrize("engine", ["llamacpp", "ollama"])
+def test_the_others_do_not(engine: str) -> None:
+    file = {"llamacpp": "llamacpp_props.json", "ollama": "ollama_tags.json"}[engine]
+    assert ENGINES[engine].loaded(deployment(engine, "tiny", "/models/tiny-qwen3-q6_k.gguf"), body(file)) is None

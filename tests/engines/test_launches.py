@@ -1,0 +1,162 @@
+"""How each engine is started: the shipped profile and the tiny one, with and without a GPU, as reviewed texts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fakes.asks import CPU, adapter, gpu, resolved, tiny
+
+from orchestrator import resources
+from orchestrator.core.artifact import Recipe
+from orchestrator.core.deployment import Deployment, Desired, Wish
+from orchestrator.core.host import Host
+from orchestrator.core.pins import Accelerator
+from orchestrator.core.profile import Profile, parse_profile
+from orchestrator.engines import ENGINES
+from orchestrator.errors import OrchError
+
+GOLDEN = Path(__file__).parent / "golden"
+HOST = replace(CPU, ollama="/usr/bin/ollama")
+RTX_5090 = replace(HOST, gpus=(gpu("GeForce RTX 5090", (12, 0), 32),))
+V100 = replace(HOST, gpus=(gpu("Tesla V100-SXM2-32GB", (7, 0), 32),))
+T4 = replace(HOST, gpus=(gpu("Tesla T4", (7, 5), 16),))
+HOSTS = {"cpu": HOST, "rtx-5090": RTX_5090, "t4": T4}
+
+
+def shipped() -> Profile:
+    return parse_profile(resources.model_profiles()["qwen3-8b"].read_text(), "qwen3-8b")
+
+
+def deployment(engine: str, profile: Profile, host: Host, adapters: tuple[str, ...] = ()) -> Deployment:
+    wish = Wish(profile=profile, engine=engine, target="local")
+    fitted = tuple(adapter(text, profile) for text in adapters)
+    return resolved(Desired(wish=wish, adapters=fitted), host).deployment
+
+
+def text_of(made: Deployment) -> str:
+    """A launch as a golden file has it: argv, a line each; env; files; imports. Hashes as `*`."""
+    lines = [*made.launch.argv, ""]
+    lines += [f"{name}={value}" for name, value in made.launch.env]
+    lines += [f"environment: {made.launch.environment or '-'}", f"port: {made.launch.port or 'any'}"]
+    for name, text in made.files:
+        lines += ["", f"--- {name}", text.rstrip()]
+    for argv in made.imports:
+        lines += ["", "--- then: " + " ".join(argv)]
+    return re.sub(r"-([0-9a-f]{16}|[0-9a-f]{8})(?![0-9a-f])", "-*", "\n".join(lines)) + "\n"
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.txt")), ids=lambda path: path.stem)
+def test_the_launch_is_as_reviewed(path: Path) -> None:
+    name, engine, host = path.stem.split("_")
+    profile, adapters = (shipped(), ()) if name == "qwen3-8b" else (tiny(sampling={"temperature": 0.5}), ("a", "b"))
+    made = deployment(engine, profile, HOSTS[host], adapters if engine != "ollama" else ())
+    assert text_of(made) == path.read_text()
+
+
+EVERY = [
+    deployment(engine, profile, host)
+    for engine in ENGINES
+    for profile in (shipped(), tiny())
+    for host in (HOST, RTX_5090, V100, T4)
+]
+
+
+@pytest.mark.parametrize("made", EVERY, ids=lambda made: f"{made.profile}-{made.engine}")
+def test_what_no_launch_may_have(made: Deployment) -> None:
+    text = text_of(made)
+    # vLLM reads the format from the checkpoint and refuses the values that guides give for it.
+    assert not re.search(r"^\s*(--)?quantization", text, re.MULTILINE)
+    # It means another thing than kv-cache-memory-bytes, and wins.
+    assert "VLLM_CPU_KVCACHE_SPACE" not in text
+    assert "0.0.0.0" not in text
+    assert "{port}" in text
+
+
+def settings(made: Deployment) -> dict[str, str]:
+    """The vLLM config file's lines."""
+    (text,) = (text for name, text in made.files if name == "serve.yaml")
+    pairs = (line.split(": ", 1) for line in text.splitlines() if ": " in line and not line.startswith("#"))
+    return dict(pairs)
+
+
+@pytest.mark.parametrize(
+    ("host", "max_loras"), [(HOST, "5"), (RTX_5090, "4")], ids=["cpu: one more that is never used", "gpu"]
+)
+def test_vllm_has_a_slot_per_adapter(host: Host, max_loras: str) -> None:
+    made = settings(deployment("vllm", tiny(lora={"max_adapters": 4}), host))
+    assert (made["max-loras"], made["max-cpu-loras"]) == (max_loras, max_loras)
+
+
+@pytest.mark.parametrize(("asked", "given"), [(1, 1), (2, 8), (8, 8), (9, 16), (33, 64), (257, 320), (512, 512)])
+def test_vllm_takes_only_some_ranks(asked: int, given: int) -> None:
+    assert settings(deployment("vllm", tiny(lora={"max_rank": asked}), HOST))["max-lora-rank"] == str(given)
+
+
+def test_vllm_without_room_for_adapters() -> None:
+    made = deployment("vllm", tiny(lora={"max_adapters": 0}), HOST)
+    assert not {name for name in settings(made) if "lora" in name}
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in dict(made.launch.env)
+
+
+@pytest.mark.parametrize(("host", "dtype"), [(HOST, "bfloat16"), (T4, "half"), (RTX_5090, "auto")])
+def test_vllm_computes_in_what_the_host_has(host: Host, dtype: str) -> None:
+    assert settings(deployment("vllm", tiny(), host))["dtype"] == dtype
+
+
+@pytest.mark.parametrize("parallel", [1, 2, 7])
+def test_context_is_per_request_for_every_engine(parallel: int) -> None:
+    profile = tiny(serving={"context": 640, "parallel": parallel})
+    assert f"--ctx-size={640 * parallel}" in deployment("llamacpp", profile, HOST).launch.argv
+    ollama = deployment("ollama", profile, HOST)
+    assert "PARAMETER num_ctx 640" in dict(ollama.files)["Modelfile"].splitlines()
+    assert dict(ollama.launch.env)["OLLAMA_CONTEXT_LENGTH"] == "640"
+    assert settings(deployment("vllm", profile, HOST))["max-model-len"] == "640"
+
+
+def test_a_variable_that_a_template_misses_is_an_error() -> None:
+    with pytest.raises(OrchError) as ended:
+        resources.render_template("ollama/Modelfile.j2", {"profile": tiny(), "model_path": "/model.gguf"})
+    assert "parameters" in ended.value.detail
+
+
+REFUSALS = [
+    ("vllm", Recipe.NVFP4A16, HOST, "no NVFP4A16 kernel for CPUs"),
+    ("vllm", Recipe.NVFP4A16, V100, "needs compute capability 7.5; the best GPU here has 7.0"),
+    ("vllm", Recipe.NVFP4A16, T4, ""),
+    ("vllm", Recipe.NVFP4A16, RTX_5090, ""),
+    ("vllm", Recipe.WEIGHTS, HOST, ""),
+    ("vllm", Recipe.GGUF_Q6_K, RTX_5090, "GGUF only experimentally"),
+    ("llamacpp", Recipe.GGUF_Q6_K, HOST, ""),
+    ("llamacpp", Recipe.GGUF_BF16, HOST, ""),
+    ("llamacpp", Recipe.WEIGHTS, HOST, "GGUF files only"),
+    ("llamacpp", Recipe.NVFP4A16, RTX_5090, "GGUF files only"),
+    ("ollama", Recipe.GGUF_Q6_K, HOST, ""),
+    ("ollama", Recipe.WEIGHTS, HOST, "GGUF only"),
+]
+
+
+@pytest.mark.parametrize(("engine", "recipe", "host", "reason"), REFUSALS)
+def test_what_an_engine_cannot_serve(engine: str, recipe: Recipe, host: Host, reason: str) -> None:
+    sheet = ENGINES[engine]
+    told = sheet.cannot_serve(recipe, sheet.accelerator(host), host)
+    assert (reason in told) if reason else told == ""
+
+
+def test_the_best_of_several_gpus_decides() -> None:
+    both = replace(HOST, gpus=(*V100.gpus, *RTX_5090.gpus))
+    assert ENGINES["vllm"].cannot_serve(Recipe.NVFP4A16, Accelerator.CUDA, both) == ""
+
+
+def test_llamacpp_gives_every_request_all_scales() -> None:
+    made, sheet = deployment("llamacpp", tiny(), HOST, ("a", "b")), ENGINES["llamacpp"]
+    first, second = made.adapters
+    assert sheet.patch(made, None) == {"lora": [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]}
+    assert sheet.patch(made, second) == {"lora": [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 1.0}]}
+    assert sheet.patch(deployment("llamacpp", tiny(), HOST), None) == {}
+    assert [word for word in made.launch.argv if word.startswith("--lora=")] == [
+        f"--lora={first.gguf}",
+        f"--lora={second.gguf}",
+    ]
