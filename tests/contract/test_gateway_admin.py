@@ -1,0 +1,79 @@
+"""What plan and run rely on of the gateway's admin door; the fake one and a real process."""
+
+from __future__ import annotations
+
+import pytest
+from benches import GatewayBench
+
+from orchestrator.core.progress import silent
+from orchestrator.core.routes import Route
+from orchestrator.errors import HostError, PlanRefused
+
+
+def route(name: str, owner: str = "tiny", backend: str = "tiny-llamacpp-g1", **more: object) -> Route:
+    return Route(name, owner, backend, "http://127.0.0.1:9", **more)  # type: ignore[arg-type]
+
+
+def test_it_says_where_it_listens(gateway: GatewayBench) -> None:
+    status = gateway.gateway.status()
+    assert status is not None
+    assert (status.listen, tuple(status.routes), status.held) == (gateway.listen, (), 0)
+    assert status.pid == gateway.target.observe()[0].pid
+
+
+def test_all_routes_of_an_owner_are_replaced_at_once(gateway: GatewayBench) -> None:
+    admin = gateway.gateway
+    admin.set_routes("tiny", (route("a", patch={"lora": []}), route("b", upstream="tiny")))
+    admin.set_routes("other", (route("x", "other"),))
+    later = (route("b", backend="tiny-vllm-g2"), route("c", backend="tiny-vllm-g2"))
+    admin.set_routes("tiny", later)
+    assert gateway.table == (*later, route("x", "other"))
+
+
+def test_what_was_set_is_what_is_seen(gateway: GatewayBench) -> None:
+    given = (route("a", patch={"lora": [{"id": 0, "scale": 1.0}]}), route("b", upstream="tiny"))
+    gateway.gateway.set_routes("tiny", given)
+    assert gateway.table == given
+
+
+def test_a_foreign_name_is_refused_and_nothing_changes(gateway: GatewayBench) -> None:
+    gateway.gateway.set_routes("other", (route("taken", "other"),))
+    gateway.gateway.set_routes("tiny", (route("mine"),))
+    before = gateway.table
+    with pytest.raises(PlanRefused, match="taken"):
+        gateway.gateway.set_routes("tiny", (route("new"), route("taken")))
+    assert gateway.table == before
+
+
+def test_removing_is_idempotent_and_leaves_others(gateway: GatewayBench) -> None:
+    gateway.gateway.set_routes("other", (route("x", "other"),))
+    gateway.gateway.set_routes("tiny", (route("a"),))
+    for _ in range(2):
+        gateway.gateway.remove_routes("tiny")
+        assert gateway.table == (route("x", "other"),)
+
+
+def test_nothing_is_in_flight_on_an_unknown_backend(gateway: GatewayBench) -> None:
+    assert gateway.gateway.drain("nobody", 5.0, True, silent) == 0
+
+
+def test_a_silent_one_takes_nothing_and_its_table_comes_back_with_it(gateway: GatewayBench) -> None:
+    admin = gateway.gateway
+    admin.set_routes("tiny", (route("a"),))
+    gateway.target.stop("gateway", silent)
+    assert admin.status() is None
+    for ask in (lambda: admin.set_routes("tiny", ()), lambda: admin.remove_routes("tiny")):
+        with pytest.raises(HostError):
+            ask()
+    with pytest.raises(HostError):
+        admin.drain("tiny-llamacpp-g1", 1.0, True, silent)
+    gateway.start()
+    assert gateway.table == (route("a"),)
+
+
+def test_its_table_goes_with_its_directory(gateway: GatewayBench) -> None:
+    gateway.gateway.set_routes("tiny", (route("a"),))
+    gateway.target.stop("gateway", silent)
+    gateway.target.remove("gateway")
+    gateway.start()
+    assert gateway.table == ()
