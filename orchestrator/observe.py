@@ -9,8 +9,9 @@ from pydantic import ValidationError
 from orchestrator.core.deployment import Deployment
 from orchestrator.core.launch import Instance, InstanceState
 from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
+from orchestrator.core.routes import GatewayStatus
 from orchestrator.core.steps import GATEWAY
-from orchestrator.drivers.base import EngineHttp, World
+from orchestrator.drivers.base import EngineHttp, Gateway, World
 from orchestrator.engines import ENGINES
 from orchestrator.errors import HostError
 
@@ -21,7 +22,7 @@ def observe(world: World) -> Observed:
     """One snapshot. What cannot be asked (an engine that hangs) is observed as not answering, never as absent."""
     with ThreadPoolExecutor(max_workers=8) as pool:
         host = pool.submit(world.host)
-        status = pool.submit(world.gateway.status)
+        status = pool.submit(_gateway_status, world.gateway)
         manifests = pool.submit(world.store.all)
         environments = pool.submit(world.environments.observe)
         desired = pool.submit(world.records.desired)
@@ -36,6 +37,14 @@ def observe(world: World) -> Observed:
             environments={environment.name: environment for environment in environments.result()},
             desired=desired.result(),
         )
+
+
+def _gateway_status(gateway: Gateway) -> GatewayStatus | None:
+    """None also when it is stuck or speaks another version: `down --all` must be able to end it."""
+    try:
+        return gateway.status()
+    except HostError:
+        return None
 
 
 def _engine(instance: Instance, http: EngineHttp) -> EngineObserved:

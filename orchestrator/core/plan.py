@@ -118,7 +118,8 @@ def plan_down_all(observed: Observed, limits: Limits) -> Plan:
         | set(observed.desired)
         | {route.owner for route in (observed.gateway.status.routes if observed.gateway.status else ())}
     )
-    items = [item for profile in profiles for item in _down(profile, observed, limits)]
+    drains = observed.gateway.status is not None
+    items = [item for profile in profiles for item in _down(profile, observed, limits, drains)]
     gateway = observed.gateway.instance
     if gateway is not None:
         items += [Action(StopEngine("local", GATEWAY)), Action(RemoveEngine("local", GATEWAY))]
@@ -135,13 +136,13 @@ def _silent_gateway(profile: str, observed: Observed) -> Iterator[Action | Skip]
         yield Action(RemoveRoute(profile))
 
 
-def _down(profile: str, observed: Observed, limits: Limits) -> Iterator[Action | Skip]:
+def _down(profile: str, observed: Observed, limits: Limits, drains: bool = True) -> Iterator[Action | Skip]:
     if observed.routes_of(profile):
         yield Action(RemoveRoute(profile))
     if profile in observed.desired:
         yield Action(RecordDesired(profile, None))
     for engine in observed.engines_of(profile):
-        yield from _retire(engine, limits.drain_s)
+        yield from _retire(engine, limits.drain_s if drains else None)
 
 
 def _refuse_foreign_names(resolved: Resolved, observed: Observed) -> None:
@@ -192,15 +193,24 @@ def _can_become(engine: EngineObserved, wanted: Deployment) -> bool:
     has = engine.deployment
     if has.fingerprint != wanted.fingerprint:
         return False
-    if has.adapters == wanted.adapters:
+    if has.adapters == wanted.adapters and {adapter.name for adapter in wanted.adapters} <= _live(engine):
         return True
-    return has.hot_adapters and engine.running and _loads(has, wanted) <= wanted.adapter_slots
+    return has.hot_adapters and engine.running and _loads(engine, wanted) <= wanted.adapter_slots
 
 
-def _loads(has: Deployment, wanted: Deployment) -> int:
-    """Distinct adapter names given to the process once it serves what is wanted."""
-    known = {adapter.name for adapter in has.adapters}
-    return has.adapter_loads + sum(adapter.name not in known for adapter in wanted.adapters)
+def _live(engine: EngineObserved) -> set[str]:
+    """The adapters that it has now; as it was started, where it cannot be asked."""
+    if engine.loaded is None:
+        return {adapter.name for adapter in engine.deployment.adapters}
+    return {name for name, _ in engine.loaded}
+
+
+def _loads(engine: EngineObserved, wanted: Deployment) -> int:
+    """Distinct adapters given to the process once it serves what is wanted. One that was unloaded and comes back
+    counts again; so does one that was loaded when a kill kept it from being recorded."""
+    live, has = _live(engine), engine.deployment
+    unrecorded = live - {adapter.name for adapter in has.adapters}
+    return has.adapter_loads + len(unrecorded) + len({adapter.name for adapter in wanted.adapters} - live)
 
 
 def _chosen(wanted: Deployment, mine: tuple[EngineObserved, ...], match: EngineObserved | None) -> Deployment:
@@ -208,7 +218,7 @@ def _chosen(wanted: Deployment, mine: tuple[EngineObserved, ...], match: EngineO
         newest = max((engine.deployment.generation for engine in mine), default=0)
         return wanted.model_copy(update={"generation": newest + 1, "adapter_loads": len(wanted.adapters)})
     has = match.deployment
-    return wanted.model_copy(update={"generation": has.generation, "adapter_loads": _loads(has, wanted)})
+    return wanted.model_copy(update={"generation": has.generation, "adapter_loads": _loads(match, wanted)})
 
 
 def _supply(resolved: Resolved, observed: Observed) -> Iterator[Action | Skip]:
@@ -314,9 +324,10 @@ def _names_to_verify(routes: tuple[Route, ...]) -> tuple[str, ...]:
     return tuple(asked.values())
 
 
-def _retire(engine: EngineObserved, drain_s: float) -> Iterator[Action | Skip]:
+def _retire(engine: EngineObserved, drain_s: float | None) -> Iterator[Action | Skip]:
     target, name = engine.deployment.target, engine.instance.name
     if engine.instance.state is not InstanceState.STOPPED:
-        yield Action(Drain(name, drain_s))
+        if drain_s is not None:
+            yield Action(Drain(name, drain_s))
         yield Action(StopEngine(target, name))
     yield Action(RemoveEngine(target, name))
