@@ -13,7 +13,7 @@ from orchestrator.core.launch import InstanceState
 from orchestrator.core.plan import Limits
 from orchestrator.core.progress import silent
 from orchestrator.core.routes import Route
-from orchestrator.core.steps import Drain, Plan, VerifyRoute
+from orchestrator.core.steps import Action, Drain, Plan, VerifyRoute
 from orchestrator.errors import HostError, StepFailed, StepStranded
 
 VLLM_LOG = """\
@@ -181,13 +181,17 @@ def test_draining_needs_no_gateway() -> None:
     assert world.target.processes == {}
 
 
+def test_a_stuck_gateway_can_be_taken_down() -> None:
+    world = start("migrate")
+    world.gateway.stuck = True
+    assert world.observe().gateway.status is None
+    with pytest.raises(HostError, match="does not answer"):
+        world.run(plan_of("up", tiny(), world.observe()))
+    world.run(plan_of("down --all", tiny(), world.observe()))
+    assert (world.target.processes, world.observe().desired) == ({}, {})
+
+
 def test_asking_through_a_gateway_that_is_not_there() -> None:
     world = FakeWorld(CPU)
     with pytest.raises(HostError, match="does not answer"):
-        world.run(Plan("up", plan_items(VerifyRoute(("tiny",))), commit=1))
-
-
-def plan_items(step):  # type: ignore[no-untyped-def]
-    from orchestrator.core.steps import Action
-
-    return (Action(step),)
+        world.run(Plan("up", (Action(VerifyRoute(("tiny",))),), commit=1))
