@@ -18,7 +18,7 @@ import aiohttp
 
 @dataclass
 class Stream:
-    """One chat. Times are time.time(), `engine` is the answer's system_fingerprint, `problem` is empty if all is well."""
+    """One chat. Times are time.time(), `engine` is the system_fingerprint, `problem` is empty if all is well."""
 
     model: str
     started: float

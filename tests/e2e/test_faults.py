@@ -108,6 +108,12 @@ def test_down_with_a_dead_gateway_leaves_no_route_behind(up: Orch) -> None:
     assert up.engines() == {}
 
 
+def test_down_all_right_after_the_gateway_was_killed_stops_everything(up: Orch) -> None:
+    kill(up.record("gateway")["engine"][0])
+    up.run("down", "--all")
+    assert up.processes() == []
+
+
 def test_everything_killed_is_healed_by_one_up(up: Orch) -> None:
     for name in ("gateway", ENGINE):
         record = up.record(name)
@@ -230,7 +236,10 @@ def test_adapters_that_do_not_fit_are_refused_and_nothing_changes(up: Orch) -> N
     (wrong / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
     assert "use_dora" in up.run("lora", "add", "x", str(wrong), "--json", code=10).lines[-1]["error"]
     assert up.run("lora", "add", "x", str(up.home / "nowhere"), "--json", code=10).lines[-1]["error"]
-    assert "both the model and an adapter" in up.run("lora", "add", "tiny", str(ASSETS / "lora-a"), "--json", code=5).lines[-1]["error"]
+    assert (
+        "both the model and an adapter"
+        in up.run("lora", "add", "tiny", str(ASSETS / "lora-a"), "--json", code=5).lines[-1]["error"]
+    )
     assert up.run("lora", "rm", "x", "--json", code=5).lines[-1]["hint"] == "There are: none."
     assert up.says() == ANSWER
     up.status()
