@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -96,7 +100,8 @@ def build_nvfp4(
 
         if mode != "a16":
             raise PlanRefused(f"orch does not know the NVFP4 mode {mode}.", hint="Known: a16")
-        build_directory(directory, output, session.progress)
+        with _whole_directory(output) as work:
+            build_directory(directory, work, session.progress)
         _tell_file(session, output)
 
 
@@ -255,6 +260,29 @@ def _one_step(verb: str, step: Step, done: bool) -> Plan:
 
     item = Skip(step.what, "it is there already") if done else Action(step)
     return Plan(verb, (item,), commit=1)
+
+
+@contextmanager
+def _whole_directory(output: Path) -> Iterator[Path]:
+    """A hidden sibling of `output` to build in; it takes the name once it is whole, and is removed on failure.
+
+    Its name is always the same: the next attempt removes what a killed one left.
+    """
+    from orchestrator.artifacts.disk import fsync_directory, host_errors
+
+    if os.path.lexists(output):
+        raise PlanRefused(f"{output} exists already.", hint="Name a directory that does not exist yet, or remove it.")
+    work = output.with_name(f".{output.name}.part")
+    try:
+        with host_errors(f"write {output}"):
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+        yield work
+        with host_errors(f"write {output}"):
+            work.rename(output)
+            fsync_directory(output.absolute().parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _tell_file(session: Session, output: Path) -> None:

@@ -1,0 +1,136 @@
+"""What all verbs have in common: exit codes, where output goes, and who may leave early."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+from orch_command import Orch
+
+READING = [
+    *("status", "artifacts ls", "artifacts verify", "engines ls", "lora ls", "profile ls", "profile show qwen3-8b"),
+    *("render vllm", "pull --plan", "down --all --plan"),
+]
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["frob", "up --frob", "build", "build gguf", "profile show", "migrate", "up llamacpp --timeout 0", "logs -n 0"],
+)
+def test_wrong_usage_is_2(orch: Orch, words: str) -> None:
+    done = orch.run(*words.split(), code=2)
+    assert "Traceback" not in done.err
+
+
+def test_no_arguments_show_the_help(orch: Orch) -> None:
+    done = orch.run(code=2)
+    assert "Usage: orch" in done.out + done.err
+    assert "migrate" in done.out + done.err
+
+
+@pytest.mark.parametrize("words", READING)
+def test_json_is_objects_line_by_line_and_nothing_else(orch: Orch, words: str) -> None:
+    done = orch.run(*words.split(), "--json")
+    values = [json.loads(line) for line in done.out.splitlines()]
+    assert all(isinstance(value, dict) for value in values)
+    assert done.err == ""
+
+
+@pytest.mark.parametrize(
+    "words", ["up sglang", "rollback", "down", "render vllm -p nope", "artifacts rm nope", "pull --repo x"]
+)
+def test_an_error_is_one_json_line_with_its_exit_code_or_words_on_stderr(orch: Orch, words: str) -> None:
+    done = orch.run(*words.split(), "--json", code=None)
+    (error,) = done.lines
+    assert error["exit"] == done.code > 2
+    told = orch.run(*words.split(), code=done.code)
+    assert told.out == ""
+    assert told.err.startswith(f"ERROR {error['error']}")
+    assert error["hint"] in told.err
+
+
+def test_nothing_deployed_is_no_error(orch: Orch) -> None:
+    assert "Nothing is deployed" in orch.run("status").out
+    assert orch.run("status", "--json").lines == [{"deployed": []}]
+    assert "none" in orch.run("lora", "ls").out
+    for words in (("down",), ("rollback",), ("migrate", "--to", "vllm"), ("lora", "add", "a", "x"), ("up",), ("logs",)):
+        orch.run(*words, code=5)
+
+
+def test_looking_leaves_no_trace(orch: Orch) -> None:
+    for words in READING:
+        orch.run(*words.split())
+    assert [path.name for path in orch.home.iterdir()] == ["tiny.toml"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "status",
+        "artifacts ls",
+        "artifacts rm x",
+        "engines ls",
+        "pull --repo test/tiny",
+        "up llamacpp -p {profile}",
+        "down --all",
+    ],
+)
+def test_a_data_directory_that_cannot_be_one_is_4(orch: Orch, tmp_path: Path, words: str, hub: object) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    orch.env["ORCH_HOME"] = str(file)
+    done = orch.run(*words.replace("{profile}", str(orch.profile)).split(), code=None)
+    assert "Traceback" not in done.err
+    assert done.code == 4
+    assert str(file) in done.err
+
+
+def test_without_a_home_it_says_what_to_set(orch: Orch) -> None:
+    environ = {key: value for key, value in orch.environ().items() if key not in ("ORCH_HOME", "HOME", "XDG_DATA_HOME")}
+    words = [sys.executable, "-m", "orchestrator", "status"]
+    done = subprocess.run(words, env=environ, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "ORCH_HOME" in done.stderr
+
+
+@pytest.mark.parametrize("words", ["profile show vllm", "profile ls --json", "--help"])
+def test_a_reader_that_leaves_early_sees_no_traceback(orch: Orch, words: str) -> None:
+    process = orch.start(*words.split())
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    process.wait(timeout=60)
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err
+
+
+@pytest.mark.parametrize("words", ["profile ls", "engines ls", "artifacts ls", "status", "--help"])
+def test_output_fits_a_terminal_of_80_columns(orch: Orch, words: str) -> None:
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environ = {**orch.environ(), "TERM": "dumb"}
+    environ.pop("COLUMNS", None)
+    command = [sys.executable, "-m", "orchestrator", *words.split()]
+    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environ)
+    os.close(terminal)
+    told = b""
+    try:
+        while block := os.read(main, 4096):
+            told += block
+    except OSError:
+        pass  # how a terminal says that its last writer has left
+    os.close(main)
+    assert process.wait(timeout=60) == 0
+    lines = told.decode().replace("\r", "").splitlines()
+    assert lines
+    assert [line for line in lines if len(line) > 80] == []

@@ -1,0 +1,94 @@
+"""orch profile ls, show, check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from orch_command import Orch
+
+BAD = """
+name = "Has Spaces"
+public_names = []
+colour = "blue"
+[weights]
+repo = "test/tiny"
+[serving]
+context = 12
+parallel = "many"
+[sampling]
+temperature = 3.5
+[engines.vllm]
+recipes = ["nvfp4a16", "int3"]
+[[adapters]]
+name = "a"
+"""
+
+
+def test_ls_names_everything_that_is_shipped(orch: Orch) -> None:
+    rows = {(row["kind"], row["name"]) for row in orch.run("profile", "ls", "--json").lines}
+    assert rows >= {
+        ("model", "qwen3-8b"),
+        ("gpu", "rtx-5090"),
+        *(("engine", e) for e in ("ollama", "llamacpp", "vllm")),
+    }
+
+
+def test_a_shown_profile_is_a_good_one(orch: Orch) -> None:
+    copy = orch.home / "copy.toml"
+    copy.write_text(orch.run("profile", "show", "qwen3-8b").out)
+    assert orch.run("profile", "check", str(copy), "--json").lines == [{"ok": "qwen3-8b"}]
+
+
+def test_check_of_a_good_profile(orch: Orch) -> None:
+    done = orch.run("profile", "check", str(orch.profile))
+    assert "good profile named tiny" in done.out
+    assert done.err == ""
+
+
+def test_check_tells_all_problems_at_once_with_their_paths(orch: Orch) -> None:
+    path = orch.home / "bad.toml"
+    path.write_text(BAD)
+    done = orch.run("profile", "check", str(path), code=3)
+    assert done.out == ""
+    told = {line.split(":")[0].strip() for line in done.err.splitlines()}
+    assert told >= {
+        *("name", "public_names", "colour", "weights", "serving.context", "serving.parallel"),
+        *("sampling.temperature", "engines.vllm.recipes[1]", "adapters[0].path"),
+    }
+    assert "has 9 problems" in done.err
+    assert "TIP" in done.err
+    (error,) = orch.run("profile", "check", str(path), "--json", code=3).lines
+    assert error["exit"] == 3
+    assert len(error["detail"].splitlines()) == 9
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"name = ", "not valid TOML"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"", "problems"),
+        (b'name = "a"\nname = "b"\n', "not valid TOML"),
+    ],
+)
+def test_check_of_what_is_no_profile(orch: Orch, content: bytes, says: str) -> None:
+    path = orch.home / "odd.toml"
+    path.write_bytes(content)
+    assert says in orch.run("profile", "check", str(path), code=3).err
+
+
+def test_check_of_what_is_not_there(orch: Orch) -> None:
+    for path in (orch.home / "nothing.toml", orch.home):
+        assert "cannot be read" in orch.run("profile", "check", str(path), code=3).err
+
+
+def test_check_of_weights_that_are_not_there(orch: Orch) -> None:
+    orch.write_profile(weights=Path("no/such/directory"))
+    done = orch.run("profile", "check", str(orch.profile), code=3)
+    assert f"weights.path: no directory: {orch.home}/no/such/directory" in done.err
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(orch: Orch) -> None:
+    for verb in (("profile", "show", "nope"), ("render", "vllm", "-p", "nope")):
+        assert "qwen3-8b" in orch.run(*verb, code=3).err

@@ -1,0 +1,107 @@
+"""orch pull, from a hub on loopback: whole or resumed, never half."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import hub_server
+from orch_command import ASSETS, Orch, wait_until
+
+WEIGHTS = "model.safetensors"
+SOURCE = ASSETS / "tiny-qwen3"
+
+
+def stored(orch: Orch) -> Path:
+    """The one entry of the store."""
+    (row,) = orch.run("artifacts", "ls", "--json").lines
+    return orch.home / "store" / row["key"]
+
+
+def assert_complete(orch: Orch) -> None:
+    entry = stored(orch)
+    for file in SOURCE.iterdir():
+        assert (entry / file.name).read_bytes() == file.read_bytes()
+    orch.run("artifacts", "verify")
+
+
+def test_a_repository_by_name_then_by_a_profile_is_downloaded_once(orch: Orch, hub: Any, hub_profile: str) -> None:
+    first = orch.run("pull", "--repo", "test/tiny", "--json")
+    assert len(first.steps("done")) == 1
+    assert_complete(orch)
+    commit = hub.repos["test/tiny"].commit
+    assert orch.run("artifacts", "ls", "--json").lines[0]["source"].endswith(f"test/tiny@{commit}")
+    bodies = len(hub.requests)
+    again = orch.run("pull", "-p", hub_profile, "--json")
+    assert again.steps("skipped") == first.steps("done")
+    pinned = orch.run("pull", "--repo", f"test/tiny@{commit}", "--json")
+    assert pinned.steps("skipped") == first.steps("done")
+    assert [request.path for request in hub.requests[bodies:] if "/resolve/" in request.path] == []
+
+
+def test_a_plan_downloads_nothing(orch: Orch, hub: Any, hub_profile: str) -> None:
+    done = orch.run("pull", "-p", hub_profile, "--plan")
+    assert f"test/tiny at {hub.repos['test/tiny'].commit[:12]}" in done.out
+    assert [request.path for request in hub.requests if "/resolve/" in request.path] == []
+    assert orch.run("artifacts", "ls", "--json").lines == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_an_interrupted_pull_goes_on_where_it_stopped(orch: Orch, hub: Any, number: signal.Signals, code: int) -> None:
+    hub.faults.append(hub_server.Fault("slow", path=WEIGHTS, value=2_000_000))
+    process = orch.start("pull", "--repo", "test/tiny")
+    wait_until(lambda: partial_size(orch) > 1_000_000, what="a part of the weights on disk")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert out == ""
+    assert "Traceback" not in err
+    assert orch.run("artifacts", "ls", "--json").lines == []
+    there = partial_size(orch)
+    assert 0 < there < (SOURCE / WEIGHTS).stat().st_size
+    hub.faults.clear()
+    asked = len(hub.requests)
+    orch.run("pull", "--repo", "test/tiny")
+    ranges = [r.range for r in hub.requests[asked:] if r.path.endswith(WEIGHTS) and r.path.startswith("/cdn/")]
+    assert ranges == [f"bytes={there}-"]
+    assert_complete(orch)
+
+
+def partial_size(orch: Orch) -> int:
+    """Bytes of the weights that lie in unfinished downloads."""
+    found = (orch.home / "store" / ".partial").rglob(f"*{WEIGHTS}*")
+    return sum(path.stat().st_size for path in found if path.is_file())
+
+
+def test_a_hub_that_is_down_is_4_with_its_address(orch: Orch) -> None:
+    done = orch.run("pull", "--repo", "test/tiny", code=4)
+    assert done.out == ""
+    assert orch.env["HF_ENDPOINT"].removeprefix("http://") in done.err
+    assert "TIP" in done.err
+
+
+@pytest.mark.parametrize("kind", ["hash", "size", "corrupt"])
+def test_a_hub_that_lies_is_10_and_nothing_is_stored(orch: Orch, hub: Any, kind: str) -> None:
+    hub.faults.append(hub_server.Fault(kind, path=WEIGHTS, value=4096))
+    done = orch.run("pull", "--repo", "test/tiny", code=10)
+    assert WEIGHTS in done.err
+    assert orch.run("artifacts", "ls", "--json").lines == []
+
+
+@pytest.mark.parametrize("repo", ["test/nothing", "test/tiny@nothing"])
+def test_what_the_hub_does_not_have(orch: Orch, hub: Any, repo: str) -> None:
+    done = orch.run("pull", "--repo", repo, code=10)
+    assert "nothing" in done.err
+
+
+def test_weights_in_a_directory_are_not_pulled(orch: Orch) -> None:
+    assert "nothing to pull" in orch.run("pull", "-p", str(orch.profile), code=5).err
+
+
+def test_offline_a_branch_is_refused_and_a_stored_commit_is_enough(orch: Orch, hub: Any) -> None:
+    orch.run("pull", "--repo", "test/tiny")
+    orch.env["HF_HUB_OFFLINE"] = "1"
+    assert "offline" in orch.run("pull", "--repo", "test/tiny", code=4).err.lower()
+    orch.run("pull", "--repo", f"test/tiny@{hub.repos['test/tiny'].commit}")
