@@ -55,6 +55,8 @@ LEVELS: dict[str, Callable[[], str]] = {
     "gpu": _gpu,
 }
 
+LEVELS_OF: dict[str, list[str]] = {}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require", default="", help=f"levels that must run, comma-separated: {', '.join(LEVELS)}")
@@ -74,6 +76,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in PARTS:
             item.add_marker("parts")
+        LEVELS_OF[item.nodeid] = [name for name in LEVELS if item.get_closest_marker(name)]
         for name, reason in reasons.items():
             if reason and item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=f"level {name}: {reason}"))
@@ -85,7 +88,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
             for name in LEVELS:
-                counts[name, outcome] += name in report.keywords
+                counts[name, outcome] += name in LEVELS_OF.get(report.nodeid, ())
     terminalreporter.section("levels")
     for name in LEVELS:
         told = [f"{counts[name, outcome]} {outcome}" for outcome in ("passed", "failed", "error", "skipped")]
