@@ -16,7 +16,8 @@ from fakes.world import FakeWorld, gateway_launch
 
 from orchestrator.core.launch import Instance, InstanceState, Launch
 from orchestrator.core.routes import Route
-from orchestrator.drivers.base import Gateway, Target
+from orchestrator.drivers.base import EngineHttp, Gateway, Target
+from orchestrator.drivers.engine_http import EngineHttp as PlainHttp
 from orchestrator.drivers.gateway_admin import GatewayAdmin
 from orchestrator.drivers.local.processes import LocalTarget
 from orchestrator.errors import HostError
@@ -76,10 +77,12 @@ class GatewayBench:
     """A gateway run by a target, at an address; `awake` lets time pass until it answers."""
 
     gateway: Gateway
+    http: EngineHttp
     target: Target
     launch: Launch
     listen: str
     awake: Callable[[], object]
+    close: Callable[[], object]
 
     def start(self) -> None:
         self.target.ensure("gateway", self.launch, self.listen)
@@ -95,7 +98,15 @@ class GatewayBench:
 def fake_gateway(listen: str) -> GatewayBench:
     world = FakeWorld(CPU)
     launch = gateway_launch(listen)
-    return GatewayBench(world.gateway, world.target, launch, listen, lambda: world.clock.sleep(1.0))
+    return GatewayBench(
+        world.gateway,
+        world.http,
+        world.target,
+        launch,
+        listen,
+        awake=lambda: world.clock.sleep(1.0),
+        close=lambda: None,
+    )
 
 
 def real_gateway(home: Path, listen: str) -> GatewayBench:
@@ -105,7 +116,17 @@ def real_gateway(home: Path, listen: str) -> GatewayBench:
         *("--admin", str(home / "admin.sock"), "--state", "{dir}/routes.json"),
     )
     launch = Launch(argv, stop_grace_s=5.0, port=int(listen.rpartition(":")[2]))
-    return GatewayBench(admin, local_target(home), launch, listen, lambda: wait_until(lambda: admin.status()))
+    http = PlainHttp()
+    return GatewayBench(
+        admin,
+        http,
+        local_target(home),
+        launch,
+        listen,
+        awake=lambda: wait_until(lambda: admin.status()),
+        # A command's client lives as long as its process; this process lives longer.
+        close=http._client.close,
+    )
 
 
 def _no_environment(name: str) -> Path:

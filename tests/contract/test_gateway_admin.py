@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from benches import GatewayBench
 
 from orchestrator.core.progress import silent
 from orchestrator.core.routes import Route
-from orchestrator.errors import HostError, PlanRefused
+from orchestrator.errors import HostError, Interrupted, PlanRefused
 
 
 def route(name: str, owner: str = "tiny", backend: str = "tiny-llamacpp-g1", **more: object) -> Route:
@@ -77,3 +79,32 @@ def test_its_table_goes_with_its_directory(gateway: GatewayBench) -> None:
     gateway.target.remove("gateway")
     gateway.start()
     assert gateway.table == ()
+
+
+def test_a_name_without_a_route_is_not_served(gateway: GatewayBench) -> None:
+    gateway.gateway.set_routes("tiny", (route("a"),))
+    url = f"http://{gateway.listen}/v1/chat/completions"
+    reply = gateway.http.post(url, {"model": "nobody", "messages": [], "max_tokens": 1}, 5.0)
+    assert reply is not None
+    assert reply.status == 404
+    assert "nobody" in reply.text
+
+
+def test_where_nobody_listens_nothing_answers(gateway: GatewayBench) -> None:
+    gateway.target.stop("gateway", silent)
+    url = f"http://{gateway.listen}/v1/chat/completions"
+    assert gateway.http.post(url, {"model": "a"}, 5.0) is None
+    assert gateway.http.get(url, 5.0) is None
+
+
+def test_waiting_for_an_answer_can_be_ended(gateway: GatewayBench) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        raise Interrupted
+
+    url = f"http://{gateway.listen}/v1/chat/completions"
+    with pytest.raises(Interrupted):
+        gateway.http.post(url, {"model": "a", "messages": []}, 5.0, stop)
+    # Given up means that nobody waits for it; here the client must not be closed under it.
+    for thread in threading.enumerate():
+        if thread.name == "asking":
+            thread.join(10.0)
