@@ -140,10 +140,12 @@ def test_an_interrupted_build_leaves_nothing_by_the_name_asked_for(
     folder = tmp_path / "out"
     folder.mkdir()
     out = folder / "made"
-    process = orch.start("build", kind, str(deep), "-o", str(out))
-    wait_until(_any_bytes(folder), what="a part of the artifact")
-    process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=60)
+    with orch.start("build", kind, str(deep), "-o", str(out)) as process:
+        try:
+            wait_until(_any_bytes(folder), what="a part of the artifact")
+        finally:
+            process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == code, "the build was over before the signal"
     assert (stdout, "Traceback" in stderr) == ("", False)
     assert not out.exists()

@@ -32,7 +32,7 @@ def test_wrong_usage_is_2(orch: Orch, words: str) -> None:
 
 def test_no_arguments_show_the_help(orch: Orch) -> None:
     done = orch.run(code=2)
-    assert "Usage: orch" in done.out + done.err
+    assert "Usage: " in done.out + done.err
     assert "migrate" in done.out + done.err
 
 
@@ -74,10 +74,7 @@ def test_looking_leaves_no_trace(orch: Orch) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "status",
-        "artifacts ls",
         "artifacts rm x",
-        "engines ls",
         "pull --repo test/tiny",
         "up llamacpp -p {profile}",
         "down --all",
