@@ -47,6 +47,7 @@ def gateway(request: pytest.FixtureRequest, home: Path) -> Iterator[GatewayBench
     made.start()
     yield made
     made.target.stop("gateway", silent)
+    made.close()
 
 
 @pytest.fixture(params=BOTH)

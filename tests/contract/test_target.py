@@ -158,4 +158,4 @@ def test_the_log_outlives_its_instance(bench: TargetBench) -> None:
 
 def test_a_command_beside_what_is_unknown(bench: TargetBench) -> None:
     with pytest.raises(HostError, match="no local process named one"):
-        bench.target.execute("one", ("true", "now"), (), 5.0, silent)
+        bench.target.execute("one", ("true", "now"), 5.0, silent)

@@ -42,11 +42,13 @@ class Fate:
 
 
 class EngineServer:
-    """The HTTP side of one started engine. Its adapters come from the argv, as the real one's do."""
+    """The HTTP side of one started engine. Its adapters come from the argv, as the real one's do; `asked` are the
+    bodies of all chats so far."""
 
     def __init__(self, deployment: Deployment, launch: Launch) -> None:
         self.deployment = deployment
         self.imported = not deployment.imports
+        self.asked: list[dict[str, Any]] = []
         argv = launch.argv
         modules = argv[argv.index("--lora-modules") + 1 :] if "--lora-modules" in argv else ()
         self.adapters = {entry["name"]: entry["path"] for entry in map(json.loads, modules)}
@@ -72,6 +74,7 @@ class EngineServer:
 
     def post(self, path: str, body: dict[str, Any]) -> Reply:
         if path == "/v1/chat/completions":
+            self.asked.append(body)
             return self._chat(str(body.get("model")))
         if self.deployment.engine == "vllm" and path == "/v1/load_lora_adapter":
             if body["lora_name"] in self.adapters and not body.get("load_inplace"):
@@ -153,9 +156,7 @@ class FakeTarget:
         with self._faults.call(f"target.write_file {name} {filename}"):
             self.files.setdefault(name, {})[filename] = text
 
-    def execute(
-        self, name: str, argv: tuple[str, ...], env: tuple[tuple[str, str], ...], timeout_s: float, progress: Progress
-    ) -> str:
+    def execute(self, name: str, argv: tuple[str, ...], timeout_s: float, progress: Progress) -> str:
         with self._faults.call(f"target.execute {name} {argv[1]}"):
             server = self._known(name).server
             if server is None:

@@ -29,7 +29,16 @@ DEAD_PORT = 20999
 
 
 class Situation:
-    """A case file's world as an Observed."""
+    """A case file's world as an Observed.
+
+    `command` is what the user typed, `profile` what has changed in the tiny profile since. `engines` has a line per
+    generation: `ENGINE gN [RECIPE] [backoff|stopped] [unsupervised] [silent] [context=N] [aliases=X,Y] [adapters=A,B]
+    [loaded=A,B] [loads=N]`; without words it runs, is supervised and answers, with its adapters loaded. `routes` (to
+    which generation all names lead), `desired` and `previous` are written the same way. `gateway` is well (where
+    there are engines), absent, silent or unsupervised; `foreign` are public names of another profile. `host`, `ollama`,
+    `free_gib` and `free_gpu_gib` are the machine; `finished` ("nothing", else all) is the store, `environment` absent,
+    installed or what is wrong with it. `expect` is the plan as `shown` writes it, or `error` and `hint` the refusal.
+    """
 
     def __init__(self, case: dict[str, Any]) -> None:
         self._case = case

@@ -40,6 +40,39 @@ def test_a_dead_engine_fails_at_once_with_its_telling_line() -> None:
     assert what_serves(world.observe()) == before
 
 
+def test_an_engine_that_was_restarted_meanwhile_has_died() -> None:
+    """Its keeper may have it running again at the next look."""
+    world = start("migrate")
+    polls = 0
+
+    def crash_and_restart(index: int, what: str) -> None:
+        nonlocal polls
+        polls += what == "http.get /v1/models"
+        if polls == 1 and what == "http.get /v1/models":
+            world.target.crash("tiny-vllm-g3", code=3)
+            world.target.start("tiny-vllm-g3")
+
+    world.faults.after = crash_and_restart
+    with pytest.raises(StepFailed, match="tiny-vllm-g3 exited with code 3"):
+        world.run(planned("migrate"))
+    assert polls == 1
+
+
+@pytest.mark.parametrize("name", ["lora-add-llamacpp", "rollback"])
+def test_llamacpp_is_never_asked_without_all_scales(name: str) -> None:
+    world = start(name)
+    world.run(planned(name))
+    (engine,) = world.observe().engines
+    server = world.target.processes[engine.instance.name].server
+    assert server is not None
+    for public in [*engine.deployment.public_names, *(a.name for a in engine.deployment.adapters)]:
+        assert world.chat(public) == 200
+    ids = list(range(len(engine.deployment.adapters)))
+    assert [[entry["id"] for entry in body["lora"]] for body in server.asked] == [ids] * len(server.asked)
+    switched_on = {tuple(entry["scale"] for entry in body["lora"]) for body in server.asked}
+    assert len(switched_on) == len(ids) + 1
+
+
 def test_an_engine_that_dies_without_a_word() -> None:
     world = start("migrate")
     world.target.fates["tiny-vllm-g3"] = Fate(log="\n", code=-9)
