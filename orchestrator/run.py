@@ -236,8 +236,7 @@ def _relabel(deployment: Deployment, world: World) -> None:
 def _import_artifact(deployment: Deployment, argv: tuple[str, ...], world: World, progress: Progress) -> None:
     path = ENGINES[deployment.engine].liveness_path()
     _watch(deployment, 60.0, world, progress, lambda url: _ok(world.http.get(url + path, 5.0)))
-    env = deployment.launch.env
-    world.targets[deployment.target].execute(deployment.instance, argv, env, IMPORT_S, progress)
+    world.targets[deployment.target].execute(deployment.instance, argv, IMPORT_S, progress)
 
 
 def _await_ready(deployment: Deployment, timeout_s: float, world: World, progress: Progress) -> None:

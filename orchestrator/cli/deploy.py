@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.options import AsJson, OnlyPlan, ProfileName, Timeout, Yes, app, session_of
+from orchestrator.cli.options import AsJson, Drain, OnlyPlan, ProfileName, Timeout, Yes, app, session_of
 from orchestrator.errors import PlanRefused
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from orchestrator.core.artifact import Recipe
     from orchestrator.core.deployment import Desired, Wish
     from orchestrator.core.observed import Observed
+    from orchestrator.core.plan import Limits
     from orchestrator.core.steps import Plan
 
 lora = typer.Typer(help="Adapters of a deployed profile.", no_args_is_help=True)
@@ -32,6 +33,7 @@ def up(
     recipe: Annotated[str | None, typer.Option(help="Serve this artifact, not the profile's first choice.")] = None,
     listen: Annotated[str | None, typer.Option(help="The gateway's address, HOST:PORT.")] = None,
     timeout: Timeout = 900.0,
+    drain: Drain = 300.0,
     yes: Yes = False,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
@@ -48,7 +50,7 @@ def up(
                     f"{desired.wish.profile.name} is served by {present.wish.engine}.",
                     hint=f"To move it without a failed request: orch migrate --to {desired.wish.engine}",
                 )
-            made = _plan("up", session, desired, observed, listen, timeout)
+            made = _plan("up", session, desired, observed, listen, _limits(timeout, drain))
             if not plan and profile is None and present is None:
                 _confirm_download(session, made, yes)
             return made
@@ -64,6 +66,7 @@ def migrate(
     profile: ProfileName = None,
     recipe: Annotated[str | None, typer.Option(help="Serve this artifact, not the profile's first choice.")] = None,
     timeout: Timeout = 900.0,
+    drain: Drain = 300.0,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
@@ -77,7 +80,7 @@ def migrate(
             observed = session.observe()
             present = deployed(profile, observed)
             wish = Wish(profile=present.wish.profile, engine=to, target=present.wish.target, recipe=_recipe(recipe))
-            return _plan("migrate", session, present.changed_to(wish), observed, None, timeout)
+            return _plan("migrate", session, present.changed_to(wish), observed, None, _limits(timeout, drain))
 
         session.carry_out(f"migrate --to {to}", make_plan, plan)
         if not plan:
@@ -86,7 +89,11 @@ def migrate(
 
 @app.command()
 def rollback(
-    profile: ProfileName = None, timeout: Timeout = 900.0, plan: OnlyPlan = False, as_json: AsJson = False
+    profile: ProfileName = None,
+    timeout: Timeout = 900.0,
+    drain: Drain = 300.0,
+    plan: OnlyPlan = False,
+    as_json: AsJson = False,
 ) -> None:
     """Go back to what served before the last up or migrate; twice goes forward again. Adapters stay."""
     with session_of(as_json) as session:
@@ -100,7 +107,9 @@ def rollback(
                 raise PlanRefused(
                     f"{present.wish.profile.name} was served by nothing else before.", hint="orch migrate --to ENGINE"
                 )
-            return _plan("rollback", session, present.changed_to(present.previous), observed, None, timeout)
+            return _plan(
+                "rollback", session, present.changed_to(present.previous), observed, None, _limits(timeout, drain)
+            )
 
         session.carry_out("rollback", make_plan, plan)
         if not plan:
@@ -111,6 +120,7 @@ def rollback(
 def down(
     profile: Annotated[str | None, typer.Argument(help="The profile; default: the only one.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every profile, and the gateway.")] = False,
+    drain: Drain = 300.0,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
@@ -122,8 +132,8 @@ def down(
 
             observed = session.observe()
             if everything:
-                return plan_down_all(observed, Limits())
-            return plan_down(_to_take_down(profile, observed), observed, Limits())
+                return plan_down_all(observed, Limits(drain_s=drain))
+            return plan_down(_to_take_down(profile, observed), observed, Limits(drain_s=drain))
 
         session.carry_out("down", make_plan, plan)
 
@@ -134,6 +144,7 @@ def lora_add(
     path: Annotated[Path, typer.Argument(help="A PEFT directory: adapter_config.json, adapter_model.safetensors.")],
     profile: ProfileName = None,
     timeout: Timeout = 900.0,
+    drain: Drain = 300.0,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
@@ -147,7 +158,7 @@ def lora_add(
             present = deployed(profile, observed)
             _check_adapter_name(name)
             adapter = read_adapter(session, name, path, present, observed)
-            return _plan("lora add", session, with_adapter(present, adapter), observed, None, timeout)
+            return _plan("lora add", session, with_adapter(present, adapter), observed, None, _limits(timeout, drain))
 
         session.carry_out(f"lora add {name}", make_plan, plan)
 
@@ -157,6 +168,7 @@ def lora_rm(
     name: Annotated[str, typer.Argument(help="The adapter's public name.")],
     profile: ProfileName = None,
     timeout: Timeout = 900.0,
+    drain: Drain = 300.0,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
@@ -173,7 +185,7 @@ def lora_rm(
                 raise PlanRefused(f"There is no adapter {name}.", hint=f"There are: {', '.join(known) or 'none'}.")
             adapters = tuple(adapter for adapter in present.adapters if adapter.name != name)
             desired = present.model_copy(update={"adapters": adapters})
-            return _plan("lora rm", session, desired, observed, None, timeout)
+            return _plan("lora rm", session, desired, observed, None, _limits(timeout, drain))
 
         session.carry_out(f"lora rm {name}", make_plan, plan)
 
@@ -217,13 +229,19 @@ def _wanted(
 
 
 def _plan(
-    verb: str, session: Session, desired: Desired, observed: Observed, listen: str | None, timeout: float
+    verb: str, session: Session, desired: Desired, observed: Observed, listen: str | None, limits: Limits
 ) -> Plan:
     from orchestrator.cli.wishes import address, resolve_desired
-    from orchestrator.core.plan import Limits, plan_deploy
+    from orchestrator.core.plan import plan_deploy
 
     resolved, desired = resolve_desired(session, desired, observed)
-    return plan_deploy(verb, resolved, desired, observed, address(session, observed, listen), Limits(ready_s=timeout))
+    return plan_deploy(verb, resolved, desired, observed, address(session, observed, listen), limits)
+
+
+def _limits(ready_s: float, drain_s: float) -> Limits:
+    from orchestrator.core.plan import Limits
+
+    return Limits(ready_s, drain_s)
 
 
 def _recipe(name: str | None) -> Recipe | None:

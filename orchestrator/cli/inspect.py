@@ -141,7 +141,7 @@ def _tell_gateway(session: Session, observed: Observed) -> None:
         }
         for route in status.routes
     ]
-    totals = f"{status.totals.requests} requests, {status.totals.errors} errors"
+    totals = f"requests {status.totals.requests}, errors {status.totals.errors}"
     title = f"Gateway http://{status.listen}/v1  (pid {status.pid}, {totals})"
     session.screen.table(title, ("public_name", "engine", "in_flight"), rows)
 

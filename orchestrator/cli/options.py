@@ -28,6 +28,8 @@ OnlyPlan = Annotated[bool, typer.Option("--plan", help="Print what would be done
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a large download.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that an engine has until it answers.", min=1)]
 
+Drain = Annotated[float, typer.Option(help="Seconds that requests in flight on the old engine have.", min=0)]
+
 
 @contextmanager
 def session_of(as_json: bool) -> Iterator[Session]:

@@ -10,8 +10,8 @@ from enum import StrEnum
 class Launch:
     """One process to be kept running.
 
-    argv may hold `{port}` (chosen by the target when it starts the process first, kept over restarts),
-    `{dir}` (where the target wrote this instance's files) and `{python}` (orch's own interpreter). An
+    argv and env's values may hold `{port}` (chosen by the target when it starts the process first, kept over
+    restarts), `{dir}` (where the target wrote this instance's files) and `{python}` (orch's own interpreter). An
     argv[0] without a slash is looked up in `environment`'s bin/, or on PATH when environment is None.
     env comes on top of a small allow-list of the caller's environment; it is never inherited whole.
     """

@@ -128,10 +128,8 @@ class Target(Protocol):
         """Write one of the instance's files, atomically."""
         ...
 
-    def execute(
-        self, name: str, argv: tuple[str, ...], env: tuple[tuple[str, str], ...], timeout_s: float, progress: Progress
-    ) -> str:
-        """Run a command beside the instance, with its placeholders; its output."""
+    def execute(self, name: str, argv: tuple[str, ...], timeout_s: float, progress: Progress) -> str:
+        """Run a command beside the instance, with its environment and placeholders; its output."""
         ...
 
     def stop(self, name: str, progress: Progress) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -243,19 +244,19 @@ def test_an_occupied_fixed_port_names_its_owner(target: LocalTarget) -> None:
 
 
 def test_execute(target: LocalTarget) -> None:
-    seen = target.ensure("a", SLEEP, "")
+    seen = target.ensure("a", replace(SLEEP, env=(("X", "at {port}"),)), "")
     show = (sys.executable, "-S", "-c", "import os, sys; print(sys.argv[1], os.environ['X'])", "{port}")
-    assert target.execute("a", show, (("X", "y"),), 10, silent) == f"{seen.port} y"
+    assert target.execute("a", show, 10, silent) == f"{seen.port} at {seen.port}"
     fail = (sys.executable, "-S", "-c", "print('the reason'); raise SystemExit(3)")
     with pytest.raises(HostError, match="failed with code 3") as caught:
-        target.execute("a", fail, (), 10, silent)
+        target.execute("a", fail, 10, silent)
     assert caught.value.detail == "the reason"
     with pytest.raises(HostError, match="did not finish within 0 s"):
-        target.execute("a", (sys.executable, "-c", "import time; time.sleep(600)"), (), 0.3, silent)
+        target.execute("a", (sys.executable, "-c", "import time; time.sleep(600)"), 0.3, silent)
     with pytest.raises(HostError, match="cannot be started"):
-        target.execute("a", ("/nowhere/tool",), (), 1, silent)
+        target.execute("a", ("/nowhere/tool",), 1, silent)
     with pytest.raises(HostError, match="no local process named"):
-        target.execute("b", show, (), 1, silent)
+        target.execute("b", show, 1, silent)
 
 
 def test_old_logs_are_pruned_and_those_of_instances_kept(target: LocalTarget) -> None:

@@ -140,9 +140,7 @@ class LocalTarget:
         """The last lines of its latest start; empty when there is no log."""
         return "\n".join(self._logs.tail(name, lines))
 
-    def execute(
-        self, name: str, argv: tuple[str, ...], env: tuple[tuple[str, str], ...], timeout_s: float, progress: Progress
-    ) -> str:
+    def execute(self, name: str, argv: tuple[str, ...], timeout_s: float, progress: Progress) -> str:
         """Run a command beside the instance: its environment, its placeholders. Returns the output.
 
         HostError when it cannot be started, fails or takes longer than `timeout_s`.
@@ -154,7 +152,7 @@ class LocalTarget:
         try:
             finished = run_command(
                 words,
-                records.environ(spec, directory, allowed_environ()) | dict(env),
+                records.environ(spec, directory, allowed_environ()),
                 tick=lambda: progress(told, 0, 0),
                 cwd=directory,
                 timeout_s=timeout_s,

@@ -118,12 +118,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def command(spec: Spec, instance: Path, argv: tuple[str, ...]) -> list[str]:
     """argv with `{port}`, `{dir}` and `{python}` filled in, and a bare argv[0] taken from the environment's bin/."""
-    values = {"{port}": str(spec.port), "{dir}": str(instance / FILES), "{python}": spec.python}
-    filled = []
-    for word in argv:
-        for placeholder, value in values.items():
-            word = word.replace(placeholder, value)  # not str.format: words may be JSON
-        filled.append(word)
+    filled = [_filled(word, spec, instance) for word in argv]
     if spec.bin is not None and "/" not in filled[0]:
         filled[0] = f"{spec.bin}/{filled[0]}"
     return filled
@@ -135,6 +130,13 @@ def environ(spec: Spec, instance: Path, base: dict[str, str]) -> dict[str, str]:
     if spec.bin is not None:
         result["PATH"] = f"{spec.bin}:{base.get('PATH', os.defpath)}"
         result["VIRTUAL_ENV"] = str(Path(spec.bin).parent)
-    result.update(spec.env)
+    result.update((name, _filled(value, spec, instance)) for name, value in spec.env)
     result[MARKER] = str(instance)
     return result
+
+
+def _filled(text: str, spec: Spec, instance: Path) -> str:
+    values = {"{port}": str(spec.port), "{dir}": str(instance / FILES), "{python}": spec.python}
+    for placeholder, value in values.items():
+        text = text.replace(placeholder, value)  # not str.format: the text may be JSON
+    return text
