@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import pty
-import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pytest
@@ -109,25 +104,3 @@ def test_a_reader_that_leaves_early_sees_no_traceback(orch: Orch, words: str) ->
     process.wait(timeout=60)
     assert "Traceback" not in err
     assert "BrokenPipe" not in err
-
-
-@pytest.mark.parametrize("words", ["profile ls", "engines ls", "artifacts ls", "status", "--help"])
-def test_output_fits_a_terminal_of_80_columns(orch: Orch, words: str) -> None:
-    main, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    environ = {**orch.environ(), "TERM": "dumb"}
-    environ.pop("COLUMNS", None)
-    command = [sys.executable, "-m", "orchestrator", *words.split()]
-    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environ)
-    os.close(terminal)
-    told = b""
-    try:
-        while block := os.read(main, 4096):
-            told += block
-    except OSError:
-        pass  # how a terminal says that its last writer has left
-    os.close(main)
-    assert process.wait(timeout=60) == 0
-    lines = told.decode().replace("\r", "").splitlines()
-    assert lines
-    assert [line for line in lines if len(line) > 80] == []

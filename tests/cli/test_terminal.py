@@ -1,0 +1,89 @@
+"""What people see: at 80 columns nothing sticks out, and names, which are there to be copied, are never folded."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+from orch_command import ASSETS, Orch
+
+WIDTH = 80
+
+
+def on_terminal(orch: Orch, *args: str, columns: int = WIDTH) -> list[str]:
+    """The lines that a command leaves on a terminal of so many columns."""
+    main, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environ = {**orch.environ(), "TERM": "xterm"}
+    environ.pop("COLUMNS", None)
+    command = [sys.executable, "-m", "orchestrator", *args]
+    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environ) as process:
+        os.close(terminal)
+        told = b""
+        try:
+            while block := os.read(main, 4096):
+                told += block
+        except OSError:
+            pass  # how a terminal says that its last writer has left
+        os.close(main)
+        assert process.wait(timeout=60) == 0, told
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", told.decode()).replace("\r", "").splitlines()
+
+
+def too_wide(lines: list[str]) -> list[str]:
+    return [line for line in lines if len(line) > WIDTH]
+
+
+@pytest.mark.parametrize(
+    "words", ["--help", "build --help", "profile ls", "engines ls", "artifacts ls", "lora ls", "status"]
+)
+def test_80_columns_are_enough(orch: Orch, words: str) -> None:
+    lines = on_terminal(orch, *words.split())
+    assert lines
+    assert too_wide(lines) == []
+
+
+def test_text_wraps_between_words_under_its_column(orch: Orch) -> None:
+    whole = orch.run("profile", "ls").out.splitlines()
+    narrow = on_terminal(orch, "profile", "ls", columns=60)
+    assert len(narrow) > len(whole)
+    assert max(map(len, narrow)) <= 60
+    assert " ".join(" ".join(narrow).split()) == " ".join(" ".join(whole).split())
+    column = whole[1].index("about")
+    assert all(line[column - 2 : column] == "  " for line in narrow[1:])
+
+
+def test_the_store_with_something_in_it(orch: Orch, hub: object) -> None:
+    orch.run("pull", "--repo", "test/tiny")
+    (row,) = orch.run("artifacts", "ls", "--json").lines
+    lines = on_terminal(orch, "artifacts", "ls")
+    assert too_wide(lines) == []
+    assert [line.split()[0] for line in lines] == ["Artifacts", "key", row["key"]]
+    assert re.search(r"  \d+\.\d MB  \d{4}-\d\d-\d\d \d\d:\d\d  ", lines[-1])
+
+
+@pytest.mark.llamacpp
+def test_what_serves(orch: Orch) -> None:
+    orch.run("up", "llamacpp", "-p", str(orch.profile))
+    try:
+        orch.run("lora", "add", "a-legal-assistant", str(ASSETS / "lora-a"))
+        orch.run("lora", "add", "a-second-assistant", str(ASSETS / "lora-b"))
+        (instance,) = orch.engines()
+        for words in (("status",), ("artifacts", "ls"), ("up", "--plan"), ("down", "--all", "--plan")):
+            assert too_wide(on_terminal(orch, *words)) == []
+        told = "\n".join(on_terminal(orch, "status"))
+        for name in (instance, "a-legal-assistant", "a-second-assistant", f"http://{orch.listen}/v1", "test/Tiny"):
+            assert name in told
+        keys = [row["key"] for row in orch.run("artifacts", "ls", "--json").lines]
+        shown = "\n".join(on_terminal(orch, "artifacts", "ls"))
+        assert len(keys) == 5
+        assert all(key in shown for key in keys)
+    finally:
+        orch.run("down", "--all")
