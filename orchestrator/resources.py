@@ -29,13 +29,13 @@ def model_profiles() -> dict[str, Path]:
 def gpu_profiles() -> dict[str, GpuProfile]:
     """The shipped GPU profiles, by name."""
     paths = sorted((root() / "profiles" / "gpus").glob("*.toml"))
-    return {path.stem: parse_part(GpuProfile, path.read_text(), path.name) for path in paths}
+    return {path.stem: parse_part(GpuProfile, path.read_text("utf-8"), path.name) for path in paths}
 
 
 def engine_pins() -> dict[str, EnginePin]:
     """The shipped engine pins, by engine."""
     paths = sorted((root() / "profiles" / "engines").glob("*.toml"))
-    return {path.stem: parse_part(EnginePin, path.read_text(), path.name) for path in paths}
+    return {path.stem: parse_part(EnginePin, path.read_text("utf-8"), path.name) for path in paths}
 
 
 def render_template(name: str, values: Mapping[str, Any]) -> str:

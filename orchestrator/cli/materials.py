@@ -50,6 +50,8 @@ def pull(
             from orchestrator.core.weights import HubSource
 
             if repo is not None:
+                if profile is not None:
+                    raise typer.BadParameter("Give a repository or a profile, not both.")
                 name, _, revision = repo.partition("@")
                 source = HubSource(name, revision or "main")
                 if not source.pinned:
@@ -220,7 +222,7 @@ def profile_ls(as_json: AsJson = False) -> None:
         rows: list[dict[str, object]] = []
         for name, path in resources.model_profiles().items():
             rows.append(
-                {"kind": "model", "name": name, "about": parse_profile(path.read_text(), path.name).description}
+                {"kind": "model", "name": name, "about": parse_profile(path.read_text("utf-8"), path.name).description}
             )
         rows += [{"kind": "gpu", "name": n, "about": gpu.description} for n, gpu in resources.gpu_profiles().items()]
         for name, pin in resources.engine_pins().items():
@@ -235,7 +237,7 @@ def profile_show(name: Annotated[str, typer.Argument(help="A shipped profile.")]
     """Print a shipped profile: the file to copy and change."""
     with session_of(as_json) as session:
         path = _shipped(name)
-        text = path.read_text()
+        text = path.read_text("utf-8")
         session.screen.result({"name": name, "text": text}, text.rstrip())
 
 
@@ -246,7 +248,7 @@ def profile_check(path: Annotated[Path, typer.Argument(help="A .toml file.")], a
         from orchestrator.core.profile import parse_profile
 
         try:
-            text = path.read_text()
+            text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ProfileError(f"{path} cannot be read.", detail=str(error)) from error
         profile = parse_profile(text, str(path), path.resolve().parent)

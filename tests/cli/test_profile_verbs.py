@@ -46,6 +46,13 @@ def test_check_of_a_good_profile(orch: Orch) -> None:
     assert done.err == ""
 
 
+def test_a_profile_is_utf_8_whatever_the_locale_says(orch: Orch) -> None:
+    orch.env |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    orch.profile.write_text('description = "für alle"\n' + orch.profile.read_text(), encoding="utf-8")
+    orch.run("profile", "check", str(orch.profile))
+    orch.run("profile", "ls")
+
+
 def test_check_tells_all_problems_at_once_with_their_paths(orch: Orch) -> None:
     path = orch.home / "bad.toml"
     path.write_text(BAD)

@@ -85,6 +85,22 @@ def partial_size(orch: Orch) -> int:
     return sum(path.stat().st_size for path in found)
 
 
+def test_one_changes_things_at_a_time_and_the_others_are_told_who(orch: Orch, hub: Any) -> None:
+    hub.faults.append(hub_server.Fault("stall", path=WEIGHTS, value=1_000_000))
+    with orch.start("pull", "--repo", "test/tiny") as first:
+        try:
+            wait_until(lambda: (orch.home / "store" / ".partial").exists(), what="a download")
+            held = orch.run("pull", "--repo", "test/tiny", code=8).err
+            assert "orch pull" in held
+            assert str(first.pid) in held
+            orch.run("pull", "--repo", "test/tiny", "--plan")
+            orch.run("artifacts", "ls")
+        finally:
+            first.send_signal(signal.SIGINT)
+        first.communicate(timeout=30)
+    assert first.returncode == 130
+
+
 def test_a_hub_that_is_down_is_4_with_its_address(orch: Orch) -> None:
     done = orch.run("pull", "--repo", "test/tiny", code=4)
     assert done.out == ""
@@ -104,6 +120,10 @@ def test_a_hub_that_lies_is_10_and_nothing_is_stored(orch: Orch, hub: Any, kind:
 def test_what_the_hub_does_not_have(orch: Orch, hub: Any, repo: str) -> None:
     done = orch.run("pull", "--repo", repo, code=10)
     assert "nothing" in done.err
+
+
+def test_a_repository_and_a_profile_at_once_are_not_guessed_between(orch: Orch) -> None:
+    assert "not both" in orch.run("pull", "--repo", "test/tiny", "-p", str(orch.profile), code=2).err
 
 
 def test_weights_in_a_directory_are_not_pulled(orch: Orch) -> None:
