@@ -53,7 +53,7 @@ PACKAGES: dict[str, set[str]] = {
 ENVIRONMENT = {
     "cli.session": "hands it to settings",
     "drivers.host": "CUDA_VISIBLE_DEVICES decides which GPUs there are",
-    "drivers.hub": "tells the hub's client, which reads it when it is imported",
+    "drivers.hub.client": "tells the hub's client, which reads it when it is imported",
     "drivers.local.command": "the part of it that engines inherit",
     "drivers.local.keeper": "the part of it that engines inherit",
     "drivers.local.pip": "the part of it that pip inherits",

@@ -10,24 +10,21 @@ storage comes here over plain HTTP, which the hub serves for every file up to 50
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import re
 import shutil
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import BufferedWriter
 from pathlib import Path
-from queue import Empty, Full, Queue
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from orchestrator.core.artifact import FileEntry
 from orchestrator.core.progress import Progress
 from orchestrator.core.weights import HubFile, HubSnapshot, HubSource
+from orchestrator.drivers.hub.download import Meter, Stream, Sums, network_errors
 from orchestrator.errors import HostError, OrchError, SourceError
 
 if TYPE_CHECKING:
@@ -41,8 +38,6 @@ WANTED: Final = re.compile(
 PICKLED: Final = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # Where incomplete files lie inside the directory, named by their hash: bytes of another commit are never continued.
 PARTIAL: Final = ".partial"
-TICK: Final = 0.2
-REPORT_BYTES: Final = 1 << 20
 PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 TRANSIENT: Final = (408, 429, 500, 502, 503, 504)
 FULL: Final = "free some disk space and run it again: it goes on where it stopped"
@@ -105,7 +100,7 @@ class Hub:
         except HFValidationError as error:
             what = f"{source.repo} is not a repository's name."
             raise SourceError(what, "write OWNER/NAME", _detail(error)) from error
-        except _network_errors() as error:
+        except network_errors() as error:
             raise self._translated(error, source) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             hint = "HF_ENDPOINT must be a hub; a proxy may have answered instead"
@@ -136,7 +131,7 @@ class Hub:
         over all files and may raise Interrupted, which leaves what came so far. Raises SourceError (bytes that twice
         were not what the hub states) and HostError (unreachable, access refused, disk full).
         """
-        meter = _Meter(progress, snapshot.source.repo, snapshot.size)
+        meter = Meter(progress, snapshot.source.repo, snapshot.size)
         try:
             (into / PARTIAL).mkdir(parents=True, exist_ok=True)
             _refuse_full(into, snapshot.size)
@@ -150,11 +145,11 @@ class Hub:
         meter.report()
         return entries
 
-    def _file(self, source: HubSource, file: HubFile, into: Path, meter: _Meter) -> FileEntry:
+    def _file(self, source: HubSource, file: HubFile, into: Path, meter: Meter) -> FileEntry:
         target = into / file.path
         base = meter.done
         if target.is_file() and not target.is_symlink() and target.stat().st_size == file.size:
-            sums = _Sums(file)
+            sums = Sums(file)
             sums.read(target, file.size, meter)
             if sums.problem() is None:
                 return sums.entry()
@@ -176,9 +171,9 @@ class Hub:
         hint = "the hub or a proxy before it serves other bytes than it states; try again later or pin another commit"
         raise SourceError(f"{file.path} of {source} is not what the hub states: {problem}.", hint)
 
-    def _download(self, source: HubSource, file: HubFile, part: Path, meter: _Meter) -> _Sums:
+    def _download(self, source: HubSource, file: HubFile, part: Path, meter: Meter) -> Sums:
         """Continues `part` until it has the stated size, through as many failures in a row as there are pauses."""
-        failures, sums = 0, _Sums(file)
+        failures, sums = 0, Sums(file)
         with part.open("ab") as out:
             if out.tell() > file.size:
                 out.seek(out.truncate(0))
@@ -187,7 +182,7 @@ class Hub:
                 before = sums.size
                 try:
                     self._stream(source, file, out, sums, meter)
-                except _network_errors() as error:
+                except network_errors() as error:
                     failures = 0 if sums.size > before else failures
                     if failures == len(self._pauses) or not _transient(error):
                         raise self._translated(error, source, file.path) from error
@@ -197,7 +192,7 @@ class Hub:
             os.fsync(out.fileno())
         return sums
 
-    def _stream(self, source: HubSource, file: HubFile, out: BufferedWriter, sums: _Sums, meter: _Meter) -> None:
+    def _stream(self, source: HubSource, file: HubFile, out: BufferedWriter, sums: Sums, meter: Meter) -> None:
         """One GET of what is missing, appended to `out`."""
         self._ready(source)
         from huggingface_hub import hf_hub_url
@@ -207,7 +202,7 @@ class Hub:
         headers = build_hf_headers(token=self._auth(), library_name="orch") | {"Accept-Encoding": "identity"}
         if sums.size:
             headers["Range"] = f"bytes={sums.size}-"
-        with _Stream(url, headers, meter.report) as stream:
+        with Stream(url, headers, meter.report) as stream:
             start, total = stream.extent()
             if total is not None and total != file.size:
                 raise _UnlikeError(f"expected {file.size} bytes, got {total}")
@@ -275,154 +270,6 @@ class Hub:
         )
 
 
-class _Meter:
-    """Counts bytes over all files; reports every MiB or tick, which is also how a job is told to stop."""
-
-    def __init__(self, progress: Progress, what: str, total: int) -> None:
-        self._progress = progress
-        self._what = what
-        self._total = total
-        self._reported = (0, time.monotonic())
-        self.done = 0
-
-    def add(self, size: int) -> None:
-        self.done += size
-        done, at = self._reported
-        if abs(self.done - done) >= REPORT_BYTES or time.monotonic() - at >= TICK:
-            self.report()
-
-    def report(self) -> None:
-        self._reported = (self.done, time.monotonic())
-        self._progress(self._what, self.done, self._total)
-
-    def pause(self, seconds: float) -> None:
-        """Waits, reporting all the while."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            self.report()
-            time.sleep(min(TICK, left))
-
-
-class _Sums:
-    """Size and hashes of a file's bytes as they come, against what the hub states of it."""
-
-    def __init__(self, file: HubFile) -> None:
-        self._file = file
-        self.restart()
-
-    def restart(self) -> None:
-        self.size = 0
-        self._sha256 = hashlib.sha256()
-        # A git blob id is over the size too; a wrong size is found before the id is looked at.
-        self._blob = hashlib.sha1(b"blob %d\0" % self._file.size, usedforsecurity=False)
-
-    def add(self, chunk: bytes) -> None:
-        self.size += len(chunk)
-        self._sha256.update(chunk)
-        if self._file.sha256 is None:
-            self._blob.update(chunk)
-
-    def read(self, path: Path, size: int, meter: _Meter) -> None:
-        """Adds what is on disk already: the first `size` bytes."""
-        with path.open("rb") as data:
-            while chunk := data.read(min(REPORT_BYTES, size - self.size)):
-                self.add(chunk)
-                meter.add(len(chunk))
-
-    def problem(self) -> str | None:
-        """What differs from the hub's word, if anything."""
-        name, expected, got = "SHA-256", self._file.sha256, self._sha256.hexdigest()
-        if expected is None:
-            name, expected, got = "git blob id", self._file.blob_id, self._blob.hexdigest()
-        if self.size != self._file.size:
-            return f"expected {self._file.size} bytes, got {self.size}"
-        return None if got == expected else f"expected {name} {expected}, got {got}"
-
-    def entry(self) -> FileEntry:
-        return FileEntry(path=self._file.path, size=self.size, sha256=self._sha256.hexdigest())
-
-
-class _Stream:
-    """One GET, read by a thread of its own, so that its consumer calls `tick` whatever the network does.
-
-    A read from a stalled connection ends after ten seconds at the earliest, and a signal's flag does not wake it. When
-    the consumer leaves, the thread ends with its next bytes or its timeout; it is a daemon and touches no file.
-    """
-
-    def __init__(self, url: str, headers: dict[str, str], tick: Callable[[], None]) -> None:
-        self._url, self._headers, self._tick = url, headers, tick
-        self._lane: Queue[dict[str, str] | bytes | Exception] = Queue(maxsize=64)
-        self._left = threading.Event()
-        self._thread = threading.Thread(target=self._read, name="hub-stream", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._left.set()
-
-    def extent(self) -> tuple[int, int | None]:
-        """Where the body begins in the file, and the file's size as far as the answer tells."""
-        headers = self._take()
-        assert isinstance(headers, dict)
-        if found := re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", headers.get("content-range", "")):
-            return int(found[1] or 0), None if found[2] == "*" else int(found[2])
-        length = headers.get("content-length") if "content-encoding" not in headers else None
-        return 0, int(length) if length else None
-
-    def chunk(self) -> bytes:
-        """The next bytes; none at the end."""
-        chunk = self._take()
-        assert isinstance(chunk, bytes)
-        return chunk
-
-    def _take(self) -> dict[str, str] | bytes:
-        while True:
-            try:
-                item = self._lane.get(timeout=TICK)
-            except Empty:
-                self._tick()
-                if not self._thread.is_alive() and self._lane.empty():
-                    raise HostError(
-                        "The download ended without a word.", "this is a bug in orch: please report it"
-                    ) from None
-                continue
-            if isinstance(item, Exception):
-                raise item
-            return item
-
-    def _read(self) -> None:
-        from huggingface_hub import constants
-        from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]
-
-        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        try:
-            with get_session().stream("GET", self._url, headers=self._headers, timeout=timeout) as response:
-                if response.is_error and response.status_code != 416:
-                    response.read()
-                    hf_raise_for_status(response)
-                self._put(dict(response.headers))
-                for chunk in response.iter_bytes():
-                    if chunk and not self._put(chunk):
-                        return
-            self._put(b"")
-        except _network_errors() as error:
-            self._put(error)
-
-    def _put(self, item: dict[str, str] | bytes | Exception) -> bool:
-        """False when nobody is there to take it."""
-        while not self._left.is_set():
-            try:
-                self._lane.put(item, timeout=TICK)
-            except Full:
-                continue
-            return True
-        return False
-
-
 def _quiet() -> None:
     """Makes the hub's client quiet: no telemetry (which would ask the hub for more), no warnings on stderr."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -431,13 +278,6 @@ def _quiet() -> None:
 
     constants.HF_HUB_DISABLE_TELEMETRY = True
     hub_logging.set_verbosity(logging.CRITICAL)
-
-
-def _network_errors() -> tuple[type[Exception], ...]:
-    """What the client raises for the network and for HTTP, whichever HTTP library it was built on."""
-    from huggingface_hub import errors
-
-    return (errors.HTTPError, errors.OfflineModeIsEnabled)  # type: ignore[attr-defined]
 
 
 def _transient(error: Exception) -> bool:
