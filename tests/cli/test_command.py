@@ -32,11 +32,12 @@ def test_no_arguments_show_the_help(orch: Orch) -> None:
 
 
 @pytest.mark.parametrize("words", READING)
-def test_json_is_objects_line_by_line_and_nothing_else(orch: Orch, words: str) -> None:
+def test_looking_leaves_no_trace_and_json_is_objects_line_by_line(orch: Orch, words: str) -> None:
     done = orch.run(*words.split(), "--json")
     values = [json.loads(line) for line in done.out.splitlines()]
     assert all(isinstance(value, dict) for value in values)
     assert done.err == ""
+    assert [path.name for path in orch.home.iterdir()] == ["tiny.toml"]
 
 
 @pytest.mark.parametrize(
@@ -58,12 +59,6 @@ def test_nothing_deployed_is_no_error(orch: Orch) -> None:
     assert "none" in orch.run("lora", "ls").out
     for words in (("down",), ("rollback",), ("migrate", "--to", "vllm"), ("lora", "add", "a", "x"), ("up",), ("logs",)):
         orch.run(*words, code=5)
-
-
-def test_looking_leaves_no_trace(orch: Orch) -> None:
-    for words in READING:
-        orch.run(*words.split())
-    assert [path.name for path in orch.home.iterdir()] == ["tiny.toml"]
 
 
 @pytest.mark.parametrize(
