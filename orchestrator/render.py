@@ -156,7 +156,7 @@ class Human:
         if not total or now - self._told < wait:
             return
         self._told = now
-        self._move(f"{what}   {_amount(done)} of {_amount(total)} ({100 * done // total} %)")
+        self._move(f"{what}   {_amount(done, total)} of {_amount(total)} ({100 * done // total} %)")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
         from rich.text import Text
@@ -263,11 +263,12 @@ def _aligned(table: list[list[str]], right: set[int], width: int | None) -> list
     return lines
 
 
-def _amount(count: int) -> str:
-    """Bytes in the unit that people read; small numbers (files, packages) as they are."""
-    if count < 10_000:
+def _amount(count: int, total: int = 0) -> str:
+    """Bytes in the unit that people read, the total's if there is one; small numbers (files, packages) as they are."""
+    whole = max(count, total)
+    if whole < 10_000:
         return str(count)
     for unit, size in (("GB", 10**9), ("MB", 10**6)):
-        if count >= size:
+        if whole >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count / 1000:.0f} kB"

@@ -273,7 +273,7 @@ def _watch(
         if world.clock.monotonic() > deadline:
             raise HostError(
                 f"{deployment.instance} did not answer within {timeout_s:.0f} s.",
-                hint="A larger --timeout gives it longer.",
+                hint="A larger --timeout gives it longer; orch up --fresh starts a new one beside one that hangs.",
                 detail=world.targets[deployment.target].log_tail(deployment.instance, LOG_LINES),
             )
         progress(f"waiting for {deployment.instance}", 0, 0)

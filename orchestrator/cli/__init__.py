@@ -6,6 +6,8 @@ heavy is imported inside them: `orch --help` pays for typer only.
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
 
@@ -13,14 +15,18 @@ def main() -> None:
     """The entry point; the exit codes are drawn in errors.py."""
     from orchestrator.cli import deploy, inspect, materials  # noqa: F401  each adds its verbs to the app
     from orchestrator.cli.options import app
-    from orchestrator.errors import BUG
+    from orchestrator.errors import BUG, HostError
 
     try:
-        app()
+        app(prog_name="orch")
     except BrokenPipeError:
         # The reader (head, less) has left; there is nobody to tell.
         sys.stderr.close()
-    except Exception:  # noqa: BLE001  what arrives here is a bug, and says so
+    except Exception as error:  # noqa: BLE001  what arrives here is a bug, and says so
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            # Drivers tell of full disks in their own words: this is where the output goes.
+            sys.stderr.write("ERROR The output cannot be written: no space left.\n")
+            os._exit(HostError.exit_code)
         import traceback
 
         traceback.print_exc()

@@ -34,11 +34,12 @@ def up(
     listen: Annotated[str | None, typer.Option(help="The gateway's address, HOST:PORT.")] = None,
     timeout: Timeout = 900.0,
     drain: Drain = 300.0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="A new generation, even beside one that runs.")] = False,
     yes: Yes = False,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
-    """Serve a profile with an engine. Run it again to heal what is broken or to apply a changed profile."""
+    """Serve a profile with an engine. Again: heal what is broken, apply a changed profile."""
     with session_of(as_json) as session:
 
         def make_plan() -> Plan:
@@ -50,7 +51,7 @@ def up(
                     f"{desired.wish.profile.name} is served by {present.wish.engine}.",
                     hint=f"To move it without a failed request: orch migrate --to {desired.wish.engine}",
                 )
-            made = _plan("up", session, desired, observed, listen, _limits(timeout, drain))
+            made = _plan("up", session, desired, observed, listen, _limits(timeout, drain), fresh)
             if not plan and profile is None and present is None:
                 _confirm_download(session, made, yes)
             return made
@@ -70,7 +71,7 @@ def migrate(
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
-    """Move a deployed profile to another engine (or artifact) under load: no failed request, no client edit."""
+    """Move to another engine or artifact under load. No failed request, no client edit."""
     with session_of(as_json) as session:
 
         def make_plan() -> Plan:
@@ -95,7 +96,7 @@ def rollback(
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
-    """Go back to what served before the last up or migrate; twice goes forward again. Adapters stay."""
+    """Go back to what served before. Twice goes forward again; adapters stay."""
     with session_of(as_json) as session:
 
         def make_plan() -> Plan:
@@ -229,13 +230,19 @@ def _wanted(
 
 
 def _plan(
-    verb: str, session: Session, desired: Desired, observed: Observed, listen: str | None, limits: Limits
+    verb: str,
+    session: Session,
+    desired: Desired,
+    observed: Observed,
+    listen: str | None,
+    limits: Limits,
+    fresh: bool = False,
 ) -> Plan:
     from orchestrator.cli.wishes import address, resolve_desired
     from orchestrator.core.plan import plan_deploy
 
     resolved, desired = resolve_desired(session, desired, observed)
-    return plan_deploy(verb, resolved, desired, observed, address(session, observed, listen), limits)
+    return plan_deploy(verb, resolved, desired, observed, address(session, observed, listen), limits, fresh)
 
 
 def _limits(ready_s: float, drain_s: float) -> Limits:

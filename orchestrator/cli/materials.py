@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import typing
 from collections.abc import Iterator
@@ -47,12 +48,14 @@ def pull(
         def make_plan() -> Plan:
             from orchestrator.cli.wishes import DEFAULT_PROFILE, load_profile, pinned
             from orchestrator.core.steps import FetchWeights
-            from orchestrator.core.weights import HubSource
+            from orchestrator.core.weights import REPOSITORY, HubSource
 
             if repo is not None:
                 if profile is not None:
                     raise typer.BadParameter("Give a repository or a profile, not both.")
                 name, _, revision = repo.partition("@")
+                if not re.fullmatch(REPOSITORY, name):
+                    raise typer.BadParameter(f"{repo!r} is no repository: OWNER/NAME or OWNER/NAME@REVISION.")
                 source = HubSource(name, revision or "main")
                 if not source.pinned:
                     source = session.world.hub.snapshot(source, timeout=30.0).source
@@ -85,6 +88,8 @@ def build_gguf(
         name = quant.lower()
         if name not in typing.get_args(Quant):
             raise PlanRefused(f"orch does not know the quantization {quant}.", hint="Known: q6_k, bf16")
+        if output.resolve().parent == directory.resolve() and output.exists():
+            raise PlanRefused(f"{output} is one of the files it would be built from.", hint="Write to another place.")
         build_file(directory, output, typing.cast("Quant", name), Quantizer(quantizer_library()), session.progress)
         _tell_file(session, output)
 

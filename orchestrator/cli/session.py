@@ -35,6 +35,8 @@ class Session:
 
     def __init__(self, as_json: bool) -> None:
         self.settings: Settings = read_settings(os.environ)
+        if self.settings.data.exists() and not self.settings.data.is_dir():
+            raise HostError(f"{self.settings.data} is no directory.", hint="ORCH_HOME names orch's data directory.")
         self.screen: Screen = JsonLines() if as_json else Human()
         self._interrupted = False
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -26,7 +26,7 @@ def load_profile(name_or_path: str, observed: Observed) -> Profile:
     if "/" in name_or_path or name_or_path.endswith(".toml"):
         path = Path(name_or_path).expanduser()
         try:
-            text = path.read_text()
+            text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ProfileError(f"{path} cannot be read.", detail=str(error)) from error
         return parse_profile(text, str(path), path.resolve().parent)
@@ -39,7 +39,7 @@ def load_profile(name_or_path: str, observed: Observed) -> Profile:
             f"There is no profile named {name_or_path}.",
             hint=f"Known: {', '.join(known)}; or give a path to a .toml file.",
         )
-    return parse_profile(shipped[name_or_path].read_text(), shipped[name_or_path].name)
+    return parse_profile(shipped[name_or_path].read_text("utf-8"), shipped[name_or_path].name)
 
 
 def only_deployment(observed: Observed) -> str | None:

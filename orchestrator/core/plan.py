@@ -68,13 +68,22 @@ class Limits:
 
 
 def plan_deploy(
-    verb: str, resolved: Resolved, desired: Desired, observed: Observed, listen: str, limits: Limits
+    verb: str,
+    resolved: Resolved,
+    desired: Desired,
+    observed: Observed,
+    listen: str,
+    limits: Limits,
+    fresh: bool = False,
 ) -> Plan:
-    """Make the profile be served as resolved, and only so. Refuses (PlanRefused) what cannot be done."""
+    """Make the profile be served as resolved, and only so; `fresh`: by a new generation, whatever runs.
+
+    Refuses (PlanRefused) what cannot be done.
+    """
     wanted = resolved.deployment
     _refuse_foreign_names(resolved, observed)
     mine = observed.engines_of(wanted.profile)
-    match = _match(wanted, mine, observed.serving(wanted.profile))
+    match = None if fresh else _match(wanted, mine, observed.serving(wanted.profile))
     chosen = _chosen(wanted, mine, match)
     if match is None:
         _refuse_no_room(resolved, observed)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from orchestrator.core.artifact import Recipe
-from orchestrator.core.weights import HubSource
+from orchestrator.core.weights import REPOSITORY, HubSource
 from orchestrator.errors import ProfileError
 
 # Instances, directories and processes are named after profiles and adapters.
@@ -31,7 +31,7 @@ PartT = TypeVar("PartT", bound=Part)
 class Weights(Part):
     """Upstream weights: a hub repository with a revision, or a local directory (relative to the profile's file)."""
 
-    repo: Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
+    repo: Annotated[str, StringConstraints(pattern=f"^{REPOSITORY}$")] | None = None
     revision: Annotated[str, StringConstraints(min_length=1)] | None = None
     path: str | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+REPOSITORY = r"[\w.-]+/[\w.-]+"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

@@ -54,6 +54,19 @@ def test_a_killed_engine_comes_back_by_itself_and_clients_are_told(up: Orch) -> 
     up.status()
 
 
+def test_an_engine_that_hangs_is_told_and_a_fresh_one_takes_its_place(up: Orch) -> None:
+    os.kill(up.record(ENGINE)["engine"][0], signal.SIGSTOP)
+    drift = [line["drift"] for line in up.status(code=9).lines if "drift" in line]
+    assert f"tiny: orch up would wait for {ENGINE} to answer" in drift
+    told = up.run("up", "--timeout", "1", "--json", code=4).lines[-1]
+    assert "did not answer within 1 s" in told["error"]
+    assert "orch up --fresh" in told["hint"]
+    up.run("up", "--fresh", "--drain", "1")
+    assert list(up.engines()) == ["tiny-llamacpp-g2"]
+    assert up.says() == ANSWER
+    up.status()
+
+
 def test_a_killed_keeper_leaves_the_engine_serving_and_up_adopts_it(up: Orch) -> None:
     before = up.record(ENGINE)
     kill(before["keeper"][0])

@@ -114,7 +114,7 @@ def wanted(command: str, profile: Profile, observed: Observed) -> Desired:
     words = command.split()
     present = observed.desired.get(profile.name)
     match words:
-        case ["up"] if present is not None:
+        case ["up"] | ["up", "--fresh"] if present is not None:
             return present.changed_to(present.wish.model_copy(update={"profile": profile}))
         case ["up", engine, *recipe] | ["migrate", engine, *recipe]:
             wish = Wish(profile=profile, engine=engine, target="local", recipe=Recipe(recipe[0]) if recipe else None)
@@ -139,7 +139,7 @@ def plan_of(command: str, profile: Profile, observed: Observed, limits: Limits |
         return plan_down_all(observed, limits)
     desired = wanted(command, profile, observed)
     made = resolved(desired, observed.host, dict(observed.finished))
-    return plan_deploy(command.split()[0], made, desired, observed, LISTEN, limits)
+    return plan_deploy(command.split()[0], made, desired, observed, LISTEN, limits, fresh="--fresh" in command)
 
 
 def plan_status(profile: Profile, observed: Observed) -> Plan:

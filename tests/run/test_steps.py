@@ -91,7 +91,8 @@ def test_a_hanging_engine_fails_at_the_deadline() -> None:
         world.run(plan_of("migrate vllm", tiny(), world.observe(), Limits(ready_s=5.0)))
     assert 5.0 <= world.clock.now - began < 6.0
     assert "did not answer within 5 s" in ended.value.message
-    assert (ended.value.hint, ended.value.detail) == ("A larger --timeout gives it longer.", "starting")
+    assert ended.value.hint.startswith("A larger --timeout gives it longer")
+    assert ended.value.detail == "starting"
     assert what_serves(world.observe()) == before
 
 
