@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.core.events import Event, EventKind, plan_json
 from orchestrator.core.steps import Action, Plan
+from orchestrator.core.vram import Budget
 from orchestrator.errors import OrchError
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class JsonLines:
 
     def plan(self, plan: Plan) -> None:
         self._line(plan_json(plan))
+        if plan.budget is not None:
+            self._line({"budget": plan.budget.to_json()})
 
     def event(self, event: Event) -> None:
         if event.kind is not EventKind.PROGRESS or self._is_time():
@@ -127,6 +130,19 @@ class Human:
                 self._print(self._out, "  =", item.what, "dim", f"   {item.why}")
         count = len(plan.actions)
         self._out.print(f"{count} to do, {len(plan.items) - count} already so." if count else "Nothing to do.")
+        if plan.budget is not None:
+            self._budget(plan.budget)
+
+    def _budget(self, budget: Budget) -> None:
+        parts = list(budget.rows())
+        sizes = [f"{size / 2**30:.2f} GiB" for _, size, _ in parts]
+        wide = max(map(len, sizes))
+        rows = [
+            {"part": part, "size": size.rjust(wide), "of": note}
+            for (part, _, note), size in zip(parts, sizes, strict=True)
+        ]
+        self._gap = True
+        self.table(f"Memory of {budget.where}", ("part", "size", "of"), rows)
 
     def event(self, event: Event) -> None:
         match event.kind:

@@ -136,7 +136,7 @@ class Orch:
 
     def actions(self, *args: str) -> list[str]:
         """The steps that a command would do, from its own plan."""
-        plan = self.run(*args, "--plan", "--json").lines[-1]
+        (plan,) = (line for line in self.run(*args, "--plan", "--json").lines if "plan" in line)
         return [item["do"] for item in plan["items"] if "do" in item]
 
     def status(self, code: int | None = 0) -> Outcome:

@@ -38,6 +38,7 @@ from orchestrator.core.steps import (
     VerifyRoute,
     WriteFile,
 )
+from orchestrator.core.vram import GIB, Budget, Change, profile_key, suggest
 from orchestrator.errors import PlanRefused
 
 Supply = FetchWeights | BuildArtifact | ImportAdapter | EnsureEnvironment
@@ -48,15 +49,14 @@ class Resolved:
     """A Deployment with what it takes to have its files, and the recipes that were passed over.
 
     `supply` is ordered; `routes` name public name, upstream and patch, their url is not known before the engine runs;
-    `memory` is what one more such engine needs, in bytes (of the GPU if on_gpu), 0 when nothing is known yet.
+    `budget` is the memory that one more such engine needs, None when nothing is known of the weights yet.
     """
 
     deployment: Deployment
     supply: tuple[Supply, ...]
     passed_over: tuple[Skip, ...]
     routes: tuple[Route, ...]
-    memory: int = 0
-    on_gpu: bool = False
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def plan_deploy(
     before: list[Action | Skip] = [
         *resolved.passed_over,
         *_supply(resolved, observed),
+        *(_unknown_room(resolved, observed) if match is None else ()),
         _gateway(wanted.target, listen, observed),
         *_engine(chosen, match, limits),
     ]
@@ -99,7 +100,7 @@ def plan_deploy(
     routes = tuple(replace(route, backend=chosen.instance) for route in resolved.routes)
     switch = _switch(chosen, routes, match, observed)
     before += switch
-    if any(isinstance(item, Action) for item in before[len(resolved.passed_over) :]):
+    if any(isinstance(item, Action) for item in before):
         before.append(Action(VerifyRoute(_names_to_verify(routes))))
     else:
         before.append(Skip(f"ask {wanted.served_name} through the gateway", "nothing changed"))
@@ -109,7 +110,7 @@ def plan_deploy(
     for engine in mine:
         if engine.deployment.instance != chosen.instance:
             after += _retire(engine, limits.drain_s)
-    return Plan(verb, (*before, *after), commit=len(before))
+    return Plan(verb, (*before, *after), len(before), resolved.budget if match is None else None)
 
 
 def plan_down(profile: str, observed: Observed, limits: Limits) -> Plan:
@@ -172,24 +173,36 @@ def _refuse_foreign_names(resolved: Resolved, observed: Observed) -> None:
         )
 
 
+def _unknown_room(resolved: Resolved, observed: Observed) -> Iterator[Skip]:
+    if resolved.budget is not None:
+        return
+    to_come = any(isinstance(s, FetchWeights) and s.key not in observed.finished for s in resolved.supply)
+    why = "nothing is known of the weights before they are here" if to_come else "config.json does not tell their shape"
+    yield Skip("see whether the weights fit into memory", why)
+
+
 def _refuse_no_room(resolved: Resolved, observed: Observed) -> None:
     """Overlap needs room for the new engine beside everything that runs; there is no other way to switch yet."""
-    need = resolved.memory
-    host = observed.host
-    room = max((gpu.memory_free for gpu in host.gpus), default=0) if resolved.on_gpu else host.memory_available
-    if need <= room:
+    budget, wanted = resolved.budget, resolved.deployment
+    if budget is None or budget.fits:
         return
-    place = "GPU memory" if resolved.on_gpu else "memory"
-    beside = observed.engines_of(resolved.deployment.profile)
-    raise PlanRefused(
-        f"{resolved.deployment.engine} needs about {need / 2**30:.1f} GiB of {place}; {room / 2**30:.1f} GiB are free.",
-        hint=(
-            f"What serves now stays up until the switch, so both must fit. Free some memory, or accept a pause: "
-            f"orch down {resolved.deployment.profile}, then orch up {resolved.deployment.engine}"
-            if beside
-            else "Free some memory, or lower serving.context, serving.parallel or the engine's memory settings."
-        ),
+    ways = [_way(way, wanted.engine) for way in suggest(budget.ask, budget.place)]
+    hint = (
+        f"In the profile, set {'; or '.join(ways)}."
+        if ways
+        else "No settings of the profile make it fit: free some memory, or serve a smaller artifact."
     )
+    if observed.engines_of(wanted.profile):
+        hint += (
+            " What serves now stays up until the switch, so both must fit; to accept a pause instead: "
+            f"orch down {wanted.profile}, then orch up {wanted.engine}"
+        )
+    detail = "\n".join(f"{part:<14} {size / GIB:6.2f} GiB  {note}".rstrip() for part, size, note in budget.rows())
+    raise PlanRefused(budget.lacking, hint=hint, detail=detail)
+
+
+def _way(way: Change, engine: str) -> str:
+    return " and ".join(f"{profile_key(field, engine)} = {value}" for field, value in way.items())
 
 
 def _match(wanted: Deployment, mine: tuple[EngineObserved, ...], serving: str | None) -> EngineObserved | None:

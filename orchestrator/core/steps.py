@@ -12,6 +12,7 @@ from orchestrator.core.artifact import Recipe
 from orchestrator.core.deployment import Adapter, Deployment, Desired
 from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.routes import Route
+from orchestrator.core.vram import Budget
 from orchestrator.core.weights import HubSource
 
 GATEWAY = "gateway"
@@ -280,11 +281,15 @@ class Skip:
 
 @dataclass(frozen=True)
 class Plan:
-    """Ordered values. A failure in the first `commit` items undoes all before it; after them it goes forward only."""
+    """Ordered values. A failure in the first `commit` items undoes all before it; after them it goes forward only.
+
+    `budget` is the memory of the engine that it starts, where that is known.
+    """
 
     verb: str
     items: tuple[Action | Skip, ...]
     commit: int
+    budget: Budget | None = None
 
     @property
     def actions(self) -> tuple[Action, ...]:

@@ -49,12 +49,55 @@ class HubSnapshot:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """A dense transformer's sizes, as its config.json names them; `tied`: the head is the embedding."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    tied: bool
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """KV cache per token at 16 bit: keys and values of every layer (vllm/v1/kv_cache_interface.py)."""
+        return self.layers * self.kv_heads * 2 * self.head_dim * 2
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights of all matrices in the layers."""
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+
+    @property
+    def end_parameters(self) -> int:
+        """Weights of the embedding, and of the head if it is another matrix."""
+        return self.vocab * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def lora_elements(self) -> int:
+        """Elements of a LoRA per rank, if it adapts all that vLLM makes room for, which is what a slot takes.
+
+        That is A and B of every linear slice, the embedding and the head (vllm/lora/layers). A tied head counts too:
+        ASSUMPTION.
+        """
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = 3 * self.hidden + queries + 2 * keys + queries + self.hidden
+        feed_forward = 2 * self.hidden + 2 * self.intermediate + self.intermediate + self.hidden
+        return self.layers * (attention + feed_forward) + 2 * (self.vocab + self.hidden)
+
+
+@dataclass(frozen=True)
 class WeightsFacts:
     """Weights as this machine knows them before any work.
 
     `source` names their content (`hub:REPO@COMMIT` or `dir:SHA256`), `key` their entry in the store (for a local
     directory: none is made), `path` where they are or will be, `fetch` what to download for it (None: a local
-    directory). `size` in bytes and `kv_token_bytes` (KV cache per token at 16 bit) are 0 until the files are there.
+    directory). `size` in bytes is 0 and `shape` None until the files are there; `shape` also when config.json does not
+    tell it.
     """
 
     source: str
@@ -62,4 +105,4 @@ class WeightsFacts:
     path: str
     fetch: HubSource | None = None
     size: int = 0
-    kv_token_bytes: int = 0
+    shape: Shape | None = None

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.core.artifact import Recipe, artifact_key, source_of_files
 from orchestrator.core.profile import Weights
 from orchestrator.core.progress import Progress
-from orchestrator.core.weights import HubSource, WeightsFacts
+from orchestrator.core.weights import HubSource, Shape, WeightsFacts
 from orchestrator.drivers.base import Store
 from orchestrator.drivers.files import read_json, write_json
 from orchestrator.errors import HostError, SourceError
@@ -33,8 +33,8 @@ class WeightsCatalog:
         path = self._store.path(key)
         manifest = self._store.get(key)
         size = manifest.size if manifest is not None else 0
-        kv = kv_token_bytes(path) if manifest is not None else 0
-        return WeightsFacts(str(source), key, str(path), source, size, kv)
+        shape = read_shape(path) if manifest is not None else None
+        return WeightsFacts(str(source), key, str(path), source, size, shape)
 
     def of_directory(self, weights: Weights, progress: Progress) -> WeightsFacts:
         """Facts of a local directory; reads all of it once, then only its stat."""
@@ -58,7 +58,7 @@ class WeightsCatalog:
         if changed:
             write_json(self._cache, cached)
         source = source_of_files(hashes)
-        return WeightsFacts(source, artifact_key(Recipe.WEIGHTS, source), str(root), None, total, kv_token_bytes(root))
+        return WeightsFacts(source, artifact_key(Recipe.WEIGHTS, source), str(root), None, total, read_shape(root))
 
     def _read_cache(self) -> dict[str, list[Any]]:
         try:
@@ -88,12 +88,22 @@ def _sha256(path: Path, progress: Progress, done: int, total: int) -> str:
     return digest.hexdigest()
 
 
-def kv_token_bytes(root: Path) -> int:
-    """Bytes of KV cache per token at 16 bit, from config.json; 0 when it does not say."""
+def read_shape(root: Path) -> Shape | None:
+    """The sizes that config.json tells; None when it does not."""
     try:
         config = json.loads((root / "config.json").read_bytes())
-        heads = config.get("num_key_value_heads") or config["num_attention_heads"]
-        size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        return int(config["num_hidden_layers"] * heads * size * 2 * 2)
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-        return 0
+        heads = int(config["num_attention_heads"])
+        shape = Shape(
+            layers=int(config["num_hidden_layers"]),
+            hidden=int(config["hidden_size"]),
+            heads=heads,
+            kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+            intermediate=int(config["intermediate_size"]),
+            vocab=int(config["vocab_size"]),
+            tied=bool(config.get("tie_word_embeddings")),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+        return None
+    sizes = (shape.layers, shape.hidden, heads, shape.kv_heads, shape.head_dim, shape.intermediate, shape.vocab)
+    return shape if min(sizes) > 0 else None

@@ -13,6 +13,8 @@ from orchestrator.core.host import Host
 from orchestrator.core.launch import Launch
 from orchestrator.core.pins import Accelerator, EnginePin
 from orchestrator.core.profile import Profile
+from orchestrator.core.vram import Ask
+from orchestrator.core.weights import Shape
 
 # Renders a template by its path under templates/ with these variables; strict: an undefined one is an error.
 Render = Callable[[str, Mapping[str, Any]], str]
@@ -99,12 +101,8 @@ class EngineSheet(Protocol):
         """What must be merged into each request's body for the base (None) or an adapter."""
         ...
 
-    def memory(self, profile: Profile, model_bytes: int, kv_token_bytes: int, accelerator: Accelerator) -> int:
-        """Bytes of memory that one more needs, about: the artifact, its KV cache, and itself."""
-        ...
-
-    def gpu_share(self, profile: Profile) -> float:
-        """The share of a GPU that it takes for itself at start, whatever the artifact's size; 0: as it needs."""
+    def ask(self, profile: Profile, weights: int, shape: Shape, accelerator: Accelerator, adapters: int) -> Ask:
+        """The memory that one more needs, for an artifact of so many bytes and this many adapters."""
         ...
 
     def liveness_path(self) -> str:

@@ -12,7 +12,15 @@ from orchestrator.core.host import Host
 from orchestrator.core.launch import Launch
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
+from orchestrator.core.vram import MIB, Ask, batch_bytes
+from orchestrator.core.weights import Shape
 from orchestrator.engines.base import Asked, Failure, Launched, Render
+
+# Its llama.cpp computes prompts in batches of this many tokens.
+BATCH = 512
+# ASSUMPTION: two Go processes and llama.cpp, and on a GPU the CUDA context.
+ITSELF = 200 * MIB
+CUDA_CONTEXT = 512 * MIB
 
 HINTS: Mapping[str, str] = {
     "address already in use": "Another process took the port; run the same command again and another one is chosen.",
@@ -80,12 +88,18 @@ class Ollama:
     def patch(self, deployment: Deployment, adapter: Adapter | None) -> dict[str, Any]:
         return {}
 
-    def memory(self, profile: Profile, model_bytes: int, kv_token_bytes: int, accelerator: Accelerator) -> int:
-        serving = profile.serving
-        return model_bytes + serving.context * serving.parallel * kv_token_bytes + 200 * 2**20
-
-    def gpu_share(self, profile: Profile) -> float:
-        return 0.0
+    def ask(self, profile: Profile, weights: int, shape: Shape, accelerator: Accelerator, adapters: int) -> Ask:
+        # OLLAMA_NUM_PARALLEL multiplies the KV cache: each request has the whole context to itself.
+        on_gpu = accelerator is Accelerator.CUDA
+        return Ask(
+            name=self.name,
+            weights=weights,
+            kv_token=shape.kv_token_bytes,
+            context=profile.serving.context,
+            parallel=profile.serving.parallel,
+            allowance=batch_bytes(shape, BATCH) + (CUDA_CONTEXT if on_gpu else 0),
+            engine=0 if on_gpu else ITSELF,
+        )
 
     def liveness_path(self) -> str:
         return "/api/version"

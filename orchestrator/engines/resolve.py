@@ -14,14 +14,11 @@ from orchestrator.core.pins import Accelerator
 from orchestrator.core.plan import Resolved, Supply
 from orchestrator.core.routes import Route
 from orchestrator.core.steps import BuildArtifact, EnsureEnvironment, FetchWeights, ImportAdapter, Skip
+from orchestrator.core.vram import Budget, artifact_bytes, place_of
 from orchestrator.core.weights import WeightsFacts
 from orchestrator.engines import ENGINES
 from orchestrator.engines.base import Asked, EngineSheet, Launched, Pins, Render
 from orchestrator.errors import HostError, PlanRefused
-
-# Artifact sizes relative to 16-bit weights, for room that must be known before they are built (Q6_K is 6.56 bits per
-# weight; NVFP4 keeps embeddings at 16 bit).
-SIZE_OF: Mapping[Recipe, float] = {Recipe.GGUF_Q6_K: 0.41, Recipe.NVFP4A16: 0.40}
 
 
 @dataclass(frozen=True)
@@ -63,19 +60,31 @@ def resolve(
         Asked(profile, recipe, model_path, accelerator, host, environment, adapters), shipped.render
     )
     deployment = _deployment(wish, sheet, recipe, weights, key, model_path, launched, adapters, accelerator)
-    model_bytes = shipped.finished.get(key) or int(weights.size * SIZE_OF.get(recipe, 1.0))
-    memory = sheet.memory(profile, model_bytes, weights.kv_token_bytes, accelerator) if weights.size else 0
-    on_gpu = accelerator is Accelerator.CUDA
-    if on_gpu and sheet.gpu_share(profile):
-        memory = int(max(gpu.memory_total for gpu in host.gpus) * sheet.gpu_share(profile))
     return Resolved(
         deployment=deployment,
         supply=_supply(sheet, recipe, key, weights, environment, adapters),
         passed_over=passed_over,
         routes=_routes(sheet, deployment),
-        memory=memory,
-        on_gpu=on_gpu,
+        budget=_budget(sheet, wish, recipe, shipped.finished.get(key), weights, accelerator, host, len(adapters)),
     )
+
+
+def _budget(
+    sheet: EngineSheet,
+    wish: Wish,
+    recipe: Recipe,
+    finished: int | None,
+    weights: WeightsFacts,
+    accelerator: Accelerator,
+    host: Host,
+    adapters: int,
+) -> Budget | None:
+    """None as long as nothing is known of the weights."""
+    if not weights.size or weights.shape is None:
+        return None
+    size = finished or artifact_bytes(recipe, weights.size, weights.shape)
+    ask = sheet.ask(wish.profile, size, weights.shape, accelerator, adapters)
+    return Budget(ask, place_of(host, accelerator is Accelerator.CUDA))
 
 
 def adapter_source(digest: str, weights: WeightsFacts) -> str:

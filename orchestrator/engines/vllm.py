@@ -13,12 +13,19 @@ from orchestrator.core.host import Host
 from orchestrator.core.launch import Launch
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
+from orchestrator.core.vram import MIB, Ask, batch_bytes
+from orchestrator.core.weights import Shape
 from orchestrator.engines.base import Asked, Failure, Launched, Render
 
 # The only values --max-lora-rank takes.
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 NVFP4_CAPABILITY = (7, 5)
 BF16_CAPABILITY = (8, 0)
+# ASSUMPTION: activations, CUDA graphs, CUDA context and 16-bit logits of a GPU; between 1.0 and 1.5 GiB.
+ON_GPU_BYTES = int(1.2 * 2**30)
+# Measured 1.1 GiB with a tiny model, KV cache apart; activations of this many tokens are added to it.
+ON_CPU_BYTES = 1100 * MIB
+BATCH_ON_CPU = 256
 
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -111,7 +118,7 @@ class Vllm:
                 "cpu": cpu,
                 "dtype": "half" if half else "auto",
                 "max_loras": max_loras,
-                "max_lora_rank": next(rank for rank in LORA_RANKS if rank >= profile.lora.max_rank),
+                "max_lora_rank": _lora_rank(profile),
                 "sampling": json.dumps(_generation_config(profile)) if _generation_config(profile) else "",
             },
         )
@@ -143,12 +150,23 @@ class Vllm:
     def patch(self, deployment: Deployment, adapter: Adapter | None) -> dict[str, Any]:
         return {}
 
-    def memory(self, profile: Profile, model_bytes: int, kv_token_bytes: int, accelerator: Accelerator) -> int:
-        # Measured 1.1 GiB for a tiny model on a CPU, KV cache apart.
-        return model_bytes + profile.engines.vllm.kv_cache_mib * 2**20 + 1100 * 2**20
-
-    def gpu_share(self, profile: Profile) -> float:
-        return profile.engines.vllm.gpu_memory_utilization
+    def ask(self, profile: Profile, weights: int, shape: Shape, accelerator: Accelerator, adapters: int) -> Ask:
+        settings, cpu = profile.engines.vllm, accelerator is Accelerator.CPU
+        return Ask(
+            name=self.name,
+            weights=weights,
+            kv_token=shape.kv_token_bytes,
+            context=profile.serving.context,
+            parallel=profile.serving.parallel,
+            allowance=batch_bytes(shape, BATCH_ON_CPU) if cpu else ON_GPU_BYTES,
+            engine=ON_CPU_BYTES if cpu else 0,
+            slot=_lora_rank(profile) * shape.lora_elements * 2,
+            slots=profile.lora.max_adapters,
+            least_slots=adapters,
+            spare_slot=cpu,
+            utilisation=None if cpu else settings.gpu_memory_utilization,
+            kv_cache_mib=settings.kv_cache_mib if cpu else None,
+        )
 
     def liveness_path(self) -> str:
         return "/health"
@@ -184,6 +202,10 @@ class Vllm:
         if line == NO_TOKENIZER:
             return Failure(line, "Perhaps the weights have no tokenizer files: orch artifacts verify")
         return Failure(line, next((hint for mark, hint in HINTS.items() if mark in log), ""))
+
+
+def _lora_rank(profile: Profile) -> int:
+    return next(rank for rank in LORA_RANKS if rank >= profile.lora.max_rank)
 
 
 def _generation_config(profile: Profile) -> dict[str, Any]:

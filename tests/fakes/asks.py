@@ -16,13 +16,14 @@ from orchestrator.core.pins import Accelerator, EnginePin, LocalPin
 from orchestrator.core.plan import Limits, Resolved, plan_deploy, plan_down, plan_down_all
 from orchestrator.core.profile import Profile
 from orchestrator.core.steps import Plan
-from orchestrator.core.weights import WeightsFacts
+from orchestrator.core.weights import Shape, WeightsFacts
 from orchestrator.engines.resolve import Shipped, fitted, resolve
 
 LISTEN = "127.0.0.1:8484"
 GIB = 2**30
 WEIGHTS_BYTES = 2 * GIB
-KV_TOKEN_BYTES = 1024
+# 1 KiB of KV cache per token.
+SHAPE = Shape(layers=4, hidden=256, heads=4, kv_heads=1, head_dim=64, intermediate=768, vocab=4096, tied=True)
 RANK = 8
 
 PINS = {
@@ -74,7 +75,7 @@ def weights_of(profile: Profile) -> WeightsFacts:
     source = profile.weights.hub
     if source is None:
         key = artifact_key(Recipe.WEIGHTS, "dir:tiny")
-        return WeightsFacts("dir:tiny", key, str(profile.weights.path), None, WEIGHTS_BYTES, KV_TOKEN_BYTES)
+        return WeightsFacts("dir:tiny", key, str(profile.weights.path), None, WEIGHTS_BYTES, SHAPE)
     key = artifact_key(Recipe.WEIGHTS, str(source))
     return WeightsFacts(str(source), key, str(store_path(key)), source)
 
