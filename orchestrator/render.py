@@ -5,6 +5,7 @@ Results go to stdout; what happens meanwhile, and errors, to stderr. With --json
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sys
@@ -107,14 +108,44 @@ class JsonLines:
         sys.stdout.flush()
 
 
+class Silent:
+    """For when nobody reads any more: a closed pipe, a full disk."""
+
+    def plan(self, plan: Plan) -> None:
+        """Nothing."""
+
+    def event(self, event: Event) -> None:
+        """Nothing."""
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Nothing."""
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing."""
+
+    def result(self, value: Mapping[str, Any], text: str) -> None:
+        """Nothing."""
+
+    def error(self, error: OrchError) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class Human:
     """Lines that stay for what is done, one that moves for what is going on."""
 
     def __init__(self) -> None:
         from rich.console import Console
 
-        self._out: Console = Console(highlight=False, soft_wrap=True)
-        self._err: Console = Console(stderr=True, highlight=False, soft_wrap=True)
+        class Pipe(Console):
+            def on_broken_pipe(self) -> None:
+                """Not rich's SystemExit: what is going on has to be taken back first."""
+                raise BrokenPipeError(errno.EPIPE, "nobody reads on")
+
+        self._out: Console = Pipe(highlight=False, soft_wrap=True)
+        self._err: Console = Pipe(stderr=True, highlight=False, soft_wrap=True)
         self._spinner: Spinner | None = None
         self._told = time.monotonic()
         self._gap = False

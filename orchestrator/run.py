@@ -40,7 +40,7 @@ from orchestrator.core.steps import (
     VerifyRoute,
     WriteFile,
 )
-from orchestrator.drivers.base import Reply, World
+from orchestrator.drivers.base import Gateway, Reply, World
 from orchestrator.engines import ENGINES
 from orchestrator.errors import HostError, Interrupted, OrchError, StepFailed, StepStranded
 
@@ -97,20 +97,25 @@ def _progress(verb: str, index: int, step: Step, emit: Emit, interrupted: Callab
 
 
 def _take_back(plan: Plan, done: list[Action], world: World, emit: Emit) -> None:
-    """Undo in reverse, the failed step first: it may have got half-way. Undoing is not interruptible."""
-    for action in reversed(done):
-        for step in action.undo:
-            emit(Event(EventKind.UNDOING, plan.verb, step=step_name(step), what=step.what))
-            try:
-                _do(step, world, silent)
-            except OrchError as error:
-                again = "orch up" if plan.verb == "rollback" else "the same command again"
-                raise StepStranded(
-                    f"Could not {step.what} while undoing: {error.message}",
-                    hint=f"Run {again}, or orch down, when the cause is gone.",
-                    detail=error.detail,
-                ) from error
+    """Undo in reverse, the failed step first: it may have got half-way. Undoing is not interruptible, and what cannot
+    be undone does not keep the rest from it."""
+    stranded: list[tuple[Step, OrchError]] = []
+    for step in (step for action in reversed(done) for step in action.undo):
+        emit(Event(EventKind.UNDOING, plan.verb, step=step_name(step), what=step.what))
+        try:
+            _do(step, world, silent)
+        except OrchError as error:
+            stranded.append((step, error))
+        else:
             emit(Event(EventKind.UNDONE, plan.verb, step=step_name(step), what=step.what))
+    if stranded:
+        step, cause = stranded[0]
+        again = "orch up" if plan.verb == "rollback" else "the same command again"
+        raise StepStranded(
+            f"Could not {step.what} while undoing: {cause.message}",
+            hint=f"Run {again}, or orch down, when the cause is gone.",
+            detail="\n".join([*(f"not undone: {other.what}" for other, _ in stranded[1:]), cause.detail]).strip(),
+        ) from cause
 
 
 def _verdict(plan: Plan, failed: Action, error: OrchError, undone: list[Action] | None) -> OrchError:
@@ -208,9 +213,16 @@ def _instance(target: str, name: str, world: World) -> Instance | None:
 
 
 def _ensure_gateway(target: str, listen: str, world: World, progress: Progress) -> None:
-    world.targets[target].ensure(GATEWAY, world.gateway_launch(listen), listen)
+    before = _instance(target, GATEWAY, world)
+    launch = world.gateway_launch(listen)
+    world.targets[target].ensure(GATEWAY, launch, listen)
+    if before is not None and before.state is InstanceState.RUNNING and _hangs(world.gateway):
+        # Its routes are on disk: a new process is the cure.
+        progress("ending the gateway, which hangs", 0, 0)
+        world.targets[target].stop(GATEWAY, progress)
+        world.targets[target].ensure(GATEWAY, launch, listen)
     deadline = world.clock.monotonic() + GATEWAY_START_S
-    while world.gateway.status() is None:
+    while _hangs(world.gateway) or world.gateway.status() is None:
         instance = _instance(target, GATEWAY, world)
         crashed = instance is None or instance.state is not InstanceState.RUNNING
         if crashed or world.clock.monotonic() > deadline:
@@ -221,6 +233,15 @@ def _ensure_gateway(target: str, listen: str, world: World, progress: Progress) 
             )
         progress("starting the gateway", 0, 0)
         world.clock.sleep(POLL_S / 4)
+
+
+def _hangs(gateway: Gateway) -> bool:
+    """It takes a question and does not answer it; not the same as nobody being there."""
+    try:
+        gateway.status()
+    except HostError:
+        return True
+    return False
 
 
 def _ensure_engine(deployment: Deployment, world: World) -> None:

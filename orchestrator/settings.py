@@ -75,7 +75,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         home = f"{base}/orch"
     given = environ.get("ORCH_LISTEN")
     return Settings(
-        data=Path(home).expanduser().absolute(),
+        data=Path(home).expanduser().resolve(),
         listen=given or DEFAULT_LISTEN,
         listen_given=bool(given),
         torch_index=environ.get("ORCH_TORCH_INDEX") or None,

@@ -13,7 +13,7 @@ from orchestrator.errors import PlanRefused
 if TYPE_CHECKING:
     from orchestrator.cli.session import Session
     from orchestrator.core.artifact import Recipe
-    from orchestrator.core.deployment import Desired, Wish
+    from orchestrator.core.deployment import Desired
     from orchestrator.core.observed import Observed
     from orchestrator.core.plan import Limits
     from orchestrator.core.steps import Plan
@@ -46,7 +46,7 @@ def up(
             observed = session.observe()
             desired = _wanted(session, observed, engine, profile, target, recipe)
             present = observed.desired.get(desired.wish.profile.name)
-            if present is not None and present.wish.engine != desired.wish.engine:
+            if present is not None and not present.stopped and present.wish.engine != desired.wish.engine:
                 raise PlanRefused(
                     f"{desired.wish.profile.name} is served by {present.wish.engine}.",
                     hint=f"To move it without a failed request: orch migrate --to {desired.wish.engine}",
@@ -121,11 +121,12 @@ def rollback(
 def down(
     profile: Annotated[str | None, typer.Argument(help="The profile; default: the only one.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every profile, and the gateway.")] = False,
+    forget: Annotated[bool, typer.Option("--forget", help="Its settings and adapters too.")] = False,
     drain: Drain = 300.0,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
-    """Stop serving: routes, then engines. Artifacts and environments stay."""
+    """Stop serving. Settings, adapters and artifacts stay for the next `orch up`."""
     with session_of(as_json) as session:
 
         def make_plan() -> Plan:
@@ -133,8 +134,8 @@ def down(
 
             observed = session.observe()
             if everything:
-                return plan_down_all(observed, Limits(drain_s=drain))
-            return plan_down(_to_take_down(profile, observed), observed, Limits(drain_s=drain))
+                return plan_down_all(observed, Limits(drain_s=drain), forget)
+            return plan_down(_to_take_down(profile, observed), observed, Limits(drain_s=drain), forget)
 
         session.carry_out("down", make_plan, plan)
 
@@ -206,27 +207,32 @@ def lora_ls(as_json: AsJson = False) -> None:
 def _wanted(
     session: Session, observed: Observed, engine: str | None, profile: str | None, target: str, recipe: str | None
 ) -> Desired:
-    """What `up` wants: a new wish, or (without an engine) the recorded one."""
-    from orchestrator.cli.wishes import DEFAULT_PROFILE, load_profile, only_deployment, pinned, with_profile_adapters
+    """What `up` wants: the recorded wish as far as nothing else is said, of the profile that is named or meant."""
+    from orchestrator.cli.wishes import default_profile, load_profile, pinned, with_profile_adapters
     from orchestrator.core.deployment import Desired, Wish
+    from orchestrator.engines.resolve import engine_sheet
 
-    name = profile or only_deployment(observed) or DEFAULT_PROFILE
-    recorded = observed.desired.get(name)
-    loaded = recorded.wish.profile if profile is None and recorded is not None else load_profile(name, observed)
+    if engine is not None:
+        engine_sheet(engine)
+    loaded = load_profile(profile if profile is not None else default_profile(observed), observed)
     present = observed.desired.get(loaded.name)
     if engine is None and present is None:
         raise PlanRefused(f"{loaded.name} is not deployed, so an engine must be named.", hint="orch up llamacpp")
     if target not in session.world.targets:
         raise PlanRefused(f"There is no target {target}.", hint=f"Known: {', '.join(session.world.targets)}")
-    wish: Wish
-    if engine is None and present is not None:
-        wish = present.wish.model_copy(update={"profile": pinned(session, loaded, observed)})
+    loaded = pinned(session, loaded, observed)
+    if present is None:
+        desired = Desired(wish=Wish(profile=loaded, engine=engine or "", target=target, recipe=_recipe(recipe)))
     else:
-        wish = Wish(
-            profile=pinned(session, loaded, observed), engine=engine or "", target=target, recipe=_recipe(recipe)
-        )
-    desired = present.changed_to(wish) if present is not None else Desired(wish=wish)
-    return with_profile_adapters(session, desired, observed)
+        update: dict[str, object] = {"profile": loaded, "target": target}
+        if engine is not None and engine != present.wish.engine:
+            update |= {"engine": engine, "recipe": None}
+        if recipe is not None:
+            update["recipe"] = _recipe(recipe)
+        desired = present.changed_to(present.wish.model_copy(update=update))
+    if profile is None and present is not None:
+        return desired
+    return with_profile_adapters(session, desired, present.wish.profile if present is not None else None, observed)
 
 
 def _plan(
@@ -290,18 +296,18 @@ def _check_adapter_name(name: str) -> None:
 
 
 def _to_take_down(profile: str | None, observed: Observed) -> str:
-    from orchestrator.cli.wishes import only_deployment
-
-    if profile is not None:
-        return profile
-    name = only_deployment(observed)
-    if name is not None:
-        return name
-    # A killed `up` or `down` leaves engines that no record names.
-    left = sorted({engine.deployment.profile for engine in observed.engines})
-    if not left:
-        raise PlanRefused("Nothing is deployed.", hint="orch up llamacpp")
-    return left[0]
+    """The profile to take down: by name, or the only one. A killed `up` or `down` leaves engines without a record."""
+    known = sorted({*observed.desired, *(engine.deployment.profile for engine in observed.engines)})
+    running = sorted({*observed.deployed, *(engine.deployment.profile for engine in observed.engines)})
+    if profile is None and len(running) > 1:
+        raise PlanRefused(
+            f"Several profiles are deployed: {', '.join(running)}.", hint="orch down NAME, or orch down --all"
+        )
+    if profile is None:
+        return (running or known or ["nothing"])[0]
+    if profile not in known:
+        raise PlanRefused(f"{profile} is not deployed.", hint=f"Deployed: {', '.join(running) or 'nothing'}.")
+    return profile
 
 
 def _tell(session: Session) -> None:

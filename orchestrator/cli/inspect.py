@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,9 +23,14 @@ FOLLOW_S = 0.2
 def status(as_json: AsJson = False) -> None:
     """What serves, and what is not as it should be. Exit code 9 then; it is `orch up --plan`, told differently."""
     with session_of(as_json) as session:
+        from orchestrator.drivers.records import at_work
+
         observed = session.observe()
-        if not observed.desired and not observed.engines and observed.gateway.instance is None:
-            session.screen.result({"deployed": []}, "Nothing is deployed.  orch up llamacpp")
+        stopped = sorted(set(observed.desired) - set(observed.deployed))
+        for name in stopped:
+            session.screen.result({"stopped": name}, f"{name} is stopped.  orch up -p {name}")
+        if not observed.deployed and not observed.engines and observed.gateway.instance is None:
+            session.screen.result({"deployed": []}, "" if stopped else "Nothing is deployed.  orch up llamacpp")
             return
         session.screen.table(
             "Engines",
@@ -32,12 +38,14 @@ def status(as_json: AsJson = False) -> None:
             [_engine_row(engine) for engine in observed.engines],
         )
         _tell_gateway(session, observed)
-        drift = [
-            line for name in sorted(observed.desired) for line in _drift(session, observed.desired[name], observed)
-        ]
+        if observed.host.gpu_problem:
+            session.screen.result({"gpu_problem": observed.host.gpu_problem}, observed.host.gpu_problem)
+        drift = [line for name in observed.deployed for line in _drift(session, observed.desired[name], observed)]
         drift += _left_over(observed)
         for line in drift:
             session.screen.result({"drift": line}, f"DRIFT {line}")
+        if busy := at_work(session.settings.data / "lock"):
+            session.screen.result({"at_work": busy}, busy)
         if drift:
             raise typer.Exit(DRIFT)
         session.screen.result({"in_sync": True}, "All is as it should be.")
@@ -53,7 +61,7 @@ def logs(
     with session_of(False) as session:
         path = session.local.log_path(name or _serving(session))
         if not path.is_file():
-            raise PlanRefused(f"There is no log of {path.stem}.", hint=f"Logs: {_log_names(session)}")
+            raise PlanRefused(f"There is no log of {path.stem}.", hint=f"Logs: {_log_names(session) or 'none'}")
         with path.open(errors="replace") as file:
             for line in file.readlines()[-lines:]:
                 typer.echo(line, nl=False)
@@ -75,11 +83,11 @@ def render(
 ) -> None:
     """Print what `up` would start an engine with. Its files, command line and environment."""
     with session_of(as_json) as session:
-        from orchestrator.cli.wishes import DEFAULT_PROFILE, load_profile, pinned, resolve_desired
+        from orchestrator.cli.wishes import default_profile, load_profile, pinned, resolve_desired
         from orchestrator.core.deployment import Desired, Wish
 
         observed = session.observe()
-        loaded = pinned(session, load_profile(profile or DEFAULT_PROFILE, observed), observed)
+        loaded = pinned(session, load_profile(profile or default_profile(observed), observed), observed)
         present = observed.desired.get(loaded.name)
         wish = Wish(profile=loaded, engine=engine, target="local")
         desired = Desired(wish=wish, adapters=present.adapters if present is not None else ())
@@ -99,14 +107,17 @@ def render(
 def _shell(argv: tuple[str, ...]) -> str:
     import shlex
 
-    return " ".join(word if word.startswith("{") else shlex.quote(word) for word in argv)
+    return " ".join(word if re.fullmatch(r"\{\w+\}\S*", word) else shlex.quote(word) for word in argv)
 
 
 def _serving(session: Session) -> str:
     status = session.world.gateway.status()
     backends = sorted({route.backend for route in status.routes}) if status is not None else []
     if len(backends) != 1:
-        raise PlanRefused("Say whose log.", hint=f"Logs: {_log_names(session)}")
+        names = _log_names(session)
+        if not names:
+            raise PlanRefused("There are no logs yet.")
+        raise PlanRefused("Say whose log.", hint=f"Logs: {names}")
     return backends[0]
 
 
@@ -153,11 +164,12 @@ def _drift(session: Session, desired: Desired, observed: Observed) -> list[str]:
     from orchestrator.core.plan import Limits, plan_deploy
 
     profile = desired.wish.profile.name
-    troubled = [
-        f"{engine.instance.name} {engine.instance.last_exit} and waits to be restarted"
-        for engine in observed.engines_of(profile)
-        if engine.instance.state is InstanceState.BACKOFF
-    ]
+    troubled = []
+    for engine in observed.engines_of(profile):
+        if engine.instance.state is InstanceState.BACKOFF:
+            troubled.append(f"{engine.instance.name} {engine.instance.last_exit} and waits to be restarted")
+        elif engine.running and not engine.instance.supervised:
+            troubled.append(f"{engine.instance.name} has no keeper: nothing restarts it after a crash")
     try:
         resolved, desired = resolve_desired(session, desired, observed)
         plan = plan_deploy("up", resolved, desired, observed, address(session, observed, None), Limits())
@@ -168,14 +180,15 @@ def _drift(session: Session, desired: Desired, observed: Observed) -> list[str]:
 
 def _left_over(observed: Observed) -> list[str]:
     """Engines and routes of profiles that nobody wants: a killed `up` or `down` leaves them."""
+    deployed = set(observed.deployed)
     owners = {engine.deployment.profile for engine in observed.engines}
     if observed.gateway.status is not None:
         owners |= {route.owner for route in observed.gateway.status.routes}
-    found = [f"{name}: left over; orch up or orch down {name}" for name in sorted(owners - set(observed.desired))]
-    if observed.gateway.instance is not None and not observed.gateway.well and not observed.desired:
+    found = [f"{name}: left over; orch up or orch down {name}" for name in sorted(owners - deployed)]
+    if observed.gateway.instance is not None and not observed.gateway.well and not deployed:
         found.append("the gateway does not answer or has no keeper; orch down --all")
     return found
 
 
 def _log_names(session: Session) -> str:
-    return ", ".join(sorted(path.stem for path in session.settings.logs.glob("*.log"))) or "none"
+    return ", ".join(sorted(path.stem for path in session.settings.logs.glob("*.log")))

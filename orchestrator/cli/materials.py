@@ -46,7 +46,7 @@ def pull(
     with session_of(as_json) as session:
 
         def make_plan() -> Plan:
-            from orchestrator.cli.wishes import DEFAULT_PROFILE, load_profile, pinned
+            from orchestrator.cli.wishes import default_profile, load_profile, pinned
             from orchestrator.core.steps import FetchWeights
             from orchestrator.core.weights import REPOSITORY, HubSource
 
@@ -61,7 +61,7 @@ def pull(
                     source = session.world.hub.snapshot(source, timeout=30.0).source
             else:
                 observed = session.observe()
-                loaded = pinned(session, load_profile(profile or DEFAULT_PROFILE, observed), observed)
+                loaded = pinned(session, load_profile(profile or default_profile(observed), observed), observed)
                 if loaded.weights.hub is None:
                     raise PlanRefused(f"The weights of {loaded.name} are a local directory: nothing to pull.")
                 source = loaded.weights.hub

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import HostError, Interrupted
-from orchestrator.render import Human, JsonLines, Screen
+from orchestrator.render import Human, JsonLines, Screen, Silent
 from orchestrator.settings import Settings, read_settings
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Session:
             raise HostError(f"{self.settings.data} is no directory.", hint="ORCH_HOME names orch's data directory.")
         self.screen: Screen = JsonLines() if as_json else Human()
         self._interrupted = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -169,12 +169,23 @@ class Session:
         from orchestrator.drivers.records import Journal
         from orchestrator.run import run
 
-        journal = Journal(self.settings.data / "journal.jsonl")
+        journal: Journal | None = Journal(self.settings.data / "journal.jsonl")
 
         def emit(event: Event) -> None:
-            if event.kind is not EventKind.PROGRESS:
+            nonlocal journal
+            try:
+                self.screen.event(event)
+            except OSError:
+                # Nobody reads on (a closed pipe, a full disk): stop, and take back in silence.
+                self._interrupted, self.screen = True, Silent()
+            if journal is None or event.kind is EventKind.PROGRESS:
+                return
+            try:
                 journal.append(event.to_json())
-            self.screen.event(event)
+            except HostError as error:
+                # The journal is for people; what is being done does not depend on it.
+                journal = None
+                self.screen.error(error)
 
         run(plan, self.world, emit, self.interrupted)
 

@@ -19,7 +19,7 @@ DEFAULT_PROFILE = "qwen3-8b"
 
 
 def load_profile(name_or_path: str, observed: Observed) -> Profile:
-    """A profile by path, by the name of a shipped one, or by the name of a deployment (as it was recorded)."""
+    """A profile by path, by the name of one that was deployed (as it was recorded), or of a shipped one."""
     from orchestrator import resources
     from orchestrator.core.profile import parse_profile
 
@@ -30,9 +30,9 @@ def load_profile(name_or_path: str, observed: Observed) -> Profile:
         except (OSError, UnicodeDecodeError) as error:
             raise ProfileError(f"{path} cannot be read.", detail=str(error)) from error
         return parse_profile(text, str(path), path.resolve().parent)
-    shipped = resources.model_profiles()
-    if name_or_path in observed.desired and name_or_path not in shipped:
+    if name_or_path in observed.desired:
         return observed.desired[name_or_path].wish.profile
+    shipped = resources.model_profiles()
     if name_or_path not in shipped:
         known = sorted({*shipped, *observed.desired})
         raise ProfileError(
@@ -42,23 +42,30 @@ def load_profile(name_or_path: str, observed: Observed) -> Profile:
     return parse_profile(shipped[name_or_path].read_text("utf-8"), shipped[name_or_path].name)
 
 
-def only_deployment(observed: Observed) -> str | None:
-    """The one profile that is deployed, or None when there is none. PlanRefused when there are several."""
-    names = sorted(observed.desired)
+def default_profile(observed: Observed) -> str:
+    """The profile that a verb means when none is named: the deployed one, else the stopped one, else the shipped one.
+
+    PlanRefused when there are several.
+    """
+    names = observed.deployed or tuple(sorted(observed.desired))
     if len(names) > 1:
-        raise PlanRefused(f"Several profiles are deployed: {', '.join(names)}.", hint="Say which: --profile NAME")
-    return names[0] if names else None
+        state = "deployed" if observed.deployed else "stopped"
+        raise PlanRefused(f"Several profiles are {state}: {', '.join(names)}.", hint="Say which: --profile NAME")
+    return names[0] if names else DEFAULT_PROFILE
 
 
 def deployed(profile: str | None, observed: Observed) -> Desired:
-    """What is wanted of a deployed profile (None: of the only one). PlanRefused when nothing is deployed."""
-    name = profile if profile is not None else only_deployment(observed)
-    if name is not None and name not in observed.desired:
+    """What is wanted of a deployed profile (None: of the only one). PlanRefused when it is not deployed."""
+    name = profile if profile is not None else default_profile(observed)
+    if name not in observed.desired and profile is not None:
         name = load_profile(name, observed).name
-    if name is None or name not in observed.desired:
-        what = f"Profile {name} is" if name is not None else "Nothing is"
-        raise PlanRefused(f"{what} not deployed." if name else f"{what} deployed.", hint="orch up llamacpp")
-    return observed.desired[name]
+    present = observed.desired.get(name)
+    if present is None:
+        what = f"{name} is" if profile is not None else "Nothing is"
+        raise PlanRefused(f"{what} not deployed." if profile else f"{what} deployed.", hint="orch up ENGINE")
+    if present.stopped:
+        raise PlanRefused(f"{name} is stopped.", hint=f"orch up -p {name}")
+    return present
 
 
 def pinned(session: Session, profile: Profile, observed: Observed) -> Profile:
@@ -121,8 +128,13 @@ def with_adapter(desired: Desired, adapter: Adapter) -> Desired:
     return desired.model_copy(update={"adapters": adapters})
 
 
-def with_profile_adapters(session: Session, desired: Desired, observed: Observed) -> Desired:
-    """The same with the adapters that the profile itself brings along."""
+def with_profile_adapters(session: Session, desired: Desired, before: Profile | None, observed: Observed) -> Desired:
+    """The same with the adapters that a profile which was just given brings along, without those that the profile
+    `before` it listed and it does not."""
+    kept = {entry.name for entry in desired.wish.profile.adapters}
+    dropped = {entry.name for entry in before.adapters} - kept if before is not None else set()
+    adapters = tuple(adapter for adapter in desired.adapters if adapter.name not in dropped)
+    desired = desired.model_copy(update={"adapters": adapters})
     for entry in desired.wish.profile.adapters:
         desired = with_adapter(desired, read_adapter(session, entry.name, Path(entry.path), desired, observed))
     return desired

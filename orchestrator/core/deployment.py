@@ -37,7 +37,8 @@ class Deployment(BaseModel):
 
     It travels as the label of the running process, so that what runs can be compared with what is wanted without
     remembering anything. `model_path` is what the engine loads; `adapter_args` end the launch's argv;
-    `adapter_loads` counts distinct adapters given to this process since it started (vLLM never frees a slot).
+    `adapter_loads` counts distinct adapters given to this process since it started (vLLM never frees a slot); `gpu` is
+    the UUID of the one GPU that it is to see, empty where there is no choice.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,6 +61,7 @@ class Deployment(BaseModel):
     adapter_args: tuple[str, ...] = ()
     adapter_slots: int = 0
     adapter_loads: int = 0
+    gpu: str = ""
     hot_adapters: Annotated[bool, Field(description="adapters can be changed while it serves")] = False
 
     @property
@@ -69,11 +71,12 @@ class Deployment(BaseModel):
 
     @property
     def launch(self) -> Launch:
-        """The full launch, adapters included, so that a restart brings them back."""
+        """The full launch, adapters included, so that a restart brings them back, and on the same GPU."""
         base = self.base_launch
+        pin = (("CUDA_VISIBLE_DEVICES", self.gpu),) if self.gpu else ()
         return Launch(
             argv=(*base.argv, *self.adapter_args),
-            env=base.env,
+            env=(*base.env, *pin),
             environment=base.environment,
             stop_grace_s=base.stop_grace_s,
             port=base.port,
@@ -81,8 +84,8 @@ class Deployment(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two deployments that one process can serve: all but generation, adapters and public aliases."""
-        left_out = {"generation", "adapters", "adapter_args", "adapter_loads", "public_names"}
+        """Equal for two deployments that one process can serve: all but generation, GPU, adapters and aliases."""
+        left_out = {"generation", "gpu", "adapters", "adapter_args", "adapter_loads", "public_names"}
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
 
     def adapter(self, name: str) -> Adapter | None:
@@ -102,16 +105,20 @@ class Wish(BaseModel):
 
 
 class Desired(BaseModel):
-    """What the world cannot tell: the wish, the one before it, and the adapters (they outlive a migration)."""
+    """What the world cannot tell: the wish, the one before it, and the adapters (they outlive a migration).
+
+    `stopped`: taken down; nothing of it is to run until the next `up`, which finds it all here.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     wish: Wish
     previous: Wish | None = None
     adapters: tuple[Adapter, ...] = ()
+    stopped: bool = False
 
     def changed_to(self, wish: Wish) -> Desired:
         """The same with another wish; the old one becomes what `rollback` returns to."""
         if wish == self.wish:
-            return self
+            return self.model_copy(update={"stopped": False})
         return Desired(wish=wish, previous=self.wish, adapters=self.adapters)

@@ -52,6 +52,11 @@ class Observed:
     environments: Mapping[str, EnvironmentObserved]
     desired: Mapping[str, Desired]
 
+    @property
+    def deployed(self) -> tuple[str, ...]:
+        """The profiles that are to be served, sorted."""
+        return tuple(sorted(name for name, desired in self.desired.items() if not desired.stopped))
+
     def engines_of(self, profile: str) -> tuple[EngineObserved, ...]:
         """All generations of a profile, oldest first."""
         mine = (engine for engine in self.engines if engine.deployment.profile == profile)

@@ -113,15 +113,18 @@ def plan_deploy(
     return Plan(verb, (*before, *after), len(before), resolved.budget if match is None else None)
 
 
-def plan_down(profile: str, observed: Observed, limits: Limits) -> Plan:
-    """Stop serving a profile: routes first, then its engines. Artifacts and adapters stay. Forward only."""
-    items = [*_silent_gateway(profile, observed), *_down(profile, observed, limits)]
+def plan_down(profile: str, observed: Observed, limits: Limits, forget: bool = False) -> Plan:
+    """Stop serving a profile: routes first, then its engines. Artifacts stay; so do wish and adapters, unless `forget`.
+
+    Forward only.
+    """
+    items = [*_silent_gateway(profile, observed), *_down(profile, observed, limits, forget=forget)]
     if not items:
         items.append(Skip(f"take {profile} down", "nothing of it runs"))
     return Plan("down", tuple(items), commit=0)
 
 
-def plan_down_all(observed: Observed, limits: Limits) -> Plan:
+def plan_down_all(observed: Observed, limits: Limits, forget: bool = False) -> Plan:
     """Stop everything, the gateway last; one that does not answer loses its routes with its directory."""
     profiles = sorted(
         {engine.deployment.profile for engine in observed.engines}
@@ -129,7 +132,7 @@ def plan_down_all(observed: Observed, limits: Limits) -> Plan:
         | {route.owner for route in (observed.gateway.status.routes if observed.gateway.status else ())}
     )
     drains = observed.gateway.status is not None
-    items = [item for profile in profiles for item in _down(profile, observed, limits, drains)]
+    items = [item for profile in profiles for item in _down(profile, observed, limits, drains, forget)]
     gateway = observed.gateway.instance
     if gateway is not None:
         items += [Action(StopEngine("local", GATEWAY)), Action(RemoveEngine("local", GATEWAY))]
@@ -146,11 +149,15 @@ def _silent_gateway(profile: str, observed: Observed) -> Iterator[Action | Skip]
         yield Action(RemoveRoute(profile))
 
 
-def _down(profile: str, observed: Observed, limits: Limits, drains: bool = True) -> Iterator[Action | Skip]:
+def _down(
+    profile: str, observed: Observed, limits: Limits, drains: bool = True, forget: bool = False
+) -> Iterator[Action | Skip]:
     if observed.routes_of(profile):
         yield Action(RemoveRoute(profile))
-    if profile in observed.desired:
-        yield Action(RecordDesired(profile, None))
+    desired = observed.desired.get(profile)
+    if desired is not None and (forget or not desired.stopped):
+        stopped = desired.model_copy(update={"stopped": True})
+        yield Action(RecordDesired(profile, None if forget else stopped))
     for engine in observed.engines_of(profile):
         yield from _retire(engine, limits.drain_s if drains else None)
 
@@ -239,8 +246,10 @@ def _chosen(wanted: Deployment, mine: tuple[EngineObserved, ...], match: EngineO
     if match is None:
         newest = max((engine.deployment.generation for engine in mine), default=0)
         return wanted.model_copy(update={"generation": newest + 1, "adapter_loads": len(wanted.adapters)})
+    # Where it is, the model lies already; one that has to be started anew goes where resolve would have it.
     has = match.deployment
-    return wanted.model_copy(update={"generation": has.generation, "adapter_loads": _loads(match, wanted)})
+    kept = {"generation": has.generation, "adapter_loads": _loads(match, wanted)}
+    return wanted.model_copy(update=kept | ({"gpu": has.gpu} if match.running else {}))
 
 
 def _supply(resolved: Resolved, observed: Observed) -> Iterator[Action | Skip]:

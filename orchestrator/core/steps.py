@@ -166,6 +166,8 @@ class RecordDesired:
     def what(self) -> str:
         if self.desired is None:
             return f"forget {self.profile}"
+        if self.desired.stopped:
+            return f"record {self.profile} as stopped"
         return f"record {self.profile} on {self.desired.wish.engine}"
 
 

@@ -18,6 +18,8 @@ from orchestrator.errors import HostError, PlanRefused
 
 # How long the gateway may take over an answer, beyond the time that it was told to wait.
 ANSWER_S = 10.0
+# What it says of itself is in memory: one that takes longer hangs.
+STATUS_S = 3.0
 # A drain is asked for in slices, so that an interrupt is noticed between them.
 SLICE_S = 0.5
 
@@ -47,7 +49,7 @@ class GatewayAdmin:
     def status(self) -> GatewayStatus | None:
         """What the gateway says of itself; None when nothing answers at the socket."""
         try:
-            value = self._exchange("GET", "/status", None, ANSWER_S)
+            value = self._exchange("GET", "/status", None, STATUS_S)
         except (FileNotFoundError, ConnectionError):
             return None
         except OSError as error:

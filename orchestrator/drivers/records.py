@@ -41,17 +41,19 @@ class Records:
         return found
 
     def record(self, profile: str, desired: Desired | None) -> None:
-        """Write what is wanted of a profile; None removes it."""
+        """Write what is wanted of a profile; None removes it. What is written already is not written again."""
         path = self._desired / f"{profile}.json"
         if desired is not None:
-            write_atomic(path, (desired.model_dump_json(indent=2) + "\n").encode())
+            text = (desired.model_dump_json(indent=2) + "\n").encode()
+            if not path.is_file() or path.read_bytes() != text:
+                write_atomic(path, text)
         elif path.exists():
             path.unlink()
             sync_directory(path.parent)
 
 
 class Journal:
-    """`journal.jsonl`: a line per event, appended; the older half goes to `journal.1.jsonl` when it grows large."""
+    """`journal.jsonl`: a line per event, appended; a large one is moved to `journal.1.jsonl`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -93,11 +95,27 @@ def exclusive(path: Path, doing: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def at_work(path: Path) -> str:
+    """Who holds the lock, in a sentence; empty when nobody does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _held(os.pread(descriptor, 4096, 0)).message
+    finally:
+        os.close(descriptor)
+    return ""
+
+
 def _held(note: bytes) -> LockHeld:
     hint = "Wait for it to end, then run the command again."
     try:
         holder = json.loads(note)
-        who = f"`orch {holder['doing']}` (pid {holder['pid']}) is at work since {holder['since']}."
+        since = datetime.fromisoformat(holder["since"]).astimezone().strftime("%H:%M:%S")
+        who = f"`orch {holder['doing']}` (pid {holder['pid']}) has been at work since {since}."
     except (ValueError, KeyError, TypeError):
         who = "Another orch is at work."
     return LockHeld(who, hint=hint)

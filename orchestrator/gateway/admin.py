@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from orchestrator.core.routes import GatewayStatus, Route, RouteTable
 from orchestrator.drivers import files
 from orchestrator.errors import HostError, OrchError, PlanRefused
 from orchestrator.gateway.switchboard import Switchboard
+
+log = logging.getLogger("orchestrator.gateway")
 
 LONGEST_PAUSE_S = 3600.0
 LONGEST_DRAIN_S = 24 * 3600.0
@@ -120,6 +123,8 @@ class Admin:
             # In a thread: an fsync may take long, and streams must not wait for it.
             await asyncio.to_thread(files.write_json, self._state, table.to_json(), 0o600)
             self._board.table = table
+            backends = sorted({route.backend for route in routes})
+            log.info("%s: %s", owner, f"routes to {', '.join(backends)}" if backends else "no routes any more")
 
     async def drain(self, request: web.Request) -> web.Response:
         """POST /drain {backend, timeout_s, cancel}: {left} when idle or at the deadline."""

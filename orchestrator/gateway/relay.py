@@ -29,7 +29,9 @@ _HOP_BY_HOP = frozenset(
     }
 )  # fmt: skip
 # Length, host and expectation belong to one hop too; a compressed body was unpacked by the server side.
-_NOT_SENT_ON = _HOP_BY_HOP | {"host", "content-length", "content-encoding", "expect"}
+# The body was read as JSON, so it is sent as JSON: vLLM refuses what llama.cpp takes under any type.
+_NOT_SENT_ON = _HOP_BY_HOP | {"host", "content-length", "content-encoding", "content-type", "expect"}
+_JSON = (hdrs.CONTENT_TYPE, "application/json")
 
 
 def end_to_end(headers: Mapping[str, str], dropped: frozenset[str]) -> list[tuple[str, str]]:
@@ -131,7 +133,7 @@ class Attempt:
         route = self.claim.route
         query = self.request.rel_url.raw_query_string
         url = f"{route.url}{path}?{query}" if query else f"{route.url}{path}"
-        headers = end_to_end(self.request.headers, _NOT_SENT_ON)
+        headers = [*end_to_end(self.request.headers, _NOT_SENT_ON), _JSON]
         try:
             async with self.claim.cuttable():
                 upstream, first = await _open(session, url, headers, call.body_for(route))

@@ -19,12 +19,12 @@ STEP_S = 0.1
 
 
 class FakeGateway:
-    """The admin side of the instance `gateway` of a fake target; `in_flight` counts by backend, `stuck` means that
-    it takes connections and answers nothing."""
+    """The admin side of the instance `gateway` of a fake target; `in_flight` counts by backend, `stuck` is the pid of
+    a process that takes connections and answers nothing."""
 
     def __init__(self, target: FakeTarget, clock: FakeClock, faults: Faults) -> None:
         self.in_flight: dict[str, int] = {}
-        self.stuck = False
+        self.stuck: int | None = None
         self._target = target
         self._clock = clock
         self._faults = faults
@@ -71,7 +71,7 @@ class FakeGateway:
 
     def _process(self) -> Process | None:
         process = self._target.processes.get(GATEWAY)
-        if self.stuck and process is not None and process.pid is not None:
+        if process is not None and process.pid is not None and process.pid == self.stuck:
             raise HostError("The gateway does not answer.", hint="It may be stopped or stuck: restart it.")
         return self._target.answering(process.port) if process is not None else None
 

@@ -43,21 +43,26 @@ def test_a_failure_ends_as_declared(name: str, when: str) -> None:
     for number in range(len(calls)):
         world = start(name)
         setattr(world.faults, when, at_call(number, told))
-        with pytest.raises(OrchError) as ended:
+        try:
             world.run(plan)
+        except OrchError as error:
+            ended = error
+        else:
+            assert calls[number] == "gateway.status", "a gateway that is slow to answer is asked again"
+            continue
         index = failed_index(world.events)
         if index >= plan.commit:
-            assert type(ended.value) is StepStranded, calls[number]
+            assert type(ended) is StepStranded, calls[number]
             finish(name, world)
         else:
             if changed_before(plan, index):
-                assert type(ended.value) is StepFailed, calls[number]
-                assert TOLD.message in ended.value.message
+                assert type(ended) is StepFailed, calls[number]
+                assert TOLD.message in ended.message
             else:
-                assert ended.value is TOLD, calls[number]
+                assert ended is TOLD, calls[number]
             assert_as_before(name, world)
         assert set(lost(world, start(name))) <= set(SCENARIOS[name].takes_away)
-        assert (ended.value.hint.endswith(TOLD.hint), ended.value.detail) == (True, TOLD.detail)
+        assert (ended.hint.endswith(TOLD.hint), ended.detail) == (True, TOLD.detail)
         seen.add(index)
     assert seen == {index for index, item in enumerate(plan.items) if isinstance(item, Action)}
 

@@ -215,14 +215,23 @@ def test_draining_needs_no_gateway() -> None:
     assert world.target.processes == {}
 
 
-def test_a_stuck_gateway_can_be_taken_down() -> None:
+def stuck_gateway() -> FakeWorld:
     world = start("migrate")
-    world.gateway.stuck = True
+    world.gateway.stuck = world.target.processes["gateway"].pid
     assert world.observe().gateway.status is None
-    with pytest.raises(HostError, match="does not answer"):
-        world.run(plan_of("up", tiny(), world.observe()))
+    return world
+
+
+def test_a_stuck_gateway_is_replaced_and_has_its_routes_again() -> None:
+    world = stuck_gateway()
+    world.run(plan_of("up", tiny(), world.observe()))
+    assert world.chat("tiny") == 200
+
+
+def test_a_stuck_gateway_can_be_taken_down() -> None:
+    world = stuck_gateway()
     world.run(plan_of("down --all", tiny(), world.observe()))
-    assert (world.target.processes, world.observe().desired) == ({}, {})
+    assert (world.target.processes, world.observe().deployed) == ({}, ())
 
 
 def test_asking_through_a_gateway_that_is_not_there() -> None:
