@@ -26,6 +26,8 @@ def status(as_json: AsJson = False) -> None:
         from orchestrator.drivers.records import at_work
 
         observed = session.observe()
+        if observed.host.gpu_problem:
+            session.screen.result({"gpu_problem": observed.host.gpu_problem}, observed.host.gpu_problem)
         stopped = sorted(set(observed.desired) - set(observed.deployed))
         for name in stopped:
             session.screen.result({"stopped": name}, f"{name} is stopped.  orch up -p {name}")
@@ -38,8 +40,6 @@ def status(as_json: AsJson = False) -> None:
             [_engine_row(engine) for engine in observed.engines],
         )
         _tell_gateway(session, observed)
-        if observed.host.gpu_problem:
-            session.screen.result({"gpu_problem": observed.host.gpu_problem}, observed.host.gpu_problem)
         drift = [line for name in observed.deployed for line in _drift(session, observed.desired[name], observed)]
         drift += _left_over(observed)
         for line in drift:

@@ -13,25 +13,40 @@ from orchestrator.drivers.nvml import read_gpus
 def read_host() -> Host:
     """The facts of this moment."""
     memory = _meminfo()
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus, problem = read_gpus()
+    left = visible(gpus, asked)
     return Host(
         cpus=len(os.sched_getaffinity(0)),
         memory_total=memory.get("MemTotal", 0),
         memory_available=memory.get("MemAvailable", 0),
         cpu_flags=_cpu_flags(),
-        gpus=_visible(gpus),
-        gpu_problem=problem,
+        gpus=left,
+        gpu_problem=problem or _problem(gpus, left, asked),
         ollama=shutil.which("ollama"),
     )
 
 
-def _visible(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
-    """Those that CUDA_VISIBLE_DEVICES leaves (an empty value leaves none); by index or UUID, as CUDA reads it."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
+def visible(gpus: tuple[Gpu, ...], asked: str | None) -> tuple[Gpu, ...]:
+    """Those that CUDA_VISIBLE_DEVICES leaves (None: unset, all; an empty value: none), in its order, as CUDA reads it:
+    by index or the beginning of a UUID, up to the first entry that names none."""
+    if asked is None:
         return gpus
-    wanted = [item.strip() for item in visible.split(",") if item.strip()]
-    return tuple(gpu for index, gpu in enumerate(gpus) if str(index) in wanted or gpu.uuid in wanted)
+    left = []
+    for item in (item.strip() for item in asked.split(",")):
+        named = next(
+            (gpu for gpu in gpus if item == str(gpu.index) or (item[:4] == "GPU-" and gpu.uuid.startswith(item))), None
+        )
+        if named is None:
+            break
+        left.append(named)
+    return tuple(left)
+
+
+def _problem(gpus: tuple[Gpu, ...], left: tuple[Gpu, ...], asked: str | None) -> str:
+    if asked and gpus and not left:
+        return f"CUDA_VISIBLE_DEVICES={asked} names no GPU that orch can use"
+    return ""
 
 
 def _meminfo() -> dict[str, int]:

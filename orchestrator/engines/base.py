@@ -56,6 +56,8 @@ class EngineSheet(Protocol):
     name: str
     # Adapters can be loaded and unloaded while it serves.
     hot_adapters: bool
+    # It computes on a GPU where there is one.
+    takes_gpu: bool
 
     def accelerator(self, host: Host) -> Accelerator:
         """What it computes on, on this host."""

@@ -42,6 +42,7 @@ class Llamacpp:
 
     name = "llamacpp"
     hot_adapters = False
+    takes_gpu = False
 
     def accelerator(self, host: Host) -> Accelerator:
         return Accelerator.CPU

@@ -34,6 +34,7 @@ class Ollama:
 
     name = "ollama"
     hot_adapters = False
+    takes_gpu = True
 
     def accelerator(self, host: Host) -> Accelerator:
         return Accelerator.CUDA if host.gpus else Accelerator.CPU

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from orchestrator.core.pins import Accelerator
 from orchestrator.core.plan import Resolved, Supply
 from orchestrator.core.routes import Route
 from orchestrator.core.steps import BuildArtifact, EnsureEnvironment, FetchWeights, ImportAdapter, Skip
-from orchestrator.core.vram import Budget, artifact_bytes, place_of
+from orchestrator.core.vram import Budget, artifact_bytes, best_gpu, place_of
 from orchestrator.core.weights import WeightsFacts
 from orchestrator.engines import ENGINES
 from orchestrator.engines.base import Asked, EngineSheet, Launched, Pins, Render
@@ -59,14 +59,19 @@ def resolve(
     launched = sheet.launch(
         Asked(profile, recipe, model_path, accelerator, host, environment, adapters), shipped.render
     )
-    deployment = _deployment(wish, sheet, recipe, weights, key, model_path, launched, adapters, accelerator)
+    deployment = _deployment(wish, sheet, recipe, weights, key, model_path, launched, adapters, accelerator, host)
     return Resolved(
         deployment=deployment,
         supply=_supply(sheet, recipe, key, weights, environment, adapters),
-        passed_over=passed_over,
+        passed_over=(*_gpu_problem(sheet, host), *passed_over),
         routes=_routes(sheet, deployment),
         budget=_budget(sheet, wish, recipe, shipped.finished.get(key), weights, accelerator, host, len(adapters)),
     )
+
+
+def _gpu_problem(sheet: EngineSheet, host: Host) -> Iterator[Skip]:
+    if host.gpu_problem and sheet.takes_gpu:
+        yield Skip("use every GPU", host.gpu_problem)
 
 
 def _budget(
@@ -174,6 +179,7 @@ def _deployment(
     launched: Launched,
     adapters: tuple[Adapter, ...],
     accelerator: Accelerator,
+    host: Host,
 ) -> Deployment:
     return Deployment(
         profile=wish.profile.name,
@@ -192,8 +198,15 @@ def _deployment(
         adapters=adapters,
         adapter_args=sheet.adapter_args(adapters),
         adapter_slots=sheet.adapter_slots(wish.profile, accelerator),
+        gpu=_gpu(accelerator, host),
         hot_adapters=sheet.hot_adapters,
     )
+
+
+def _gpu(accelerator: Accelerator, host: Host) -> str:
+    """The GPU to be seen alone, where there is more than one: CUDA would take its own first one."""
+    gpu = best_gpu(host) if accelerator is Accelerator.CUDA else None
+    return gpu.uuid if gpu is not None and (gpu.index or len(host.gpus) > 1) else ""
 
 
 def _supply(

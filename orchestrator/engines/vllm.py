@@ -78,6 +78,7 @@ class Vllm:
 
     name = "vllm"
     hot_adapters = True
+    takes_gpu = True
 
     def accelerator(self, host: Host) -> Accelerator:
         return Accelerator.CUDA if host.gpus else Accelerator.CPU

