@@ -41,6 +41,9 @@ from orchestrator.core.steps import (
 from orchestrator.core.vram import GIB, Budget, Change, profile_key, suggest
 from orchestrator.errors import PlanRefused
 
+# Somebody waits for an undo to end.
+UNDO_DRAIN_S = 60.0
+
 Supply = FetchWeights | BuildArtifact | ImportAdapter | EnsureEnvironment
 
 
@@ -253,8 +256,12 @@ def _chosen(wanted: Deployment, mine: tuple[EngineObserved, ...], match: EngineO
 
 
 def _supply(resolved: Resolved, observed: Observed) -> Iterator[Action | Skip]:
+    made = [step.key for step in resolved.supply if isinstance(step, BuildArtifact)]
     for step in resolved.supply:
         match step:
+            case FetchWeights() if made and all(key in observed.finished for key in made):
+                yield Skip(step.what, "all that is made of it is in the store")
+                continue
             case EnsureEnvironment(spec):
                 present = observed.environments.get(spec.name)
                 if present is not None and not present.problem:
@@ -286,7 +293,12 @@ def _engine(chosen: Deployment, match: EngineObserved | None, limits: Limits) ->
         for name, text in chosen.files if match is None or not match.running else ():
             yield Action(WriteFile(chosen.target, chosen.instance, name, text))
         new = match is None
-        undo = (StopEngine(chosen.target, chosen.instance), RemoveEngine(chosen.target, chosen.instance))
+        # Drained first: between the switch and the commit it has clients of its own.
+        undo = (
+            Drain(chosen.instance, min(limits.drain_s, UNDO_DRAIN_S)),
+            StopEngine(chosen.target, chosen.instance),
+            RemoveEngine(chosen.target, chosen.instance),
+        )
         yield Action(ensure, undo if new else ())
     if match is not None and match.answers:
         yield Skip(ready.what, f"it answers as {chosen.served_name}")
@@ -357,8 +369,8 @@ def _names_to_verify(routes: tuple[Route, ...]) -> tuple[str, ...]:
 
 def _retire(engine: EngineObserved, drain_s: float | None) -> Iterator[Action | Skip]:
     target, name = engine.deployment.target, engine.instance.name
-    if engine.instance.state is not InstanceState.STOPPED:
-        if drain_s is not None:
-            yield Action(Drain(name, drain_s))
-        yield Action(StopEngine(target, name))
+    if engine.instance.state is not InstanceState.STOPPED and drain_s is not None:
+        yield Action(Drain(name, drain_s))
+    # Also when it is stopped: a process that it left behind still holds memory.
+    yield Action(StopEngine(target, name))
     yield Action(RemoveEngine(target, name))
