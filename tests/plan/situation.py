@@ -16,7 +16,7 @@ from orchestrator.core.host import Host
 from orchestrator.core.launch import Exit, Instance, InstanceState
 from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
 from orchestrator.core.routes import Counts, GatewayStatus, Route, RouteTable
-from orchestrator.core.steps import GATEWAY, Action, EnsureEnvironment, FetchWeights, ImportAdapter, Plan, Skip
+from orchestrator.core.steps import GATEWAY, Action, EnsureEnvironment, ImportAdapter, Plan, Skip
 
 HOSTS: dict[str, Host] = {
     "cpu": CPU,
@@ -36,7 +36,7 @@ class Situation:
     [loaded=A,B] [loads=N]`; without words it runs, is supervised and answers, with its adapters loaded. `routes` (to
     which generation all names lead), `desired` and `previous` are written the same way. `gateway` is well (where
     there are engines), absent, silent or unsupervised; `foreign` are public names of another profile. `host`, `ollama`,
-    `free_gib` and `free_gpu_gib` are the machine; `finished` ("nothing", "all but weights", else all) is the store, `environment` absent,
+    `free_gib` and `free_gpu_gib` are the machine; `finished` ("nothing", else all) is the store, `environment` absent,
     installed or what is wrong with it. `expect` is the plan as `shown` writes it, or `error` and `hint` the refusal.
     """
 
@@ -169,13 +169,9 @@ class Situation:
         return steps
 
     def _finished(self) -> dict[str, int]:
-        left_out: tuple[type, ...] = (EnsureEnvironment,)
-        match self._case.get("finished", "all"):
-            case "nothing":
-                return {}
-            case "all but weights":
-                left_out = (EnsureEnvironment, FetchWeights)
-        return {step.key: GIB for step in self._supply() if not isinstance(step, left_out)}
+        if self._case.get("finished", "all") != "all":
+            return {}
+        return {step.key: GIB for step in self._supply() if not isinstance(step, EnsureEnvironment)}
 
     def _environments(self) -> dict[str, EnvironmentObserved]:
         state = self._case.get("environment", "installed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ from situation import Situation
 from test_cases import CASES, load
 
 from orchestrator.core.observed import Observed
-from orchestrator.core.steps import Action, Plan, Skip, VerifyRoute
+from orchestrator.core.steps import Action, BuildArtifact, FetchWeights, Plan, Skip, VerifyRoute
 from orchestrator.errors import OrchError
 
 PLANNED = [name for name in CASES if "expect" in load(name)]
@@ -75,3 +76,13 @@ def awoken(before: Observed, after: Observed) -> dict[str, Any]:
     """A gateway that was dead and has been started stays: healing is not undone."""
     was_dead = before.gateway.instance is not None and before.gateway.status is None
     return {"routes": ()} if was_dead and after.gateway.status is not None else {}
+
+
+def test_weights_are_not_fetched_when_all_that_is_made_of_them_is_there() -> None:
+    case = load("first-up-llamacpp-from-hub")
+    profile, observed = tiny(**case["profile"]), observed_of("first-up-llamacpp-from-hub")
+    builds = [a.step for a in plan_of(case["command"], profile, observed).actions if isinstance(a.step, BuildArtifact)]
+    there = replace(observed, finished={step.key: 1000 for step in builds})
+    plan = plan_of(case["command"], profile, there)
+    assert "pull owner/name at 012345678901" in [item.what for item in plan.items if isinstance(item, Skip)]
+    assert not any(isinstance(action.step, FetchWeights | BuildArtifact) for action in plan.actions)
