@@ -6,7 +6,8 @@
     ROOT/.trash/          renamed away, then deleted
 
 Finished means the rename from .partial to ROOT, after everything was fsynced: kill -9 or a power cut leave
-either all of an artifact or nothing that looks like one.
+either all of an artifact or nothing that looks like one. It stays finished as long as its files are there with
+their sizes; an entry that lost one is broken, and is built anew like one that never was.
 """
 
 from __future__ import annotations
@@ -111,19 +112,25 @@ class Store:
         return self.root / key
 
     def get(self, key: str) -> Manifest | None:
-        """The manifest of a finished artifact; None if there is none or it cannot be read."""
+        """The manifest of a finished artifact; None if there is none or it is broken. Reads the manifest only."""
         found = self._manifest(key)
-        return found if isinstance(found, Manifest) else None
+        return found if isinstance(found, Manifest) and not self._losses(found) else None
 
     def all(self) -> tuple[Manifest, ...]:
-        """Every finished artifact, by key. What cannot be read is left out; see `broken`."""
+        """Every finished artifact, by key. What is broken is left out; see `broken`."""
         found = (self.get(key) for key in self._keys())
         return tuple(manifest for manifest in found if manifest is not None)
 
     def broken(self) -> tuple[Damage, ...]:
-        """Entries of the store whose manifest cannot be read."""
-        found = (self._manifest(key) for key in self._keys())
-        return tuple(damage for damage in found if isinstance(damage, Damage))
+        """What is seen without reading: manifests that cannot be read, files that are gone or have another size."""
+        damages: list[Damage] = []
+        for key in self._keys():
+            found = self._manifest(key)
+            if isinstance(found, Manifest):
+                damages += self._losses(found)
+            elif found is not None:
+                damages.append(found)
+        return tuple(damages)
 
     @contextmanager
     def building(self, key: str, progress: Progress = silent, fresh: bool = False) -> Iterator[Building]:
@@ -209,6 +216,12 @@ class Store:
             return Damage(key, MANIFEST, "unreadable", "it names files outside of the artifact")
         return manifest
 
+    def _losses(self, manifest: Manifest) -> list[Damage]:
+        """What lstat tells about the files of a manifest."""
+        root = self.path(manifest.key)
+        found = ((entry, _status(root / entry.path)) for entry in manifest.files)
+        return [damage for entry, status in found if (damage := _loss(manifest.key, entry, status)) is not None]
+
     @contextmanager
     def _locked(self, key: str, progress: Progress) -> Iterator[None]:
         with host_errors(f"use the store {self.root}"):
@@ -293,6 +306,24 @@ def _keep_only(work: Path, found: dict[str, os.stat_result], files: tuple[FileEn
             Path(directory).rmdir()
 
 
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except OSError:
+        return None
+
+
+def _loss(key: str, entry: FileEntry, status: os.stat_result | None) -> Damage | None:
+    """The damage that shows without reading the file."""
+    if status is None:
+        return Damage(key, entry.path, "missing", "the file is gone")
+    if not stat.S_ISREG(status.st_mode):
+        return Damage(key, entry.path, "unreadable", "it is no plain file")
+    if status.st_size != entry.size:
+        return Damage(key, entry.path, "size", f"it has {status.st_size} bytes instead of {entry.size}")
+    return None
+
+
 def _damage_of(
     key: str,
     root: Path,
@@ -301,12 +332,9 @@ def _damage_of(
     progress: Progress,
     position: tuple[int, int],
 ) -> list[Damage]:
-    if status is None:
-        return [Damage(key, entry.path, "missing", "the file is gone")]
-    if not stat.S_ISREG(status.st_mode):
-        return [Damage(key, entry.path, "unreadable", "it is no plain file")]
-    if status.st_size != entry.size:
-        return [Damage(key, entry.path, "size", f"it has {status.st_size} bytes instead of {entry.size}")]
+    loss = _loss(key, entry, status)
+    if loss is not None:
+        return [loss]
     try:
         found = hash_file(root / entry.path, progress, *position)
     except OSError as error:

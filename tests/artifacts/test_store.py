@@ -210,6 +210,41 @@ def test_a_broken_entry_is_built_anew(store: Store) -> None:
     assert [file.path for file in store.all()[0].files] == ["b"]
 
 
+@pytest.mark.parametrize(
+    ("harm", "kind"),
+    [
+        (lambda root: (root / "sub" / "b").unlink(), "missing"),
+        (lambda root: (root / "sub" / "b").write_bytes(b""), "size"),
+        (lambda root: ((root / "sub" / "b").unlink(), (root / "sub" / "b").symlink_to("../a")), "unreadable"),
+        (lambda root: ((root / "sub" / "b").unlink(), (root / "sub").rmdir(), (root / "sub").touch()), "missing"),
+    ],
+)
+def test_an_entry_that_lost_a_file_is_not_finished_and_is_built_anew(harm: object, kind: str, store: Store) -> None:
+    build(store, {"a": b"1", "sub/b": b"2"})
+    build(store, {"a": b"1"}, key="weights-1")
+    assert callable(harm)
+    harm(store.path(KEY))
+    assert store.get(KEY) is None
+    assert [manifest.key for manifest in store.all()] == ["weights-1"]
+    assert [(damage.key, damage.path, damage.kind) for damage in store.broken()] == [(KEY, "sub/b", kind)]
+    assert kind in [damage.kind for damage in store.verify(KEY)]
+    with store.building(KEY) as turn:
+        assert turn.manifest is None
+    build(store, {"a": b"1", "sub/b": b"2"})
+    assert (store.path(KEY) / "sub" / "b").read_bytes() == b"2"
+    assert (store.verify(KEY), store.broken()) == ([], ())
+    assert store.get(KEY) is not None
+
+
+def test_looking_at_all_entries_reads_no_file(store: Store) -> None:
+    """What the sizes do not show is for verify."""
+    build(store, {"a": b"1"})
+    (store.path(KEY) / "a").write_bytes(b"2")
+    assert [manifest.key for manifest in store.all()] == [KEY]
+    assert store.broken() == ()
+    assert [damage.kind for damage in store.verify(KEY)] == ["hash"]
+
+
 def test_removing_deletes_the_artifact_and_what_was_begun(store: Store) -> None:
     build(store, {"a": b"1"})
     assert store.remove(KEY) is True
