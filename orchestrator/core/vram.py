@@ -71,8 +71,9 @@ class Ask:
 
     `weights`, `allowance` (activations, graphs, CUDA context), `engine` (itself) and `slot` (one LoRA slot) are bytes.
     It takes what it needs for `parallel` requests of `context` tokens; or, told so, a share of the GPU
-    (`utilisation`) or a KV cache of `kv_cache_mib`, and then that must hold one such request. `spare_slot`: one LoRA
-    slot more than `slots` where there are any; at least `least_slots` are in use.
+    (`utilisation`) or a KV cache of `kv_cache_mib`, and then that must hold one such request. `ahead` of the
+    allowance it holds before it looks at what is free. `spare_slot`: one LoRA slot more than `slots` where there are
+    any; at least `least_slots` are in use.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Ask:
     context: int
     parallel: int
     allowance: int = 0
+    ahead: int = 0
     engine: int = 0
     slot: int = 0
     slots: int = 0
@@ -144,7 +146,8 @@ class Budget:
 
     @property
     def fits(self) -> bool:
-        return self.left >= 0 and self.kv >= self.ask.least_kv
+        """vLLM fails at its start when less is free than it asks for, or when not one request fits into its share."""
+        return self.left >= self.ask.ahead and self.kv >= self.ask.least_kv
 
     @property
     def where(self) -> str:
@@ -167,11 +170,12 @@ class Budget:
                 f"{one[0].upper()}{one[1:]} needs {math.ceil(ask.least_kv / MIB)} MiB of KV cache; "
                 f"{ask.name} is given {ask.kv_cache_mib}."
             )
-        if self.left < 0:
+        if self.left < ask.ahead:
             share = f" ({ask.utilisation:g} of {_gib(self.place.total)})" if ask.utilisation is not None else ""
             verb = "asks for" if share else "needs about"
             free = f"{_gib(self.place.free)} are free" + (f" on {self.where}" if self.place.uuid else "")
-            return f"{ask.name} {verb} {_gib(self.requested)} of {kind}{share}; {free}."
+            less = f", less {_gib(ask.ahead)} for its CUDA context" if ask.ahead else ""
+            return f"{ask.name} {verb} {_gib(self.requested)} of {kind}{share}; {free}{less}."
         return ""
 
     def rows(self) -> Iterator[tuple[str, int, str]]:
@@ -192,8 +196,8 @@ class Budget:
         yield from (part for part in parts if part[1])
         if self.kv < ask.least_kv:
             yield "missing", ask.least_kv - self.kv, f"for one request of {ask.context} tokens"
-        elif self.left < 0:
-            yield "too much", -self.left, f"of {_gib(self.place.total)}"
+        elif self.left < ask.ahead:
+            yield "too much", ask.ahead - self.left, f"of {_gib(self.place.total)}"
         else:
             yield "left", self.left, f"of {_gib(self.place.total)}"
 
@@ -293,9 +297,9 @@ def _solve(ask: Ask, place: Place, fields: tuple[str, ...]) -> Change | None:
 
 def _relaxed(ask: Ask, place: Place, field: str) -> float | None:
     if field == "utilisation":
-        return _share(place.free, place.total)
+        return _share(place.free - ask.ahead, place.total)
     if field == "kv_cache_mib":
-        room = (place.free - ask.fixed) // MIB
+        room = (place.free - ask.ahead - ask.fixed) // MIB
         return room if room >= 16 else None
     return ask.least_slots if field == "slots" else 1
 
@@ -315,7 +319,7 @@ def _nearest(ask: Ask, place: Place, field: str) -> float | None:
         shares = (n / 100 for n in range(1, 101))
         return min((u for u in shares if fits(u)), key=lambda u: abs(u - (ask.utilisation or 0)), default=None)
     if field == "kv_cache_mib":
-        least, most = max(16, math.ceil(ask.least_kv / MIB)), (place.free - ask.fixed) // MIB
+        least, most = max(16, math.ceil(ask.least_kv / MIB)), (place.free - ask.ahead - ask.fixed) // MIB
         return min(max(ask.kv_cache_mib or 0, least), most) if least <= most else None
     if field == "context":
         steps = _largest(lambda n: fits(n * CONTEXT_STEP), 1, (ask.context - 1) // CONTEXT_STEP)

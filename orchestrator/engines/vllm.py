@@ -23,6 +23,8 @@ NVFP4_CAPABILITY = (7, 5)
 BF16_CAPABILITY = (8, 0)
 # ASSUMPTION: activations, CUDA graphs, CUDA context and 16-bit logits of a GPU; between 1.0 and 1.5 GiB.
 ON_GPU_BYTES = int(1.2 * 2**30)
+# ASSUMPTION: the CUDA context among them, which vLLM makes before it looks at what is free (v1/worker/gpu_worker.py).
+CONTEXT_BYTES = 512 * MIB
 # Measured 1.1 GiB with a tiny model, KV cache apart; activations of this many tokens are added to it.
 ON_CPU_BYTES = 1100 * MIB
 BATCH_ON_CPU = 256
@@ -160,6 +162,7 @@ class Vllm:
             context=profile.serving.context,
             parallel=profile.serving.parallel,
             allowance=batch_bytes(shape, BATCH_ON_CPU) if cpu else ON_GPU_BYTES,
+            ahead=0 if cpu else CONTEXT_BYTES,
             engine=ON_CPU_BYTES if cpu else 0,
             slot=_lora_rank(profile) * shape.lora_elements * 2,
             slots=profile.lora.max_adapters,

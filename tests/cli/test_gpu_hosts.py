@@ -196,7 +196,8 @@ def test_what_is_free_decides_and_the_hint_makes_it_fit(machine: Machine, qwen3_
     orch.write_profile(weights=qwen3_8b, context=8192)
     refused = orch.run("up", "vllm", "-p", str(orch.profile), "--json", code=5).lines[-1]
     assert refused["error"] == (
-        "vllm asks for 27.1 GiB of GPU memory (0.85 of 31.8 GiB); 8.8 GiB are free on NVIDIA GeForce RTX 5090."
+        "vllm asks for 27.1 GiB of GPU memory (0.85 of 31.8 GiB); 8.8 GiB are free on NVIDIA GeForce RTX 5090, "
+        "less 0.5 GiB for its CUDA context."
     )
     assert "KV cache" in refused["detail"]
     assert max(map(len, refused["detail"].splitlines())) <= 78

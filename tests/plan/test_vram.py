@@ -16,6 +16,7 @@ from orchestrator import resources
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.deployment import Desired, Wish
 from orchestrator.core.host import Host
+from orchestrator.core.launch import InstanceState
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.plan import Limits, plan_deploy
 from orchestrator.core.profile import Profile, parse_profile
@@ -118,7 +119,7 @@ def test_the_parts_make_the_whole() -> None:
         if ends == ["left"]:
             assert sum(parts.values()) == place.total
         if ends == ["too much"]:
-            assert sum(parts.values()) - 2 * parts["too much"] == place.total
+            assert sum(parts.values()) - 2 * parts["too much"] == place.total - ask.ahead
 
 
 def draw(dice: random.Random) -> tuple[Ask, Place]:
@@ -134,6 +135,7 @@ def draw(dice: random.Random) -> tuple[Ask, Place]:
         context=dice.choice([128, 129, 512, 8192, 40960, 1_048_576]),
         parallel=dice.choice([1, 2, 4, 256]),
         allowance=dice.randrange(0, 2 * GIB),
+        ahead=dice.choice([0, 512 * MIB]),
         engine=dice.randrange(0, GIB),
         slot=dice.choice([0, 97_280_000, 800_000_000]),
         slots=slots,
@@ -238,6 +240,55 @@ def test_the_best_gpu_is_chosen_by_what_does_not_change_and_then_by_what_is_free
     assert place_of(replace(CPU, gpus=twins), on_gpu=True).uuid == "GPU-1"
     assert place_of(CPU, on_gpu=True) == place_of(CPU, on_gpu=False)
     assert best_gpu(CPU) is None
+
+
+TWINS = replace(
+    CPU, gpus=tuple(replace(gpu("GeForce RTX 5090", (12, 0), 32), uuid=f"GPU-{i}", index=i) for i in range(2))
+)
+
+
+def held(on: Host, uuid: str, gib: int) -> Host:
+    """The same with so much of a GPU held by somebody."""
+    gpus = tuple(replace(one, memory_free=one.memory_total - gib * GIB) if one.uuid == uuid else one for one in on.gpus)
+    return replace(on, gpus=gpus)
+
+
+def test_an_engine_stays_on_its_gpu_and_the_next_goes_to_the_other() -> None:
+    world = FakeWorld(held(TWINS, "GPU-0", 2))
+    world.run(plan_of("up vllm", tiny_profile(), world.observe()))
+    (first,) = world.observe().engines
+    assert dict(first.instance.launch.env)["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+    # What it holds now makes the other one the freest; that alone moves nothing.
+    world.host = held(world.host, "GPU-1", 28)
+    assert plan_of("up", tiny_profile(), world.observe()).actions == ()
+    plan = plan_of("up", tiny_profile(serving={"context": 1024}), world.observe())
+    assert plan.budget is not None
+    assert plan.budget.place.uuid == "GPU-0"
+    world.run(plan)
+    (second,) = world.observe().engines
+    assert dict(second.instance.launch.env)["CUDA_VISIBLE_DEVICES"] == "GPU-0"
+
+
+def test_a_stopped_engine_starts_again_where_there_is_a_gpu() -> None:
+    world = FakeWorld(TWINS)
+    world.run(plan_of("up vllm", tiny_profile(), world.observe()))
+    (first,) = world.observe().engines
+    process = world.target.processes[first.instance.name]
+    process.state, process.pid, process.server = InstanceState.STOPPED, None, None
+    lost = dict(first.instance.launch.env)["CUDA_VISIBLE_DEVICES"]
+    # The other of two still counts as the second: CUDA would not find it as its first.
+    world.host = replace(TWINS, gpus=tuple(one for one in TWINS.gpus if one.uuid != lost))
+    world.run(plan_of("up", tiny_profile(), world.observe()))
+    (again,) = world.observe().engines
+    assert again.instance.name == first.instance.name
+    assert dict(again.instance.launch.env).get("CUDA_VISIBLE_DEVICES") == world.host.gpus[0].uuid
+
+
+def test_an_only_gpu_is_not_named() -> None:
+    world = FakeWorld(replace(CPU, gpus=TWINS.gpus[:1]))
+    world.run(plan_of("up vllm", tiny_profile(), world.observe()))
+    (engine,) = world.observe().engines
+    assert "CUDA_VISIBLE_DEVICES" not in dict(engine.instance.launch.env)
 
 
 def test_an_engine_that_runs_needs_no_budget() -> None:
