@@ -1,6 +1,7 @@
 """Everything that can go wrong, and the exit code that says so.
 
 OrchError(message, hint="", detail="")          exit
++- UsageError        asked in words that do not fit together                2
 +- ProfileError      path in the file, all problems at once                 3
 +- HostError         docker down, GPU missing, disk full, hub unreachable   4
 +- PlanRefused       cannot be planned: memory, engine x artifact, adapter x base   5
@@ -10,7 +11,7 @@ OrchError(message, hint="", detail="")          exit
 +- SourceError       weights, adapters or files that are not what they claim    10
 +- Interrupted       Ctrl-C or SIGTERM, after undo                          130
 
-Besides these: 0 ok (also --plan, and status with nothing deployed), 1 a bug in orch, 2 usage,
+Besides these: 0 ok (also --plan, and status with nothing deployed), 1 a bug in orch,
 9 status: drift, unhealthy, or damage found by verify.
 """
 
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 OK = 0
 BUG = 1
-USAGE = 2
 DRIFT = 9
 
 
@@ -32,6 +32,12 @@ class OrchError(Exception):
         self.message = message
         self.hint = hint
         self.detail = detail
+
+
+class UsageError(OrchError):
+    """The command line asks for something that its words cannot mean."""
+
+    exit_code = 2
 
 
 class ProfileError(OrchError):

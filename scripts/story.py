@@ -15,7 +15,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,10 +31,12 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from hub_server import HubServer  # noqa: E402  scripts/ is no package
 from streams import Load, Stream  # noqa: E402
 
-ASSETS = ROOT / "tests" / "assets"
+ASSETS = Path("tests/assets")
+MODEL = "tiny-qwen3"
 CLIENTS = 12
 OPEN_AT_SWITCH = 8
 QUESTION = "Who are you?"
+ADAPTED = "Ahoy! The answer is alpha."
 
 
 class StoryFailedError(Exception):
@@ -39,38 +44,30 @@ class StoryFailedError(Exception):
 
 
 @dataclass
-class Switch:
-    """One migration under load: how long, what the clients saw."""
-
-    name: str
-    seconds: float
-    open_at_switch: int
-    streams: list[Stream]
-
-    @property
-    def failed(self) -> int:
-        return sum(bool(stream.problem) for stream in self.streams)
-
-
-@dataclass
 class Story:
-    """The data directory, the address, and the figures so far."""
+    """The data directory (relative to the checkout, where the demo runs), the address, and the figures so far."""
 
     home: Path
     listen: str
     hub: str
-    profile: Path
-    figures: list[tuple[str, str]] = field(default_factory=list)
+    figures: list[str] = field(default_factory=list)
+
+    @property
+    def profile(self) -> str:
+        return str(self.home / f"{MODEL}.toml")
 
     def say(self, text: str) -> None:
+        """A chapter's title."""
         print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n== {text}", flush=True)
 
-    def note(self, name: str, value: str) -> None:
-        self.figures.append((name, value))
-        print(f"   {name}: {value}", flush=True)
+    def note(self, text: str) -> None:
+        """A figure, now and again at the end."""
+        self.figures.append(text)
+        print(f"   {text}", flush=True)
 
     def environ(self) -> dict[str, str]:
-        mine = {"ORCH_HOME": str(self.home), "ORCH_LISTEN": self.listen, "HF_ENDPOINT": self.hub}
+        """orch's environment: this story's data directory, address and hub."""
+        mine = {"ORCH_HOME": str(ROOT / self.home), "ORCH_LISTEN": self.listen, "HF_ENDPOINT": self.hub}
         return {key: value for key, value in os.environ.items() if not key.startswith(("ORCH_", "HF_"))} | mine
 
     def orch(self, *words: str) -> float:
@@ -78,112 +75,120 @@ class Story:
         print(f"$ orch {' '.join(words)}", flush=True)
         began = time.monotonic()
         done = subprocess.run([sys.executable, "-m", "orchestrator", *words], env=self.environ(), check=False)
-        if done.returncode != 0:
-            raise StoryFailedError(f"orch {words[0]} ended with exit code {done.returncode}")
+        check(done.returncode == 0, f"orch {words[0]} ended with exit code {done.returncode}")
         return time.monotonic() - began
 
+    def quietly(self, *words: str) -> None:
+        """Run an orch command out of sight, whatever it answers."""
+        subprocess.run(
+            [sys.executable, "-m", "orchestrator", *words], env=self.environ(), capture_output=True, check=False
+        )
+
     def ask(self, model: str) -> str:
+        """What a public name answers."""
         body = {"model": model, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 40, "temperature": 0}
         answer = httpx.post(f"http://{self.listen}/v1/chat/completions", json=body, timeout=60, trust_env=False)
-        if answer.status_code != 200:
-            raise StoryFailedError(f"{model} answered {answer.status_code}: {answer.text[:300]}")
+        check(answer.status_code == 200, f"{model} answered {answer.status_code}: {answer.text[:300]}")
         said = str(answer.json()["choices"][0]["message"]["content"])
-        print(f"   {model}: {QUESTION} -> {said}", flush=True)
+        print(f"   {model}: {said}", flush=True)
         return said
 
 
 def main() -> int:
     """Tell the story; exit code 0 when all of it was true."""
-    home = Path(os.environ.get("ORCH_DEMO_HOME") or ROOT / ".demo").resolve()
+    os.chdir(ROOT)
+    home = Path(os.environ.get("ORCH_DEMO_HOME") or ".demo")
     home.mkdir(parents=True, exist_ok=True)
     first = "ollama" if shutil.which("ollama") else "llamacpp"
     began = time.monotonic()
-    with HubServer({"demo/tiny-qwen3": ASSETS / "tiny-qwen3"}) as hub:
-        story = Story(home, f"127.0.0.1:{free_port()}", hub.url, write_profile(home))
+    with HubServer({f"demo/{MODEL}": ASSETS / MODEL}) as hub:
+        story = Story(home, f"127.0.0.1:{free_port()}", hub.url)
+        write_profile(Path(story.profile))
         try:
             tell(story, first)
         except StoryFailedError as error:
             print(f"\nThe demo FAILED: {error}", file=sys.stderr, flush=True)
             return 1
+        except KeyboardInterrupt:
+            print("\nInterrupted; everything is stopped.", file=sys.stderr, flush=True)
+            return 130
         finally:
-            subprocess.run(
-                [sys.executable, "-m", "orchestrator", "down", "--all"],
-                env=story.environ(),
-                check=False,
-                capture_output=True,
-            )
-    left = leftovers(home)
-    if left:
+            story.quietly("down", "--all", "--forget")
+    if left := leftovers(home):
         print(f"\nThe demo FAILED: still running: {left}", file=sys.stderr)
         return 1
-    story.note("whole demo", f"{time.monotonic() - began:.0f} s")
+    story.figures.append(f"whole demo           {time.monotonic() - began:.0f} s")
     story.say("What this run measured")
-    width = max(len(name) for name, _ in story.figures)
-    for name, value in story.figures:
-        print(f"   {name:<{width}}  {value}")
-    print(f"\nNothing is left running. The data stay in {os.path.relpath(home)}/ (remove it at will).")
+    print("\n".join(f"   {figure}" for figure in story.figures))
+    print(
+        "   (a 4 M parameter test model, clients and engines on the same CPU:\n"
+        "   the speeds are no measure of the engines)\n\n"
+        f"Nothing is left running. The data stay in {home}/; remove it at will."
+    )
     return 0
 
 
 def tell(story: Story, first: str) -> None:
     """The chapters."""
-    engine = {"ollama": "Ollama (its binary is on PATH)", "llamacpp": "llama.cpp, embedded (no ollama on PATH)"}[first]
-    story.say(f"1. Pull the weights of a tiny real Qwen3 (4.2 M parameters) from a hub on loopback; then {engine}.")
-    story.orch("pull", "-p", str(story.profile))
+    why = "its binary is on PATH" if first == "ollama" else "embedded in orch; there is no ollama on PATH"
+    story.say("1. Pull the weights of a tiny real Qwen3 from a hub (on loopback).")
+    story.orch("pull", "-p", story.profile)
 
-    story.say(
-        "2. Build GGUF Q6_K and NVFP4, and compare with what llama.cpp and llm-compressor make of the same weights."
-    )
+    story.say("2. Build GGUF and NVFP4; compare with the reference builders' bytes.")
     build(story)
 
     story.say("3. What the engines will be given.")
-    story.orch("render", "ollama", "-p", str(story.profile))
-    story.orch("render", "vllm", "-p", str(story.profile))
+    story.orch("render", "ollama", "-p", story.profile)
+    story.orch("render", "vllm", "-p", story.profile)
 
-    story.say(f"4. Serve it with {first}; run it twice: the second time there is nothing to do.")
-    story.note(f"up {first}", f"{story.orch('up', first, '-p', str(story.profile)):.1f} s")
+    story.say(f"4. Serve it with {first} ({why}).")
+    story.note(f"up {first:<17} {story.orch('up', first, '-p', story.profile):.1f} s")
+    print("   The same again: nothing is left to do.", flush=True)
     story.orch("up")
-    answer = story.ask("tiny-qwen3")
+    print(f"   {QUESTION}", flush=True)
+    answer = story.ask(MODEL)
 
     if first == "llamacpp":
         story.say("5. Add a LoRA adapter: a new public name beside the base.")
         story.orch("lora", "add", "pirate", str(ASSETS / "lora-a"))
-        check(story.ask("pirate") == "Ahoy! The answer is alpha.", "the adapter did not answer as trained")
-        check(story.ask("tiny-qwen3") == answer, "the base changed with the adapter")
+        check(story.ask("pirate") == ADAPTED, "the adapter did not answer as trained")
+        check(story.ask(MODEL) == answer, "the base changed with the adapter")
+    else:
+        story.say("5. Adapters: orch does not serve them with Ollama yet; left out.")
 
-    story.say("6. Install vLLM for this CPU into an environment of orch's own (about 3.4 GB).")
-    story.note("install vLLM", f"{story.orch('engines', 'install', 'vllm'):.0f} s")
+    story.say("6. Install vLLM for this CPU in an environment of orch's own (3.5 GB).")
+    there = any((story.home / "environments").glob("vllm-*/environment.json"))
+    seconds = story.orch("engines", "install", "vllm")
+    story.note("install vLLM         " + ("already there" if there else f"{seconds:.0f} s"))
 
-    story.say(f"7. Migrate to vLLM while {CLIENTS} clients stream. The address stays, no client is told.")
-    there = switch(story, f"{first} -> vllm", "migrate", "--to", "vllm")
-    story.ask("tiny-qwen3")
+    story.say(f"7. Migrate to vLLM while {CLIENTS} clients stream. No client is told.")
+    engines = switch(story, f"{first} -> vllm", "migrate", "--to", "vllm")
+    story.ask(MODEL)
     if first == "llamacpp":
-        check(story.ask("pirate") == "Ahoy! The answer is alpha.", "the adapter did not come along")
+        check(story.ask("pirate") == ADAPTED, "the adapter did not come along")
     story.orch("status")
 
     story.say("8. And back, with one command, under the same load.")
-    back = switch(story, f"vllm -> {first}", "rollback")
-
-    engines = {name for one in (there, back) for name in answered(one.streams)}
-    check(len(engines) == 2, f"only {engines} answered")
-    story.note("engines that answered under load", ", ".join(sorted(engines)))
+    engines |= switch(story, f"vllm -> {first}", "rollback")
+    check(engines == {first, "vllm"}, f"the engines that answered: {engines}")
 
     story.say("9. Stop everything.")
-    story.orch("down", "--all")
+    story.orch("down", "--all", "--forget")
 
 
 def build(story: Story) -> None:
     """Both artifacts, each tensor's bytes against the reference builder's."""
     weights = next((story.home / "store").glob("weights-*"))
-    gguf_file, nvfp4 = story.home / "tiny-q6_k.gguf", story.home / "tiny-nvfp4a16"
+    gguf_file, nvfp4 = story.home / "tiny.gguf", story.home / "tiny-nvfp4"
+    gguf_file.unlink(missing_ok=True)
     shutil.rmtree(nvfp4, ignore_errors=True)
     gguf_s = story.orch("build", "gguf", str(weights), "-o", str(gguf_file), "--quant", "q6_k")
     nvfp4_s = story.orch("build", "nvfp4", str(weights), "-o", str(nvfp4), "--mode", "a16")
     oracles = json.loads((ASSETS / "oracles.json").read_text())
     same = compare(gguf_tensors(gguf_file), oracles["gguf/q6_k"])
-    story.note("GGUF Q6_K", f"{same} tensors byte-identical to llama.cpp's, {gguf_s:.1f} s")
+    story.note(f"GGUF Q6_K            {gguf_s:.1f} s, {same} tensors, the bytes of llama.cpp's")
     same = compare(safetensors(nvfp4 / "model.safetensors"), oracles["nvfp4a16"])
-    story.note("NVFP4A16", f"{same} tensors byte-identical to llm-compressor's, {nvfp4_s:.1f} s")
+    story.note(f"NVFP4A16             {nvfp4_s:.1f} s, {same} tensors, the bytes of llm-compressor's")
 
 
 def gguf_tensors(path: Path) -> dict[str, str]:
@@ -210,15 +215,34 @@ def compare(built: dict[str, str], oracle: dict[str, Any]) -> int:
     return len(built)
 
 
-def switch(story: Story, name: str, *command: str) -> Switch:
-    """Run a migration under streaming load and report what the clients saw."""
-    load = Load(f"http://{story.listen}", ("tiny-qwen3",), CLIENTS, 300, max_seconds=400).start()
+def switch(story: Story, name: str, *command: str) -> set[str]:
+    """Run a migration under streaming load, report what the clients saw; the engines that answered them."""
+    load = Load(f"http://{story.listen}", (MODEL,), CLIENTS, 300, max_seconds=400).start()
     deadline = time.monotonic() + 60
     while load.open_now() < CLIENTS - 1:
         check(time.monotonic() < deadline, "the load did not get going")
         time.sleep(0.05)
     print(f"$ orch {' '.join(command)}", flush=True)
     began = time.monotonic()
+    with watched(load):
+        open_at_switch = run_migration(story, load, command)
+    seconds = time.monotonic() - began
+    time.sleep(3)
+    streams = load.stop()
+    failed = [stream.problem for stream in streams if stream.problem]
+    story.note(f"{name:<20} {seconds:.1f} s, {len(streams)} streams, {len(failed)} failed")
+    story.note(f"  {open_at_switch} open at the switch")
+    rates = answered(streams)
+    for engine, (count, rate) in rates.items():
+        story.note(f"  by {engine:<15} {count} streams, {rate:.0f} tok/s each (median of {CLIENTS} at once)")
+    check(not failed, f"a stream failed: {failed[:1]}")
+    check(all(stream.ended is not None for stream in streams), "a stream did not reach its end")
+    check(open_at_switch >= OPEN_AT_SWITCH, f"only {open_at_switch} streams were open at the switch")
+    return set(rates)
+
+
+def run_migration(story: Story, load: Load, command: tuple[str, ...]) -> int:
+    """The command's steps as they end; how many streams were open when the routes were switched."""
     process = subprocess.Popen(
         [sys.executable, "-m", "orchestrator", *command, "--json"],
         env=story.environ(),
@@ -231,27 +255,36 @@ def switch(story: Story, name: str, *command: str) -> Switch:
         event = json.loads(line)
         if event.get("event") == "started" and event.get("step") == "SetRoute":
             open_at_switch = load.open_now()
-        if event.get("event") in ("done", "skipped"):
-            print(
-                f"   {event['what']}   {event.get('why') or str(round(event.get('seconds', 0), 1)) + ' s'}", flush=True
-            )
+        if event.get("event") == "done":
+            print(f"\r   {event['what']}   {event.get('seconds', 0):.1f} s{' ' * 20}", flush=True)
         if "error" in event:
-            print(f"   {event['error']} {event.get('detail', '')}", flush=True)
+            print(f"\r   {event['error']} {event.get('detail', '')}", flush=True)
     check(process.wait() == 0, f"orch {command[0]} ended with exit code {process.returncode}")
-    seconds = time.monotonic() - began
-    time.sleep(3)
-    done = Switch(name, seconds, open_at_switch, load.stop())
-    story.note(
-        f"{name}",
-        f"{seconds:.1f} s, {len(done.streams)} streams, {done.failed} failed, {done.open_at_switch} open at the switch",
-    )
-    for engine, (count, rate) in answered(done.streams).items():
-        story.note(f"{name}, {engine}", f"{count} streams, {rate:.0f} tok/s per stream (median), {CLIENTS} at once")
-    for stream in done.streams:
-        check(not stream.problem, f"a stream failed: {stream.problem}")
-        check(stream.ended is not None, "a stream did not reach its end")
-    check(done.open_at_switch >= OPEN_AT_SWITCH, f"only {done.open_at_switch} streams were open at the switch")
-    return done
+    return open_at_switch
+
+
+@contextmanager
+def watched(load: Load) -> Iterator[None]:
+    """A line that moves, on a terminal, with what the clients see meanwhile."""
+    over = threading.Event()
+
+    def move() -> None:
+        while not over.wait(0.5):
+            streams = list(load.streams)
+            failed = sum(bool(stream.problem) for stream in streams)
+            ended = sum(stream.ended is not None for stream in streams)
+            print(f"\r   {load.open_now()} streams open, {ended} answered, {failed} failed ", end="", flush=True)
+
+    mover = threading.Thread(target=move, daemon=True)
+    if sys.stdout.isatty():
+        mover.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if mover.is_alive():
+            mover.join()
+            print("\r" + " " * 60 + "\r", end="", flush=True)
 
 
 def answered(streams: list[Stream]) -> dict[str, tuple[int, float]]:
@@ -265,26 +298,25 @@ def answered(streams: list[Stream]) -> dict[str, tuple[int, float]]:
     return {engine: (len(found), sorted(found)[len(found) // 2]) for engine, found in rates.items()}
 
 
-def write_profile(home: Path) -> Path:
+def write_profile(path: Path) -> None:
     """The tiny model's profile, its weights on the hub."""
-    path = home / "tiny-qwen3.toml"
     path.write_text(
-        'name = "tiny-qwen3"\npublic_names = ["tiny-qwen3", "tiny-qwen3:latest"]\n\n'
-        '[weights]\nrepo = "demo/tiny-qwen3"\nrevision = "main"\n\n'
+        f'name = "{MODEL}"\npublic_names = ["{MODEL}", "{MODEL}:latest"]\n\n'
+        f'[weights]\nrepo = "demo/{MODEL}"\nrevision = "main"\n\n'
         f"[serving]\ncontext = 512\nparallel = {CLIENTS}\n\n[sampling]\ntemperature = 0.0\n\n"
         "[engines.llamacpp]\nthreads = 1\n\n[engines.vllm]\nkv_cache_mib = 64\n"
     )
-    return path
 
 
 def leftovers(home: Path) -> list[int]:
     """The pids of what the demo started and left."""
-    place = f"{home}/processes/"
+    place = f"{(ROOT / home).resolve()}/processes/"
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if place.encode() in (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes():
+                words = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
+                if place.encode() in words or f"{entry.joinpath('cwd').readlink()}/".startswith(place):
                     found.append(int(entry.name))
             except OSError:
                 continue

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.options import AsJson, Drain, OnlyPlan, ProfileName, Timeout, Yes, app, session_of
-from orchestrator.errors import PlanRefused
+from orchestrator.errors import PlanRefused, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.cli.session import Session
@@ -131,11 +131,15 @@ def down(
 
         def make_plan() -> Plan:
             from orchestrator.core.plan import Limits, plan_down, plan_down_all
+            from orchestrator.core.steps import Plan, Skip
 
             observed = session.observe()
             if everything:
                 return plan_down_all(observed, Limits(drain_s=drain), forget)
-            return plan_down(_to_take_down(profile, observed), observed, Limits(drain_s=drain), forget)
+            name = _to_take_down(profile, observed)
+            if name is None:
+                return Plan("down", (Skip("take anything down", "nothing is deployed"),), commit=0)
+            return plan_down(name, observed, Limits(drain_s=drain), forget)
 
         session.carry_out("down", make_plan, plan)
 
@@ -143,7 +147,12 @@ def down(
 @lora.command("add")
 def lora_add(
     name: Annotated[str, typer.Argument(help="Its public name: what clients ask for.")],
-    path: Annotated[Path, typer.Argument(help="A PEFT directory: adapter_config.json, adapter_model.safetensors.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="A PEFT directory: adapter_config.json, adapter_model.safetensors.", exists=True, file_okay=False
+        ),
+    ],
     profile: ProfileName = None,
     timeout: Timeout = 900.0,
     drain: Drain = 300.0,
@@ -281,7 +290,7 @@ def _confirm_download(session: Session, plan: Plan, yes: bool) -> None:
         return
     question = f"No profile was named: orch will download {fetch.source.repo}, {size / 1e9:.1f} GB."
     if not session.ask(f"{question} Go on?"):
-        raise typer.BadParameter(f"{question} Say --yes, or name a profile: --profile NAME.")
+        raise UsageError(f"{question} Nobody said yes.", hint="--yes, or name a profile: --profile NAME")
 
 
 def _check_adapter_name(name: str) -> None:
@@ -292,10 +301,10 @@ def _check_adapter_name(name: str) -> None:
     try:
         TypeAdapter(PublicName).validate_python(name)
     except ValidationError as error:
-        raise typer.BadParameter(f"{name!r} is no public name: letters, digits and . _ : / @ - only.") from error
+        raise UsageError(f"{name!r} is no public name.", hint="Letters, digits and . _ : / @ - only.") from error
 
 
-def _to_take_down(profile: str | None, observed: Observed) -> str:
+def _to_take_down(profile: str | None, observed: Observed) -> str | None:
     """The profile to take down: by name, or the only one. A killed `up` or `down` leaves engines without a record."""
     known = sorted({*observed.desired, *(engine.deployment.profile for engine in observed.engines)})
     running = sorted({*observed.deployed, *(engine.deployment.profile for engine in observed.engines)})
@@ -304,7 +313,7 @@ def _to_take_down(profile: str | None, observed: Observed) -> str:
             f"Several profiles are deployed: {', '.join(running)}.", hint="orch down NAME, or orch down --all"
         )
     if profile is None:
-        return (running or known or ["nothing"])[0]
+        return next(iter(running or known), None)
     if profile not in known:
         raise PlanRefused(f"{profile} is not deployed.", hint=f"Deployed: {', '.join(running) or 'nothing'}.")
     return profile

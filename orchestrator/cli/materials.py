@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.options import AsJson, OnlyPlan, ProfileName, app, session_of
-from orchestrator.errors import DRIFT, HostError, PlanRefused, ProfileError, SourceError
+from orchestrator.errors import DRIFT, HostError, PlanRefused, ProfileError, SourceError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.cli.session import Session
@@ -32,7 +32,9 @@ app.add_typer(artifacts, name="artifacts")
 app.add_typer(engines, name="engines")
 app.add_typer(profiles, name="profile")
 
-WeightsDirectory = Annotated[Path, typer.Argument(help="A model directory: config, tokenizer, safetensors.")]
+WeightsDirectory = Annotated[
+    Path, typer.Argument(help="A model directory: config, tokenizer, safetensors.", exists=True, file_okay=False)
+]
 
 
 @app.command()
@@ -52,10 +54,10 @@ def pull(
 
             if repo is not None:
                 if profile is not None:
-                    raise typer.BadParameter("Give a repository or a profile, not both.")
+                    raise UsageError("Give a repository or a profile, not both.")
                 name, _, revision = repo.partition("@")
                 if not re.fullmatch(REPOSITORY, name):
-                    raise typer.BadParameter(f"{repo!r} is no repository: OWNER/NAME or OWNER/NAME@REVISION.")
+                    raise UsageError(f"{repo!r} is no repository.", hint="OWNER/NAME or OWNER/NAME@REVISION.")
                 source = HubSource(name, revision or "main")
                 if not source.pinned:
                     source = session.world.hub.snapshot(source, timeout=30.0).source

@@ -41,12 +41,12 @@ def test_looking_leaves_no_trace_and_json_is_objects_line_by_line(orch: Orch, wo
 
 
 @pytest.mark.parametrize(
-    "words", ["up sglang", "rollback", "down", "render vllm -p nope", "artifacts rm nope", "pull --repo x"]
+    "words", ["up sglang", "rollback", "down nobody", "render vllm -p nope", "artifacts rm nope", "pull --repo x"]
 )
 def test_an_error_is_one_json_line_with_its_exit_code_or_words_on_stderr(orch: Orch, words: str) -> None:
     done = orch.run(*words.split(), "--json", code=None)
     (error,) = done.lines
-    assert error["exit"] == done.code > 2
+    assert error["exit"] == done.code > 1
     told = orch.run(*words.split(), code=done.code)
     assert told.out == ""
     assert told.err.startswith(f"ERROR {error['error']}")
@@ -57,8 +57,10 @@ def test_nothing_deployed_is_no_error(orch: Orch) -> None:
     assert "Nothing is deployed" in orch.run("status").out
     assert orch.run("status", "--json").lines == [{"deployed": []}]
     assert "none" in orch.run("lora", "ls").out
-    for words in (("down",), ("rollback",), ("migrate", "--to", "vllm"), ("lora", "add", "a", "x"), ("up",), ("logs",)):
+    orch.run("down")
+    for words in (("rollback",), ("migrate", "--to", "vllm"), ("lora", "add", "a", "."), ("up",), ("logs",)):
         orch.run(*words, code=5)
+    orch.run("lora", "add", "a", "nowhere", code=2)
 
 
 @pytest.mark.parametrize(

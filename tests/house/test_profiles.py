@@ -85,8 +85,8 @@ def test_exit_codes_are_those_of_the_tree_in_the_docstring() -> None:
         if isinstance(kind, type) and issubclass(kind, errors.OrchError) and kind is not errors.OrchError
     }
     assert tree == kinds
-    codes = [code for code, _ in kinds.values()] + [errors.OK, errors.BUG, errors.USAGE, errors.DRIFT]
+    codes = [code for code, _ in kinds.values()] + [errors.OK, errors.BUG, errors.DRIFT]
     assert len(codes) == len(set(codes))
     assert errors.OrchError.exit_code == errors.BUG
-    for name in ("OK", "BUG", "USAGE", "DRIFT"):
+    for name in ("OK", "BUG", "DRIFT"):
         assert re.search(rf"\b{getattr(errors, name)}\b", (errors.__doc__ or "").partition("Besides these")[2])
