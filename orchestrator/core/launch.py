@@ -10,9 +10,15 @@ from enum import StrEnum
 class Launch:
     """One process to be kept running.
 
-    argv and env's values may hold `{port}` (chosen by the target when it starts the process first, kept over
-    restarts), `{dir}` (where the target wrote this instance's files) and `{python}` (orch's own interpreter). An
-    argv[0] without a slash is looked up in `environment`'s bin/, or on PATH when environment is None.
+    argv and env's values may hold
+
+        {port}    chosen by the target when it starts the process first, kept over restarts
+        {dir}     where the target wrote this instance's files
+        {tmp}     a directory of this instance alone with a short path, empty at each start, gone when it is stopped
+        {cache}   a directory of all instances that outlives them; nothing in it may be needed
+        {python}  orch's own interpreter
+
+    An argv[0] without a slash is looked up in `environment`'s bin/, or on PATH when environment is None.
     env comes on top of a small allow-list of the caller's environment; it is never inherited whole.
     """
 
@@ -53,6 +59,8 @@ class Instance:
     label is the JSON that was given with the launch (the Deployment's record: truth lies with the process).
     starts counts how often the process was started since the last ensure (1 = never restarted);
     last_exit is the latest exit that nobody asked for since the last ensure.
+    problem says what is wrong with its record, empty when nothing is: the rest is then what could be read (no argv, an
+    empty label), and it can only be stopped and removed.
     """
 
     name: str
@@ -65,6 +73,7 @@ class Instance:
     since: str | None = None
     starts: int = 0
     last_exit: Exit | None = None
+    problem: str = ""
 
     @property
     def url(self) -> str:

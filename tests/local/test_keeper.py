@@ -6,6 +6,7 @@ import ctypes
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -79,6 +80,16 @@ def test_a_killed_engine_is_restarted_on_its_port(target: LocalTarget, root: Pat
     assert again.port == first.port
     assert again.last_exit is not None
     assert (again.last_exit.code, again.last_exit.signal) == (None, signal.SIGKILL)
+
+
+def test_a_restart_on_a_port_that_a_stranger_took_says_who(target: LocalTarget, root: Path) -> None:
+    first = target.ensure("a", SLEEP, "")
+    with socket.create_server(("127.0.0.1", first.port or 0)):
+        for starts in (2, 3):
+            assert proc.send(Seen(root, "a").engine, signal.SIGKILL)
+            wait_until(lambda starts=starts: only(target, "a").starts == starts, "the restart")  # type: ignore[misc]
+            assert f"--- port {first.port} is taken by pid {os.getpid()}: " in target.log_tail("a", 9)
+    assert target.log_path("a").read_text().count("is taken by") == 2
 
 
 def test_what_a_dead_leader_leaves_behind_is_ended_before_the_restart(target: LocalTarget, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,6 +133,21 @@ def _session(pid: int) -> int:
     return now.session if now and not now.dead else 0
 
 
+@pytest.mark.parametrize("stopped", ["engine", "keeper"])
+def test_a_process_that_was_halted_ends_at_once(target: LocalTarget, root: Path, stopped: str) -> None:
+    """SIGTERM alone waits in a stopped process until its grace is over."""
+    target.ensure("a", replace(SLEEP, stop_grace_s=20.0), "")
+    seen = Seen(root, "a")
+    halted = seen.engine if stopped == "engine" else seen.keeper
+    assert proc.send(halted, signal.SIGSTOP)
+    status = Path(f"/proc/{halted.pid}/status")
+    wait_until(lambda: "T (stopped)" in status.read_text(), "the halt")
+    began = time.monotonic()
+    target.stop("a", silent)
+    assert time.monotonic() - began < 5
+    assert target.log_path("a").read_text().splitlines()[-1].startswith("--- stopped ")
+
+
 def test_an_interrupted_stop_goes_on(target: LocalTarget, root: Path) -> None:
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(600)"
     target.ensure("a", program(deaf, stop_grace_s=0.5), "")
@@ -228,16 +244,24 @@ def test_the_port_is_kept_unless_a_stranger_took_it(target: LocalTarget) -> None
         assert moved.port != first.port
 
 
-def test_an_occupied_fixed_port_names_its_owner(target: LocalTarget) -> None:
+@pytest.mark.parametrize(
+    ("command_line", "hint"),
+    [
+        (("the-owner",), "End that program, or choose another address: --listen HOST:PORT."),
+        (("-m", "orchestrator.gateway", "the-owner"), "gateway of another orch, with its own ORCH_HOME"),
+    ],
+)
+def test_an_occupied_fixed_port_names_its_owner(target: LocalTarget, command_line: tuple[str, ...], hint: str) -> None:
     text = "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); input()"
     with subprocess.Popen(
-        [sys.executable, "-S", "-c", text, "the-owner"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-S", "-c", text, *command_line], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as owner:
         assert owner.stdout is not None
         port = int(owner.stdout.readline())
         with pytest.raises(HostError, match=rf"Port {port} is taken by pid {owner.pid}: .* the-owner") as caught:
             target.ensure("a", program("", port=port), "")
-        assert caught.value.hint
+        assert hint in caught.value.hint
+        assert "--listen HOST:PORT" in caught.value.hint
         owner.kill()
     seen = target.ensure("a", program("import time; time.sleep(600)", port=port), "")
     assert seen.port == port
@@ -271,15 +295,6 @@ def test_old_logs_are_pruned_and_those_of_instances_kept(target: LocalTarget) ->
     target.remove("b")
     left = {path.name for path in target.log_path("a").parent.iterdir()}
     assert left == {"a.log", "b.log", *(f"gone-{number}.log" for number in range(11, 30))}
-
-
-def test_a_damaged_record_is_told(target: LocalTarget, root: Path) -> None:
-    target.ensure("a", SLEEP, "")
-    target.stop("a", silent)
-    (root / "a" / records.STATE).write_text("{")
-    with pytest.raises(HostError, match="damaged"):
-        target.observe()
-    (root / "a" / records.STATE).unlink()
 
 
 def test_what_the_disk_refuses_is_told(tmp_path: Path) -> None:

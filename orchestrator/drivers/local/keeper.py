@@ -5,12 +5,14 @@ the engine is started (0), cannot be started (1, why on stderr) or is kept by an
 
 The engine writes to its log itself and lives in its own session, so it outlives its keeper; `--adopt` takes such a
 one over. Every exit that nobody asked for is a crash, code 0 included: vLLM exits 0 when its engine dies.
+A keeper whose directory was deleted or made anew ends its engine and itself: what is there now has its own.
 Standard library only: it stays in memory for as long as its engine.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -26,18 +28,18 @@ from orchestrator.drivers.local.records import BACKOFF, RUNNING, STOPPED, Ended,
 
 KEPT_ALREADY = 3
 FIRST_DELAY_S, LONGEST_DELAY_S, SOUND_AFTER_S = 0.5, 30.0, 60.0
-LOOK_AT_LOG_S = 2.0
+LOOK_S = 2.0
 OLD_LOGS = 2
 
 
 class Keeper:
     """Starts, watches, restarts and ends the process of one instance; `announce` is called once, with "" or a problem.
 
-    It writes state.json; the spec is read anew at every start.
+    `lock` is the descriptor that holds keeper.lock. It writes state.json; the spec is read anew at every start.
     """
 
-    def __init__(self, instance: Path, spec: Spec, announce: Callable[[str], None]) -> None:
-        self._instance, self._spec, self._announce = instance, spec, announce
+    def __init__(self, instance: Path, spec: Spec, lock: int, announce: Callable[[str], None]) -> None:
+        self._instance, self._spec, self._lock, self._announce = instance, spec, lock, announce
         self._child: subprocess.Popen[bytes] | None = None
         self._started = time.monotonic()
         me = proc.stat(os.getpid())
@@ -55,12 +57,25 @@ class Keeper:
         self._asked_to_stop = True
 
     def _must_stop(self) -> bool:
-        return self._asked_to_stop
+        return self._asked_to_stop or not self._is_at_home()
+
+    def _is_at_home(self) -> bool:
+        """Whether the lock that is held is still that of this directory."""
+        held = os.fstat(self._lock)
+        try:
+            there = (self._instance / records.LOCK).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # a disk that does not answer tells nothing
+            return True
+        return (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino)
 
     def run(self, adopt: bool) -> int:
         """Keep the process until SIGTERM; returns the keeper's exit code."""
         if not (adopt and self._adopt()):
             try:
+                if not self._is_at_home():
+                    raise FileNotFoundError(errno.ENOENT, "was removed while it was started", str(self._instance))
                 self._start()
             except OSError as error:
                 self._become(
@@ -94,6 +109,8 @@ class Keeper:
 
     def _record(self, state: State) -> None:
         self._state = state
+        if not self._is_at_home():
+            return
         try:
             records.write_state(self._instance, self._state)
         except OSError as error:  # a full disk must not take the supervision away too
@@ -117,11 +134,13 @@ class Keeper:
         records.write_state(self._instance, self._state)
         files = self._instance / records.FILES
         files.mkdir(exist_ok=True)
+        records.make_places(self._spec)
+        taken = _who_has(self._spec.port)
         log = os.open(self._spec.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
         def mark() -> None:
             with contextlib.suppress(OSError):  # a full disk
-                os.write(log, f"--- started {records.utc_now()} pid {os.getpid()} ---\n".encode())
+                os.write(log, f"--- started {records.utc_now()} pid {os.getpid()} ---\n{taken}".encode())
 
         try:
             self._child = subprocess.Popen(
@@ -160,7 +179,7 @@ class Keeper:
                 # A child is a zombie until it is reaped and so cannot be a stranger; an adopted one can.
                 if self._child is None and not proc.alive(engine):
                     return
-                ready = {fd for fd, _ in poll.poll(LOOK_AT_LOG_S * 1000)}
+                ready = {fd for fd, _ in poll.poll(LOOK_S * 1000)}
                 if self._wake in ready:
                     os.read(self._wake, 512)
                 if descriptor in ready:
@@ -170,6 +189,8 @@ class Keeper:
             os.close(descriptor)
 
     def _members(self) -> list[proc.Identity]:
+        if not self._is_at_home():
+            return proc.members_of_deleted(self._instance, self._state.engine)
         return proc.members(self._instance, self._state.engine)
 
     def _reap(self) -> Ended:
@@ -195,13 +216,16 @@ class Keeper:
     def _rest(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while not self._must_stop() and (left := until - time.monotonic()) > 0:
-            if select.select([self._wake], [], [], left)[0]:
+            if select.select([self._wake], [], [], min(left, LOOK_S))[0]:
                 os.read(self._wake, 512)
 
     def _stop(self) -> int:
         clean = proc.end(self._members, self._spec.stop_grace_s)
         if clean and self._state.engine is not None:
             self._reap()
+        if not self._is_at_home():  # its log and its {tmp} belong to what is there now, too
+            return 1
+        records.remove_tmp(self._spec)
         self._log(f"--- stopped {records.utc_now()} ---")
         self._become(self._state._replace(state=STOPPED, engine=None if clean else self._state.engine))
         return 0 if clean else 1
@@ -231,6 +255,15 @@ class Keeper:
             _say(f"log not rotated: {error}")
 
 
+def _who_has(port: int) -> str:
+    """A line for the log when somebody else has the port, for else the engine's own complaint names nobody."""
+    if proc.port_is_free(port):
+        return ""
+    owner = proc.port_owner(port)
+    who = f"pid {owner.pid}: {proc.command_line(owner.pid)[:200]}" if owner else "a process of another user"
+    return f"--- port {port} is taken by {who} ---\n"
+
+
 def _say(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
@@ -247,20 +280,20 @@ def _lock(instance: Path) -> int | None:
     return descriptor
 
 
-def _keep(instance: Path, spec: Spec, adopt: bool, reader: int, writer: int) -> int:
-    os.close(reader)
+def _keep(instance: Path, spec: Spec, lock: int, adopt: bool, writer: int) -> int:
 
     def announce(problem: str) -> None:
         os.write(writer, problem.encode() or b"ok")
         os.close(writer)
 
-    return Keeper(instance, spec, announce).run(adopt)
+    return Keeper(instance, spec, lock, announce).run(adopt)
 
 
 def main(arguments: list[str]) -> int:
     """Fork the keeper and wait for what it announces."""
     instance = Path(arguments[0])
-    if _lock(instance) is None:
+    lock = _lock(instance)
+    if lock is None:
         _say(f"{instance} has a keeper already")
         return KEPT_ALREADY
     spec = records.read_spec(instance)
@@ -273,7 +306,8 @@ def main(arguments: list[str]) -> int:
         os.dup2(stderr, 2)
         os.dup2(stderr, 1)
         os.close(stderr)
-        return _keep(instance, spec, "--adopt" in arguments, reader, writer)
+        os.close(reader)
+        return _keep(instance, spec, lock, "--adopt" in arguments, writer)
     os.close(writer)
     with os.fdopen(reader, "rb") as answers:
         answer = answers.read().decode(errors="replace")

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 MARKER = "ORCH_INSTANCE"
 PROC = Path("/proc")
+_DELETED = " (deleted)"
 _GONE_OR_FOREIGN = (FileNotFoundError, ProcessLookupError, PermissionError)
 
 
@@ -27,12 +28,13 @@ class Identity(NamedTuple):
 
 
 class Stat(NamedTuple):
-    """What /proc/PID/stat says; `dead` is a zombie: it holds its pid, and nothing else."""
+    """What /proc/PID/stat says; `dead` is a zombie: it holds its pid, and nothing else; `terminal` is 0 without one."""
 
     identity: Identity
     dead: bool
     group: int
     session: int
+    terminal: int
 
 
 def boot_id() -> str:
@@ -48,7 +50,7 @@ def stat(pid: int) -> Stat | None:
         return None
     # The command's name stands in brackets and may hold spaces and brackets itself.
     fields = text[text.rindex(")") + 2 :].split()
-    return Stat(Identity(pid, int(fields[19])), fields[0] in "ZX", int(fields[2]), int(fields[3]))
+    return Stat(Identity(pid, int(fields[19])), fields[0] in "ZX", int(fields[2]), int(fields[3]), int(fields[4]))
 
 
 def alive(identity: Identity | None) -> bool:
@@ -59,12 +61,29 @@ def alive(identity: Identity | None) -> bool:
     return now is not None and now.identity == identity and not now.dead
 
 
+def arguments(pid: int) -> list[str]:
+    """The argv of a process, empty when it cannot be read."""
+    try:
+        return (PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except _GONE_OR_FOREIGN:
+        return []
+
+
 def command_line(pid: int) -> str:
     """The command line of a process, empty when it cannot be read."""
-    try:
-        return (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except _GONE_OR_FOREIGN:
-        return ""
+    return " ".join(arguments(pid)).strip()
+
+
+def started_with(*words: str) -> list[Identity]:
+    """The living processes that have these words, in this order, side by side in their argv."""
+    found = []
+    for pid in _pids():
+        argv = arguments(pid)
+        if any(tuple(argv[index : index + len(words)]) == words for index in range(len(argv))):
+            now = stat(pid)
+            if now is not None and not now.dead and pid != os.getpid():
+                found.append(now.identity)
+    return found
 
 
 def send(identity: Identity, number: signal.Signals) -> bool:
@@ -85,6 +104,11 @@ def send(identity: Identity, number: signal.Signals) -> bool:
     return True
 
 
+def ask_to_end(identity: Identity) -> bool:
+    """SIGTERM, to a stopped process (Ctrl-Z, a debugger) too: it gets it when it goes on. False when it is gone."""
+    return send(identity, signal.SIGTERM) and (send(identity, signal.SIGCONT) or True)
+
+
 def _pids() -> Iterator[int]:
     for name in os.listdir(PROC):  # noqa: PTH208 - a Path per process costs more than the read
         if name.isdigit():
@@ -100,31 +124,58 @@ def _is_marked(pid: int, instance: Path) -> bool:
     return f"{MARKER}={instance}".encode() in environ.split(b"\0")
 
 
-def _works_in(pid: int, instance: Path) -> bool:
+def _place(pid: int) -> Path | None:
+    """Where the process works; with _DELETED behind it when that is no more."""
     try:
-        return (PROC / str(pid) / "cwd").readlink().is_relative_to(instance)
+        return (PROC / str(pid) / "cwd").readlink()
     except OSError:
-        return False
+        return None
+
+
+def _works_in(pid: int, instance: Path) -> bool:
+    place = _place(pid)
+    return place is not None and place.is_relative_to(instance)
 
 
 def members(instance: Path, leader: Identity | None) -> list[Identity]:
-    """Every living process of an instance: of its leader's session or group, or carrying its marker.
+    """Every living process of an instance: of its leader's session or group, carrying its marker, or working in its
+    directory.
 
-    While the leader still holds its pid (alive, or a zombie not yet reaped) the session's number is certainly
-    its own. Afterwards the number may have been given away, so a member must work in the instance's directory too:
-    vLLM's EngineCore overwrites its environment, and only its directory tells whose it is.
+    The session's number is certainly the leader's own only while the leader still holds its pid (alive, or a zombie
+    not yet reaped). vLLM's EngineCore overwrites its environment, and then only its directory tells whose it is. Who
+    looks around in there has a terminal, or is in the session that asks; an engine never is.
     """
-    holder = stat(leader.pid) if leader else None
-    certain = holder is not None and holder.identity == leader
+    session = _session_of(leader)
+    mine = os.getsid(0)
     found = []
     for pid in _pids():
         now = stat(pid)
         if now is None or now.dead or pid == os.getpid():
             continue
-        in_session = leader is not None and leader.pid in (now.session, now.group)
-        if (in_session and (certain or _works_in(pid, instance))) or _is_marked(pid, instance):
+        at_work = not now.terminal and now.session != mine and _works_in(pid, instance)
+        if (session is not None and session in (now.session, now.group)) or at_work or _is_marked(pid, instance):
             found.append(now.identity)
     return found
+
+
+def members_of_deleted(instance: Path, leader: Identity | None) -> list[Identity]:
+    """As `members`, of an instance whose directory is gone: another may be there now, with members of its own."""
+    session = _session_of(leader)
+    gone = f"{instance}/"
+    found = []
+    for pid in _pids():
+        now = stat(pid)
+        if now is None or now.dead or pid == os.getpid():
+            continue
+        place = str(_place(pid))
+        if session in (now.session, now.group) or (place.startswith(gone) and place.endswith(_DELETED)):
+            found.append(now.identity)
+    return found
+
+
+def _session_of(leader: Identity | None) -> int | None:
+    holder = stat(leader.pid) if leader else None
+    return leader.pid if leader and holder and holder.identity == leader else None
 
 
 def group(leader: int) -> list[Identity]:
@@ -150,7 +201,7 @@ def end(living: Callable[[], list[Identity]], grace_s: float, tick: Callable[[],
             if now >= killing:
                 send(identity, signal.SIGKILL)
             elif identity not in asked:
-                send(identity, signal.SIGTERM)
+                ask_to_end(identity)
                 asked.add(identity)
         tick()
         time.sleep(min(pause, max(killing - time.monotonic(), 0.01)))

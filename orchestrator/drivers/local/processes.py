@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +20,8 @@ from orchestrator.drivers.local import proc, records
 from orchestrator.drivers.local.command import allowed_environ, run_command
 from orchestrator.drivers.local.failures import host_errors
 from orchestrator.drivers.local.logs import Logs
-from orchestrator.drivers.local.records import Spec, State
+from orchestrator.drivers.local.proc import Identity
+from orchestrator.drivers.local.records import Record, Spec, State
 from orchestrator.errors import HostError
 
 LOG_LIMIT = 20_000_000
@@ -30,7 +33,7 @@ class LocalTarget:
     """Processes under `root`, a directory per instance, logs under `logs`.
 
     `environments` tells the bin directory of an engine environment (HostError when it is not there); `python` is the
-    interpreter for `{python}` and for the keepers.
+    interpreter for `{python}` and for the keepers; `cache` is for `{cache}`, `cache` beside `root` if None.
     """
 
     name = "local"
@@ -42,26 +45,31 @@ class LocalTarget:
         environments: Callable[[str], Path],
         python: str,
         log_limit: int = LOG_LIMIT,
+        cache: Path | None = None,
     ) -> None:
         self._root = root.resolve()
         self._logs = Logs(logs.resolve())
         self._environments = environments
         self._python = python
         self._log_limit = log_limit
+        self._cache = (cache or self._root.parent / "cache").resolve()
 
     def observe(self) -> tuple[Instance, ...]:
-        """Every instance as it is now, by name. Reads only."""
+        """Every instance as it is now, by name, also one whose record is damaged. Reads only."""
         return tuple(seen for name in self._names() if (seen := self._observe(name)) is not None)
 
     def ensure(self, name: str, launch: Launch, label: str) -> Instance:
         """Have it run; returns once it is spawned (not: ready). Decides from what is there now.
 
-        HostError when it runs with another launch, its fixed port is taken, or it cannot be started.
+        HostError when it runs with another launch or a damaged record, its fixed port is taken, or it cannot be
+        started.
         """
         with host_errors(f"start {name}"):
             directory = self._directory(name)
-            spec, state = self._read(directory)
-            if spec is not None and state is not None and _engine_lives(state):
+            spec, state, problem = record = self._read(directory)
+            if problem and any(_living(directory, record)):
+                raise _damaged(name, problem)
+            if spec is not None and state is not None and proc.alive(state.engine):
                 if _launch(spec) != launch:
                     raise HostError(f"{name} runs already, with other settings.", "Stop it first, then start it again.")
                 if spec.label != label:
@@ -70,7 +78,7 @@ class LocalTarget:
                     self._start_keeper(name, "--adopt")
             else:
                 if state is not None and _keeper_lives(state):  # it waits to restart what crashed: start over instead
-                    self._stop_keeper(state, launch.stop_grace_s, lambda: None)
+                    self._stop_keeper(state.keeper, launch.stop_grace_s, lambda: None)
                 self._start(name, launch, label, spec)
             seen = self._observe(name)
             if seen is None:
@@ -82,7 +90,8 @@ class LocalTarget:
         with host_errors(f"rewrite the record of {name}"):
             directory = self._directory(name)
             spec = self._spec(name)
-            records.write_spec(directory, self._make_spec(name, launch, label, launch.port or spec.port))
+            made = self._make_spec(name, launch, label, launch.port or spec.port)
+            records.write_spec(directory, made._replace(tmp=spec.tmp or made.tmp))
 
     def write_file(self, name: str, filename: str, text: str) -> None:
         """Put a file into the instance's directory (`{dir}`); the instance need not exist yet."""
@@ -101,31 +110,27 @@ class LocalTarget:
         """
         with host_errors(f"stop {name}"):
             directory = self._directory(name)
-            spec, state = self._read(directory)
-            if spec is None:
+            record = self._read(directory)
+            if record.spec is None:
                 return
-
-            def tick() -> None:
-                progress(f"stopping {name}", 0, 0)
-
-            if state is not None and _keeper_lives(state):
-                self._stop_keeper(state, spec.stop_grace_s, tick)
-            with self._locked(name):
-                _, state = self._read(directory)
-                self._end_all(name, state, spec.stop_grace_s, tick)
+            with self._ended(name, record, lambda: progress(f"stopping {name}", 0, 0)):
+                state = self._read(directory).state
                 if state is not None and state.state != records.STOPPED:
                     stopped = state._replace(state=records.STOPPED, since=records.utc_now(), engine=None)
                     records.write_state(directory, stopped)
 
     def remove(self, name: str) -> None:
-        """Delete a stopped instance's directory; its log stays. HostError when it still runs; unknown: nothing."""
+        """Delete a stopped instance's directory and end what may be left of it; its log stays. Unknown: nothing.
+
+        HostError when it still runs, unless its record is damaged.
+        """
         with host_errors(f"remove {name}"):
             directory = self._directory(name)
             if directory.exists():
-                _, state = self._read(directory)
-                if state is not None and (_engine_lives(state) or _keeper_lives(state)):
+                record = self._read(directory)
+                if not record.problem and any(_living(directory, record)):
                     raise HostError(f"{name} still runs.", "Stop it before it is removed.")
-                with self._locked(name):
+                with self._ended(name, record, lambda: None):
                     # Renamed first: a directory that is half deleted must not look like an instance.
                     directory.rename(self._root / f"{_REMOVED}{name}-{time.time_ns()}")
             for leftover in self._root.glob(f"{_REMOVED}*"):
@@ -182,43 +187,37 @@ class LocalTarget:
             return []
         return sorted(entry.name for entry in self._root.iterdir() if not entry.name.startswith("."))
 
-    def _read(self, directory: Path) -> tuple[Spec | None, State | None]:
-        try:
-            state = records.read_state(directory)
-            if state is not None and state.boot != proc.boot_id():
-                state = state._replace(keeper=None, engine=None)
-            return records.read_spec(directory), state
-        except ValueError as error:
-            raise HostError(
-                f"The record of a local process is damaged: {error}.",
-                f"Stop what it belongs to and delete {directory}.",
-            ) from error
+    def _read(self, directory: Path) -> Record:
+        record = records.read(directory)
+        if record.state is not None and record.state.boot != proc.boot_id():
+            return record._replace(state=record.state._replace(keeper=None, engine=None))
+        return record
 
     def _spec(self, name: str) -> Spec:
-        spec, _ = self._read(self._directory(name))
+        spec, _, problem = self._read(self._directory(name))
         if spec is None:
             raise HostError(f"There is no local process named {name}.")
+        if problem:
+            raise _damaged(name, problem)
         return spec
 
     def _observe(self, name: str) -> Instance | None:
-        spec, state = self._read(self._directory(name))
+        spec, state, problem = record = self._read(self._directory(name))
         if spec is None:
             return None
-        if state is None:
-            return Instance(name, InstanceState.STOPPED, False, _launch(spec), spec.label, spec.port)
-        kept, lives = _keeper_lives(state), _engine_lives(state)
-        now = InstanceState.RUNNING if lives else InstanceState.BACKOFF if kept else InstanceState.STOPPED
+        kept, lives = _living(self._directory(name), record)
         return Instance(
             name=name,
-            state=now,
+            state=InstanceState.RUNNING if lives else InstanceState.BACKOFF if kept else InstanceState.STOPPED,
             supervised=kept,
             launch=_launch(spec),
             label=spec.label,
-            port=state.port or spec.port,
-            pid=state.engine.pid if lives and state.engine else None,
-            since=state.since,
-            starts=state.starts,
-            last_exit=Exit(*state.last_exit) if state.last_exit else None,
+            port=(state.port if state is not None else None) or spec.port or None,
+            pid=state.engine.pid if lives and state is not None and state.engine else None,
+            since=state.since if state is not None else None,
+            starts=state.starts if state is not None else 0,
+            last_exit=Exit(*state.last_exit) if state is not None and state.last_exit else None,
+            problem=problem,
         )
 
     def _make_spec(self, name: str, launch: Launch, label: str, port: int) -> Spec:
@@ -234,16 +233,24 @@ class LocalTarget:
             python=self._python,
             log=str(self._logs.path(name)),
             log_limit=self._log_limit,
+            tmp=str(self._tmp(name)),
+            cache=str(self._cache),
         )
+
+    def _tmp(self, name: str) -> Path:
+        """`{tmp}`, the same for one directory at all times. Short: a unix socket's path may have 107 bytes."""
+        place = hashlib.sha256(os.fsencode(self._directory(name))).hexdigest()[:12]
+        return Path(tempfile.gettempdir()) / f"{records.TMP_PREFIX}{os.getuid()}-{place}"
 
     def _start(self, name: str, launch: Launch, label: str, before: Spec | None) -> None:
         directory = self._directory(name)
         self._make_directory(name)
         self._logs.create(name)
         with self._locked(name):
-            _, state = self._read(directory)
             # Strays: a keeper that was killed between the spawn and the record of it, or an engine's orphans.
-            self._end_all(name, state, launch.stop_grace_s, lambda: None)
+            self._end_all(name, self._read(directory).state, launch.stop_grace_s, lambda: None)
+            if before is not None:
+                records.remove_tmp(before)  # TMPDIR may have changed since
             port = self._choose_port(launch, before)
             records.write_spec(directory, self._make_spec(name, launch, label, port))
         self._start_keeper(name)
@@ -255,7 +262,7 @@ class LocalTarget:
             return launch.port
         if before is not None and before.fixed_port is None and proc.port_is_free(before.port):
             return before.port
-        specs = (self._read(self._directory(name))[0] for name in self._names())
+        specs = (self._read(self._directory(name)).spec for name in self._names())
         return proc.free_port(frozenset(spec.port for spec in specs if spec is not None))
 
     def _start_keeper(self, name: str, *options: str) -> None:
@@ -275,9 +282,8 @@ class LocalTarget:
             why = answer.stderr.strip()
             raise HostError(f"{name} cannot be started: {why}.", "Is the program installed and executable?")
 
-    def _stop_keeper(self, state: State, grace_s: float, tick: Callable[[], None]) -> None:
-        keeper = state.keeper
-        if keeper is None or not proc.send(keeper, signal.SIGTERM):
+    def _stop_keeper(self, keeper: Identity | None, grace_s: float, tick: Callable[[], None]) -> None:
+        if keeper is None or not proc.ask_to_end(keeper):
             return
         deadline = time.monotonic() + grace_s + 30
         while proc.alive(keeper):
@@ -285,6 +291,19 @@ class LocalTarget:
                 proc.send(keeper, signal.SIGKILL)
             tick()
             time.sleep(0.02)
+
+    @contextlib.contextmanager
+    def _ended(self, name: str, record: Record, tick: Callable[[], None]) -> Iterator[None]:
+        """Keeper, engine and strays are gone, and no keeper starts meanwhile."""
+        directory = self._directory(name)
+        grace_s = record.spec.stop_grace_s if record.spec is not None else records.DEFAULT_GRACE_S
+        for keeper in _keepers(directory, record):
+            self._stop_keeper(keeper, grace_s, tick)
+        with self._locked(name):
+            self._end_all(name, self._read(directory).state, grace_s, tick)
+            if record.spec is not None:
+                records.remove_tmp(record.spec if record.spec.tmp else record.spec._replace(tmp=str(self._tmp(name))))
+            yield
 
     def _end_all(self, name: str, state: State | None, grace_s: float, tick: Callable[[], None]) -> None:
         directory = self._directory(name)
@@ -314,24 +333,45 @@ class LocalTarget:
             os.close(descriptor)
 
 
-def _engine_lives(state: State) -> bool:
-    return proc.alive(state.engine)
-
-
 def _keeper_lives(state: State) -> bool:
     """A keeper that has recorded the end of its work is about to exit: it keeps nothing any more."""
     return state.state != records.STOPPED and proc.alive(state.keeper)
+
+
+def _keepers(directory: Path, record: Record) -> list[Identity]:
+    """The living keepers, from the record; from their command lines when it cannot tell."""
+    if record.state is not None:
+        return [record.state.keeper] if record.state.keeper and _keeper_lives(record.state) else []
+    return proc.started_with(_KEEPER, str(directory)) if record.problem else []
+
+
+def _living(directory: Path, record: Record) -> tuple[bool, bool]:
+    """Whether its keeper lives, and whether its engine does (anything of it, when the record cannot tell)."""
+    lives = bool(record.problem and proc.members(directory, None))
+    if record.state is not None:
+        lives = proc.alive(record.state.engine)
+    return bool(_keepers(directory, record)), lives
 
 
 def _launch(spec: Spec) -> Launch:
     return Launch(spec.argv, spec.env, spec.environment, spec.stop_grace_s, spec.fixed_port)
 
 
+def _damaged(name: str, problem: str) -> HostError:
+    return HostError(
+        f"The record of {name} is damaged, and it still runs: {problem}.",
+        "Stop it first (orch down --all), then run the same command again.",
+    )
+
+
 def _port_taken(port: int) -> HostError:
+    """Only the gateway has a port that is given."""
     owner = proc.port_owner(port)
     if owner is None:
-        return HostError(f"Port {port} is taken or not allowed.", "Choose another port, or end what listens there.")
-    return HostError(
-        f"Port {port} is taken by pid {owner.pid}: {proc.command_line(owner.pid)[:200]}",
-        "End that program, or choose another port.",
-    )
+        return HostError(f"Port {port} is taken or not allowed.", "Choose another address: --listen HOST:PORT.")
+    message = f"Port {port} is taken by pid {owner.pid}: {proc.command_line(owner.pid)[:200]}"
+    if "orchestrator.gateway" in proc.arguments(owner.pid):
+        hint = "It is the gateway of another orch, with its own ORCH_HOME. Stop that, or choose another address"
+    else:
+        hint = "End that program, or choose another address"
+    return HostError(message, f"{hint}: --listen HOST:PORT.")
