@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 PLAIN_PROGRESS_S = 5.0
 SPINNER_PROGRESS_S = 0.1
 JSON_PROGRESS_S = 0.5
+# In a log, these are told when they begin; the others are over at once.
+LONG_STEPS = ("FetchWeights", "BuildArtifact", "EnsureEnvironment", "ImportArtifact", "AwaitReady", "Drain")
 LAST_COLUMN_MIN = 16
 
 
@@ -178,7 +180,8 @@ class Human:
     def event(self, event: Event) -> None:
         match event.kind:
             case EventKind.STARTED:
-                self._move(event.what)
+                if self._err.is_terminal or event.step in LONG_STEPS:
+                    self._move(event.what)
             case EventKind.PROGRESS:
                 self.progress(event.what, event.done, event.total)
             case EventKind.SKIPPED:

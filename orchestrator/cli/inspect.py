@@ -28,6 +28,8 @@ def status(as_json: AsJson = False) -> None:
         observed = session.observe()
         if observed.host.gpu_problem:
             session.screen.result({"gpu_problem": observed.host.gpu_problem}, observed.host.gpu_problem)
+        if busy := at_work(session.settings.data / "lock"):
+            session.screen.result({"at_work": busy}, busy)
         stopped = sorted(set(observed.desired) - set(observed.deployed))
         for name in stopped:
             session.screen.result({"stopped": name}, f"{name} is stopped.  orch up -p {name}")
@@ -44,8 +46,6 @@ def status(as_json: AsJson = False) -> None:
         drift += _left_over(observed)
         for line in drift:
             session.screen.result({"drift": line}, f"DRIFT {line}")
-        if busy := at_work(session.settings.data / "lock"):
-            session.screen.result({"at_work": busy}, busy)
         if drift:
             raise typer.Exit(DRIFT)
         session.screen.result({"in_sync": True}, "All is as it should be.")

@@ -123,7 +123,7 @@ def _choose_recipe(
         reason = sheet.cannot_serve(recipe, accelerator, host)
         if not reason:
             return recipe, tuple(passed_over)
-        passed_over.append(Skip(f"serve {recipe.value} with {sheet.name}", reason))
+        passed_over.append(Skip(f"leave out {recipe.value}", reason))
     raise PlanRefused(
         f"{sheet.name} can serve none of: {', '.join(recipe.value for recipe in candidates)}.",
         hint=f"Name another recipe under engines.{sheet.name}.recipes, or use another engine.",

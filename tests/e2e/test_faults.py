@@ -281,3 +281,55 @@ def test_logs_follow_until_interrupted(up: Orch) -> None:
     following.communicate(timeout=10)
     assert following.returncode == 0
     assert time.monotonic() - before < 5
+
+
+def test_a_hung_gateway_is_told_and_replaced_with_its_routes(up: Orch) -> None:
+    os.kill(up.record("gateway")["engine"][0], signal.SIGSTOP)
+    up.status(code=9)
+    up.run("up")
+    assert up.says() == ANSWER
+    up.status()
+
+
+@pytest.mark.parametrize("mode", [("--json",), ()], ids=["json", "words"])
+def test_up_whose_reader_leaves_is_taken_back(orch: Orch, mode: tuple[str, ...]) -> None:
+    process = orch.start("up", "llamacpp", "-p", str(orch.profile), *mode)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    (process.stdout if mode else process.stderr).readline()
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=60) in (0, 130)
+    if process.returncode == 130:
+        assert orch.engines() == {}
+    orch.run("up", "llamacpp", "-p", str(orch.profile))
+    assert orch.says() == ANSWER
+
+
+def test_down_keeps_what_was_wanted_and_up_brings_it_back(up: Orch) -> None:
+    up.run("lora", "add", "alpha", str(ASSETS / "lora-a"))
+    up.run("down", "--all")
+    assert "tiny is stopped" in up.run("status").out
+    up.run("up")
+    assert up.says("alpha") == "Ahoy! The answer is alpha."
+    up.run("down", "--all", "--forget")
+    assert "Nothing is deployed" in up.run("status").out
+
+
+def test_status_says_who_is_at_work(orch: Orch) -> None:
+    process = orch.start("up", "llamacpp", "-p", str(orch.profile), "--json")
+    assert process.stdout is not None
+    while json.loads(process.stdout.readline()).get("event") != "started":
+        pass
+    process.send_signal(signal.SIGSTOP)
+    told = orch.status(code=None)
+    process.send_signal(signal.SIGCONT)
+    process.communicate(timeout=60)
+    assert any("up llamacpp" in line.get("at_work", "") for line in told.lines)
+
+
+def test_a_removed_artifact_is_built_again(up: Orch) -> None:
+    next((up.home / "store").glob("gguf-q6_k-*/model.gguf")).unlink()
+    up.run("up", "--fresh")
+    assert up.says() == ANSWER
+    up.run("artifacts", "verify")
