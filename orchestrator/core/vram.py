@@ -150,11 +150,6 @@ class Budget:
         return self.left >= self.ask.ahead and self.kv >= self.ask.least_kv
 
     @property
-    def where(self) -> str:
-        """The Place in words."""
-        return self.place.name if self.place.uuid else "this machine"
-
-    @property
     def lacking(self) -> str:
         """Why it does not fit, with the figures as they are; empty when it does."""
         ask, kind = self.ask, "GPU memory" if self.place.uuid else "memory"
@@ -162,7 +157,7 @@ class Budget:
         one = f"one request of {ask.context} tokens"
         if ask.utilisation is not None and self.kv < ask.least_kv:
             return (
-                f"{ask.name} needs about {_gib(need)} of {kind} for {one}; its share of {self.where} is "
+                f"{ask.name} needs about {_gib(need)} of {kind} for {one}; its share of {self.place.name} is "
                 f"{_gib(self.requested)} ({ask.utilisation:g} of {_gib(self.place.total)})."
             )
         if self.kv < ask.least_kv:
@@ -173,7 +168,7 @@ class Budget:
         if self.left < ask.ahead:
             share = f" ({ask.utilisation:g} of {_gib(self.place.total)})" if ask.utilisation is not None else ""
             verb = "asks for" if share else "needs about"
-            free = f"{_gib(self.place.free)} are free" + (f" on {self.where}" if self.place.uuid else "")
+            free = f"{_gib(self.place.free)} are free" + (f" on {self.place.name}" if self.place.uuid else "")
             less = f", less {_gib(ask.ahead)} for its CUDA context" if ask.ahead else ""
             return f"{ask.name} {verb} {_gib(self.requested)} of {kind}{share}; {free}{less}."
         return ""
@@ -234,7 +229,7 @@ def place_of(host: Host, on_gpu: bool) -> Place:
     """Where an engine would be: the best GPU, or the host's memory."""
     gpu = best_gpu(host) if on_gpu else None
     if gpu is None:
-        return Place("memory", host.memory_total, host.memory_available)
+        return Place("this machine", host.memory_total, host.memory_available)
     return Place(gpu.name, gpu.memory_total, gpu.memory_free, gpu.uuid)
 
 
@@ -254,18 +249,30 @@ def profile_key(field: str, engine: str) -> str:
 
 
 def suggest(ask: Ask, place: Place) -> tuple[Change, ...]:
-    """At most two ways to make it fit, each the new values of fewest settings; none when no settings do.
+    """At most two ways to make it fit, each the new values of few settings; none when no settings do.
 
-    Of a way's settings the last is the largest that fits; the others are at what leaves most room.
+    Of a way's settings the last is the largest that fits; the others are at what leaves most room. All are needed.
     """
     # A way is worked out in this order: the room for a KV cache is known once the slots are.
     fields = [name for name in ("utilisation", "slots", "parallel", "kv_cache_mib", "context") if _matters(ask, name)]
+    found: list[Change] = []
     for count in range(1, len(fields) + 1):
-        found = [way for group in combinations(fields, count) if (way := _solve(ask, place, group)) is not None]
-        if found:
-            order = list(KEYS)
-            return tuple(sorted(found, key=lambda way: order.index(list(way)[-1])))[:2]
-    return ()
+        ways = [_solve(ask, place, group) for group in combinations(fields, count)]
+        found += sorted((way for way in ways if way is not None and _all_needed(ask, place, way)), key=_rank)
+        if len(found) >= 2:
+            break
+    return tuple(found[:2])
+
+
+def _rank(way: Change) -> tuple[int, ...]:
+    order = list(KEYS)
+    return tuple(order.index(field) for field in reversed(list(way)))
+
+
+def _all_needed(ask: Ask, place: Place, way: Change) -> bool:
+    """Whether the others would not do without each of them."""
+    parts = ({name: value for name, value in way.items() if name != field} for field in way)
+    return not any(Budget(ask.changed(part), place).fits for part in parts)
 
 
 def _matters(ask: Ask, field: str) -> bool:

@@ -104,7 +104,7 @@ def test_a_lora_slot_of_qwen3_8b(rank: int, each: float) -> None:
 def test_every_parallel_request_has_its_context(engine: str) -> None:
     profile = qwen3_8b(serving__context=4096, serving__parallel=8)
     ask = ENGINES[engine].ask(profile, Q6_K_BYTES, QWEN3_8B, Accelerator.CPU, 0)
-    budget = Budget(ask, Place("memory", 64 * GIB, 64 * GIB))
+    budget = Budget(ask, Place("this machine", 64 * GIB, 64 * GIB))
     assert budget.kv == 8 * 4096 * 147_456
     assert budget.tokens == 8 * 4096
 
