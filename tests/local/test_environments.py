@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from conditions import wait_until
@@ -170,6 +175,100 @@ def test_indexes_are_for_what_pip_does_not_have_itself(
     index = elsewhere.parent.as_uri()
     spec = EnvironmentSpec("tiny", "1.0", SPEC.requirements, ("tinypart==2.0",), (index,), checks=SPEC.checks[:2])
     assert environments.ensure(spec, silent).is_dir()
+
+
+class Index(SimpleHTTPRequestHandler):
+    """A package index that wants a name and a password; `asked` are the paths for which it got them."""
+
+    asked: ClassVar[list[str]]
+
+    def do_GET(self) -> None:
+        expected = "Basic " + base64.b64encode(b"user:secret").decode()
+        if self.headers["Authorization"] != expected:
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="index"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.asked.append(self.path)
+        super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def private_index(tmp_path: Path) -> Iterator[str]:
+    Index.asked = []
+    (tmp_path / "private").mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Index, directory=str(tmp_path / "private"))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://user:secret@127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_the_password_of_an_index_is_written_nowhere(
+    environments: Environments, wheels: Path, tmp_path: Path, private_index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tinyengine is at the given index only, tinypart at the user's own extra one, asked for in the same run."""
+    for name, place in (("tinyengine", tmp_path / "private"), ("tinypart", tmp_path / "own")):
+        (place / name).mkdir(parents=True)
+        wheel = next(wheels.glob(f"{name}*")).rename(place / name / next(wheels.glob(f"{name}*")).name)
+        (place / name / "index.html").write_text(f'<a href="{wheel.name}">{wheel.name}</a>')
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "empty").as_uri())
+    configuration = tmp_path / "pip.conf"
+    configuration.write_text(f"[global]\nextra-index-url = {(tmp_path / 'own').as_uri()}\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(configuration))
+    command_lines: set[str] = set()
+
+    def look(what: str, done: int, total: int) -> None:
+        mine = proc.members(tmp_path / "environments" / spec.name, None)
+        command_lines.update(proc.command_line(identity.pid) for identity in mine)
+
+    names = ("tinypart==2.0", "tinyengine==1.0")
+    spec = EnvironmentSpec("tiny", "1.0", names, names, (private_index,), checks=SPEC.checks[:2])
+    environments.ensure(spec, look)
+    assert Index.asked
+    assert any("pip install" in line for line in command_lines)
+    assert [line for line in command_lines if "secret" in line] == []
+    record = tmp_path / "environments" / spec.name / "environment.json"
+    assert record.stat().st_mode & 0o777 == 0o600
+    written = [record, *record.parent.glob("lib/*/site-packages/tiny*/*")]
+    assert [path for path in written if b"secret" in path.read_bytes()] == []
+
+
+def test_the_password_of_an_index_is_not_told_with_an_error(
+    environments: Environments, tmp_path: Path, private_index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", private_index.replace("secret", "wrong-secret"))
+    check = ("python", "-c", f"import sys; print(1); sys.exit('{private_index}/simple')")
+    for spec in (
+        EnvironmentSpec("tiny", "1.0", ("nosuchthing==3.0",), ("nosuchthing==3.0",), (private_index,)),
+        EnvironmentSpec("tiny", "1.0", (), checks=(check,)),
+    ):
+        with pytest.raises(HostError) as caught:
+            environments.ensure(spec, silent)
+        assert caught.value.detail
+        assert "secret" not in caught.value.detail
+        installing = tmp_path / "environments" / spec.name / "installing"
+        assert installing.stat().st_mode & 0o777 == 0o600
+        assert "indexes" not in json.loads(installing.read_text())
+
+
+def test_unpacking_is_counted(environments: Environments, wheels: Path) -> None:
+    """After the last line that pip prints there is still most of the work to do."""
+    slow = {f"tinypart_{number}.py": "x = 1\n" * 20_000 for number in range(60)}
+    make_wheel(wheels, "tinypart", "2.0", slow)
+    told: list[tuple[str, int, int]] = []
+    environments.ensure(EnvironmentSpec("tiny", "1.0", SPEC.requirements), lambda *what: told.append(what))
+    unpacking = [(done, total) for what, done, total in told if what == "pip: unpacking packages"]
+    assert unpacking == sorted(unpacking)
+    assert unpacking[0] == (0, 2)
 
 
 def test_too_little_disk_is_told_before_anything_is_made(environments: Environments) -> None:

@@ -24,7 +24,7 @@ from orchestrator.core.progress import Progress
 from orchestrator.drivers.local import proc
 from orchestrator.drivers.local.command import run_command
 from orchestrator.drivers.local.failures import host_errors
-from orchestrator.drivers.local.pip import Pip, pip_environ
+from orchestrator.drivers.local.pip import Pip, pip_environ, without_credentials
 from orchestrator.drivers.local.records import utc_now, write_atomic
 from orchestrator.errors import HostError
 
@@ -117,7 +117,9 @@ class Environments:
             )
         directory = self._root / spec.name
         directory.mkdir(parents=True)
-        write_atomic(directory / _INSTALLING, json.dumps(asdict(spec), indent=1))
+        recorded = asdict(spec)
+        del recorded["indexes"]  # they may hold a password
+        write_atomic(directory / _INSTALLING, json.dumps(recorded, indent=1))
         self._make_venv(directory, progress)
         pip = Pip(
             directory,
@@ -134,7 +136,7 @@ class Environments:
             _add_metadata(_site_packages(directory), name, version)
         self._run_checks(spec, progress)
         size = _size(directory)
-        record = {"spec": asdict(spec), "directory": str(directory), "created": utc_now(), "size": size}
+        record = {"spec": recorded, "directory": str(directory), "created": utc_now(), "size": size}
         write_atomic(directory / _FINISHED, json.dumps(record, indent=1))
         (directory / _INSTALLING).unlink()
 
@@ -151,7 +153,7 @@ class Environments:
             raise HostError(
                 "Python cannot make a virtual environment.",
                 "Debian and Ubuntu have it in the package python3-venv.",
-                "\n".join(finished.lines[-15:]),
+                without_credentials("\n".join(finished.lines[-15:])),
             )
 
     def _run_checks(self, spec: EnvironmentSpec, progress: Progress) -> None:
@@ -182,7 +184,7 @@ class Environments:
                 raise HostError(
                     f"Environment {spec.name} does not work: `{told}` {how}.",
                     "The detail is the end of its output; the pin of this engine may not fit this machine.",
-                    "\n".join(finished.lines[-20:]),
+                    without_credentials("\n".join(finished.lines[-20:])),
                 )
 
     def _discard(self, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -48,6 +49,9 @@ _MEANINGS = (
         ),
     ),
 )  # fmt: skip
+# An index may be given with a name and a password; they are nowhere but in pip's environment.
+_INDEX = "ORCH_EXTRA_INDEX_URL"
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
 _UNKNOWN = ("see the detail", "Run the same command again; it starts from nothing.")
 
 
@@ -78,6 +82,8 @@ class Pip:
         self._directory, self._total, self._resolve, self._progress = directory, total, resolve, progress
         self._done = 0
         self._now = "installing"
+        self._unpacking = 0
+        self._before: int | None = None  # how many packages were there when the unpacking began
 
     def install(self, requirements: tuple[str, ...], indexes: tuple[str, ...] = ()) -> None:
         """Install exactly these; each of `indexes` is tried only after pip's own configuration failed.
@@ -86,9 +92,9 @@ class Pip:
         """
         done = self._done
         told: tuple[str, ...] = ()
-        for options in [[], *(["--extra-index-url", index] for index in indexes)]:
+        for index in ("", *indexes):
             self._done = done
-            code, lines = self._run(requirements, options)
+            code, lines = self._run(requirements, index)
             if code == 0:
                 self._done = done + len(requirements)
                 return
@@ -97,33 +103,41 @@ class Pip:
                 break
         raise _failure(told)
 
-    def _run(self, requirements: tuple[str, ...], options: list[str]) -> tuple[int | None, tuple[str, ...]]:
+    def _run(self, requirements: tuple[str, ...], index: str) -> tuple[int | None, tuple[str, ...]]:
+        # In the file it comes on top of what pip's own configuration has; an option or PIP_EXTRA_INDEX_URL replaces it.
+        first = [f"--extra-index-url ${{{_INDEX}}}"] if index else []
         with tempfile.NamedTemporaryFile("w", suffix=".txt", prefix="orch-requirements-") as file:
-            file.write("".join(f"{requirement}\n" for requirement in requirements))
+            file.write("".join(f"{line}\n" for line in (*first, *requirements)))
             file.flush()
-            argv = [
-                str(self._directory / "bin/python"),
-                "-I",
-                "-m",
-                "pip",
-                "install",
-                "--progress-bar",
-                "off",
-                "--no-color",
-            ]
-            argv += [*([] if self._resolve else ["--no-deps"]), *options, "-r", file.name]
-            finished = run_command(argv, pip_environ(self._directory), tick=self._tell, on_line=self._on_line)
-        return finished.code, finished.lines
+            argv = [str(self._directory / "bin/python"), "-I", "-m", "pip", "install"]
+            argv += ["--progress-bar", "off", "--no-color", *([] if self._resolve else ["--no-deps"]), "-r", file.name]
+            environ = pip_environ(self._directory) | {_INDEX: index}
+            self._before = None
+            finished = run_command(argv, environ, tick=self._tell, on_line=self._on_line)
+        return finished.code, tuple(map(without_credentials, finished.lines))
 
     def _on_line(self, line: str) -> None:
         if line.startswith(("Collecting ", "Processing ")):  # from an index, or a file
             self._now = line.split()[1].rpartition("/")[2]
             self._done = min(self._done + 1, self._total)
         elif line.startswith("Installing collected packages"):
-            self._now = "unpacking"
+            self._unpacking = len(line.split(","))
+            self._before = self._unpacked()
 
     def _tell(self) -> None:
-        self._progress(f"pip: {self._now}", self._done, self._total)
+        if self._before is None:
+            self._progress(f"pip: {self._now}", self._done, self._total)
+        else:  # pip is silent for minutes
+            done = min(self._unpacked() - self._before, self._unpacking)
+            self._progress("pip: unpacking packages", done, self._unpacking)
+
+    def _unpacked(self) -> int:
+        return sum(1 for _ in self._directory.glob("lib/*/site-packages/*.dist-info"))
+
+
+def without_credentials(text: str) -> str:
+    """The text with `***@` for what stands before an @ in its URLs."""
+    return _CREDENTIALS.sub("***@", text)
 
 
 def _meaning(lines: tuple[str, ...]) -> tuple[str, str]:
