@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from pydantic import ValidationError
 
@@ -26,8 +27,11 @@ def observe(world: World) -> Observed:
         manifests = pool.submit(world.store.all)
         environments = pool.submit(world.environments.observe)
         desired = pool.submit(world.records.desired)
+        unreadable = pool.submit(world.records.unreadable)
         instances = [instance for target in world.targets.values() for instance in target.observe()]
-        engines = pool.map(lambda instance: _engine(instance, world.http), [i for i in instances if i.name != GATEWAY])
+        labelled = [_labelled(instance) for instance in instances if instance.name != GATEWAY]
+        readable = [pair for pair in labelled if not isinstance(pair, Instance)]
+        engines = pool.map(lambda pair: _engine(pair[0], pair[1], world.http), readable)
         gateway = next((instance for instance in instances if instance.name == GATEWAY), None)
         return Observed(
             host=host.result(),
@@ -36,6 +40,8 @@ def observe(world: World) -> Observed:
             finished={manifest.key: manifest.size for manifest in manifests.result()},
             environments={environment.name: environment for environment in environments.result()},
             desired=desired.result(),
+            damaged=tuple(instance for instance in labelled if isinstance(instance, Instance)),
+            unreadable=unreadable.result(),
         )
 
 
@@ -47,15 +53,21 @@ def _gateway_status(gateway: Gateway) -> GatewayStatus | None:
         return None
 
 
-def _engine(instance: Instance, http: EngineHttp) -> EngineObserved:
+def _labelled(instance: Instance) -> tuple[Instance, Deployment] | Instance:
+    """An instance with its Deployment; by itself, with its problem, when its record does not tell it."""
+    if instance.problem:
+        return instance
     try:
         deployment = Deployment.model_validate_json(instance.label)
     except ValidationError as error:
-        raise HostError(
-            f"The record of {instance.name} cannot be read.",
-            hint="It may come from another version of orch: stop everything with that version first.",
-            detail=str(error),
-        ) from error
+        # Another version of orch wrote it, or nobody did.
+        return replace(instance, problem=f"its label cannot be read: {error.errors()[0]['msg']}")
+    if deployment.engine not in ENGINES:
+        return replace(instance, problem=f"this version of orch does not know the engine {deployment.engine}")
+    return instance, deployment
+
+
+def _engine(instance: Instance, deployment: Deployment, http: EngineHttp) -> EngineObserved:
     sheet = ENGINES[deployment.engine]
     if instance.state is not InstanceState.RUNNING or instance.port is None:
         return EngineObserved(instance, deployment, answers=False)

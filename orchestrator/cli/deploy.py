@@ -307,6 +307,8 @@ def _check_adapter_name(name: str) -> None:
 def _to_take_down(profile: str | None, observed: Observed) -> str | None:
     """The profile to take down: by name, or the only one. A killed `up` or `down` leaves engines without a record."""
     known = sorted({*observed.desired, *(engine.deployment.profile for engine in observed.engines)})
+    if profile is not None and observed.damaged_of(profile):
+        return profile
     running = sorted({*observed.deployed, *(engine.deployment.profile for engine in observed.engines)})
     if profile is None and len(running) > 1:
         raise PlanRefused(

@@ -44,6 +44,8 @@ def status(as_json: AsJson = False) -> None:
         _tell_gateway(session, observed)
         drift = [line for name in observed.deployed for line in _drift(session, observed.desired[name], observed)]
         drift += _left_over(observed)
+        drift += [f"{one.name}: {one.problem}; orch down --all" for one in observed.damaged]
+        drift += observed.unreadable
         for line in drift:
             session.screen.result({"drift": line}, f"DRIFT {line}")
         if drift:

@@ -43,7 +43,11 @@ class GatewayObserved:
 
 @dataclass(frozen=True)
 class Observed:
-    """engines of all profiles; `finished` are the keys in the store, with their size in bytes."""
+    """engines of all profiles; `finished` are the keys in the store, with their size in bytes.
+
+    `damaged` are instances whose record cannot be read, each with its problem: they can be stopped, and no more.
+    `unreadable` are sentences about other records that could not be read.
+    """
 
     host: Host
     engines: tuple[EngineObserved, ...]
@@ -51,11 +55,17 @@ class Observed:
     finished: Mapping[str, int]
     environments: Mapping[str, EnvironmentObserved]
     desired: Mapping[str, Desired]
+    damaged: tuple[Instance, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
     @property
     def deployed(self) -> tuple[str, ...]:
         """The profiles that are to be served, sorted."""
         return tuple(sorted(name for name, desired in self.desired.items() if not desired.stopped))
+
+    def damaged_of(self, profile: str) -> tuple[Instance, ...]:
+        """Damaged instances that are the profile's by their name, which is all that is known of them."""
+        return tuple(instance for instance in self.damaged if instance.name.startswith(f"{profile}-"))
 
     def engines_of(self, profile: str) -> tuple[EngineObserved, ...]:
         """All generations of a profile, oldest first."""

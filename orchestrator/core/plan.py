@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from orchestrator.core.deployment import Deployment, Desired
-from orchestrator.core.launch import InstanceState
+from orchestrator.core.launch import Instance, InstanceState
 from orchestrator.core.observed import EngineObserved, Observed
 from orchestrator.core.routes import Route
 from orchestrator.core.steps import (
@@ -84,6 +84,7 @@ def plan_deploy(
     Refuses (PlanRefused) what cannot be done.
     """
     wanted = resolved.deployment
+    _refuse_damaged(wanted.profile, observed)
     _refuse_foreign_names(resolved, observed)
     mine = observed.engines_of(wanted.profile)
     match = None if fresh else _match(wanted, mine, observed.serving(wanted.profile))
@@ -136,6 +137,8 @@ def plan_down_all(observed: Observed, limits: Limits, forget: bool = False) -> P
     )
     drains = observed.gateway.status is not None
     items = [item for profile in profiles for item in _down(profile, observed, limits, drains, forget)]
+    ended = {item.step.instance for item in items if isinstance(item, Action) and isinstance(item.step, StopEngine)}
+    items += [action for one in observed.damaged if one.name not in ended for action in _end_damaged(one)]
     gateway = observed.gateway.instance
     if gateway is not None:
         items += [Action(StopEngine("local", GATEWAY)), Action(RemoveEngine("local", GATEWAY))]
@@ -163,6 +166,21 @@ def _down(
         yield Action(RecordDesired(profile, None if forget else stopped))
     for engine in observed.engines_of(profile):
         yield from _retire(engine, limits.drain_s if drains else None)
+    for instance in observed.damaged_of(profile):
+        yield from _end_damaged(instance)
+
+
+def _end_damaged(instance: Instance) -> Iterator[Action]:
+    yield Action(StopEngine("local", instance.name))
+    yield Action(RemoveEngine("local", instance.name))
+
+
+def _refuse_damaged(profile: str, observed: Observed) -> None:
+    for instance in observed.damaged_of(profile):
+        raise PlanRefused(
+            f"The record of {instance.name} cannot be used: {instance.problem}.",
+            hint=f"Stop it, then serve again: orch down {profile}, orch up",
+        )
 
 
 def _refuse_foreign_names(resolved: Resolved, observed: Observed) -> None:

@@ -50,7 +50,8 @@ class HubSnapshot:
 
 @dataclass(frozen=True)
 class Shape:
-    """A dense transformer's sizes, as its config.json names them; `tied`: the head is the embedding."""
+    """A dense transformer's sizes, as its config.json names them; `tied`: the head is the embedding, `positions`: the
+    longest context that it was made for (0: it does not say)."""
 
     layers: int
     hidden: int
@@ -60,6 +61,7 @@ class Shape:
     intermediate: int
     vocab: int
     tied: bool
+    positions: int = 0
 
     @property
     def kv_token_bytes(self) -> int:

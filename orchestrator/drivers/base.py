@@ -193,6 +193,10 @@ class Records(Protocol):
         """By profile name."""
         ...
 
+    def unreadable(self) -> tuple[str, ...]:
+        """A sentence for each record that cannot be read."""
+        ...
+
     def record(self, profile: str, desired: Desired | None) -> None:
         """Write (or with None remove) what is wanted of a profile."""
         ...

@@ -27,18 +27,21 @@ class Records:
         self._desired = root / "desired"
 
     def desired(self) -> dict[str, Desired]:
-        """What is wanted, by profile name. HostError when a file cannot be read as what it should be."""
-        found = {}
+        """What is wanted, by profile name; files that cannot be read are left out (see `unreadable`)."""
+        return {path.stem: found for path, found in self._read() if isinstance(found, Desired)}
+
+    def unreadable(self) -> tuple[str, ...]:
+        """A sentence for each file that is not what it should be."""
+        return tuple(f"{path} cannot be read: {found}" for path, found in self._read() if isinstance(found, str))
+
+    def _read(self) -> Iterator[tuple[Path, Desired | str]]:
         for path in sorted(self._desired.glob("*.json")) if self._desired.is_dir() else ():
             try:
-                found[path.stem] = Desired.model_validate(read_json(path))
-            except (ValidationError, ValueError) as error:
-                raise HostError(
-                    f"{path} cannot be read.",
-                    hint="Move it away and run orch up again; what runs is found by itself.",
-                    detail=str(error),
-                ) from error
-        return found
+                yield path, Desired.model_validate(read_json(path))
+            except ValidationError as error:
+                yield path, error.errors()[0]["msg"]
+            except ValueError as error:
+                yield path, str(error)
 
     def record(self, profile: str, desired: Desired | None) -> None:
         """Write what is wanted of a profile; None removes it. What is written already is not written again."""

@@ -72,7 +72,10 @@ def _list(root: Path) -> list[Path]:
     try:
         return list(root.iterdir())
     except OSError as error:
-        raise SourceError(f"The weights directory {root} cannot be read: {error.strerror}.") from error
+        raise HostError(
+            f"The weights directory {root} cannot be read: {error.strerror}.",
+            hint="weights.path in the profile names it.",
+        ) from error
 
 
 def _sha256(path: Path, progress: Progress, done: int, total: int) -> str:
@@ -102,6 +105,7 @@ def read_shape(root: Path) -> Shape | None:
             intermediate=int(config["intermediate_size"]),
             vocab=int(config["vocab_size"]),
             tied=bool(config.get("tie_word_embeddings")),
+            positions=int(config.get("max_position_embeddings") or 0),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         return None

@@ -54,6 +54,7 @@ def resolve(
     accelerator = sheet.accelerator(host)
     recipe, passed_over = _choose_recipe(sheet, wish, accelerator, host)
     _check_adapters(sheet, wish, adapters)
+    _check_context(wish, weights)
     environment = _environment(sheet, accelerator, shipped)
     key, model_path = _model_path(sheet, recipe, weights, shipped)
     launched = sheet.launch(
@@ -148,6 +149,16 @@ def _check_adapters(sheet: EngineSheet, wish: Wish, adapters: tuple[Adapter, ...
                 f"Adapter {adapter.name} has rank {adapter.rank}; the profile allows {lora.max_rank}.",
                 hint=f"Set lora.max_rank = {adapter.rank} in the profile and run orch up again.",
             )
+
+
+def _check_context(wish: Wish, weights: WeightsFacts) -> None:
+    """vLLM would refuse it after a start, llama.cpp would serve it silently."""
+    positions = weights.shape.positions if weights.shape is not None else 0
+    if positions and wish.profile.serving.context > positions:
+        raise PlanRefused(
+            f"A context of {wish.profile.serving.context} tokens is more than the model's {positions} positions.",
+            hint=f"Set serving.context to at most {positions} in the profile.",
+        )
 
 
 def _environment(sheet: EngineSheet, accelerator: Accelerator, shipped: Shipped) -> EnvironmentSpec | None:

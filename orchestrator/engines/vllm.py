@@ -35,6 +35,8 @@ OFFLINE = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
 }
+# Sockets and the compile cache: nothing of it in the user's own places. A socket's path has to be short.
+PLACES = {"TMPDIR": "{tmp}", "VLLM_CACHE_ROOT": "{cache}/vllm"}
 # One process less and half a gigabyte less than the default; nobind, or every server sits on the first core;
 # without dynamo the first request with logprobs takes 0.2 s instead of up to 40.
 ON_CPU = {
@@ -125,7 +127,7 @@ class Vllm:
                 "sampling": json.dumps(_generation_config(profile)) if _generation_config(profile) else "",
             },
         )
-        env = dict(OFFLINE)
+        env = OFFLINE | PLACES
         if cpu:
             env |= ON_CPU | {"OMP_NUM_THREADS": str(max(1, asked.host.cpus - 1))}
         if slots:

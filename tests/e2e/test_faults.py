@@ -180,11 +180,26 @@ def test_ollama_without_its_binary_is_refused_before_anything_changes(orch: Orch
     assert orch.processes() == []
 
 
-def test_a_context_that_does_not_fit_is_refused_with_the_figures(up: Orch) -> None:
-    up.write_profile(context=1_048_576, parallel=256)
+def test_a_context_beyond_the_models_is_refused(up: Orch) -> None:
+    up.write_profile(context=4096)
     told = up.run("up", "llamacpp", "-p", str(up.profile), "--json", code=5).lines[-1]
-    assert "GiB" in told["error"]
+    assert "2048 positions" in told["error"]
     assert up.says() == ANSWER
+
+
+def test_records_of_another_version_stop_nothing_and_everything_can_be_taken_down(up: Orch) -> None:
+    spec = up.home / "processes" / ENGINE / "spec.json"
+    spec.write_text(spec.read_text().replace("served_name", "name_that_was_served"))
+    (up.home / "records" / "desired" / "tiny.json").write_text('{"wish": 1')
+    drift = [line["drift"] for line in up.status(code=9).lines if "drift" in line]
+    assert any(line.startswith(f"{ENGINE}: its label cannot be read") for line in drift)
+    assert any("tiny.json cannot be read" in line for line in drift)
+    told = up.run("up", "llamacpp", "-p", str(up.profile), "--json", code=5).lines[-1]
+    assert "orch down tiny" in told["hint"]
+    up.run("down", "tiny")
+    up.run("up", "llamacpp", "-p", str(up.profile))
+    assert up.says() == ANSWER
+    up.status()
 
 
 def test_an_engine_that_cannot_start_is_taken_back_with_its_telling_line(up: Orch) -> None:

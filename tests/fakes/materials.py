@@ -150,6 +150,9 @@ class FakeRecords:
     def desired(self) -> dict[str, Desired]:
         return {name: Desired.model_validate_json(text) for name, text in sorted(self.texts.items())}
 
+    def unreadable(self) -> tuple[str, ...]:
+        return ()
+
     def record(self, profile: str, desired: Desired | None) -> None:
         with self._faults.call(f"records.record {profile}"):
             if desired is None:
