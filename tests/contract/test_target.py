@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import pytest
 from benches import TargetBench, wait_until
+from fakes.target import FakeTarget
 
 from orchestrator.core.launch import InstanceState
 from orchestrator.core.progress import silent
+from orchestrator.drivers.base import Target
+from orchestrator.drivers.local.processes import LocalTarget
 from orchestrator.errors import HostError
 
 
@@ -145,6 +148,49 @@ def test_an_environment_that_is_not_there(bench: TargetBench) -> None:
     with pytest.raises(HostError, match="is not ready"):
         bench.target.ensure("one", replace(bench.launch, environment="vllm-cpu-1.0-00000000"), "label")
     assert [seen for seen in bench.target.observe() if seen.state is InstanceState.RUNNING] == []
+
+
+def damage(target: Target, name: str) -> None:
+    if isinstance(target, FakeTarget):
+        target.damage(name)
+    else:
+        assert isinstance(target, LocalTarget)
+        (target.file_path(name, "").parent / "spec.json").write_text("{")
+
+
+def test_a_damaged_record_is_seen_beside_sound_ones(bench: TargetBench) -> None:
+    first = bench.runs()
+    other = bench.runs("two")
+    damage(bench.target, "one")
+    seen = bench.seen()
+    assert seen.problem != ""
+    assert (seen.state, seen.supervised, seen.pid) == (first.state, True, first.pid)
+    assert (seen.launch.argv, seen.label) == ((), "")
+    assert bench.seen("two") == other
+    assert other.problem == ""
+
+
+def test_what_runs_with_a_damaged_record_can_only_be_ended(bench: TargetBench) -> None:
+    bench.runs()
+    damage(bench.target, "one")
+    for use in (
+        lambda: bench.target.ensure("one", bench.launch, "label"),
+        lambda: bench.target.relabel("one", bench.launch, "label"),
+        lambda: bench.target.execute("one", ("true", "now"), 5.0, silent),
+    ):
+        with pytest.raises(HostError, match="record of one is damaged"):
+            use()
+    bench.target.stop("one", silent)
+    assert bench.seen().state is InstanceState.STOPPED
+    again = bench.runs()
+    assert (again.problem, again.label) == ("", "label")
+
+
+def test_what_runs_with_a_damaged_record_can_be_removed(bench: TargetBench) -> None:
+    bench.runs()
+    damage(bench.target, "one")
+    bench.target.remove("one")
+    assert bench.target.observe() == ()
 
 
 def test_the_log_outlives_its_instance(bench: TargetBench) -> None:

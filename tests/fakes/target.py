@@ -110,6 +110,7 @@ class Process:
     ready_at: float = 0.0
     fate: Fate = field(default_factory=Fate)
     server: EngineServer | None = None
+    problem: str = ""  # with one, nothing else of its record can be read
     # What the gateway keeps on disk, in its instance's directory.
     routes: RouteTable = field(default_factory=RouteTable)
 
@@ -136,6 +137,7 @@ class FakeTarget:
         with self._faults.call(f"target.ensure {name}"):
             process = self._now(name)
             if process is not None and process.state is InstanceState.RUNNING:
+                self._check_record(name, process)
                 if process.launch != launch:
                     raise HostError(f"{name} runs already, with other settings.", "Stop it first, then start it again.")
                 process.label, process.supervised = label, True
@@ -175,7 +177,8 @@ class FakeTarget:
     def remove(self, name: str) -> None:
         with self._faults.call(f"target.remove {name}"):
             process = self._now(name)
-            if process is not None and (process.state is not InstanceState.STOPPED or process.supervised):
+            lives = process is not None and (process.state is not InstanceState.STOPPED or process.supervised)
+            if process is not None and lives and not process.problem:
                 raise HostError(f"{name} still runs.", "Stop it before it is removed.")
             self.processes.pop(name, None)
             self.files.pop(name, None)
@@ -200,6 +203,10 @@ class FakeTarget:
         process = self.processes[name]
         self._end(process, InstanceState.BACKOFF if process.supervised else InstanceState.STOPPED)
         process.last_exit = Exit(code, None, f"at {self._clock.now}")
+
+    def damage(self, name: str) -> None:
+        """Its record can be read no more; its process goes on."""
+        self.processes[name].problem = "spec.json: log is missing"
 
     def answering(self, port: int) -> Process | None:
         """The process that listens there, if it is ready."""
@@ -226,19 +233,25 @@ class FakeTarget:
             name=name,
             state=process.state,
             supervised=process.supervised,
-            launch=process.launch,
-            label=process.label,
+            launch=Launch(()) if process.problem else process.launch,
+            label="" if process.problem else process.label,
             port=process.port,
             pid=process.pid,
             starts=process.starts,
             last_exit=process.last_exit,
+            problem=process.problem,
         )
 
     def _known(self, name: str) -> Process:
         process = self._now(name)
         if process is None:
             raise HostError(f"There is no local process named {name}.")
+        self._check_record(name, process)
         return process
+
+    def _check_record(self, name: str, process: Process) -> None:
+        if process.problem:
+            raise HostError(f"The record of {name} is damaged, and it still runs: {process.problem}.")
 
     def _end(self, process: Process, state: InstanceState) -> None:
         process.state, process.pid, process.server = state, None, None
