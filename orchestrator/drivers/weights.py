@@ -10,13 +10,11 @@ from typing import Any
 from orchestrator.core.artifact import Recipe, artifact_key, source_of_files
 from orchestrator.core.profile import Weights
 from orchestrator.core.progress import Progress
-from orchestrator.core.weights import HubSource, Shape, WeightsFacts
+from orchestrator.core.weights import WANTED, HubSource, Shape, WeightsFacts
 from orchestrator.drivers.base import Store
 from orchestrator.drivers.files import read_json, write_json
 from orchestrator.errors import HostError, SourceError
 
-# What a weights directory may contribute: safetensors, tokenizer and config; never pickles or code.
-SUFFIXES = (".safetensors", ".json", ".jinja", ".txt")
 CHUNK = 1 << 20
 
 
@@ -39,7 +37,7 @@ class WeightsCatalog:
     def of_directory(self, weights: Weights, progress: Progress) -> WeightsFacts:
         """Facts of a local directory; reads all of it once, then only its stat."""
         root = Path(weights.path or "")
-        files = sorted(p for p in _list(root) if p.suffix in SUFFIXES and p.is_file())
+        files = sorted(p for p in _list(root) if WANTED.fullmatch(p.name) and p.is_file())
         if not any(path.suffix == ".safetensors" for path in files):
             hint = "weights.path is a model directory as on the hub: config.json, tokenizer.json, *.safetensors."
             raise SourceError(f"{root} holds no safetensors files.", hint)

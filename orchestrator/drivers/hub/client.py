@@ -23,18 +23,13 @@ from urllib.parse import urlsplit
 
 from orchestrator.core.artifact import FileEntry
 from orchestrator.core.progress import Progress
-from orchestrator.core.weights import HubFile, HubSnapshot, HubSource
+from orchestrator.core.weights import WANTED, HubFile, HubSnapshot, HubSource
 from orchestrator.drivers.hub.download import Meter, Stream, Sums, network_errors
 from orchestrator.errors import HostError, OrchError, SourceError
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
-WANTED: Final = re.compile(
-    r"[\w-][\w.-]*\.safetensors|model\.safetensors\.index\.json|(generation_|tokenizer_|adapter_)?config\.json"
-    r"|tokenizer\.json|vocab\.json|merges\.txt|chat_template\.jinja|(special_tokens_map|added_tokens)\.json",
-    re.ASCII,
-)
 PICKLED: Final = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # Where incomplete files lie inside the directory, named by their hash: bytes of another commit are never continued.
 PARTIAL: Final = ".partial"
