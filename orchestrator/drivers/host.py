@@ -22,7 +22,8 @@ def read_host() -> Host:
         memory_available=memory.get("MemAvailable", 0),
         cpu_flags=_cpu_flags(),
         gpus=left,
-        gpu_problem=problem or _problem(gpus, left, asked),
+        # An empty value asks for the CPU: then no GPU is missing.
+        gpu_problem="" if asked == "" else problem or _problem(gpus, left, asked),
         ollama=shutil.which("ollama"),
     )
 

@@ -48,6 +48,9 @@ def resolve(
     With `to_run` false an absent engine is no error: what it would be given can be rendered all the same.
     """
     sheet, profile = engine_sheet(wish.engine), wish.profile
+    if sheet.takes_gpu and host.gpu_problem and not host.gpus and to_run:
+        hint = "nvidia-smi should work first; CUDA_VISIBLE_DEVICES= (empty) asks for the CPU instead."
+        raise HostError(f"No GPU can be used: {host.gpu_problem}.", hint=hint)
     lacking, hint = sheet.missing(host)
     if lacking and to_run:
         raise HostError(lacking, hint=hint)

