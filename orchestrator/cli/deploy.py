@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.options import AsJson, Drain, OnlyPlan, ProfileName, Timeout, Yes, app, session_of
+from orchestrator.cli.options import (
+    AsJson,
+    Drain,
+    EngineName,
+    OnlyPlan,
+    ProfileName,
+    Timeout,
+    Yes,
+    app,
+    engine_names,
+    session_of,
+)
 from orchestrator.errors import PlanRefused, UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +38,7 @@ ASK_ABOVE_BYTES = 200_000_000
 
 @app.command()
 def up(
-    engine: Annotated[str | None, typer.Argument(help="ollama, llamacpp or vllm; default: the deployed one.")] = None,
+    engine: EngineName = None,
     profile: ProfileName = None,
     target: Annotated[str, typer.Option(help="Where the engine runs.")] = "local",
     recipe: Annotated[str | None, typer.Option(help="Serve this artifact, not the profile's first choice.")] = None,
@@ -63,7 +74,7 @@ def up(
 
 @app.command()
 def migrate(
-    to: Annotated[str, typer.Option(help="The engine to move to.")],
+    to: Annotated[str, typer.Option(help="The engine to move to.", metavar="ENGINE", autocompletion=engine_names)],
     profile: ProfileName = None,
     recipe: Annotated[str | None, typer.Option(help="Serve this artifact, not the profile's first choice.")] = None,
     timeout: Timeout = 900.0,
@@ -172,6 +183,8 @@ def lora_add(
             return _plan("lora add", session, with_adapter(present, adapter), observed, None, _limits(timeout, drain))
 
         session.carry_out(f"lora add {name}", make_plan, plan)
+        if not plan:
+            _tell(session)
 
 
 @lora.command("rm")
@@ -199,6 +212,8 @@ def lora_rm(
             return _plan("lora rm", session, desired, observed, None, _limits(timeout, drain))
 
         session.carry_out(f"lora rm {name}", make_plan, plan)
+        if not plan:
+            _tell(session)
 
 
 @lora.command("ls")
@@ -328,6 +343,6 @@ def _tell(session: Session) -> None:
     if status is None:
         return
     names = ", ".join(status.routes.names)
-    engines = ", ".join(sorted({route.backend for route in status.routes}))
-    text = f"http://{status.listen}/v1 answers to {names} ({engines})."
+    engines = sorted({route.backend for route in status.routes})
+    text = f"http://{status.listen}/v1 answers to {names} ({', '.join(engines)})."
     session.screen.result({"listen": status.listen, "names": list(status.routes.names), "engines": engines}, text)

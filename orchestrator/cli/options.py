@@ -13,13 +13,44 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="orch",
-    help="Serve your own LLM with Ollama, llama.cpp or vLLM behind one address, and move between them.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=True,
 )
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        from orchestrator import __version__
+
+        typer.echo(f"orch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Serve your own LLM with Ollama, llama.cpp or vLLM behind one address, and move between them."""
+
+
+# As engines/__init__.py has them, without importing it: completion has to be quick.
+ENGINE_NAMES = ("llamacpp", "ollama", "vllm")
+
+
+def engine_names() -> list[str]:
+    return list(ENGINE_NAMES)
+
+
+EngineName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="ENGINE", help="llamacpp, vllm or ollama; default: the deployed one.", autocompletion=engine_names
+    ),
+]
 ProfileName = Annotated[
     str | None, typer.Option("--profile", "-p", help="A profile: its name, or the path of a .toml file.")
 ]

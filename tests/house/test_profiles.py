@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import errors, resources
+from orchestrator.cli.options import ENGINE_NAMES
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import parse_profile
 from orchestrator.engines import ENGINES
@@ -90,3 +91,7 @@ def test_exit_codes_are_those_of_the_tree_in_the_docstring() -> None:
     assert errors.OrchError.exit_code == errors.BUG
     for name in ("OK", "BUG", "DRIFT"):
         assert re.search(rf"\b{getattr(errors, name)}\b", (errors.__doc__ or "").partition("Besides these")[2])
+
+
+def test_the_engines_that_the_shell_completes_are_those_that_there_are() -> None:
+    assert sorted(ENGINE_NAMES) == sorted(ENGINES)
