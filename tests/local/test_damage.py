@@ -148,8 +148,12 @@ def test_a_keeper_whose_directory_is_deleted_ends_its_engine_and_itself(target: 
     seen = Seen(root, "a")
     keeper, engine = seen.keeper, seen.engine
     (child_process,) = [found for found in proc.members(root / "a", engine) if found != engine]
+    spec = records.read_spec(root / "a")
+    assert spec is not None
+    assert Path(spec.tmp).is_dir()
     shutil.rmtree(root)
     wait_until(lambda: not proc.alive(keeper), "the keeper's end")
+    assert not Path(spec.tmp).exists()
     assert not proc.alive(engine)
     assert not proc.alive(child_process)
     assert not root.exists()

@@ -83,6 +83,12 @@ def test_what_is_left_of_killed_ones_goes_with_the_instance(target: LocalTarget,
     assert not tmp.exists()
 
 
+def test_what_could_not_be_started_leaves_none(target: LocalTarget, root: Path) -> None:
+    with pytest.raises(HostError, match="No such file"):
+        target.ensure("a", Launch(("/nowhere/engine",)), "")
+    assert not tmp_of(root, "a").exists()
+
+
 def test_a_relabelled_instance_keeps_its_private_directory(target: LocalTarget, root: Path) -> None:
     target.ensure("a", SLEEP, "")
     tmp = tmp_of(root, "a")

@@ -78,6 +78,7 @@ class Keeper:
                     raise FileNotFoundError(errno.ENOENT, "was removed while it was started", str(self._instance))
                 self._start()
             except OSError as error:
+                records.remove_tmp(self._spec)
                 self._become(
                     self._state._replace(state=STOPPED, engine=None, last_exit=Ended(127, None, records.utc_now()))
                 )
@@ -223,7 +224,9 @@ class Keeper:
         clean = proc.end(self._members, self._spec.stop_grace_s)
         if clean and self._state.engine is not None:
             self._reap()
-        if not self._is_at_home():  # its log and its {tmp} belong to what is there now, too
+        if not self._is_at_home():  # its log and its {tmp} belong to what may be there now, too
+            if not self._instance.exists():
+                records.remove_tmp(self._spec)
             return 1
         records.remove_tmp(self._spec)
         self._log(f"--- stopped {records.utc_now()} ---")
