@@ -34,7 +34,8 @@ def status(as_json: AsJson = False) -> None:
         for name in stopped:
             session.screen.result({"stopped": name}, f"{name} is stopped.  orch up -p {name}")
         if not observed.deployed and not observed.engines and observed.gateway.instance is None:
-            session.screen.result({"deployed": []}, "" if stopped else "Nothing is deployed.  orch up llamacpp")
+            if not stopped:
+                session.screen.result({"deployed": []}, "Nothing is deployed.  orch up llamacpp")
             return
         session.screen.table(
             "Engines",

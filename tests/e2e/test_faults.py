@@ -206,13 +206,13 @@ def test_an_engine_that_cannot_start_is_taken_back_with_its_telling_line(up: Orc
     up.run("artifacts", "verify")
     up.run("down")
     artifact = next((up.home / "store").glob("gguf-q6_k-*/model.gguf"))
-    artifact.write_bytes(artifact.read_bytes()[:-4096])
+    artifact.write_bytes(b"GARB" + artifact.read_bytes()[4:])
     told = up.run("up", "llamacpp", "-p", str(up.profile), "--json", code=6).lines[-1]
-    assert "data is not within the file bounds" in told["error"]
-    assert told["hint"] == "The artifact is damaged: orch artifacts verify"
+    assert "invalid magic characters" in told["error"]
+    assert "orch artifacts verify" in told["hint"]
     assert up.engines() == {}
     damage = up.run("artifacts", "verify", "--json", code=9).lines[0]
-    assert (damage["path"], damage["kind"]) == ("model.gguf", "size")
+    assert (damage["path"], damage["kind"]) == ("model.gguf", "hash")
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_adapters_that_do_not_fit_are_refused_and_nothing_changes(up: Orch) -> N
     config = json.loads((wrong / "adapter_config.json").read_text())
     (wrong / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
     assert "use_dora" in up.run("lora", "add", "x", str(wrong), "--json", code=10).lines[-1]["error"]
-    assert up.run("lora", "add", "x", str(up.home / "nowhere"), "--json", code=10).lines[-1]["error"]
+    assert "does not exist" in up.run("lora", "add", "x", str(up.home / "nowhere"), code=2).err
     assert (
         "both the model and an adapter"
         in up.run("lora", "add", "tiny", str(ASSETS / "lora-a"), "--json", code=5).lines[-1]["error"]

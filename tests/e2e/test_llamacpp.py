@@ -68,7 +68,7 @@ def test_down_stops_the_engine_and_down_all_the_gateway(orch: Orch) -> None:
     assert orch.chat().status_code == 404
     orch.run("down", "--all")
     assert orch.processes() == []
-    assert "Nothing is deployed" in orch.run("status").out
+    assert orch.run("status").out == "tiny is stopped.  orch up -p tiny\n"
 
 
 def test_logs_of_what_serves_and_of_the_gateway(orch: Orch) -> None:
