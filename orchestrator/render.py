@@ -13,7 +13,7 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.events import Event, EventKind, plan_json
 from orchestrator.core.steps import Action, Plan
@@ -33,39 +33,32 @@ LONG_STEPS = ("FetchWeights", "BuildArtifact", "EnsureEnvironment", "ImportArtif
 LAST_COLUMN_MIN = 16
 
 
-class Screen(Protocol):
-    """What the CLI speaks through."""
+class Screen:
+    """What the CLI speaks through. By itself it says nothing: for when nobody reads any more."""
 
     def plan(self, plan: Plan) -> None:
         """A plan, before or instead of running it."""
-        ...
 
     def event(self, event: Event) -> None:
         """What just happened."""
-        ...
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Progress of work that is no plan."""
-        ...
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows by column name; a JSON line each."""
-        ...
 
     def result(self, value: Mapping[str, Any], text: str) -> None:
         """An outcome: `value` for programs, `text` for people."""
-        ...
 
     def error(self, error: OrchError) -> None:
         """What went wrong, the evidence, and what to do."""
-        ...
 
     def close(self) -> None:
         """End whatever moves on the screen."""
-        ...
 
 
-class JsonLines:
+class JsonLines(Screen):
     """One JSON object per line, on stdout, flushed at once; of progress only a line now and then."""
 
     def __init__(self) -> None:
@@ -110,32 +103,7 @@ class JsonLines:
         sys.stdout.flush()
 
 
-class Silent:
-    """For when nobody reads any more: a closed pipe, a full disk."""
-
-    def plan(self, plan: Plan) -> None:
-        """Nothing."""
-
-    def event(self, event: Event) -> None:
-        """Nothing."""
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """Nothing."""
-
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Nothing."""
-
-    def result(self, value: Mapping[str, Any], text: str) -> None:
-        """Nothing."""
-
-    def error(self, error: OrchError) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-class Human:
+class Human(Screen):
     """Lines that stay for what is done, one that moves for what is going on."""
 
     def __init__(self) -> None:

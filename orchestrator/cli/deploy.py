@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,9 +68,7 @@ def up(
                 _confirm_download(session, made, yes)
             return made
 
-        session.carry_out(f"up {engine or ''}".strip(), make_plan, plan)
-        if not plan:
-            _tell(session)
+        _carry_out(session, f"up {engine or ''}".strip(), make_plan, plan)
 
 
 @app.command()
@@ -83,20 +82,12 @@ def migrate(
     as_json: AsJson = False,
 ) -> None:
     """Move to another engine or artifact under load. No failed request, no client edit."""
-    with session_of(as_json) as session:
 
-        def make_plan() -> Plan:
-            from orchestrator.cli.wishes import deployed
-            from orchestrator.core.deployment import Wish
+    def change(_session: Session, _observed: Observed, present: Desired) -> Desired:
+        wish = present.wish.model_copy(update={"engine": to, "recipe": _recipe(recipe)})
+        return present.changed_to(wish)
 
-            observed = session.observe()
-            present = deployed(profile, observed)
-            wish = Wish(profile=present.wish.profile, engine=to, target=present.wish.target, recipe=_recipe(recipe))
-            return _plan("migrate", session, present.changed_to(wish), observed, None, _limits(timeout, drain))
-
-        session.carry_out(f"migrate --to {to}", make_plan, plan)
-        if not plan:
-            _tell(session)
+    _change_deployed("migrate", f"--to {to}", change, profile, (timeout, drain), plan, as_json)
 
 
 @app.command()
@@ -108,24 +99,14 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Go back to what served before. Twice goes forward again; adapters stay."""
-    with session_of(as_json) as session:
 
-        def make_plan() -> Plan:
-            from orchestrator.cli.wishes import deployed
+    def change(_session: Session, _observed: Observed, present: Desired) -> Desired:
+        if present.previous is None:
+            name = present.wish.profile.name
+            raise PlanRefused(f"{name} was served by nothing else before.", hint="orch migrate --to ENGINE")
+        return present.changed_to(present.previous)
 
-            observed = session.observe()
-            present = deployed(profile, observed)
-            if present.previous is None:
-                raise PlanRefused(
-                    f"{present.wish.profile.name} was served by nothing else before.", hint="orch migrate --to ENGINE"
-                )
-            return _plan(
-                "rollback", session, present.changed_to(present.previous), observed, None, _limits(timeout, drain)
-            )
-
-        session.carry_out("rollback", make_plan, plan)
-        if not plan:
-            _tell(session)
+    _change_deployed("rollback", "", change, profile, (timeout, drain), plan, as_json)
 
 
 @app.command()
@@ -171,20 +152,14 @@ def lora_add(
     as_json: AsJson = False,
 ) -> None:
     """Serve an adapter beside its base; a known name gets this version instead."""
-    with session_of(as_json) as session:
 
-        def make_plan() -> Plan:
-            from orchestrator.cli.wishes import deployed, read_adapter, with_adapter
+    def change(session: Session, observed: Observed, present: Desired) -> Desired:
+        from orchestrator.cli.wishes import read_adapter, with_adapter
 
-            observed = session.observe()
-            present = deployed(profile, observed)
-            _check_adapter_name(name)
-            adapter = read_adapter(session, name, path, present, observed)
-            return _plan("lora add", session, with_adapter(present, adapter), observed, None, _limits(timeout, drain))
+        _check_adapter_name(name)
+        return with_adapter(present, read_adapter(session, name, path, present, observed))
 
-        session.carry_out(f"lora add {name}", make_plan, plan)
-        if not plan:
-            _tell(session)
+    _change_deployed("lora add", name, change, profile, (timeout, drain), plan, as_json)
 
 
 @lora.command("rm")
@@ -197,23 +172,15 @@ def lora_rm(
     as_json: AsJson = False,
 ) -> None:
     """Serve an adapter no longer."""
-    with session_of(as_json) as session:
 
-        def make_plan() -> Plan:
-            from orchestrator.cli.wishes import deployed
+    def change(_session: Session, _observed: Observed, present: Desired) -> Desired:
+        known = [adapter.name for adapter in present.adapters]
+        if name not in known:
+            raise PlanRefused(f"There is no adapter {name}.", hint=f"There are: {', '.join(known) or 'none'}.")
+        adapters = tuple(adapter for adapter in present.adapters if adapter.name != name)
+        return present.model_copy(update={"adapters": adapters})
 
-            observed = session.observe()
-            present = deployed(profile, observed)
-            known = [adapter.name for adapter in present.adapters]
-            if name not in known:
-                raise PlanRefused(f"There is no adapter {name}.", hint=f"There are: {', '.join(known) or 'none'}.")
-            adapters = tuple(adapter for adapter in present.adapters if adapter.name != name)
-            desired = present.model_copy(update={"adapters": adapters})
-            return _plan("lora rm", session, desired, observed, None, _limits(timeout, drain))
-
-        session.carry_out(f"lora rm {name}", make_plan, plan)
-        if not plan:
-            _tell(session)
+    _change_deployed("lora rm", name, change, profile, (timeout, drain), plan, as_json)
 
 
 @lora.command("ls")
@@ -226,6 +193,35 @@ def lora_ls(as_json: AsJson = False) -> None:
             for a in desired.adapters
         ]
         session.screen.table("Adapters", ("name", "profile", "rank", "sha256", "from"), rows)
+
+
+def _change_deployed(
+    verb: str,
+    words: str,
+    change: Callable[[Session, Observed, Desired], Desired],
+    profile: str | None,
+    limits: tuple[float, float],
+    only_plan: bool,
+    as_json: bool,
+) -> None:
+    """Run the plan from what is deployed to what `change` makes of it; `words` complete the verb for the lock's note,
+    `limits` are the seconds until ready and for draining."""
+    with session_of(as_json) as session:
+
+        def make_plan() -> Plan:
+            from orchestrator.cli.wishes import deployed
+
+            observed = session.observe()
+            desired = change(session, observed, deployed(profile, observed))
+            return _plan(verb, session, desired, observed, None, _limits(*limits))
+
+        _carry_out(session, f"{verb} {words}".strip(), make_plan, only_plan)
+
+
+def _carry_out(session: Session, doing: str, make_plan: Callable[[], Plan], only_plan: bool) -> None:
+    session.carry_out(doing, make_plan, only_plan)
+    if not only_plan:
+        _tell(session)
 
 
 def _wanted(

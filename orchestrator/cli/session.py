@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import HostError, Interrupted
-from orchestrator.render import Human, JsonLines, Screen, Silent
+from orchestrator.render import Human, JsonLines, Screen
 from orchestrator.settings import Settings, read_settings
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class Session:
                 self.screen.event(event)
             except OSError:
                 # Nobody reads on (a closed pipe, a full disk): stop, and take back in silence.
-                self._interrupted, self.screen = True, Silent()
+                self._interrupted, self.screen = True, Screen()
             if journal is None or event.kind is EventKind.PROGRESS:
                 return
             try:

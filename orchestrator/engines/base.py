@@ -136,4 +136,22 @@ class EngineSheet(Protocol):
         ...
 
 
+class AdaptersAtStart:
+    """For the sheets of engines whose adapters are given at start, if at all."""
+
+    hot_adapters = False
+
+    def loaded(self, deployment: Deployment, reply: Any) -> tuple[tuple[str, str], ...] | None:
+        """Nothing tells."""
+        return None
+
+    def load_request(self, adapter: Adapter) -> tuple[str, dict[str, Any]]:
+        """Never asked for where `hot_adapters` is false."""
+        raise TypeError("adapters are given at start only")
+
+    def unload_request(self, name: str) -> tuple[str, dict[str, Any]]:
+        """Never asked for where `hot_adapters` is false."""
+        raise TypeError("adapters are given at start only")
+
+
 Pins = Mapping[str, EnginePin]

@@ -14,7 +14,7 @@ from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
 from orchestrator.core.vram import MIB, Ask, batch_bytes
 from orchestrator.core.weights import Shape
-from orchestrator.engines.base import Asked, Failure, Launched, Render
+from orchestrator.engines.base import AdaptersAtStart, Asked, Failure, Launched, Render
 
 # The wheel is compiled for these and does not ask the CPU: without them it ends with an illegal instruction.
 CPU_FLAGS = frozenset({"avx2", "fma", "f16c", "bmi2"})
@@ -37,11 +37,10 @@ HINTS: Mapping[str, str] = {
 }
 
 
-class Llamacpp:
+class Llamacpp(AdaptersAtStart):
     """See EngineSheet. Adapters are taken only at start, and every request names the scale of each."""
 
     name = "llamacpp"
-    hot_adapters = False
     takes_gpu = False
 
     def accelerator(self, host: Host) -> Accelerator:
@@ -124,15 +123,6 @@ class Llamacpp:
 
     def recognises(self, deployment: Deployment, reply: Any) -> bool:
         return isinstance(reply, dict) and reply.get("model_path") == deployment.model_path
-
-    def loaded(self, deployment: Deployment, reply: Any) -> tuple[tuple[str, str], ...] | None:
-        return None
-
-    def load_request(self, adapter: Adapter) -> tuple[str, dict[str, Any]]:
-        raise TypeError("llama.cpp takes adapters only at start")
-
-    def unload_request(self, name: str) -> tuple[str, dict[str, Any]]:
-        raise TypeError("llama.cpp takes adapters only at start")
 
     def failure(self, log: str) -> Failure:
         # The first error line is the cause; all that follow are its consequences.

@@ -14,7 +14,7 @@ from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
 from orchestrator.core.vram import MIB, Ask, batch_bytes
 from orchestrator.core.weights import Shape
-from orchestrator.engines.base import Asked, Failure, Launched, Render
+from orchestrator.engines.base import AdaptersAtStart, Asked, Failure, Launched, Render
 
 # Its llama.cpp computes prompts in batches of this many tokens.
 BATCH = 512
@@ -29,11 +29,10 @@ HINTS: Mapping[str, str] = {
 }
 
 
-class Ollama:
+class Ollama(AdaptersAtStart):
     """See EngineSheet. One adapter set per loaded model and a full reload for each change: no adapters here yet."""
 
     name = "ollama"
-    hot_adapters = False
     takes_gpu = True
 
     def accelerator(self, host: Host) -> Accelerator:
@@ -113,15 +112,6 @@ class Ollama:
         full = wanted if ":" in wanted else f"{wanted}:latest"
         entries = reply.get("models") if isinstance(reply, dict) else None
         return isinstance(entries, list) and any(isinstance(e, dict) and e.get("name") == full for e in entries)
-
-    def loaded(self, deployment: Deployment, reply: Any) -> tuple[tuple[str, str], ...] | None:
-        return None
-
-    def load_request(self, adapter: Adapter) -> tuple[str, dict[str, Any]]:
-        raise TypeError("orch does not serve adapters with Ollama yet")
-
-    def unload_request(self, name: str) -> tuple[str, dict[str, Any]]:
-        raise TypeError("orch does not serve adapters with Ollama yet")
 
     def failure(self, log: str) -> Failure:
         lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith("---")]
