@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,6 +54,18 @@ def test_a_migration_killed_around_the_switch_converges(served: Orch, step: str)
     served.run(*MIGRATE)
     assert [stream.problem for stream in load.stop() if stream.problem] == []
     assert [row["engine"] for row in served.engines().values()] == ["vllm"]
+    assert served.says() == ANSWER
+    served.status()
+
+
+def test_a_migration_interrupted_while_vllm_starts_is_taken_back_at_once(served: Orch) -> None:
+    number = served.actions(*MIGRATE).index("AwaitReady")
+    began = time.monotonic()
+    told = served.signal_at(number, signal.SIGINT, *MIGRATE)
+    assert told.code == 130
+    assert "taken back" in told.lines[-1]["error"]
+    assert time.monotonic() - began < 15
+    assert list(served.engines()) == ["tiny-llamacpp-g1"]
     assert served.says() == ANSWER
     served.status()
 

@@ -31,6 +31,15 @@ def test_bytes_pass_through_as_they_came(gateway, engine):
     assert headers["content-length"] == str(len(answer))
 
 
+def test_a_body_goes_on_as_json_whatever_it_was_called(gateway, engine):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    # What curl -d says; llama.cpp takes it, vLLM would not.
+    called = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert gateway.ask(CHAT, {"model": "tiny"}, headers=called)[0] == 200
+    assert one.requests[0][1]["content-type"] == "application/json"
+
+
 def test_a_route_renames_and_patches(gateway, engine):
     one = engine("one-g1")
     patch = {"lora": [{"id": 0, "scale": 1.0}], "cache_prompt": False}
