@@ -261,18 +261,22 @@ def _import_artifact(deployment: Deployment, argv: tuple[str, ...], world: World
 
 
 def _await_ready(deployment: Deployment, timeout_s: float, world: World, progress: Progress) -> None:
-    """Ready means that the public name answered one real token, that the model is ours, and that it lives."""
+    """Ready means that the served name and each adapter answered one real token, that the model is ours, and lives."""
     sheet = ENGINES[deployment.engine]
-    asked = {"model": deployment.served_name, "messages": HELLO, "max_tokens": 1, **sheet.patch(deployment, None)}
+    to_ask = [(sheet.upstream(deployment, one), sheet.patch(deployment, one)) for one in (None, *deployment.adapters)]
 
     def answers(url: str) -> bool:
         identity = world.http.get(url + sheet.identity_path(), 5.0)
         if identity is None or identity.status != 200 or not sheet.recognises(deployment, identity.json):
             return False
-        reply = world.http.post(url + "/v1/chat/completions", asked, ANSWER_S, progress)
-        if reply is not None and 400 <= reply.status < 500:
-            raise HostError(f"{deployment.instance} refuses a first chat.", detail=reply.text[:2000])
-        return _ok(reply)
+        for name, patch in to_ask:
+            body = {"model": name, "messages": HELLO, "max_tokens": 1, **patch}
+            reply = world.http.post(url + "/v1/chat/completions", body, ANSWER_S, progress)
+            if reply is not None and 400 <= reply.status < 500:
+                raise HostError(f"{deployment.instance} refuses a first chat with {name}.", detail=reply.text[:2000])
+            if not _ok(reply):
+                return False
+        return True
 
     _watch(deployment, timeout_s, world, progress, answers)
 

@@ -105,7 +105,7 @@ def plan_deploy(
     switch = _switch(chosen, routes, match, observed)
     before += switch
     if any(isinstance(item, Action) for item in before):
-        before.append(Action(VerifyRoute(_names_to_verify(routes))))
+        before.append(Action(VerifyRoute(_names_to_verify(chosen, routes))))
     else:
         before.append(Skip(f"ask {wanted.served_name} through the gateway", "nothing changed"))
     after: list[Action | Skip] = []
@@ -377,8 +377,14 @@ def _switch(
     yield Action(step, (back,))
 
 
-def _names_to_verify(routes: tuple[Route, ...]) -> tuple[str, ...]:
-    """The served name, and each other name whose upstream or patch is not shared with one asked already."""
+def _names_to_verify(chosen: Deployment, routes: tuple[Route, ...]) -> tuple[str, ...]:
+    """The served name, and each other name whose upstream or patch is not shared with one asked already.
+
+    Where adapters are given at start they have been asked before the switch, when nobody else did: llama.cpp computes
+    one adapter at a time, and under a steady load for one name a question to another may wait for minutes.
+    """
+    if not chosen.hot_adapters:
+        return (chosen.served_name,)
     asked: dict[str, str] = {}
     for route in routes:
         asked.setdefault(replace(route, name="-", upstream=route.upstream or route.name).key, route.name)
