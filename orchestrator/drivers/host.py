@@ -1,4 +1,4 @@
-"""What this machine is: CPUs, memory, CPU flags, GPUs, and an Ollama that the user installed."""
+"""What this machine is: CPUs, memory, CPU flags, GPUs and their driver, and an Ollama that the user installed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import shutil
 from pathlib import Path
 
 from orchestrator.core.host import Gpu, Host
-from orchestrator.drivers.nvml import read_gpus
+from orchestrator.drivers.nvml import read_nvml
 
 
 def read_host() -> Host:
     """The facts of this moment."""
     memory = _meminfo()
     asked = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus, problem = read_gpus()
-    left = visible(gpus, asked)
+    nvidia = read_nvml()
+    left = visible(nvidia.gpus, asked)
     return Host(
         cpus=len(os.sched_getaffinity(0)),
         memory_total=memory.get("MemTotal", 0),
@@ -23,25 +23,39 @@ def read_host() -> Host:
         cpu_flags=_cpu_flags(),
         gpus=left,
         # An empty value asks for the CPU: then no GPU is missing.
-        gpu_problem="" if asked == "" else problem or _problem(gpus, left, asked),
+        gpu_problem="" if asked == "" else nvidia.problem or _problem(nvidia.gpus, left, asked),
         ollama=shutil.which("ollama"),
+        driver=nvidia.driver,
+        cuda=nvidia.cuda,
+        amd=amd_in(Path("/dev")),
     )
 
 
 def visible(gpus: tuple[Gpu, ...], asked: str | None) -> tuple[Gpu, ...]:
     """Those that CUDA_VISIBLE_DEVICES leaves (None: unset, all; an empty value: none), in its order, as CUDA reads it:
-    by index or the beginning of a UUID, up to the first entry that names none."""
+    by index or the beginning of a UUID, up to the first entry that names none. An index or the UUID of a GPU where MIG
+    is on means the first of its MIG devices."""
     if asked is None:
         return gpus
     left = []
     for item in (item.strip() for item in asked.split(",")):
-        named = next(
-            (gpu for gpu in gpus if item == str(gpu.index) or (item[:4] == "GPU-" and gpu.uuid.startswith(item))), None
-        )
+        named = next((gpu for gpu in gpus if _names(item, gpu)), None)
         if named is None:
             break
         left.append(named)
     return tuple(left)
+
+
+def _names(item: str, gpu: Gpu) -> bool:
+    """Whether an entry of CUDA_VISIBLE_DEVICES means this GPU, or the GPU that it is a part of."""
+    if item.startswith(("GPU-", "MIG-")):
+        return gpu.uuid.startswith(item) or gpu.parent.startswith(item)
+    return item == str(gpu.index)
+
+
+def amd_in(devices: Path) -> bool:
+    """Whether that directory has the devices that ROCm needs."""
+    return (devices / "kfd").exists() and (devices / "dri").is_dir()
 
 
 def _problem(gpus: tuple[Gpu, ...], left: tuple[Gpu, ...], asked: str | None) -> str:

@@ -5,23 +5,28 @@ from __future__ import annotations
 import ctypes
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gpu_machines import (
+    DRIVER_NOT_LOADED,
+    H100,
+    H100_MIG,
+    H200,
+    LOST,
+    LOST_WHEN_ASKED,
+    RTX_5090,
+    RTX_5090_FREER,
+    compiled,
+    machine_env,
+)
 from orch_command import Orch
 from test_terminal import on_terminal, too_wide
 
 MIB = 2**20
-RTX_5090 = "NVIDIA GeForce RTX 5090|GPU-aaaa-1|12.0|32607|32000"
-RTX_5090_FREER = "NVIDIA GeForce RTX 5090|GPU-bbbb-2|12.0|32607|32500"
-H200 = "NVIDIA H200|GPU-cccc-3|9.0|143771|143000"
 V100 = "Tesla V100-SXM2-32GB|GPU-dddd-4|7.0|32510|32000"
-LOST, LOST_WHEN_ASKED = "lost", "NVIDIA GeForce RTX 5090|lost"
-DRIVER_NOT_LOADED = "9"
 
 # As Qwen/Qwen3-8B has it.
 CONFIG = {
@@ -44,14 +49,7 @@ Machine = Callable[..., Orch]
 @pytest.fixture(scope="session")
 def nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of the library, compiled."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("there is no C compiler (cc) to make a stand-in for NVML with")
-    directory = tmp_path_factory.mktemp("nvml")
-    source = Path(__file__).parent / "nvml.c"
-    out = directory / "libnvidia-ml.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-Wall", "-Werror", "-o", str(out), str(source)], check=True)
-    return directory
+    return compiled(tmp_path_factory.mktemp("nvml"))
 
 
 @pytest.fixture
@@ -59,7 +57,7 @@ def machine(orch: Orch, nvml: Path) -> Machine:
     """`orch` on a machine with these GPUs."""
 
     def made(*gpus: str, **env: str) -> Orch:
-        orch.env |= {"LD_LIBRARY_PATH": str(nvml), "NVML_GPUS": ";".join(gpus), **env}
+        orch.env |= machine_env(nvml, *gpus, **env)
         return orch
 
     return made
@@ -145,6 +143,21 @@ def test_without_the_library_there_is_no_gpu_and_no_problem(orch: Orch) -> None:
         assert "use every GPU" not in skips
     else:
         pytest.skip("this machine has the library")
+
+
+def test_the_largest_mig_device_is_taken(machine: Machine) -> None:
+    orch = machine(H100_MIG)
+    _, skips, budget = planned(orch, "vllm")
+    assert (budget["uuid"], budget["total"], skips) == ("MIG-1111-1", 40448 * MIB, {})
+    (launch,) = (line for line in orch.run("render", "vllm", "-p", str(orch.profile), "--json").lines if "argv" in line)
+    assert launch["env"]["CUDA_VISIBLE_DEVICES"] == "MIG-1111-1"
+    orch.env["CUDA_VISIBLE_DEVICES"] = "MIG-2222"
+    assert planned(orch, "vllm")[2]["uuid"] == "MIG-2222-2"
+
+
+def test_mig_without_instances_is_told(machine: Machine) -> None:
+    told = refused(machine(f"{H100}|mig="))
+    assert told.startswith("No GPU can be used: NVML: GPU 0: MIG is on, but it has no instances (")
 
 
 VISIBLE = {
