@@ -52,6 +52,10 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TOOLS = ("sh", "cat", "env", "id", "ls", "lscpu", "mkdir", "sleep", "touch")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 # Of the standard library; what is installed beside it is not this image's.
+OF_THE_C_LIBRARY = (
+    *("libm.so.6", "librt.so.1", "libdl.so.2", "libutil.so.1", "libpthread.so.0", "libresolv.so.2", "libanl.so.1"),
+    *("libnss_dns.so.2", "libnss_files.so.2", "libgcc_s.so.1", "libstdc++.so.6"),
+)
 NOT_OF_PYTHON = ("site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip")
 # Not /tmp, wherever the environment is on this machine: a container's /tmp is often a file system of its own.
 VLLM_AT = "/opt/vllm"
@@ -111,6 +115,11 @@ def base_tree() -> Tree:
     tree.copy(library, str(library), _not_of_python)
     tree.put(library / "site-packages", Directory())
     tree.put_libraries()
+    # Packages that are added to the image later may need them, as any image of a distribution has them.
+    c_library = next(path for place, path in tree.entries.items() if place.endswith("/libc.so.6"))
+    for name in OF_THE_C_LIBRARY:
+        if isinstance(c_library, Path) and (path := c_library.parent / name).exists():
+            tree.put_here(path)
     return tree
 
 
