@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from pydantic import ValidationError
 
 from orchestrator.core.deployment import Deployment
-from orchestrator.core.launch import Instance, InstanceState
+from orchestrator.core.images import ImageFacts
+from orchestrator.core.launch import DOCKER, Instance, InstanceState
 from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
 from orchestrator.core.routes import GatewayStatus
 from orchestrator.core.steps import GATEWAY
@@ -28,7 +30,8 @@ def observe(world: World) -> Observed:
         environments = pool.submit(world.environments.observe)
         desired = pool.submit(world.records.desired)
         unreadable = pool.submit(world.records.unreadable)
-        instances = [instance for target in world.targets.values() for instance in target.observe()]
+        instances, unreachable = _instances(world)
+        images = pool.submit(_images, world, unreachable)
         labelled = [_labelled(instance) for instance in instances if instance.name != GATEWAY]
         readable = [pair for pair in labelled if not isinstance(pair, Instance)]
         engines = pool.map(lambda pair: _engine(pair[0], pair[1], world.http), readable)
@@ -42,7 +45,25 @@ def observe(world: World) -> Observed:
             desired=desired.result(),
             damaged=tuple(instance for instance in labelled if isinstance(instance, Instance)),
             unreadable=unreadable.result(),
+            images=images.result(),
+            unreachable=unreachable,
         )
+
+
+def _instances(world: World) -> tuple[list[Instance], dict[str, HostError]]:
+    """All that runs, and the targets that could not be asked."""
+    found: list[Instance] = []
+    unreachable: dict[str, HostError] = {}
+    for name, target in world.targets.items():
+        try:
+            found += target.observe()
+        except HostError as error:
+            unreachable[name] = error
+    return found, unreachable
+
+
+def _images(world: World, unreachable: Mapping[str, HostError]) -> Mapping[str, ImageFacts]:
+    return world.images.observe() if DOCKER not in unreachable else {}
 
 
 def _gateway_status(gateway: Gateway) -> GatewayStatus | None:

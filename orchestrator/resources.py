@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from orchestrator.core.pins import EnginePin, GpuProfile
+from orchestrator.core.pins import EnginePin, GatewayBases, GpuProfile, ImagePin
 from orchestrator.core.profile import parse_part
 from orchestrator.errors import OrchError
 
@@ -32,10 +32,23 @@ def gpu_profiles() -> dict[str, GpuProfile]:
     return {path.stem: parse_part(GpuProfile, path.read_text("utf-8"), path.name) for path in paths}
 
 
-def engine_pins() -> dict[str, EnginePin]:
-    """The shipped engine pins, by engine."""
-    paths = sorted((root() / "profiles" / "engines").glob("*.toml"))
-    return {path.stem: parse_part(EnginePin, path.read_text("utf-8"), path.name) for path in paths}
+def engine_pins(own: Path | None = None) -> dict[str, EnginePin]:
+    """The shipped engine pins, by engine; images that are pinned in `own` (ENGINE.toml) come before those."""
+    pins = {}
+    for path in sorted((root() / "profiles" / "engines").glob("*.toml")):
+        pin = parse_part(EnginePin, path.read_text("utf-8"), path.name)
+        mine = own / path.name if own is not None else None
+        if mine is not None and mine.is_file():
+            first = parse_part(EnginePin, mine.read_text("utf-8"), str(mine))
+            pin = pin.model_copy(update={"docker": (*first.docker, *pin.docker)})
+        pins[path.stem] = pin
+    return pins
+
+
+def gateway_bases() -> dict[str, ImagePin]:
+    """The base images of the gateway's, by the Python that they have ("3.12")."""
+    text = (root() / "profiles" / "images" / "gateway.toml").read_text("utf-8")
+    return {base.python: base for base in parse_part(GatewayBases, text, "gateway.toml").bases}
 
 
 def render_template(name: str, values: Mapping[str, Any]) -> str:

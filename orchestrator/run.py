@@ -13,13 +13,17 @@ from typing import assert_never
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.deployment import Deployment
 from orchestrator.core.events import Event, EventKind, step_name
+from orchestrator.core.images import driver_cannot
 from orchestrator.core.launch import Instance, InstanceState
+from orchestrator.core.pins import Accelerator, ImagePin
 from orchestrator.core.progress import Progress, silent
 from orchestrator.core.steps import (
     GATEWAY,
     Action,
+    AwaitMemory,
     AwaitReady,
     BuildArtifact,
+    BuildImage,
     Drain,
     EnsureEngine,
     EnsureEnvironment,
@@ -29,6 +33,7 @@ from orchestrator.core.steps import (
     ImportArtifact,
     LoadAdapter,
     Plan,
+    PullImage,
     RecordDesired,
     RemoveEngine,
     RemoveRoute,
@@ -42,6 +47,7 @@ from orchestrator.core.steps import (
 )
 from orchestrator.drivers.base import Gateway, Reply, World
 from orchestrator.engines import ENGINES
+from orchestrator.engines.base import Digest, Exchange
 from orchestrator.errors import HostError, Interrupted, OrchError, StepFailed, StepStranded
 
 Emit = Callable[[Event], None]
@@ -50,6 +56,9 @@ POLL_S = 0.2
 ANSWER_S = 120.0
 GATEWAY_START_S = 30.0
 IMPORT_S = 3600.0
+# Until a server takes commands; that its model is loaded comes later.
+ALIVE_S = 60.0
+MEMORY_S = 60.0
 LOG_LINES = 30
 HELLO = [{"role": "user", "content": "Hello!"}]
 
@@ -146,23 +155,29 @@ def _do(step: Step, world: World, progress: Progress) -> None:
             _import_adapter(Path(origin), key, digest, world, progress)
         case EnsureEnvironment(spec):
             world.environments.ensure(spec, progress)
+        case PullImage(image):
+            _pull_image(image, world, progress)
+        case BuildImage(reference, base):
+            world.images.build(reference, base, progress)
         case EnsureGateway(target, listen):
             _ensure_gateway(target, listen, world, progress)
         case WriteFile(target, instance, name, text):
             world.targets[target].write_file(instance, name, text)
         case EnsureEngine(deployment):
             _ensure_engine(deployment, world)
-        case ImportArtifact(deployment, argv):
-            _import_artifact(deployment, argv, world, progress)
+        case AwaitMemory(gpu, size):
+            _await_memory(gpu, size, world, progress)
+        case ImportArtifact(deployment):
+            _import_artifact(deployment, world, progress)
         case AwaitReady(deployment, timeout_s):
             _await_ready(deployment, timeout_s, world, progress)
         case LoadAdapter(deployment, adapter):
-            sheet = ENGINES[deployment.engine]
-            _ask_engine(deployment, *sheet.load_request(adapter), world=world, gone_is_fine=False)
+            requests = ENGINES[deployment.engine].load_requests(deployment, adapter, _digests(world))
+            _ask_engine(deployment, requests, world, progress, gone_is_fine=False)
             _relabel(deployment, world)
-        case UnloadAdapter(deployment, name):
-            sheet = ENGINES[deployment.engine]
-            _ask_engine(deployment, *sheet.unload_request(name), world=world, gone_is_fine=True)
+        case UnloadAdapter(deployment, name, before):
+            requests = ENGINES[deployment.engine].unload_requests(before, name)
+            _ask_engine(deployment, requests, world, progress, gone_is_fine=True)
             _relabel(deployment, world)
         case RecordDesired(profile, desired):
             world.records.record(profile, desired)
@@ -214,7 +229,7 @@ def _instance(target: str, name: str, world: World) -> Instance | None:
 
 def _ensure_gateway(target: str, listen: str, world: World, progress: Progress) -> None:
     before = _instance(target, GATEWAY, world)
-    launch = world.gateway_launch(listen)
+    launch = world.gateway_launch(target, listen)
     world.targets[target].ensure(GATEWAY, launch, listen)
     if before is not None and before.state is InstanceState.RUNNING and _hangs(world.gateway):
         # Its routes are on disk: a new process is the cure.
@@ -250,14 +265,58 @@ def _ensure_engine(deployment: Deployment, world: World) -> None:
 
 
 def _relabel(deployment: Deployment, world: World) -> None:
-    label = deployment.model_dump_json()
-    world.targets[deployment.target].relabel(deployment.instance, deployment.launch, label)
+    """What the next restart starts with is as what runs now: its adapters stand in its files, or in its launch."""
+    target = world.targets[deployment.target]
+    for name, text in deployment.written:
+        target.write_file(deployment.instance, name, text)
+    target.relabel(deployment.instance, deployment.launch, deployment.model_dump_json())
 
 
-def _import_artifact(deployment: Deployment, argv: tuple[str, ...], world: World, progress: Progress) -> None:
-    path = ENGINES[deployment.engine].liveness_path()
-    _watch(deployment, 60.0, world, progress, lambda url: _ok(world.http.get(url + path, 5.0)))
-    world.targets[deployment.target].execute(deployment.instance, argv, IMPORT_S, progress)
+def _pull_image(image: ImagePin, world: World, progress: Progress) -> None:
+    facts = world.images.pull(image, progress)
+    if Accelerator.CUDA in image.accelerators and (reason := driver_cannot(image, facts, world.host())):
+        hint = "An image that is built with an older CUDA: orch images ls; or a newer NVIDIA driver."
+        raise HostError(f"{image.name} cannot run here: {reason}.", hint=hint)
+
+
+def _await_memory(gpu: str, size: int, world: World, progress: Progress) -> None:
+    """The driver gives back what a dead process held some seconds later; nobody tells when."""
+    deadline = world.clock.monotonic() + MEMORY_S
+    while True:
+        seen = next((one for one in world.host().gpus if one.uuid == gpu), None)
+        if seen is None:
+            raise HostError(f"GPU {gpu} is there no more.", hint="nvidia-smi should show it.")
+        if seen.memory_free >= size:
+            return
+        if world.clock.monotonic() > deadline:
+            users = ", ".join(str(user) for user in seen.users) or "no process that the driver knows"
+            raise HostError(
+                f"{size / 2**30:.1f} GiB of {seen.name} are needed, and {seen.memory_free / 2**30:.1f} are free after "
+                f"{MEMORY_S:.0f} s.",
+                hint=f"It is held by {users}.",
+            )
+        progress("waiting for GPU memory", 0, 0)
+        world.clock.sleep(POLL_S)
+
+
+def _digests(world: World) -> Digest:
+    """The SHA-256 of files of the store, from the manifests."""
+
+    def digest(path: str) -> str:
+        for manifest in world.store.all():
+            for file in manifest.files:
+                if str(world.store.path(manifest.key) / file.path) == path:
+                    return file.sha256
+        raise HostError(f"{path} is not in the store.", hint="orch up makes it again.")
+
+    return digest
+
+
+def _import_artifact(deployment: Deployment, world: World, progress: Progress) -> None:
+    sheet = ENGINES[deployment.engine]
+    _watch(deployment, ALIVE_S, world, progress, lambda url: _ok(world.http.get(url + sheet.liveness_path(), 5.0)))
+    requests = sheet.import_requests(deployment, _digests(world))
+    _ask_engine(deployment, requests, world, progress, gone_is_fine=False)
 
 
 def _await_ready(deployment: Deployment, timeout_s: float, world: World, progress: Progress) -> None:
@@ -276,9 +335,25 @@ def _await_ready(deployment: Deployment, timeout_s: float, world: World, progres
                 raise HostError(f"{deployment.instance} refuses a first chat with {name}.", detail=reply.text[:2000])
             if not _ok(reply):
                 return False
+        _refuse_cpu(deployment, url, world)
         return True
 
     _watch(deployment, timeout_s, world, progress, answers)
+
+
+def _refuse_cpu(deployment: Deployment, url: str, world: World) -> None:
+    """An engine that was given a GPU and computes without it says so only when it is asked."""
+    sheet = ENGINES[deployment.engine]
+    if deployment.accelerator is Accelerator.CPU or not sheet.gpu_path():
+        return
+    reply = world.http.get(url + sheet.gpu_path(), 5.0)
+    if reply is not None and (problem := sheet.not_on_gpu(reply.json)):
+        raise HostError(
+            f"{deployment.instance} does not compute on the GPU: {problem}.",
+            hint="Does `docker run --rm --gpus all` show it with nvidia-smi? Is other GPU memory in use? The CPU is "
+            "asked for with CUDA_VISIBLE_DEVICES= (empty).",
+            detail=world.targets[deployment.target].log_tail(deployment.instance, LOG_LINES),
+        )
 
 
 def _watch(
@@ -321,21 +396,25 @@ def _ok(reply: Reply | None) -> bool:
 
 
 def _ask_engine(
-    deployment: Deployment, path: str, body: dict[str, object], *, world: World, gone_is_fine: bool
+    deployment: Deployment, requests: tuple[Exchange, ...], world: World, progress: Progress, *, gone_is_fine: bool
 ) -> None:
     instance = _instance(deployment.target, deployment.instance, world)
     if instance is None or instance.state is not InstanceState.RUNNING:
         if gone_is_fine:
             return
         raise HostError(f"{deployment.instance} is not running.", hint="orch status tells more.")
-    reply = world.http.post(instance.url + path, body, ANSWER_S)
-    if reply is None:
-        raise HostError(f"{deployment.instance} does not answer.", hint="orch status tells more.")
-    if reply.status == 200 or (gone_is_fine and reply.status == 404):
-        return
-    error = reply.json.get("error") if isinstance(reply.json, dict) else None
-    told = error.get("message") if isinstance(error, dict) else None
-    raise HostError(f"{deployment.instance} refused: {told or reply.text[:500]}")
+    sheet = ENGINES[deployment.engine]
+    for request in requests:
+        if request.unless and _ok(world.http.send("HEAD", instance.url + request.unless, None, ANSWER_S, progress)):
+            continue
+        content = Path(request.file) if request.file else request.body
+        reply = world.http.send(request.method, instance.url + request.path, content, IMPORT_S, progress)
+        if reply is None:
+            raise HostError(f"{deployment.instance} does not answer.", hint="orch status tells more.")
+        if gone_is_fine and reply.status == 404:
+            continue
+        if said := sheet.refusal(reply.status, reply.text):
+            raise HostError(f"{deployment.instance} refused: {said}")
 
 
 def _verify_routes(names: tuple[str, ...], world: World, progress: Progress) -> None:
@@ -345,7 +424,7 @@ def _verify_routes(names: tuple[str, ...], world: World, progress: Progress) -> 
     for done, name in enumerate(names):
         progress("asking through the gateway", done, len(names))
         body = {"model": name, "messages": HELLO, "max_tokens": 1}
-        reply = world.http.post(f"http://{status.listen}/v1/chat/completions", body, ANSWER_S, progress)
+        reply = world.front.post(f"http://{status.listen}/v1/chat/completions", body, ANSWER_S, progress)
         if not _ok(reply):
             said = reply.text[:500] if reply is not None else "nothing"
             raise HostError(f"{name} does not answer through the gateway.", detail=f"It said: {said}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import HostError
@@ -20,7 +20,10 @@ class Settings:
     """Where orch keeps things and what the environment says.
 
     data: ORCH_HOME, else $XDG_DATA_HOME/orch, else ~/.local/share/orch. listen: ORCH_LISTEN. torch_index:
-    ORCH_TORCH_INDEX, in place of the pin's own package index. offline: HF_HUB_OFFLINE.
+    ORCH_TORCH_INDEX, in place of the pin's own package index. offline: HF_HUB_OFFLINE. target: ORCH_TARGET, where
+    engines run when nothing else is said. docker_host: DOCKER_HOST, the daemon's socket. gateway_base:
+    ORCH_GATEWAY_BASE, in place of the pinned base image of the gateway's. api_key: ORCH_API_KEY, which clients of the
+    gateway must send from now on.
     """
 
     data: Path
@@ -28,6 +31,10 @@ class Settings:
     listen_given: bool
     torch_index: str | None
     offline: bool
+    target: str | None = None
+    docker_host: str | None = None
+    gateway_base: str | None = None
+    api_key: str | None = field(default=None, repr=False)
 
     @property
     def store(self) -> Path:
@@ -40,6 +47,28 @@ class Settings:
     @property
     def processes(self) -> Path:
         return self.data / "processes"
+
+    @property
+    def containers(self) -> Path:
+        return self.data / "containers"
+
+    @property
+    def container_cache(self) -> Path:
+        return self.data / "cache" / "containers"
+
+    @property
+    def pins(self) -> Path:
+        """Engine images that the user has pinned."""
+        return self.data / "pins"
+
+    @property
+    def keys(self) -> Path:
+        """The file of the gateway's API keys, in a directory of its own that its container sees."""
+        return self.data / "keys" / "api-keys"
+
+    @property
+    def loaded_images(self) -> Path:
+        return self.data / "images.json"
 
     @property
     def logs(self) -> Path:
@@ -55,12 +84,13 @@ class Settings:
 
     @property
     def admin_socket(self) -> Path:
-        """The gateway's admin socket; under the data directory unless that is too deep for a socket's path."""
-        path = self.data / "gateway.sock"
+        """The gateway's admin socket, in a directory of its own that its container sees; under the data directory
+        unless that is too deep for a socket's path."""
+        path = self.data / "admin" / "gateway.sock"
         if len(os.fsencode(path)) <= SOCKET_PATH_MAX:
             return path
         digest = hashlib.sha256(os.fsencode(self.data)).hexdigest()[:16]
-        return Path(f"/tmp/orch-{os.getuid()}-{digest}.sock")
+        return Path(f"/tmp/orch-{os.getuid()}-{digest}/gateway.sock")
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
@@ -80,4 +110,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         listen_given=bool(given),
         torch_index=environ.get("ORCH_TORCH_INDEX") or None,
         offline=environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"},
+        target=environ.get("ORCH_TARGET") or None,
+        docker_host=environ.get("DOCKER_HOST") or None,
+        gateway_base=environ.get("ORCH_GATEWAY_BASE") or None,
+        api_key=environ.get("ORCH_API_KEY") or None,
     )

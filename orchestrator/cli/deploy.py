@@ -14,6 +14,7 @@ from orchestrator.cli.options import (
     EngineName,
     OnlyPlan,
     ProfileName,
+    Target,
     Timeout,
     Yes,
     app,
@@ -41,7 +42,7 @@ ASK_ABOVE_BYTES = 200_000_000
 def up(
     engine: EngineName = None,
     profile: ProfileName = None,
-    target: Annotated[str, typer.Option(help="Where the engine runs.")] = "local",
+    target: Target = None,
     recipe: Annotated[str | None, typer.Option(help="Serve this artifact, not the profile's first choice.")] = None,
     listen: Annotated[str | None, typer.Option(help="The gateway's address, HOST:PORT.")] = None,
     timeout: Timeout = 900.0,
@@ -55,6 +56,8 @@ def up(
     with session_of(as_json) as session:
 
         def make_plan() -> Plan:
+            from orchestrator.cli.wishes import take_api_key
+
             observed = session.observe()
             desired = _wanted(session, observed, engine, profile, target, recipe)
             present = observed.desired.get(desired.wish.profile.name)
@@ -63,6 +66,8 @@ def up(
                     f"{desired.wish.profile.name} is served by {present.wish.engine}.",
                     hint=f"To move it without a failed request: orch migrate --to {desired.wish.engine}",
                 )
+            if not plan:
+                take_api_key(session, observed)
             made = _plan("up", session, desired, observed, listen, _limits(timeout, drain), fresh)
             if not plan and profile is None and present is None:
                 _confirm_download(session, made, yes)
@@ -75,17 +80,22 @@ def up(
 def migrate(
     to: Annotated[str, typer.Option(help="The engine to move to.", metavar="ENGINE", autocompletion=engine_names)],
     profile: ProfileName = None,
+    target: Target = None,
     recipe: Annotated[str | None, typer.Option(help="Serve this artifact, not the profile's first choice.")] = None,
     timeout: Timeout = 900.0,
     drain: Drain = 300.0,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
-    """Move to another engine or artifact under load. No failed request, no client edit."""
+    """Move to another engine, artifact or target under load. No failed request, no client edit."""
 
-    def change(_session: Session, _observed: Observed, present: Desired) -> Desired:
-        wish = present.wish.model_copy(update={"engine": to, "recipe": _recipe(recipe)})
-        return present.changed_to(wish)
+    def change(session: Session, _observed: Observed, present: Desired) -> Desired:
+        from orchestrator.cli.wishes import chosen_target
+
+        where = chosen_target(session, to, target, present)
+        return present.changed_to(
+            present.wish.model_copy(update={"engine": to, "target": where, "recipe": _recipe(recipe)})
+        )
 
     _change_deployed("migrate", f"--to {to}", change, profile, (timeout, drain), plan, as_json)
 
@@ -225,10 +235,15 @@ def _carry_out(session: Session, doing: str, make_plan: Callable[[], Plan], only
 
 
 def _wanted(
-    session: Session, observed: Observed, engine: str | None, profile: str | None, target: str, recipe: str | None
+    session: Session,
+    observed: Observed,
+    engine: str | None,
+    profile: str | None,
+    target: str | None,
+    recipe: str | None,
 ) -> Desired:
     """What `up` wants: the recorded wish as far as nothing else is said, of the profile that is named or meant."""
-    from orchestrator.cli.wishes import default_profile, load_profile, pinned, with_profile_adapters
+    from orchestrator.cli.wishes import chosen_target, default_profile, load_profile, pinned, with_profile_adapters
     from orchestrator.core.deployment import Desired, Wish
     from orchestrator.engines.resolve import engine_sheet
 
@@ -238,13 +253,12 @@ def _wanted(
     present = observed.desired.get(loaded.name)
     if engine is None and present is None:
         raise PlanRefused(f"{loaded.name} is not deployed, so an engine must be named.", hint="orch up llamacpp")
-    if target not in session.world.targets:
-        raise PlanRefused(f"There is no target {target}.", hint=f"Known: {', '.join(session.world.targets)}")
+    where = chosen_target(session, engine, target, present)
     loaded = pinned(session, loaded, observed)
     if present is None:
-        desired = Desired(wish=Wish(profile=loaded, engine=engine or "", target=target, recipe=_recipe(recipe)))
+        desired = Desired(wish=Wish(profile=loaded, engine=engine or "", target=where, recipe=_recipe(recipe)))
     else:
-        update: dict[str, object] = {"profile": loaded, "target": target}
+        update: dict[str, object] = {"profile": loaded, "target": where}
         if engine is not None and engine != present.wish.engine:
             update |= {"engine": engine, "recipe": None}
         if recipe is not None:
@@ -264,11 +278,13 @@ def _plan(
     limits: Limits,
     fresh: bool = False,
 ) -> Plan:
-    from orchestrator.cli.wishes import address, resolve_desired
+    from orchestrator.cli.wishes import door, observed_for, resolve_desired
     from orchestrator.core.plan import plan_deploy
 
+    observed = observed_for(session, desired, observed)
     resolved, desired = resolve_desired(session, desired, observed)
-    return plan_deploy(verb, resolved, desired, observed, address(session, observed, listen), limits, fresh)
+    way_in = door(session, observed, listen, desired.wish.target)
+    return plan_deploy(verb, resolved, desired, observed, way_in, limits, fresh)
 
 
 def _limits(ready_s: float, drain_s: float) -> Limits:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.options import AsJson, ProfileName, app, session_of
+from orchestrator.cli.options import AsJson, ProfileName, Target, app, session_of
 from orchestrator.errors import DRIFT, OrchError, PlanRefused
 
 if TYPE_CHECKING:
@@ -82,29 +82,36 @@ def logs(
 def render(
     engine: Annotated[str, typer.Argument(help="ollama, llamacpp or vllm.")],
     profile: ProfileName = None,
+    target: Target = None,
     as_json: AsJson = False,
 ) -> None:
     """Print what `up` would start an engine with. Its files, command line and environment."""
     with session_of(as_json) as session:
-        from orchestrator.cli.wishes import default_profile, load_profile, pinned, resolve_desired
+        from orchestrator.cli.wishes import (
+            chosen_target,
+            default_profile,
+            load_profile,
+            observed_for,
+            pinned,
+            resolve_desired,
+        )
         from orchestrator.core.deployment import Desired, Wish
 
         observed = session.observe()
         loaded = pinned(session, load_profile(profile or default_profile(observed), observed), observed)
         present = observed.desired.get(loaded.name)
-        wish = Wish(profile=loaded, engine=engine, target="local")
+        wish = Wish(profile=loaded, engine=engine, target=chosen_target(session, engine, target, present))
         desired = Desired(wish=wish, adapters=present.adapters if present is not None else ())
+        observed = observed_for(session, desired, observed)
         deployment = resolve_desired(session, desired, observed, to_run=False)[0].deployment
         launch = deployment.launch
-        for name, text in deployment.files:
+        for name, text in deployment.written:
             session.screen.result({"file": name, "text": text}, f"# {name}\n{text}")
         env = [f"{key}={value}" for key, value in launch.env]
         session.screen.result(
             {"argv": list(launch.argv), "env": dict(launch.env), "environment": launch.environment},
             "\n".join(["# command", *env, _shell(launch.argv)]),
         )
-        for argv in deployment.imports:
-            session.screen.result({"import": list(argv)}, f"# once it runs\n{_shell(argv)}")
 
 
 def _shell(argv: tuple[str, ...]) -> str:
@@ -162,7 +169,7 @@ def _tell_gateway(session: Session, observed: Observed) -> None:
 
 def _drift(session: Session, desired: Desired, observed: Observed) -> list[str]:
     """What `up` would do for a profile: all Skips means in sync."""
-    from orchestrator.cli.wishes import address, resolve_desired
+    from orchestrator.cli.wishes import door, observed_for, resolve_desired
     from orchestrator.core.launch import InstanceState
     from orchestrator.core.plan import Limits, plan_deploy
 
@@ -173,9 +180,13 @@ def _drift(session: Session, desired: Desired, observed: Observed) -> list[str]:
             troubled.append(f"{engine.instance.name} {engine.instance.last_exit} and waits to be restarted")
         elif engine.running and not engine.instance.supervised:
             troubled.append(f"{engine.instance.name} has no keeper: nothing restarts it after a crash")
+        elif engine.instance.drift:
+            troubled.append(f"{engine.instance.name} {engine.instance.drift}")
     try:
+        observed = observed_for(session, desired, observed)
         resolved, desired = resolve_desired(session, desired, observed)
-        plan = plan_deploy("up", resolved, desired, observed, address(session, observed, None), Limits())
+        way_in = door(session, observed, None, desired.wish.target)
+        plan = plan_deploy("up", resolved, desired, observed, way_in, Limits())
     except OrchError as error:
         return [*troubled, f"{profile}: {error.message} {error.hint}".strip()]
     return troubled + [f"{profile}: orch up would {action.step.what}" for action in plan.actions]

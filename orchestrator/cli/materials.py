@@ -233,7 +233,7 @@ def profile_ls(as_json: AsJson = False) -> None:
             )
         rows += [{"kind": "gpu", "name": n, "about": gpu.description} for n, gpu in resources.gpu_profiles().items()]
         for name, pin in resources.engine_pins().items():
-            image = f"{pin.docker.image}:{pin.docker.tag}" if pin.docker is not None else "no image pinned"
+            image = ", ".join(image.name for image in pin.docker) or "no image pinned"
             local = ", ".join(f"{build.version} ({build.accelerator.value})" for build in pin.local)
             rows.append({"kind": "engine", "name": name, "about": "; ".join(filter(None, (local, image)))})
         session.screen.table("Profiles", ("kind", "name", "about"), rows)

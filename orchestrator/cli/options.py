@@ -56,6 +56,20 @@ ProfileName = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on stdout, for programs.")]
 OnlyPlan = Annotated[bool, typer.Option("--plan", help="Print what would be done, and stop.")]
+TARGET_NAMES = ("docker", "local")
+
+
+def target_names() -> list[str]:
+    return list(TARGET_NAMES)
+
+
+Target = Annotated[
+    str | None,
+    typer.Option(
+        help="docker or local; default: where it is, else docker where a daemon and an image are to be had.",
+        autocompletion=target_names,
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a large download.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that an engine has until it answers.", min=1)]
 

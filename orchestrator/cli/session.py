@@ -12,22 +12,32 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import HostError, Interrupted
+from orchestrator.errors import HostError, Interrupted, PlanRefused
 from orchestrator.render import Human, JsonLines, Screen
 from orchestrator.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from orchestrator.artifacts.builder import Builder
     from orchestrator.artifacts.store import Store
+    from orchestrator.core.docker import DockerFacts
     from orchestrator.core.events import Event
+    from orchestrator.core.host import Host
     from orchestrator.core.launch import Launch
     from orchestrator.core.observed import Observed
+    from orchestrator.core.pins import ImagePin
     from orchestrator.core.steps import Plan
     from orchestrator.drivers.base import World
+    from orchestrator.drivers.docker.containers import DockerTarget
+    from orchestrator.drivers.docker.daemon import Daemon
+    from orchestrator.drivers.docker.images import DockerImages
     from orchestrator.drivers.local.environments import Environments
     from orchestrator.drivers.local.processes import LocalTarget
     from orchestrator.drivers.weights import WeightsCatalog
+    from orchestrator.engines.base import Pins
     from orchestrator.engines.resolve import Shipped
+
+# A gateway that is restarted (by its keeper, by the Docker daemon) is back by then.
+GATEWAY_PATIENCE_S = 15.0
 
 
 class Session:
@@ -94,6 +104,44 @@ class Session:
         return LocalTarget(self.settings.processes, self.settings.logs, self.environments.bin, sys.executable)
 
     @cached_property
+    def daemon(self) -> Daemon:
+        from orchestrator.drivers.docker.daemon import SOCKET, Daemon
+
+        return Daemon(self.settings.docker_host or SOCKET)
+
+    @cached_property
+    def images(self) -> DockerImages:
+        from orchestrator.drivers.docker.images import DockerImages
+
+        return DockerImages(self.daemon, self.settings.loaded_images, lambda: self.docker.in_use)
+
+    @cached_property
+    def docker(self) -> DockerTarget:
+        from orchestrator.drivers.docker.containers import DockerTarget
+
+        kept = self.settings
+        return DockerTarget(self.daemon, self.images, kept.data, kept.containers, kept.container_cache, kept.logs)
+
+    @cached_property
+    def docker_facts(self) -> DockerFacts:
+        """What the daemon is; asked once."""
+        return self.daemon.facts()
+
+    @cached_property
+    def pins(self) -> Pins:
+        """The engine pins: shipped, and before them the images that the user has pinned."""
+        from orchestrator import resources
+
+        return resources.engine_pins(self.settings.pins)
+
+    @cached_property
+    def host(self) -> Host:
+        """The machine, read once."""
+        from orchestrator.drivers.host import read_host
+
+        return read_host()
+
+    @cached_property
     def catalog(self) -> WeightsCatalog:
         from orchestrator.drivers.weights import WeightsCatalog
 
@@ -115,26 +163,55 @@ class Session:
             store=self.store,
             builder=self.builder,
             environments=self.environments,
-            targets={self.local.name: self.local},
-            gateway=GatewayAdmin(self.settings.admin_socket),
+            targets={self.local.name: self.local, self.docker.name: self.docker},
+            images=self.images,
+            gateway=GatewayAdmin(self.settings.admin_socket, patience_s=GATEWAY_PATIENCE_S),
             gateway_launch=self._gateway_launch,
             http=EngineHttp(),
+            front=EngineHttp(self.api_key),
             records=Records(self.settings.records),
             clock=SystemClock(),
         )
 
-    def _gateway_launch(self, listen: str) -> Launch:
-        from orchestrator.core.launch import Launch
+    def api_key(self) -> str | None:
+        """The key that the gateway asks for, if it asks for one."""
+        from orchestrator.drivers.keys import first_key
 
-        admin = str(self.settings.admin_socket)
-        return Launch(
-            argv=(
-                *("{python}", "-m", "orchestrator.gateway", "--listen", listen),
-                *("--admin", admin, "--state", "{dir}/routes.json"),
-            ),
-            stop_grace_s=20.0,
-            port=int(listen.rpartition(":")[2]),
-        )
+        return first_key(self.settings.keys)
+
+    def gateway_image(self) -> tuple[str, ImagePin | str]:
+        """The name of the gateway's image and the base that it is made on: a pinned one, or the ID of one that the
+        user has named, which has to be here."""
+        from orchestrator import resources
+        from orchestrator.drivers.docker import gateway_image
+
+        if self.settings.gateway_base is not None:
+            image = self.images.find(self.settings.gateway_base).id
+            return gateway_image.reference(image), image
+        pin = resources.gateway_bases().get(gateway_image.python())
+        if pin is None:
+            raise PlanRefused(
+                f"No base image for the gateway is pinned that has Python {gateway_image.python()}.",
+                hint="Name one that has: ORCH_GATEWAY_BASE=IMAGE:TAG",
+            )
+        return gateway_image.reference(pin.reference), pin
+
+    def _gateway_launch(self, target: str, listen: str) -> Launch:
+        from orchestrator.core.launch import DOCKER, Container, Launch
+
+        admin, keys = self.settings.admin_socket, self.settings.keys
+        argv = ["{python}", "-m", "orchestrator.gateway", "--listen", listen]
+        argv += ["--admin", str(admin), "--state", "{dir}/routes.json"]
+        if keys.exists():
+            argv += ["--key-file", str(keys)]
+        container = None
+        if target == DOCKER:
+            # On the host's network: see DESIGN.md, "The gateway's container".
+            reads = (str(keys.parent),) if keys.exists() else ()
+            image = self.gateway_image()[0]
+            container = Container(image, reads=reads, writes=(str(admin.parent),), host_network=True)
+        port = int(listen.rpartition(":")[2])
+        return Launch(tuple(argv), stop_grace_s=20.0, port=port, container=container)
 
     def observe(self) -> Observed:
         """The world now."""
@@ -148,11 +225,13 @@ class Session:
         from orchestrator.engines.resolve import Shipped
 
         return Shipped(
-            pins=resources.engine_pins(),
+            pins=self.pins,
             render=resources.render_template,
             store_path=self.store.path,
             finished=observed.finished,
             torch_index=self.settings.torch_index,
+            docker=self.docker_facts if self.docker.in_use else None,
+            images=observed.images,
         )
 
     @contextmanager

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from orchestrator.cli.session import Session
     from orchestrator.core.deployment import Adapter, Desired
     from orchestrator.core.observed import Observed
-    from orchestrator.core.plan import Resolved
+    from orchestrator.core.plan import Door, Resolved
     from orchestrator.core.profile import Profile
     from orchestrator.core.weights import HubSource, WeightsFacts
 
@@ -138,6 +138,80 @@ def with_profile_adapters(session: Session, desired: Desired, before: Profile | 
     for entry in desired.wish.profile.adapters:
         desired = with_adapter(desired, read_adapter(session, entry.name, Path(entry.path), desired, observed))
     return desired
+
+
+def door(session: Session, observed: Observed, asked: str | None, target: str) -> Door:
+    """The gateway as it is, or is to be; with an API key where others than this machine can reach it."""
+    from orchestrator.core.launch import DOCKER
+    from orchestrator.core.plan import Door
+    from orchestrator.core.steps import BuildImage, PullImage
+
+    listen = address(session, observed, asked)
+    running = observed.gateway.instance
+    if running is None and not is_loopback(listen) and session.settings.api_key is None and session.api_key() is None:
+        raise PlanRefused(
+            f"{listen} can be reached by others, so clients have to send an API key.",
+            hint=f"Choose one: ORCH_API_KEY=$(openssl rand -hex 24) orch up --listen {listen}",
+        )
+    if target != DOCKER or (running is not None and running.target != DOCKER):
+        return Door(listen, target)
+    reference, base = session.gateway_image()
+    if isinstance(base, str):
+        return Door(listen, target, (BuildImage(reference, base),))
+    return Door(listen, target, (PullImage(base), BuildImage(reference, base.reference)))
+
+
+def is_loopback(listen: str) -> bool:
+    """Whether only this machine can reach HOST:PORT."""
+    import ipaddress
+
+    host = listen.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def chosen_target(session: Session, engine: str | None, asked: str | None, present: Desired | None) -> str:
+    """Where an engine is to run: as asked, where it is, by ORCH_TARGET; else in Docker if a daemon answers and an image
+    is pinned that this machine can use, else as a process."""
+    from orchestrator.core.launch import DOCKER, LOCAL
+    from orchestrator.engines.resolve import pinned_image
+
+    target = asked or (present.wish.target if present is not None else None) or session.settings.target
+    if target is None:
+        possible = engine is not None and pinned_image(engine, session.host, session.pins)
+        target = DOCKER if possible and not session.docker_facts.problem else LOCAL
+    if target not in session.world.targets:
+        raise PlanRefused(f"There is no target {target}.", hint=f"Known: {', '.join(session.world.targets)}")
+    return target
+
+
+def observed_for(session: Session, desired: Desired, observed: Observed) -> Observed:
+    """The snapshot, made again with the Docker daemon in it where only now it is known that one is needed."""
+    from orchestrator.core.launch import DOCKER
+
+    if desired.wish.target != DOCKER or session.docker.in_use:
+        return observed
+    session.docker.attend()
+    return session.observe()
+
+
+def take_api_key(session: Session, observed: Observed) -> None:
+    """ORCH_API_KEY, if it is given, is what clients must send from now on."""
+    from orchestrator.drivers.keys import tell_of_change, write_key
+
+    key, running = session.settings.api_key, observed.gateway
+    if key is None or key == session.api_key():
+        return
+    if running.instance is not None and running.status is not None and not running.status.keys:
+        raise PlanRefused(
+            "The gateway that runs asks for no API key.",
+            hint="orch down --all, then orch up with ORCH_API_KEY: it starts with one.",
+        )
+    write_key(session.settings.keys, key)
+    if running.instance is not None and running.instance.pid is not None:
+        tell_of_change(running.instance.pid)
 
 
 def address(session: Session, observed: Observed, asked: str | None) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.launch import Launch
+from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
 
 
@@ -36,9 +38,10 @@ class Deployment(BaseModel):
     """Everything that decides what one generation of a profile serves, and how it was started.
 
     It travels as the label of the running process, so that what runs can be compared with what is wanted without
-    remembering anything. `model_path` is what the engine loads; `adapter_args` end the launch's argv;
-    `adapter_loads` counts distinct adapters given to this process since it started (vLLM never frees a slot); `gpu` is
-    the UUID of the one GPU that it is to see, empty where there is no choice.
+    remembering anything. `model_path` is what the engine loads; `adapter_args` end the launch's argv, `adapter_lines`
+    the first of its files; `adapter_loads` counts distinct adapters given to this process since it started (vLLM never
+    frees a slot). `gpu` is the UUID of the one GPU that it is to see, empty where there is no choice, and `gpu_nodes`
+    are device nodes that its container is given by name. `own_store`: what it serves must be imported into it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,12 +59,15 @@ class Deployment(BaseModel):
     model_path: str
     base_launch: Launch
     files: tuple[tuple[str, str], ...] = ()
-    imports: tuple[tuple[str, ...], ...] = ()
+    own_store: bool = False
+    accelerator: Accelerator = Accelerator.CPU
     adapters: tuple[Adapter, ...] = ()
     adapter_args: tuple[str, ...] = ()
+    adapter_lines: str = ""
     adapter_slots: int = 0
     adapter_loads: int = 0
     gpu: str = ""
+    gpu_nodes: tuple[str, ...] = ()
     hot_adapters: Annotated[bool, Field(description="adapters can be changed while it serves")] = False
 
     @property
@@ -72,20 +78,27 @@ class Deployment(BaseModel):
     @property
     def launch(self) -> Launch:
         """The full launch, adapters included, so that a restart brings them back, and on the same GPU."""
-        base = self.base_launch
-        pin = (("CUDA_VISIBLE_DEVICES", self.gpu),) if self.gpu else ()
-        return Launch(
-            argv=(*base.argv, *self.adapter_args),
-            env=(*base.env, *pin),
-            environment=base.environment,
-            stop_grace_s=base.stop_grace_s,
-            port=base.port,
-        )
+        launch = replace(self.base_launch, argv=(*self.base_launch.argv, *self.adapter_args))
+        if not self.gpu:
+            return launch
+        if launch.container is not None:
+            devices = (*launch.container.devices, *self.gpu_nodes)
+            return replace(launch, container=replace(launch.container, gpus=(self.gpu,), devices=devices))
+        return replace(launch, env=(*launch.env, ("CUDA_VISIBLE_DEVICES", self.gpu)))
+
+    @property
+    def written(self) -> tuple[tuple[str, str], ...]:
+        """Its files as they are written, adapters included."""
+        if not self.adapter_lines:
+            return self.files
+        (name, text), *others = self.files
+        return ((name, text + self.adapter_lines), *others)
 
     @property
     def fingerprint(self) -> str:
         """Equal for two deployments that one process can serve: all but generation, GPU, adapters and aliases."""
-        left_out = {"generation", "gpu", "adapters", "adapter_args", "adapter_loads", "public_names"}
+        of_gpu, of_adapters = {"gpu", "gpu_nodes"}, {"adapters", "adapter_args", "adapter_lines", "adapter_loads"}
+        left_out = {"generation", "public_names"} | of_gpu | of_adapters
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
 
     def adapter(self, name: str) -> Adapter | None:

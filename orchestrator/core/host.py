@@ -22,6 +22,11 @@ class GpuUser:
     name: str
     memory: int
 
+    def __str__(self) -> str:
+        who = self.name or "a process"
+        told = [f"pid {self.pid}" if self.pid else "", f"{self.memory / 2**30:.1f} GiB" if self.memory else ""]
+        return f"{who} ({', '.join(part for part in told if part)})" if any(told) else who
+
 
 @dataclass(frozen=True)
 class Gpu:

@@ -5,6 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+# The names of the targets: processes of this machine, containers of its Docker daemon.
+LOCAL = "local"
+DOCKER = "docker"
+
+
+@dataclass(frozen=True)
+class Container:
+    """What a Launch needs besides, to be a container.
+
+    `image` names exactly one image: NAME@sha256:DIGEST, or sha256:ID of one that was built or loaded here. `reads` and
+    `writes` are host directories that it sees at their own paths, so that paths mean the same inside and outside.
+    `gpus` are UUIDs, given to it `gpu_way` ("nvidia": the toolkit's hook, "cdi"); `devices` are host device nodes.
+    `memory_mib` None is no limit. On the host's network it has no address of its own, and its port is the host's.
+    """
+
+    image: str
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    gpus: tuple[str, ...] = ()
+    gpu_way: str = ""
+    devices: tuple[str, ...] = ()
+    shm_mib: int = 64
+    memory_mib: int | None = None
+    pids: int = 4096
+    host_network: bool = False
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -18,7 +44,8 @@ class Launch:
         {cache}   a directory of all instances that outlives them; nothing in it may be needed
         {python}  orch's own interpreter
 
-    An argv[0] without a slash is looked up in `environment`'s bin/, or on PATH when environment is None.
+    An argv[0] without a slash is looked up in `environment`'s bin/, or on PATH when environment is None; in a
+    container an argv[0] of {entrypoint} is the image's own entrypoint, word by word.
     env comes on top of a small allow-list of the caller's environment; it is never inherited whole.
     """
 
@@ -27,6 +54,7 @@ class Launch:
     environment: str | None = None
     stop_grace_s: float = 10.0
     port: int | None = None  # a fixed port (the gateway's); None: the target picks a free one
+    container: Container | None = None
 
 
 class InstanceState(StrEnum):
@@ -40,13 +68,17 @@ class InstanceState(StrEnum):
 
 @dataclass(frozen=True)
 class Exit:
-    """How a process ended: its exit code (None when unknown), the signal that ended it, UTC ISO 8601 time."""
+    """How a process ended: its exit code (None when unknown), the signal that ended it, UTC ISO 8601 time; `reason`
+    where the target knows more."""
 
     code: int | None
     signal: int | None
     at: str
+    reason: str = ""
 
     def __str__(self) -> str:
+        if self.reason:
+            return self.reason
         if self.signal is not None:
             return f"was ended by signal {self.signal}"
         return f"exited with code {self.code}" if self.code is not None else "ended"
@@ -74,8 +106,11 @@ class Instance:
     starts: int = 0
     last_exit: Exit | None = None
     problem: str = ""
+    target: str = LOCAL
+    host: str = "127.0.0.1"
+    drift: str = ""
 
     @property
     def url(self) -> str:
-        """Where it answers: http://127.0.0.1:PORT."""
-        return f"http://127.0.0.1:{self.port}"
+        """Where it answers: http://HOST:PORT."""
+        return f"http://{self.host}:{self.port}"

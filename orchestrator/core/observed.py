@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orchestrator.core.deployment import Deployment, Desired
 from orchestrator.core.environment import EnvironmentObserved
 from orchestrator.core.host import Host
+from orchestrator.core.images import ImageFacts
 from orchestrator.core.launch import Instance, InstanceState
 from orchestrator.core.routes import GatewayStatus, Route
+from orchestrator.errors import HostError
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class GatewayObserved:
 
     @property
     def well(self) -> bool:
-        """It answers and is supervised."""
-        return self.status is not None and self.instance is not None and self.instance.supervised
+        """It answers, is supervised, and is as it was started."""
+        kept = self.instance is not None and self.instance.supervised and not self.instance.drift
+        return self.status is not None and kept
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Observed:
     """engines of all profiles; `finished` are the keys in the store, with their size in bytes.
 
     `damaged` are instances whose record cannot be read, each with its problem: they can be stopped, and no more.
-    `unreadable` are sentences about other records that could not be read.
+    `unreadable` are sentences about other records that could not be read. `images` are those of the Docker daemon, by
+    everything that names them; `unreachable` tells of targets that are in use and could not be asked, and why.
     """
 
     host: Host
@@ -57,6 +61,8 @@ class Observed:
     desired: Mapping[str, Desired]
     damaged: tuple[Instance, ...] = ()
     unreadable: tuple[str, ...] = ()
+    images: Mapping[str, ImageFacts] = field(default_factory=dict)
+    unreachable: Mapping[str, HostError] = field(default_factory=dict)
 
     @property
     def deployed(self) -> tuple[str, ...]:

@@ -16,16 +16,48 @@ class Accelerator(StrEnum):
 
     CPU = "cpu"
     CUDA = "cuda"
+    ROCM = "rocm"
 
 
 class ImagePin(Part):
-    """A container image by digest; `verified` says whether a pull has confirmed it, `source` who stated it."""
+    """A container image for these accelerators, by digest.
+
+    `verified` says whether a pull has confirmed it, `source` who stated it. `cuda` is the CUDA that it was built with,
+    as its source says; what the image itself requires decides as soon as the image is here. `local`: no registry
+    states it (built or loaded here), and `digest` is its image ID.
+    """
 
     image: str
     tag: str
     digest: Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+    accelerators: tuple[Accelerator, ...] = Field(min_length=1)
+    cuda: Annotated[str, StringConstraints(pattern=r"^\d+\.\d+$")] | None = None
     verified: bool
     source: str
+    local: bool = False
+
+    @property
+    def reference(self) -> str:
+        """What names exactly this image: IMAGE@DIGEST, or the image ID."""
+        return self.digest if self.local else f"{self.image}@{self.digest}"
+
+    @property
+    def name(self) -> str:
+        """As people know it: IMAGE:TAG."""
+        return f"{self.image}:{self.tag}"
+
+
+class GatewayBase(ImagePin):
+    """A base for the gateway's image: one that has this Python ("3.12")."""
+
+    python: str
+    accelerators: tuple[Accelerator, ...] = (Accelerator.CPU,)
+
+
+class GatewayBases(Part):
+    """All of them; an absent Python is one that orch cannot pin a base for."""
+
+    bases: tuple[GatewayBase, ...]
 
 
 class LocalPin(Part):
@@ -43,10 +75,13 @@ class LocalPin(Part):
 
 
 class EnginePin(Part):
-    """What "this engine" means exactly. An absent target is one that orch cannot pin, and refuses."""
+    """What "this engine" means exactly. An absent target is one that orch cannot pin, and refuses.
+
+    `docker` are images, best first; the first that the host can run is taken.
+    """
 
     engine: str
-    docker: ImagePin | None = None
+    docker: tuple[ImagePin, ...] = ()
     local: tuple[LocalPin, ...] = ()
 
     def environment(self, accelerator: Accelerator, indexes: tuple[str, ...] | None = None) -> EnvironmentSpec | None:

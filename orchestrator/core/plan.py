@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from orchestrator.core.deployment import Deployment, Desired
-from orchestrator.core.launch import Instance, InstanceState
+from orchestrator.core.launch import LOCAL, Instance, InstanceState
 from orchestrator.core.observed import EngineObserved, Observed
 from orchestrator.core.routes import Route
 from orchestrator.core.steps import (
     GATEWAY,
     Action,
+    AwaitMemory,
     AwaitReady,
     BuildArtifact,
+    BuildImage,
     Drain,
     EnsureEngine,
     EnsureEnvironment,
@@ -27,6 +29,7 @@ from orchestrator.core.steps import (
     ImportArtifact,
     LoadAdapter,
     Plan,
+    PullImage,
     RecordDesired,
     RemoveEngine,
     RemoveRoute,
@@ -44,7 +47,7 @@ from orchestrator.errors import PlanRefused
 # Somebody waits for an undo to end.
 UNDO_DRAIN_S = 60.0
 
-Supply = FetchWeights | BuildArtifact | ImportAdapter | EnsureEnvironment
+Supply = FetchWeights | BuildArtifact | ImportAdapter | EnsureEnvironment | PullImage | BuildImage
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,21 @@ class Limits:
     drain_s: float = 300.0
 
 
+@dataclass(frozen=True)
+class Door:
+    """The gateway: the address where it listens, where it is to run if it does not yet, and what that takes."""
+
+    listen: str
+    target: str = LOCAL
+    supply: tuple[Supply, ...] = ()
+
+
 def plan_deploy(
     verb: str,
     resolved: Resolved,
     desired: Desired,
     observed: Observed,
-    listen: str,
+    door: Door,
     limits: Limits,
     fresh: bool = False,
 ) -> Plan:
@@ -84,6 +96,7 @@ def plan_deploy(
     Refuses (PlanRefused) what cannot be done.
     """
     wanted = resolved.deployment
+    _refuse_unreachable(observed)
     _refuse_damaged(wanted.profile, observed)
     _refuse_foreign_names(resolved, observed)
     mine = observed.engines_of(wanted.profile)
@@ -93,10 +106,10 @@ def plan_deploy(
         _refuse_no_room(resolved, observed)
     before: list[Action | Skip] = [
         *resolved.passed_over,
-        *_supply(resolved, observed),
+        *_supply(resolved.supply, observed),
         *(_unknown_room(resolved, observed) if match is None else ()),
-        _gateway(wanted.target, listen, observed),
-        *_engine(chosen, match, limits),
+        *_gateway(door, observed),
+        *_engine(chosen, match, resolved.budget, limits),
     ]
     if match is not None:
         before += _load_adapters(chosen, match)
@@ -122,6 +135,7 @@ def plan_down(profile: str, observed: Observed, limits: Limits, forget: bool = F
 
     Forward only.
     """
+    _refuse_unreachable(observed)
     items = [*_silent_gateway(profile, observed), *_down(profile, observed, limits, forget=forget)]
     if not items:
         items.append(Skip(f"take {profile} down", "nothing of it runs"))
@@ -130,6 +144,7 @@ def plan_down(profile: str, observed: Observed, limits: Limits, forget: bool = F
 
 def plan_down_all(observed: Observed, limits: Limits, forget: bool = False) -> Plan:
     """Stop everything, the gateway last; one that does not answer loses its routes with its directory."""
+    _refuse_unreachable(observed)
     profiles = sorted(
         {engine.deployment.profile for engine in observed.engines}
         | set(observed.desired)
@@ -141,7 +156,7 @@ def plan_down_all(observed: Observed, limits: Limits, forget: bool = False) -> P
     items += [action for one in observed.damaged if one.name not in ended for action in _end_damaged(one)]
     gateway = observed.gateway.instance
     if gateway is not None:
-        items += [Action(StopEngine("local", GATEWAY)), Action(RemoveEngine("local", GATEWAY))]
+        items += [Action(StopEngine(gateway.target, GATEWAY)), Action(RemoveEngine(gateway.target, GATEWAY))]
     else:
         items.append(Skip("stop the gateway", "it does not run"))
     return Plan("down", tuple(items), commit=0)
@@ -151,7 +166,7 @@ def _silent_gateway(profile: str, observed: Observed) -> Iterator[Action | Skip]
     """A gateway that does not answer still has its table on disk: wake it, or the routes would come back with it."""
     instance = observed.gateway.instance
     if instance is not None and observed.gateway.status is None:
-        yield Action(EnsureGateway("local", instance.label))
+        yield Action(EnsureGateway(instance.target, instance.label))
         yield Action(RemoveRoute(profile))
 
 
@@ -171,8 +186,14 @@ def _down(
 
 
 def _end_damaged(instance: Instance) -> Iterator[Action]:
-    yield Action(StopEngine("local", instance.name))
-    yield Action(RemoveEngine("local", instance.name))
+    yield Action(StopEngine(instance.target, instance.name))
+    yield Action(RemoveEngine(instance.target, instance.name))
+
+
+def _refuse_unreachable(observed: Observed) -> None:
+    """What runs there is not known, so nothing can be decided."""
+    for error in observed.unreachable.values():
+        raise error
 
 
 def _refuse_damaged(profile: str, observed: Observed) -> None:
@@ -212,7 +233,7 @@ def _unknown_room(resolved: Resolved, observed: Observed) -> Iterator[Skip]:
 def _refuse_no_room(resolved: Resolved, observed: Observed) -> None:
     """Overlap needs room for the new engine beside everything that runs; there is no other way to switch yet."""
     budget, wanted = resolved.budget, resolved.deployment
-    if budget is None or budget.fits:
+    if budget is None or budget.fits or budget.fits_later:
         return
     ways = [_way(way, wanted.engine) for way in suggest(budget.ask, budget.place)]
     hint = (
@@ -225,6 +246,8 @@ def _refuse_no_room(resolved: Resolved, observed: Observed) -> None:
             " What serves now stays up until the switch, so both must fit; to accept a pause instead: "
             f"orch down {wanted.profile}, then orch up {wanted.engine}"
         )
+    if budget.place.users and budget.left < budget.ask.ahead:
+        hint += f" GPU memory is held by {', '.join(str(user) for user in budget.place.users)}."
     detail = "\n".join(f"{part:<14} {size / GIB:6.2f} GiB  {note}".rstrip() for part, size, note in budget.rows())
     raise PlanRefused(budget.lacking, hint=hint, detail=detail)
 
@@ -273,9 +296,10 @@ def _chosen(wanted: Deployment, mine: tuple[EngineObserved, ...], match: EngineO
     return wanted.model_copy(update=kept | ({"gpu": has.gpu} if match.running else {}))
 
 
-def _supply(resolved: Resolved, observed: Observed) -> Iterator[Action | Skip]:
-    made = [step.key for step in resolved.supply if isinstance(step, BuildArtifact)]
-    for step in resolved.supply:
+def _supply(supply: tuple[Supply, ...], observed: Observed) -> Iterator[Action | Skip]:
+    made = [step.key for step in supply if isinstance(step, BuildArtifact)]
+    built = [step.reference for step in supply if isinstance(step, BuildImage)]
+    for step in supply:
         match step:
             case FetchWeights() if made and all(key in observed.finished for key in made):
                 yield Skip(step.what, "all that is made of it is in the store")
@@ -285,6 +309,17 @@ def _supply(resolved: Resolved, observed: Observed) -> Iterator[Action | Skip]:
                 if present is not None and not present.problem:
                     yield Skip(step.what, "installed")
                     continue
+            case PullImage(image):
+                if image.reference in observed.images:
+                    yield Skip(step.what, "it is here")
+                    continue
+                if built and all(reference in observed.images for reference in built):
+                    yield Skip(step.what, "all that is made of it is here")
+                    continue
+            case BuildImage(reference):
+                if reference in observed.images:
+                    yield Skip(step.what, "it is here")
+                    continue
             case FetchWeights() | BuildArtifact() | ImportAdapter():
                 if step.key in observed.finished:
                     yield Skip(step.what, "in the store")
@@ -292,25 +327,34 @@ def _supply(resolved: Resolved, observed: Observed) -> Iterator[Action | Skip]:
         yield Action(step)
 
 
-def _gateway(target: str, listen: str, observed: Observed) -> Action | Skip:
-    step = EnsureGateway(target, listen)
+def _gateway(door: Door, observed: Observed) -> Iterator[Action | Skip]:
     gateway = observed.gateway
-    if gateway.well and gateway.status is not None:
-        return Skip(step.what, f"it runs (pid {gateway.status.pid})")
+    # One that is there stays where it is, on whatever target: clients are connected to it.
+    target = gateway.instance.target if gateway.instance is not None else door.target
+    step = EnsureGateway(target, door.listen)
+    if gateway.well and gateway.instance is not None:
+        yield Skip(step.what, f"it runs (pid {gateway.instance.pid})")
+        return
+    if target == door.target:
+        yield from _supply(door.supply, observed)
     undo = () if gateway.instance is not None else (StopEngine(target, GATEWAY), RemoveEngine(target, GATEWAY))
-    return Action(step, undo)
+    yield Action(step, undo)
 
 
-def _engine(chosen: Deployment, match: EngineObserved | None, limits: Limits) -> Iterator[Action | Skip]:
+def _engine(
+    chosen: Deployment, match: EngineObserved | None, budget: Budget | None, limits: Limits
+) -> Iterator[Action | Skip]:
     # A living engine whose keeper is gone is adopted as it is; adapters follow.
     ensure = EnsureEngine(match.deployment if match is not None and match.running else chosen)
     ready = AwaitReady(chosen, limits.ready_s)
-    if match is not None and match.running and match.instance.supervised:
+    if match is not None and match.running and match.instance.supervised and not match.instance.drift:
         yield Skip(ensure.what, f"it runs (pid {match.instance.pid})")
     else:
-        for name, text in chosen.files if match is None or not match.running else ():
+        new, starts = match is None, match is None or not match.running
+        for name, text in chosen.written if starts else ():
             yield Action(WriteFile(chosen.target, chosen.instance, name, text))
-        new = match is None
+        if starts and budget is not None and not budget.fits and budget.fits_later:
+            yield Action(AwaitMemory(budget.place.uuid, budget.needed))
         # Drained first: between the switch and the commit it has clients of its own.
         undo = (
             Drain(chosen.instance, min(limits.drain_s, UNDO_DRAIN_S)),
@@ -321,8 +365,8 @@ def _engine(chosen: Deployment, match: EngineObserved | None, limits: Limits) ->
     if match is not None and match.answers:
         yield Skip(ready.what, f"it answers as {chosen.served_name}")
         return
-    for argv in chosen.imports:
-        yield Action(ImportArtifact(chosen, argv))
+    if chosen.own_store:
+        yield Action(ImportArtifact(chosen))
     yield Action(ready)
 
 
@@ -339,7 +383,7 @@ def _load_adapters(chosen: Deployment, match: EngineObserved) -> Iterator[Action
         if before is not None and loaded.get(adapter.name) == before.path == adapter.path:
             yield Skip(step.what, "loaded")
             continue
-        back: Step = UnloadAdapter(has, adapter.name) if before is None else LoadAdapter(has, before)
+        back: Step = UnloadAdapter(has, adapter.name, chosen) if before is None else LoadAdapter(has, before)
         yield Action(step, (back,))
 
 
@@ -351,7 +395,7 @@ def _unload_adapters(chosen: Deployment, match: EngineObserved) -> Iterator[Acti
     names = [*(name for name, _ in match.loaded or ()), *(adapter.name for adapter in has.adapters)]
     for name in dict.fromkeys(names):
         if chosen.adapter(name) is None:
-            yield Action(UnloadAdapter(chosen, name))
+            yield Action(UnloadAdapter(chosen, name, has))
 
 
 def _record(desired: Desired, observed: Observed) -> Action | Skip:

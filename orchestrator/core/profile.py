@@ -6,7 +6,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -52,10 +52,14 @@ class Weights(Part):
 
 
 class Serving(Part):
-    """What every engine must offer. context is in tokens per request, prompt and answer together."""
+    """What every engine must offer. context is in tokens per request, prompt and answer together.
+
+    memory_mib is the most host memory that an engine in a container may take; None: nine tenths of the machine's.
+    """
 
     context: Annotated[int, Field(ge=128, le=1_048_576)]
     parallel: Annotated[int, Field(ge=1, le=256)] = 4
+    memory_mib: Annotated[int, Field(ge=64)] | None = None
     tool_parser: str | None = None
     reasoning_parser: str | None = None
 
@@ -85,10 +89,19 @@ class EngineSettings(Part):
 
 
 class OllamaSettings(EngineSettings):
-    """keep_alive as Ollama writes it: "5m", "-1" for ever."""
+    """keep_alive as Ollama writes it: "5m", "-1" for ever. kv_cache_type, flash_attention: None leaves it to Ollama,
+    which does not check them, but fails at every load when they do not go together."""
 
     recipes: tuple[Recipe, ...] = (Recipe.GGUF_Q6_K,)
     keep_alive: Annotated[str, StringConstraints(pattern=r"^-?\d+(\.\d+)?(ms|s|m|h)?$")] = "-1"
+    kv_cache_type: Literal["f16", "q8_0", "q4_0"] | None = None
+    flash_attention: bool | None = None
+
+    @model_validator(mode="after")
+    def _quantized_cache_needs_flash_attention(self) -> OllamaSettings:
+        if self.kv_cache_type in ("q8_0", "q4_0") and self.flash_attention is False:
+            raise ValueError(f"kv_cache_type {self.kv_cache_type} needs flash_attention")
+        return self
 
 
 class LlamacppSettings(EngineSettings):

@@ -204,7 +204,8 @@ class GatewayStatus:
     """What a running gateway says of itself.
 
     `listen` is the bound address ("127.0.0.1:8484"), `started_at` UTC, ISO 8601; `paused` maps owners to the
-    seconds until their pause expires, `held` is the number of requests that wait for it.
+    seconds until their pause expires, `held` is the number of requests that wait for it. `keys` says whether an API
+    key is demanded of clients.
     """
 
     pid: int
@@ -216,6 +217,7 @@ class GatewayStatus:
     totals: Counts
     paused: Mapping[str, float]
     held: int
+    keys: bool = False
 
     def to_json(self) -> dict[str, object]:
         """The answer to GET /status."""
@@ -229,6 +231,7 @@ class GatewayStatus:
             "totals": asdict(self.totals),
             "paused": dict(self.paused),
             "held": self.held,
+            "keys": self.keys,
         }
 
     @classmethod
@@ -236,6 +239,10 @@ class GatewayStatus:
         """Read what `to_json` wrote; ValueError says which field is wrong."""
         document = _object(value, "status")
         paused = _object(document.get("paused"), "paused")
+        # A gateway of an earlier version, which may still run, does not say it and demands none.
+        keys = document.get("keys", False)
+        if not isinstance(keys, bool):
+            raise ValueError(f"keys: true or false is needed, not {keys!r}")
         return cls(
             pid=_whole(document, "pid"),
             version=_text(document, "version"),
@@ -249,4 +256,5 @@ class GatewayStatus:
             totals=Counts.from_json(document.get("totals")),
             paused={owner: float(str(left)) for owner, left in paused.items()},
             held=_whole(document, "held"),
+            keys=keys,
         )

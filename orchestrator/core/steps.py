@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.deployment import Adapter, Deployment, Desired
 from orchestrator.core.environment import EnvironmentSpec
+from orchestrator.core.pins import ImagePin
 from orchestrator.core.routes import Route
 from orchestrator.core.vram import Budget
 from orchestrator.core.weights import HubSource
@@ -71,6 +72,29 @@ class EnsureEnvironment:
 
 
 @dataclass(frozen=True)
+class PullImage:
+    """Have a container image here, exactly this one."""
+
+    image: ImagePin
+
+    @property
+    def what(self) -> str:
+        return f"pull {self.image.name}"
+
+
+@dataclass(frozen=True)
+class BuildImage:
+    """Make the gateway's image: this orch, on a base image that has its Python."""
+
+    reference: str
+    base: str
+
+    @property
+    def what(self) -> str:
+        return f"build {self.reference}"
+
+
+@dataclass(frozen=True)
 class EnsureGateway:
     """Have the gateway run, supervised, at its address."""
 
@@ -108,11 +132,22 @@ class EnsureEngine:
 
 
 @dataclass(frozen=True)
+class AwaitMemory:
+    """Wait until so many bytes of a GPU are free: what a process held may linger after its end."""
+
+    gpu: str
+    size: int
+
+    @property
+    def what(self) -> str:
+        return f"wait for {self.size / 2**30:.1f} GiB of GPU memory"
+
+
+@dataclass(frozen=True)
 class ImportArtifact:
-    """Hand the artifact to an engine that keeps a store of its own (Ollama): its command, run beside it."""
+    """Hand artifact and adapters to an engine that keeps a store of its own (Ollama), as soon as it answers."""
 
     deployment: Deployment
-    argv: tuple[str, ...]
 
     @property
     def what(self) -> str:
@@ -145,10 +180,11 @@ class LoadAdapter:
 
 @dataclass(frozen=True)
 class UnloadAdapter:
-    """Take an adapter out of a running engine; `deployment` is what it is afterwards."""
+    """Take an adapter out of a running engine; `deployment` is what it is afterwards, `before` what it is now."""
 
     deployment: Deployment
     name: str
+    before: Deployment
 
     @property
     def what(self) -> str:
@@ -248,8 +284,11 @@ Step = (
     | BuildArtifact
     | ImportAdapter
     | EnsureEnvironment
+    | PullImage
+    | BuildImage
     | EnsureGateway
     | WriteFile
+    | AwaitMemory
     | EnsureEngine
     | ImportArtifact
     | AwaitReady

@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import Any
 
 from orchestrator.core.artifact import Recipe
-from orchestrator.core.host import Gpu, Host
+from orchestrator.core.host import Gpu, GpuUser, Host
 from orchestrator.core.weights import Shape
 
 GIB = 2**30
@@ -52,12 +52,17 @@ def batch_bytes(shape: Shape, tokens: int) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Memory that an engine may use: a GPU by name and UUID, or the host's (then `uuid` is empty)."""
+    """Memory that an engine may use: a GPU by name and UUID, or the host's (then `uuid` is empty).
+
+    `users` are the processes that hold some of it, `lingering` bytes that are held by nobody any more.
+    """
 
     name: str
     total: int
     free: int
     uuid: str = ""
+    users: tuple[GpuUser, ...] = ()
+    lingering: int = 0
 
     @property
     def held(self) -> int:
@@ -150,6 +155,17 @@ class Budget:
         return self.left >= self.ask.ahead and self.kv >= self.ask.least_kv
 
     @property
+    def fits_later(self) -> bool:
+        """It does once the memory of processes that have ended is given back."""
+        later = replace(self.place, free=self.place.free + self.place.lingering)
+        return bool(self.place.lingering) and Budget(self.ask, later).fits
+
+    @property
+    def needed(self) -> int:
+        """What must be free before it starts."""
+        return self.requested + self.ask.ahead
+
+    @property
     def lacking(self) -> str:
         """Why it does not fit, with the figures as they are; empty when it does."""
         ask, kind = self.ask, "GPU memory" if self.place.uuid else "memory"
@@ -181,7 +197,7 @@ class Budget:
         if self.tokens != ask.context * ask.parallel:
             cache += f"; up to {ask.context} a request"
         parts = [
-            ("held by others", self.place.held, ""),
+            ("held by others", self.place.held, ", ".join(str(user) for user in self.place.users)),
             ("weights", ask.weights, ""),
             ("KV cache", max(0, self.kv), cache),
             ("LoRA slots", ask.lora, slots),
@@ -230,7 +246,7 @@ def place_of(host: Host, on_gpu: bool) -> Place:
     gpu = best_gpu(host) if on_gpu else None
     if gpu is None:
         return Place("this machine", host.memory_total, host.memory_available)
-    return Place(gpu.name, gpu.memory_total, gpu.memory_free, gpu.uuid)
+    return Place(gpu.name, gpu.memory_total, gpu.memory_free, gpu.uuid, gpu.users, gpu.lingering)
 
 
 # Settings by field of Ask, in the order in which people would rather change them.

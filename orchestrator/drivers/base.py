@@ -5,7 +5,7 @@ Everything outside drivers/ (and the builders) sees only these. Drivers raise th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,9 @@ from orchestrator.core.artifact import FileEntry, Manifest, Recipe
 from orchestrator.core.deployment import Desired
 from orchestrator.core.environment import EnvironmentObserved, EnvironmentSpec
 from orchestrator.core.host import Host
+from orchestrator.core.images import ImageFacts
 from orchestrator.core.launch import Instance, Launch
+from orchestrator.core.pins import ImagePin
 from orchestrator.core.progress import Progress, silent
 from orchestrator.core.routes import GatewayStatus, Route
 from orchestrator.core.weights import HubSnapshot, HubSource
@@ -121,15 +123,11 @@ class Target(Protocol):
         ...
 
     def relabel(self, name: str, launch: Launch, label: str) -> None:
-        """Change what the next restart uses, without one."""
+        """Change what the next restart uses, without one; a container's command line excepted."""
         ...
 
     def write_file(self, name: str, filename: str, text: str) -> None:
         """Write one of the instance's files, atomically."""
-        ...
-
-    def execute(self, name: str, argv: tuple[str, ...], timeout_s: float, progress: Progress) -> str:
-        """Run a command beside the instance, with its environment and placeholders; its output."""
         ...
 
     def stop(self, name: str, progress: Progress) -> None:
@@ -142,6 +140,31 @@ class Target(Protocol):
 
     def log_tail(self, name: str, lines: int) -> str:
         """The end of the log of its latest start."""
+        ...
+
+    def log(self, name: str, lines: int, going_on: Callable[[], bool]) -> Iterator[str] | None:
+        """The last lines of its log, over all starts, and those that come as long as `going_on`; also of one that is
+        gone. None when there is no log."""
+        ...
+
+    def logs(self) -> tuple[str, ...]:
+        """The names of all that there is a log of."""
+        ...
+
+
+class Images(Protocol):
+    """The container images of the Docker daemon."""
+
+    def observe(self) -> Mapping[str, ImageFacts]:
+        """By everything that names one exactly (NAME@DIGEST, ID), and by tag."""
+        ...
+
+    def pull(self, image: ImagePin, progress: Progress) -> ImageFacts:
+        """Have exactly this image here."""
+        ...
+
+    def build(self, reference: str, base: str, progress: Progress) -> None:
+        """Make the gateway's image under this name, on a base that is here."""
         ...
 
 
@@ -185,6 +208,12 @@ class EngineHttp(Protocol):
         """None when nothing answers. `progress` is called while it waits, and may end the waiting by raising."""
         ...
 
+    def send(
+        self, method: str, url: str, content: Mapping[str, Any] | Path | None, timeout_s: float, progress: Progress
+    ) -> Reply | None:
+        """The same with any method, a JSON body or a file's bytes; the timeout is for a silence of the other side."""
+        ...
+
 
 class Records(Protocol):
     """What the world cannot tell, on disk."""
@@ -216,7 +245,8 @@ class Clock(Protocol):
 
 @dataclass(frozen=True)
 class World:
-    """All drivers together. `gateway_launch` is how the gateway is started, with its address for a label."""
+    """All drivers together. `gateway_launch` is how the gateway is started on a target, at an address;
+    `front` is HTTP with the gateway's API key."""
 
     host: Callable[[], Host]
     hub: Hub
@@ -224,8 +254,10 @@ class World:
     builder: Builder
     environments: Environments
     targets: Mapping[str, Target]
+    images: Images
     gateway: Gateway
-    gateway_launch: Callable[[str], Launch]
+    gateway_launch: Callable[[str, str], Launch]
     http: EngineHttp
+    front: EngineHttp
     records: Records
     clock: Clock

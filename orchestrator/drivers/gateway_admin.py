@@ -22,6 +22,7 @@ ANSWER_S = 10.0
 STATUS_S = 3.0
 # A drain is asked for in slices, so that an interrupt is noticed between them.
 SLICE_S = 0.5
+AGAIN_S = 0.1
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -37,14 +38,16 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class GatewayAdmin:
-    """The gateway behind one admin socket. Every call is one connection; nothing is kept in between.
+    """The gateway behind one admin socket. Every call is one connection; nothing is kept in between. One that is not
+    there is waited for, so long: what keeps it running may just be starting it again.
 
     Every method raises HostError when the gateway is not there, does not answer in time, or cannot do it
     (`status` excepted: no gateway is an answer there).
     """
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, patience_s: float = 0.0) -> None:
         self.socket = socket
+        self._patience_s = patience_s
 
     def status(self) -> GatewayStatus | None:
         """What the gateway says of itself; None when nothing answers at the socket."""
@@ -107,7 +110,7 @@ class GatewayAdmin:
 
     def _call(self, verb: str, path: str, body: object = None, wait_s: float = 0) -> Mapping[str, object]:
         try:
-            value = self._exchange(verb, path, body, wait_s + ANSWER_S)
+            value = self._patient(verb, path, body, wait_s + ANSWER_S)
         except (FileNotFoundError, ConnectionError) as error:
             raise HostError(
                 f"No gateway answers at {self.socket}.", hint="`orch up` starts it.", detail=str(error)
@@ -117,6 +120,17 @@ class GatewayAdmin:
         if not isinstance(value, dict):
             raise HostError("The gateway's answer is not what was asked for.", detail=repr(value)[:500])
         return value
+
+    def _patient(self, verb: str, path: str, body: object, timeout: float) -> object:
+        """The exchange, tried again as long as nobody is there and patience lasts."""
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return self._exchange(verb, path, body, timeout)
+            except (FileNotFoundError, ConnectionError):
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(AGAIN_S)
 
     def _unusable(self, error: OSError) -> HostError:
         if isinstance(error, TimeoutError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ from orchestrator.core.deployment import Adapter, Deployment
 from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.host import Host
 from orchestrator.core.launch import Launch
-from orchestrator.core.pins import Accelerator, EnginePin
+from orchestrator.core.pins import Accelerator, EnginePin, ImagePin
 from orchestrator.core.profile import Profile
 from orchestrator.core.vram import Ask
 from orchestrator.core.weights import Shape
@@ -22,7 +23,8 @@ Render = Callable[[str, Mapping[str, Any]], str]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a launch is made from. `model_path` is the directory or file of the artifact."""
+    """What a launch is made from. `model_path` is the directory or file of the artifact; with an `image` it is to run
+    in a container, on an address of its own."""
 
     profile: Profile
     recipe: Recipe
@@ -30,16 +32,36 @@ class Asked:
     accelerator: Accelerator
     host: Host
     environment: EnvironmentSpec | None
-    adapters: tuple[Adapter, ...]
+    image: ImagePin | None = None
+
+    @property
+    def bind(self) -> str:
+        """The address to listen at."""
+        return "0.0.0.0" if self.image is not None else "127.0.0.1"
 
 
 @dataclass(frozen=True)
 class Launched:
-    """How an engine is started: launch without adapters, files by name, commands to run once it answers."""
+    """How an engine is started: launch and files by name, both without adapters."""
 
     launch: Launch
     files: tuple[tuple[str, str], ...] = ()
-    imports: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A request to an engine: a JSON `body`, or the bytes of `file`. Where `unless` (a path) answers 200 to a HEAD, it
+    need not be made."""
+
+    method: str
+    path: str
+    body: Mapping[str, Any] | None = None
+    file: str = ""
+    unless: str = ""
+
+
+# The SHA-256 of an artifact's file, by its path.
+Digest = Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -58,6 +80,10 @@ class EngineSheet(Protocol):
     hot_adapters: bool
     # It computes on a GPU where there is one.
     takes_gpu: bool
+    # It serves only what was imported into a store of its own.
+    own_store: bool
+    # Shared memory of its container, in MiB.
+    shm_mib: int
 
     def accelerator(self, host: Host) -> Accelerator:
         """What it computes on, on this host."""
@@ -85,6 +111,10 @@ class EngineSheet(Protocol):
 
     def adapter_args(self, adapters: tuple[Adapter, ...]) -> tuple[str, ...]:
         """What ends the argv so that it starts with these adapters."""
+        ...
+
+    def adapter_lines(self, adapters: tuple[Adapter, ...]) -> str:
+        """What ends the first of its files so that it starts with these adapters."""
         ...
 
     def cannot_adapt(self, profile: Profile, adapters: tuple[Adapter, ...]) -> str:
@@ -123,12 +153,28 @@ class EngineSheet(Protocol):
         """The adapters (name, path) that the JSON at identity_path shows; None where it does not tell."""
         ...
 
-    def load_request(self, adapter: Adapter) -> tuple[str, dict[str, Any]]:
-        """Path and body that load an adapter, in place of one of that name if there is one."""
+    def import_requests(self, deployment: Deployment, digest: Digest) -> tuple[Exchange, ...]:
+        """What puts the artifact into its own store."""
         ...
 
-    def unload_request(self, name: str) -> tuple[str, dict[str, Any]]:
-        """Path and body that unload an adapter."""
+    def load_requests(self, deployment: Deployment, adapter: Adapter, digest: Digest) -> tuple[Exchange, ...]:
+        """What loads an adapter, in place of one of that name if there is one."""
+        ...
+
+    def unload_requests(self, deployment: Deployment, adapter: str) -> tuple[Exchange, ...]:
+        """What unloads the adapter of that name; `deployment` is what runs, with it."""
+        ...
+
+    def refusal(self, status: int, text: str) -> str:
+        """What an answer says was wrong; empty when nothing."""
+        ...
+
+    def gpu_path(self) -> str:
+        """What to read, once it has answered, to know whether it computes on the GPU; empty where it cannot but do."""
+        ...
+
+    def not_on_gpu(self, reply: Any) -> str:
+        """What the JSON at gpu_path says against it; empty when all is on the GPU."""
         ...
 
     def failure(self, log: str) -> Failure:
@@ -136,8 +182,45 @@ class EngineSheet(Protocol):
         ...
 
 
-class AdaptersAtStart:
-    """For the sheets of engines whose adapters are given at start, if at all."""
+def told(text: str) -> str:
+    """The message of an error answer, OpenAI's shape or Ollama's; else its text."""
+    try:
+        error = json.loads(text).get("error")
+    except (ValueError, AttributeError):
+        return text[:500]
+    message = error.get("message") if isinstance(error, dict) else error
+    return str(message or text)[:500]
+
+
+class Plain:
+    """For the sheets of engines without a store of their own, and that cannot but use the GPU they are given."""
+
+    own_store = False
+    shm_mib = 64
+
+    def adapter_lines(self, adapters: tuple[Adapter, ...]) -> str:
+        """Nothing of it stands in a file."""
+        return ""
+
+    def import_requests(self, deployment: Deployment, digest: Digest) -> tuple[Exchange, ...]:
+        """It reads the artifact where it is."""
+        return ()
+
+    def refusal(self, status: int, text: str) -> str:
+        """Its status tells."""
+        return "" if status == 200 else told(text)
+
+    def gpu_path(self) -> str:
+        """Nothing to ask: it dies where it finds no GPU."""
+        return ""
+
+    def not_on_gpu(self, reply: Any) -> str:
+        """Never asked for where `gpu_path` is empty."""
+        return ""
+
+
+class AdaptersAtStart(Plain):
+    """For the sheets of engines whose adapters are given at start."""
 
     hot_adapters = False
 
@@ -145,11 +228,11 @@ class AdaptersAtStart:
         """Nothing tells."""
         return None
 
-    def load_request(self, adapter: Adapter) -> tuple[str, dict[str, Any]]:
+    def load_requests(self, deployment: Deployment, adapter: Adapter, digest: Digest) -> tuple[Exchange, ...]:
         """Never asked for where `hot_adapters` is false."""
         raise TypeError("adapters are given at start only")
 
-    def unload_request(self, name: str) -> tuple[str, dict[str, Any]]:
+    def unload_requests(self, deployment: Deployment, adapter: str) -> tuple[Exchange, ...]:
         """Never asked for where `hot_adapters` is false."""
         raise TypeError("adapters are given at start only")
 

@@ -69,7 +69,7 @@ class Llamacpp(AdaptersAtStart):
             "orchestrator.drivers.local.llamacpp_server",
             f"--model={asked.model_path}",
             f"--alias={profile.served_name}",
-            "--host=127.0.0.1",
+            f"--host={asked.bind}",
             "--port={port}",
             f"--ctx-size={serving.context * serving.parallel}",
             f"--parallel={serving.parallel}",

@@ -1,7 +1,12 @@
-"""Ollama: the binary that the user has on PATH, with a store of its own per generation; the user's is never touched."""
+"""Ollama: the binary that the user has on PATH, or its image, with a store of its own per generation.
+
+The user's store is never touched. Model and adapters are imported through its API; it serves one set of adapters at a
+time, so each adapter is a model of its own there, and going from one to another loads the model anew.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,13 +19,15 @@ from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
 from orchestrator.core.vram import MIB, Ask, batch_bytes
 from orchestrator.core.weights import Shape
-from orchestrator.engines.base import AdaptersAtStart, Asked, Failure, Launched, Render
+from orchestrator.engines.base import Asked, Digest, Exchange, Failure, Launched, Plain, Render, told
 
 # Its llama.cpp computes prompts in batches of this many tokens.
 BATCH = 512
 # ASSUMPTION: two Go processes and llama.cpp, and on a GPU the CUDA context.
 ITSELF = 200 * MIB
 CUDA_CONTEXT = 512 * MIB
+# Bytes of the KV cache against 16 bit: blocks of 32 values with a 16-bit scale.
+KV_SHARE = {None: 1.0, "f16": 1.0, "q8_0": 34 / 64, "q4_0": 18 / 64}
 
 HINTS: Mapping[str, str] = {
     "address already in use": "Another process took the port; run the same command again and another one is chosen.",
@@ -29,11 +36,13 @@ HINTS: Mapping[str, str] = {
 }
 
 
-class Ollama(AdaptersAtStart):
-    """See EngineSheet. One adapter set per loaded model and a full reload for each change: no adapters here yet."""
+class Ollama(Plain):
+    """See EngineSheet."""
 
     name = "ollama"
+    hot_adapters = True
     takes_gpu = True
+    own_store = True
 
     def accelerator(self, host: Host) -> Accelerator:
         return Accelerator.CUDA if host.gpus else Accelerator.CPU
@@ -61,29 +70,34 @@ class Ollama(AdaptersAtStart):
         modelfile = render(
             "ollama/Modelfile.j2", {"profile": profile, "model_path": asked.model_path, "parameters": parameters}
         )
+        settings = profile.engines.ollama
         env = {
-            "OLLAMA_HOST": "127.0.0.1:{port}",
+            "OLLAMA_HOST": f"{asked.bind}:{{port}}",
             "OLLAMA_MODELS": "{dir}/models",
             "OLLAMA_NUM_PARALLEL": str(profile.serving.parallel),
-            "OLLAMA_KEEP_ALIVE": profile.engines.ollama.keep_alive,
+            "OLLAMA_KEEP_ALIVE": settings.keep_alive,
             "OLLAMA_CONTEXT_LENGTH": str(profile.serving.context),
             "OLLAMA_NO_CLOUD": "1",
         }
-        launch = Launch((asked.host.ollama or "ollama", "serve"), tuple(sorted(env.items())), stop_grace_s=10.0)
-        create = (asked.host.ollama or "ollama", "create", profile.served_name, "-f", "{dir}/Modelfile")
-        return Launched(launch, files=(("Modelfile", modelfile),), imports=(create,))
+        if settings.kv_cache_type is not None:
+            env["OLLAMA_KV_CACHE_TYPE"] = settings.kv_cache_type
+        if settings.flash_attention is not None:
+            env["OLLAMA_FLASH_ATTENTION"] = "1" if settings.flash_attention else "0"
+        program = "{entrypoint}" if asked.image is not None else asked.host.ollama or "ollama"
+        launch = Launch((program, "serve"), tuple(sorted(env.items())), stop_grace_s=10.0)
+        return Launched(launch, files=(("Modelfile", modelfile),))
 
     def adapter_args(self, adapters: tuple[Adapter, ...]) -> tuple[str, ...]:
         return ()
 
     def cannot_adapt(self, profile: Profile, adapters: tuple[Adapter, ...]) -> str:
-        return "orch does not serve adapters with Ollama yet" if adapters else ""
+        return ""
 
     def adapter_slots(self, profile: Profile, accelerator: Accelerator) -> int:
-        return 0
+        return 1_000_000
 
     def upstream(self, deployment: Deployment, adapter: Adapter | None) -> str:
-        return deployment.served_name
+        return deployment.served_name if adapter is None else _model_of(adapter)
 
     def patch(self, deployment: Deployment, adapter: Adapter | None) -> dict[str, Any]:
         return {}
@@ -94,11 +108,15 @@ class Ollama(AdaptersAtStart):
         return Ask(
             name=self.name,
             weights=weights,
-            kv_token=shape.kv_token_bytes,
+            kv_token=int(shape.kv_token_bytes * KV_SHARE[profile.engines.ollama.kv_cache_type]),
             context=profile.serving.context,
             parallel=profile.serving.parallel,
             allowance=batch_bytes(shape, BATCH) + (CUDA_CONTEXT if on_gpu else 0),
             engine=0 if on_gpu else ITSELF,
+            # One adapter at a time, counted at the largest rank that the profile allows: 2 bytes, F16.
+            slot=profile.lora.max_rank * shape.lora_elements * 2,
+            slots=min(1, adapters),
+            least_slots=min(1, adapters),
         )
 
     def liveness_path(self) -> str:
@@ -108,10 +126,50 @@ class Ollama(AdaptersAtStart):
         return "/api/tags"
 
     def recognises(self, deployment: Deployment, reply: Any) -> bool:
-        wanted = deployment.served_name
-        full = wanted if ":" in wanted else f"{wanted}:latest"
-        entries = reply.get("models") if isinstance(reply, dict) else None
-        return isinstance(entries, list) and any(isinstance(e, dict) and e.get("name") == full for e in entries)
+        return _tag(deployment.served_name) in _tags(reply)
+
+    def loaded(self, deployment: Deployment, reply: Any) -> tuple[tuple[str, str], ...] | None:
+        tags = _tags(reply)
+        return tuple((a.name, a.path) for a in deployment.adapters if _tag(_model_of(a)) in tags)
+
+    def import_requests(self, deployment: Deployment, digest: Digest) -> tuple[Exchange, ...]:
+        blob = f"sha256:{digest(deployment.model_path)}"
+        body = {"model": deployment.served_name, "files": {"model.gguf": blob}, **_parameters(deployment)}
+        found = [_upload(blob, deployment.model_path), Exchange("POST", "/api/create", body)]
+        for adapter in deployment.adapters:
+            found += self.load_requests(deployment, adapter, digest)
+        return tuple(found)
+
+    def load_requests(self, deployment: Deployment, adapter: Adapter, digest: Digest) -> tuple[Exchange, ...]:
+        blob = f"sha256:{digest(adapter.gguf)}"
+        body = {
+            "model": _model_of(adapter),
+            "from": deployment.served_name,
+            "adapters": {"adapter.gguf": blob},
+            **_parameters(deployment),
+        }
+        return _upload(blob, adapter.gguf), Exchange("POST", "/api/create", body)
+
+    def unload_requests(self, deployment: Deployment, adapter: str) -> tuple[Exchange, ...]:
+        gone = deployment.adapter(adapter)
+        return (Exchange("DELETE", "/api/delete", {"model": _model_of(gone)}),) if gone is not None else ()
+
+    def refusal(self, status: int, text: str) -> str:
+        # A stream that has begun tells its errors under HTTP 200.
+        last = (text.strip().splitlines() or [""])[-1]
+        return told(last) if status >= 400 or '"error"' in last else ""
+
+    def gpu_path(self) -> str:
+        return "/api/ps"
+
+    def not_on_gpu(self, reply: Any) -> str:
+        # It falls back to the CPU without a word.
+        models = reply.get("models") if isinstance(reply, dict) else None
+        for model in models or ():
+            size, on_gpu = int(model.get("size") or 0), int(model.get("size_vram") or 0)
+            if on_gpu < size:
+                return f"{model.get('name')} has {on_gpu / size:.0%} of its memory on the GPU, the rest on the CPU"
+        return "" if models else "no model is loaded"
 
     def failure(self, log: str) -> Failure:
         lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith("---")]
@@ -120,3 +178,29 @@ class Ollama(AdaptersAtStart):
         # The server's own line is one long record; what the model's process said last stands in its error field.
         said = re.search(r'msg="Load failed".* error="((?:[^"\\]|\\[^n])*)', line)
         return Failure(said[1] if said else line, next((hint for mark, hint in HINTS.items() if mark in log), ""))
+
+
+def _model_of(adapter: Adapter) -> str:
+    """The name of the adapter's model there: another version is another model, and any public name will do."""
+    return f"adapter-{adapter.digest[:12]}"
+
+
+def _tag(name: str) -> str:
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def _tags(reply: Any) -> set[str]:
+    entries = reply.get("models") if isinstance(reply, dict) else None
+    return {str(e.get("name")) for e in entries if isinstance(e, dict)} if isinstance(entries, list) else set()
+
+
+def _upload(blob: str, file: str) -> Exchange:
+    path = f"/api/blobs/{blob}"
+    return Exchange("POST", path, file=file, unless=path)
+
+
+def _parameters(deployment: Deployment) -> dict[str, Any]:
+    """What the API takes in place of the Modelfile's PARAMETER lines, which are where they are written."""
+    text = next(text for name, text in deployment.files if name == "Modelfile")
+    lines = (line.split(maxsplit=2) for line in text.splitlines() if line.startswith("PARAMETER "))
+    return {"parameters": {name: json.loads(value) for _, name, value in lines}}

@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from orchestrator.core.artifact import Recipe, artifact_key
 from orchestrator.core.deployment import Adapter, Deployment, Wish
+from orchestrator.core.docker import DockerFacts, extra_nodes, gpu_way
 from orchestrator.core.environment import EnvironmentSpec
-from orchestrator.core.host import Host
-from orchestrator.core.pins import Accelerator
+from orchestrator.core.host import Gpu, Host
+from orchestrator.core.images import ImageFacts, driver_cannot
+from orchestrator.core.launch import DOCKER, Container
+from orchestrator.core.pins import Accelerator, ImagePin
 from orchestrator.core.plan import Resolved, Supply
 from orchestrator.core.routes import Route
-from orchestrator.core.steps import BuildArtifact, EnsureEnvironment, FetchWeights, ImportAdapter, Skip
-from orchestrator.core.vram import Budget, artifact_bytes, best_gpu, place_of
+from orchestrator.core.steps import BuildArtifact, EnsureEnvironment, FetchWeights, ImportAdapter, PullImage, Skip
+from orchestrator.core.vram import MIB, Budget, artifact_bytes, best_gpu, place_of
 from orchestrator.core.weights import WeightsFacts
 from orchestrator.engines import ENGINES
 from orchestrator.engines.base import Asked, EngineSheet, Launched, Pins, Render
 from orchestrator.errors import HostError, PlanRefused
 
+# Of the host's memory, what a container may take where the profile does not say.
+MOST_OF_MEMORY = 0.9
+AMD_NODES = ("/dev/kfd", "/dev/dri")
+
 
 @dataclass(frozen=True)
 class Shipped:
-    """What resolving needs besides wish and host: pins, templates, the store's layout and its finished sizes."""
+    """What resolving needs besides wish and host: pins, templates, the store's layout and its finished sizes; for
+    containers the daemon and the images that it has."""
 
     pins: Pins
     render: Render
     store_path: Callable[[str], Path]
     finished: Mapping[str, int]
     torch_index: str | None = None
+    docker: DockerFacts | None = None
+    images: Mapping[str, ImageFacts] = field(default_factory=dict)
 
 
 def engine_sheet(name: str) -> EngineSheet:
@@ -48,28 +59,106 @@ def resolve(
     With `to_run` false an absent engine is no error: what it would be given can be rendered all the same.
     """
     sheet, profile = engine_sheet(wish.engine), wish.profile
-    if sheet.takes_gpu and host.gpu_problem and not host.gpus and to_run:
-        hint = "nvidia-smi should work first; CUDA_VISIBLE_DEVICES= (empty) asks for the CPU instead."
-        raise HostError(f"No GPU can be used: {host.gpu_problem}.", hint=hint)
-    lacking, hint = sheet.missing(host)
-    if lacking and to_run:
-        raise HostError(lacking, hint=hint)
-    accelerator = sheet.accelerator(host)
+    if to_run:
+        _check_host(sheet, wish, host, shipped)
+    accelerator = _accelerator(sheet, wish, host)
     recipe, passed_over = _choose_recipe(sheet, wish, accelerator, host)
     _check_adapters(sheet, wish, adapters)
     _check_context(wish, weights)
-    environment = _environment(sheet, accelerator, shipped)
+    image, older = _image(sheet, accelerator, host, shipped) if wish.target == DOCKER else (None, ())
+    environment = _environment(sheet, accelerator, shipped) if image is None else None
     key, model_path = _model_path(sheet, recipe, weights, shipped)
-    launched = sheet.launch(
-        Asked(profile, recipe, model_path, accelerator, host, environment, adapters), shipped.render
-    )
-    deployment = _deployment(wish, sheet, recipe, weights, key, model_path, launched, adapters, accelerator, host)
+    launched = sheet.launch(Asked(profile, recipe, model_path, accelerator, host, environment, image), shipped.render)
+    if image is not None:
+        container = _container(sheet, wish, image, key, model_path, accelerator, host, shipped)
+        launched = replace(launched, launch=replace(launched.launch, container=container))
+    deployment = _deployment(wish, sheet, recipe, weights, key, model_path, launched, adapters, accelerator)
+    deployment = deployment.model_copy(update=_gpu(wish, accelerator, host, shipped.docker))
     return Resolved(
         deployment=deployment,
-        supply=_supply(sheet, recipe, key, weights, environment, adapters),
-        passed_over=(*_gpu_problem(sheet, host), *passed_over),
+        supply=_supply(sheet, recipe, key, weights, image or environment, adapters),
+        passed_over=(*_gpu_problem(sheet, host), *older, *passed_over),
         routes=_routes(sheet, deployment),
         budget=_budget(sheet, wish, recipe, shipped.finished.get(key), weights, accelerator, host, len(adapters)),
+    )
+
+
+def _check_host(sheet: EngineSheet, wish: Wish, host: Host, shipped: Shipped) -> None:
+    """What must be there before anything is begun."""
+    if sheet.takes_gpu and host.gpu_problem and not host.gpus:
+        hint = "nvidia-smi should work first; CUDA_VISIBLE_DEVICES= (empty) asks for the CPU instead."
+        raise HostError(f"No GPU can be used: {host.gpu_problem}.", hint=hint)
+    if wish.target == DOCKER:
+        if shipped.docker is not None and shipped.docker.problem:
+            raise HostError(shipped.docker.problem, hint=shipped.docker.hint)
+        return
+    lacking, hint = sheet.missing(host)
+    if lacking:
+        raise HostError(lacking, hint=hint)
+
+
+def _accelerator(sheet: EngineSheet, wish: Wish, host: Host) -> Accelerator:
+    """An AMD GPU is used in containers only, whose images bring ROCm along."""
+    accelerator = sheet.accelerator(host)
+    amd = wish.target == DOCKER and sheet.takes_gpu and host.amd
+    return Accelerator.ROCM if amd and accelerator is Accelerator.CPU else accelerator
+
+
+def pinned_image(engine: str, host: Host, pins: Pins) -> bool:
+    """Whether an image is pinned for what an engine would compute on here."""
+    sheet, pin = engine_sheet(engine), pins.get(engine)
+    accelerator = sheet.accelerator(host)
+    return pin is not None and any(accelerator in image.accelerators for image in pin.docker)
+
+
+def _image(
+    sheet: EngineSheet, accelerator: Accelerator, host: Host, shipped: Shipped
+) -> tuple[ImagePin, tuple[Skip, ...]]:
+    """The first pinned image for the accelerator that the NVIDIA driver can run; with those passed over, and why."""
+    pin = shipped.pins.get(sheet.name)
+    fit = [image for image in (pin.docker if pin is not None else ()) if accelerator in image.accelerators]
+    if not fit:
+        raise PlanRefused(
+            f"No image of {sheet.name} is pinned for {accelerator.value}.",
+            hint=f"orch images pin {sheet.name} IMAGE:TAG --accelerator {accelerator.value}; or use --target local.",
+        )
+    passed_over: list[Skip] = []
+    for image in fit:
+        known = shipped.images.get(image.reference)
+        reason = driver_cannot(image, known, host) if accelerator is Accelerator.CUDA else ""
+        if not reason:
+            return image, tuple(passed_over)
+        passed_over.append(Skip(f"use {image.name}", reason))
+    raise PlanRefused(
+        f"The NVIDIA driver here runs none of the pinned images of {sheet.name}.",
+        hint=f"Update the driver, or pin an older build: orch images pin {sheet.name} IMAGE:TAG",
+        detail="\n".join(f"{skip.what}: {skip.why}" for skip in passed_over),
+    )
+
+
+def _container(
+    sheet: EngineSheet,
+    wish: Wish,
+    image: ImagePin,
+    key: str,
+    model_path: str,
+    accelerator: Accelerator,
+    host: Host,
+    shipped: Shipped,
+) -> Container:
+    # The whole store, not the artifact: adapters come into it while the container runs.
+    store = shipped.store_path(key).parent
+    reads = {str(store), *(() if Path(model_path).is_relative_to(store) else (model_path,))}
+    way = ""
+    if accelerator is Accelerator.CUDA and shipped.docker is not None:
+        way = gpu_way(shipped.docker, _visible(host))
+    return Container(
+        image=image.reference,
+        reads=tuple(sorted(reads)),
+        gpu_way=way,
+        devices=AMD_NODES if accelerator is Accelerator.ROCM else (),
+        shm_mib=sheet.shm_mib,
+        memory_mib=wish.profile.serving.memory_mib or int(host.memory_total * MOST_OF_MEMORY) // MIB,
     )
 
 
@@ -91,6 +180,8 @@ def _budget(
     """None as long as nothing is known of the weights."""
     if not weights.size or weights.shape is None:
         return None
+    if accelerator is Accelerator.ROCM:
+        return None  # NVML does not know its memory
     size = finished or artifact_bytes(recipe, weights.size, weights.shape)
     ask = sheet.ask(wish.profile, size, weights.shape, accelerator, adapters)
     return Budget(ask, place_of(host, accelerator is Accelerator.CUDA))
@@ -193,7 +284,6 @@ def _deployment(
     launched: Launched,
     adapters: tuple[Adapter, ...],
     accelerator: Accelerator,
-    host: Host,
 ) -> Deployment:
     return Deployment(
         profile=wish.profile.name,
@@ -208,19 +298,31 @@ def _deployment(
         model_path=model_path,
         base_launch=launched.launch,
         files=launched.files,
-        imports=launched.imports,
+        own_store=sheet.own_store,
+        accelerator=accelerator,
         adapters=adapters,
         adapter_args=sheet.adapter_args(adapters),
+        adapter_lines=sheet.adapter_lines(adapters),
         adapter_slots=sheet.adapter_slots(wish.profile, accelerator),
-        gpu=_gpu(accelerator, host),
         hot_adapters=sheet.hot_adapters,
     )
 
 
-def _gpu(accelerator: Accelerator, host: Host) -> str:
-    """The GPU to be seen alone, where there is more than one: CUDA would take its own first one."""
-    gpu = best_gpu(host) if accelerator is Accelerator.CUDA else None
-    return gpu.uuid if gpu is not None and (gpu.index or len(host.gpus) > 1) else ""
+def _visible(host: Host) -> tuple[Gpu, ...]:
+    """The GPU that an engine is to use."""
+    gpu = best_gpu(host)
+    return (gpu,) if gpu is not None else ()
+
+
+def _gpu(wish: Wish, accelerator: Accelerator, host: Host, docker: DockerFacts | None) -> dict[str, Any]:
+    """The GPU to be seen alone. A process is told only where there is more than one (CUDA would take its own first
+    one); a container is always given exactly what it is to see."""
+    seen = _visible(host) if accelerator is Accelerator.CUDA else ()
+    if wish.target == DOCKER and docker is not None:
+        nodes = tuple(node for gpu in seen for node in extra_nodes(docker, gpu_way(docker, (gpu,)), (gpu,)))
+        return {"gpu": ",".join(gpu.uuid for gpu in seen), "gpu_nodes": nodes}
+    alone = len(host.gpus) == 1 and host.gpus[0].index == 0
+    return {"gpu": "" if alone else ",".join(gpu.uuid for gpu in seen)}
 
 
 def _supply(
@@ -228,7 +330,7 @@ def _supply(
     recipe: Recipe,
     key: str,
     weights: WeightsFacts,
-    environment: EnvironmentSpec | None,
+    program: EnvironmentSpec | ImagePin | None,
     adapters: tuple[Adapter, ...],
 ) -> tuple[Supply, ...]:
     steps: list[Supply] = []
@@ -241,8 +343,10 @@ def _supply(
         if sheet.model_file(recipe):
             source = adapter_source(adapter.digest, weights)
             steps.append(BuildArtifact(Recipe.LORA_GGUF, adapter.gguf_key, source, adapter.path, weights.path))
-    if environment is not None:
-        steps.append(EnsureEnvironment(environment))
+    if isinstance(program, ImagePin):
+        steps.append(PullImage(program))
+    elif program is not None:
+        steps.append(EnsureEnvironment(program))
     return tuple(steps)
 
 

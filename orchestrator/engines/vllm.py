@@ -1,4 +1,4 @@
-"""vLLM: the GPU wheel, or the CPU wheel where there is no GPU, in an environment that orch makes."""
+"""vLLM: the GPU wheel, or the CPU wheel where there is no GPU, in an environment that orch makes; or its image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
 from orchestrator.core.vram import MIB, Ask, batch_bytes
 from orchestrator.core.weights import Shape
-from orchestrator.engines.base import Asked, Failure, Launched, Render
+from orchestrator.engines.base import Asked, Digest, Exchange, Failure, Launched, Plain, Render
 
 # The only values --max-lora-rank takes.
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -37,6 +37,13 @@ OFFLINE = {
 }
 # Sockets and the compile cache: nothing of it in the user's own places. A socket's path has to be short.
 PLACES = {"TMPDIR": "{tmp}", "VLLM_CACHE_ROOT": "{cache}/vllm"}
+# Seconds that requests in flight have when a container is told to stop; less than Docker then waits.
+DRAIN_S = 20
+# The host driver's libcuda, which the toolkit mounts, before the image's compatibility libraries: with those first,
+# containers that got the GPU through CDI or the nvidia runtime fail with CUDA error 803.
+DRIVER_FIRST = {
+    "LD_LIBRARY_PATH": "/usr/local/nvidia/lib64:/usr/local/nvidia/lib:/usr/lib/x86_64-linux-gnu:/usr/local/cuda/lib64"
+}
 # One process less and half a gigabyte less than the default; nobind, or every server sits on the first core;
 # without dynamo the first request with logprobs takes 0.2 s instead of up to 40.
 ON_CPU = {
@@ -54,6 +61,10 @@ HINTS: Mapping[str, str] = {
     "No available memory for the cache blocks": "Raise engines.vllm.kv_cache_mib or gpu_memory_utilization.",
     "is less than requested memory for kv": "Lower engines.vllm.kv_cache_mib in the profile.",
     "less than desired GPU memory utilization": "Something else holds GPU memory; lower gpu_memory_utilization.",
+    "Error 803": "The image's CUDA libraries hide the NVIDIA driver's; LD_LIBRARY_PATH has to name the driver's first.",
+    "Error 804": "This GPU's driver is too old for the image: orch images ls shows others, or update the driver.",
+    "Failed to infer device type": "vLLM sees no GPU: does `docker run --gpus all` show one with nvidia-smi?",
+    "Failed to initialize NVML": "The container lost its GPU (systemctl daemon-reload does that): orch up --fresh",
     "CUDA out of memory": "Lower gpu_memory_utilization, serving.context or serving.parallel in the profile.",
     "is greater than the derived max_model_len": "Lower serving.context in the profile.",
     "SafetensorError": "The weights are damaged: orch artifacts verify",
@@ -77,12 +88,14 @@ NO_TOKENIZER = "IndexError: list index out of range"
 ENGINE_CORE_FAILED = "Engine core initialization failed"
 
 
-class Vllm:
+class Vllm(Plain):
     """See EngineSheet."""
 
     name = "vllm"
     hot_adapters = True
     takes_gpu = True
+    # Docker's own 64 MiB make its processes hang.
+    shm_mib = 2048
 
     def accelerator(self, host: Host) -> Accelerator:
         return Accelerator.CUDA if host.gpus else Accelerator.CPU
@@ -132,15 +145,26 @@ class Vllm:
             env |= ON_CPU | {"OMP_NUM_THREADS": str(max(1, asked.host.cpus - 1))}
         if slots:
             env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
-        argv = ("vllm", "serve", "--config", "{dir}/serve.yaml", "--host", "127.0.0.1", "--port", "{port}")
+        argv: tuple[str, ...] = ("--config", "{dir}/serve.yaml", "--host", asked.bind, "--port", "{port}")
+        if asked.image is None:
+            argv, grace_s = ("vllm", "serve", *argv), 20.0
+        else:
+            # What ends a container may be anybody: docker stop, a reboot. Requests in flight may end then.
+            argv, grace_s = ("{entrypoint}", *argv, "--shutdown-timeout", str(DRAIN_S)), DRAIN_S + 15.0
+            env |= {} if cpu else DRIVER_FIRST
         environment = asked.environment.name if asked.environment is not None else None
-        launch = Launch(argv, tuple(sorted(env.items())), environment=environment, stop_grace_s=20.0)
+        launch = Launch(argv, tuple(sorted(env.items())), environment=environment, stop_grace_s=grace_s)
         return Launched(launch, files=(("serve.yaml", text),))
 
     def adapter_args(self, adapters: tuple[Adapter, ...]) -> tuple[str, ...]:
+        return ()
+
+    def adapter_lines(self, adapters: tuple[Adapter, ...]) -> str:
+        # In the file, which a container reads anew at each start; its command line is for ever.
         if not adapters:
-            return ()
-        return ("--lora-modules", *(json.dumps({"name": a.name, "path": a.path}) for a in adapters))
+            return ""
+        items = [json.dumps(json.dumps({"name": a.name, "path": a.path})) for a in adapters]
+        return "lora-modules:\n" + "".join(f"- {item}\n" for item in items)
 
     def cannot_adapt(self, profile: Profile, adapters: tuple[Adapter, ...]) -> str:
         return ""
@@ -189,13 +213,13 @@ class Vllm:
     def loaded(self, deployment: Deployment, reply: Any) -> tuple[tuple[str, str], ...] | None:
         return tuple((str(entry["id"]), str(entry["root"])) for entry in _entries(reply) if entry.get("parent"))
 
-    def load_request(self, adapter: Adapter) -> tuple[str, dict[str, Any]]:
+    def load_requests(self, deployment: Deployment, adapter: Adapter, digest: Digest) -> tuple[Exchange, ...]:
         # In place keeps the adapter's id and so its slot; the new path keeps the prefix cache honest.
         body = {"lora_name": adapter.name, "lora_path": adapter.path, "load_inplace": True}
-        return "/v1/load_lora_adapter", body
+        return (Exchange("POST", "/v1/load_lora_adapter", body),)
 
-    def unload_request(self, name: str) -> tuple[str, dict[str, Any]]:
-        return "/v1/unload_lora_adapter", {"lora_name": name}
+    def unload_requests(self, deployment: Deployment, adapter: str) -> tuple[Exchange, ...]:
+        return (Exchange("POST", "/v1/unload_lora_adapter", {"lora_name": adapter}),)
 
     def failure(self, log: str) -> Failure:
         lines = [line.strip() for line in log.splitlines() if line.strip()]

@@ -71,6 +71,15 @@ def unknown_name(name: str, table: RouteTable) -> web.Response:
     return error_answer(404, f"The model `{name}` does not exist. {valid}", "model_not_found", "model")
 
 
+def unauthorized() -> web.Response:
+    """401 that says what is needed, and nothing of what was given."""
+    answer = error_answer(
+        401, "A valid API key is needed, as `Authorization: Bearer KEY` or `X-Api-Key: KEY`.", "invalid_api_key"
+    )
+    answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer
+
+
 def unavailable(message: str) -> web.Response:
     """503 that asks to come again."""
     answer = error_answer(503, message, "backend_unavailable")

@@ -82,10 +82,11 @@ async def _with_retries(
     request: web.Request, path: str, call: openai.Call, board: Switchboard, clients: Clients
 ) -> web.StreamResponse:
     losses = 0
+    headers = [*end_to_end(request.headers, _NOT_SENT_ON | clients.withheld), _JSON]
     session = clients.fresh if call.streams else clients.kept
     for pause in (*PAUSES, None):
         with await board.admit(call.name) as claim:
-            attempt = Attempt(request, claim, board.totals)
+            attempt = Attempt(request, headers, claim, board.totals)
             try:
                 return await attempt.run(session, path, call, last=pause is None)
             except BackendLostError as lost:
@@ -109,17 +110,23 @@ class Clients:
 
     Streams take a new one: llama.cpp's server closes after a stream, whatever its Keep-Alive header said, and a
     request that meets a closing connection is lost. So does everything that is tried again: it met one.
+    `withheld` are the request headers, in lower case, that no engine is sent besides those of one hop.
     """
 
     kept: aiohttp.ClientSession
     fresh: aiohttp.ClientSession
+    withheld: frozenset[str] = frozenset()
 
 
 @dataclass
 class Attempt:
-    """One try. `answer` is set once the client has been sent something; from then on there is no other try."""
+    """One try; the engine is sent `headers`.
+
+    `answer` is set once the client has been sent something; from then on there is no other try.
+    """
 
     request: web.Request
+    headers: list[tuple[str, str]]
     claim: Claim
     totals: Tally
     answer: web.StreamResponse | None = None
@@ -133,10 +140,9 @@ class Attempt:
         route = self.claim.route
         query = self.request.rel_url.raw_query_string
         url = f"{route.url}{path}?{query}" if query else f"{route.url}{path}"
-        headers = [*end_to_end(self.request.headers, _NOT_SENT_ON), _JSON]
         try:
             async with self.claim.cuttable():
-                upstream, first = await _open(session, url, headers, call.body_for(route))
+                upstream, first = await _open(session, url, self.headers, call.body_for(route))
                 try:
                     if upstream.status == HTTPStatus.SERVICE_UNAVAILABLE and not last:
                         raise BackendLostError("The engine is not ready.", False)

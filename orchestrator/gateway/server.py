@@ -17,8 +17,10 @@ from aiohttp import hdrs, web
 
 from orchestrator import __version__
 from orchestrator.core.routes import GatewayStatus, RouteTable
+from orchestrator.errors import HostError
 from orchestrator.gateway.admin import Admin
 from orchestrator.gateway.front import FrontDoor
+from orchestrator.gateway.keys import CREDENTIALS, Keys
 from orchestrator.gateway.relay import FAREWELL_S, Clients
 from orchestrator.gateway.sockets import address
 from orchestrator.gateway.switchboard import Switchboard
@@ -50,7 +52,17 @@ def client_session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
     )
 
 
-async def serve(doors: Doors, state: Path, table: RouteTable, grace: float) -> None:
+def _reload(keys: Keys) -> None:
+    """A file that cannot be used changes nothing: no client is locked out, none is let in, no stream is cut."""
+    try:
+        keys.reload()
+    except HostError as error:
+        log.error("%s %s The API keys read before stay in force.", error.message, error.hint)
+    else:
+        log.info("%s was read again; API keys: %d.", keys.path, len(keys))
+
+
+async def serve(doors: Doors, state: Path, table: RouteTable, grace: float, keys: Keys | None) -> None:
     """Serve until SIGTERM or SIGINT, then for at most `grace` seconds more what is already in flight."""
     board = Switchboard(table)
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -67,19 +79,22 @@ async def serve(doors: Doors, state: Path, table: RouteTable, grace: float) -> N
             totals=board.totals.frozen(),
             paused=board.paused,
             held=board.held,
+            keys=keys is not None,
         )
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if keys is not None:
+        loop.add_signal_handler(signal.SIGHUP, _reload, keys)
     async with (
         client_session(aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S)) as kept,
         client_session(aiohttp.TCPConnector(limit=0, force_close=True)) as fresh,
     ):
         # handler_cancellation: a client that goes away ends its request, held or in flight, at once.
         front = web.AppRunner(
-            FrontDoor(board, Clients(kept, fresh)).application(),
+            FrontDoor(board, Clients(kept, fresh, frozenset() if keys is None else CREDENTIALS), keys).application(),
             access_log=None,
             handler_cancellation=True,
             shutdown_timeout=grace + FAREWELL_S + 1,

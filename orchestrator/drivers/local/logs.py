@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from orchestrator.drivers.local.keeper import OLD_LOGS
 
+FOLLOW_S = 0.2
 STARTED = "--- started "
 _KEEP_FILES = 20
 _TAIL_BYTES = 1 << 18
@@ -38,6 +40,24 @@ class Logs:
             if marks or len(found) >= lines:
                 break
         return tuple(found[-lines:])
+
+    def names(self) -> tuple[str, ...]:
+        """All that there is a log of."""
+        return tuple(sorted(path.stem for path in self._root.glob("*.log")))
+
+    def lines(self, name: str, lines: int, going_on: Callable[[], bool]) -> Iterator[str]:
+        """The last lines over all starts, then those that come."""
+        path = self.path(name)
+        with path.open(errors="replace") as file:
+            yield from (line.rstrip("\n") for line in file.readlines()[-lines:])
+            while going_on():
+                line = file.readline()
+                if line:
+                    yield line.rstrip("\n")
+                elif path.stat().st_size < file.tell():
+                    file.seek(0)  # rotated: copied away and truncated
+                else:
+                    time.sleep(FOLLOW_S)
 
     def prune(self, living: Iterable[str]) -> None:
         """Delete all but the newest files of instances that are no more."""

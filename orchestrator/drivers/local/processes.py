@@ -16,8 +16,9 @@ from pathlib import Path
 
 from orchestrator.core.launch import Exit, Instance, InstanceState, Launch
 from orchestrator.core.progress import Progress
+from orchestrator.drivers import ports
 from orchestrator.drivers.local import proc, records
-from orchestrator.drivers.local.command import allowed_environ, run_command
+from orchestrator.drivers.local.command import allowed_environ
 from orchestrator.drivers.local.failures import host_errors
 from orchestrator.drivers.local.logs import Logs
 from orchestrator.drivers.local.proc import Identity
@@ -145,31 +146,13 @@ class LocalTarget:
         """The last lines of its latest start; empty when there is no log."""
         return "\n".join(self._logs.tail(name, lines))
 
-    def execute(self, name: str, argv: tuple[str, ...], timeout_s: float, progress: Progress) -> str:
-        """Run a command beside the instance: its environment, its placeholders. Returns the output.
+    def log(self, name: str, lines: int, going_on: Callable[[], bool]) -> Iterator[str] | None:
+        """See Target."""
+        return self._logs.lines(name, lines, going_on) if self._logs.path(name).is_file() else None
 
-        HostError when it cannot be started, fails or takes longer than `timeout_s`.
-        """
-        directory = self._directory(name)
-        spec = self._spec(name)
-        words = records.command(spec, directory, argv)
-        told = " ".join(words[:3])
-        try:
-            finished = run_command(
-                words,
-                records.environ(spec, directory, allowed_environ()),
-                tick=lambda: progress(told, 0, 0),
-                cwd=directory,
-                timeout_s=timeout_s,
-            )
-        except OSError as error:
-            raise HostError(f"{words[0]} cannot be started: {error.strerror}.") from error
-        tail = "\n".join(finished.lines[-30:])
-        if finished.code is None:
-            raise HostError(f"{told} did not finish within {timeout_s:.0f} s and was ended.", detail=tail)
-        if finished.code != 0:
-            raise HostError(f"{told} failed with code {finished.code}.", detail=tail)
-        return "\n".join(finished.lines)
+    def logs(self) -> tuple[str, ...]:
+        """The names of all that there is a log of."""
+        return self._logs.names()
 
     def _directory(self, name: str) -> Path:
         if not name or name.startswith(".") or "/" in name:
@@ -258,7 +241,7 @@ class LocalTarget:
     def _choose_port(self, launch: Launch, before: Spec | None) -> int:
         if launch.port is not None:
             if not proc.port_is_free(launch.port):
-                raise _port_taken(launch.port)
+                raise ports.taken(launch.port)
             return launch.port
         if before is not None and before.fixed_port is None and proc.port_is_free(before.port):
             return before.port
@@ -362,16 +345,3 @@ def _damaged(name: str, problem: str) -> HostError:
         f"The record of {name} is damaged, and it still runs: {problem}.",
         "Stop it first (orch down --all), then run the same command again.",
     )
-
-
-def _port_taken(port: int) -> HostError:
-    """Only the gateway has a port that is given."""
-    owner = proc.port_owner(port)
-    if owner is None:
-        return HostError(f"Port {port} is taken or not allowed.", "Choose another address: --listen HOST:PORT.")
-    message = f"Port {port} is taken by pid {owner.pid}: {proc.command_line(owner.pid)[:200]}"
-    if "orchestrator.gateway" in proc.arguments(owner.pid):
-        hint = "It is the gateway of another orch, with its own ORCH_HOME. Stop that, or choose another address"
-    else:
-        hint = "End that program, or choose another address"
-    return HostError(message, f"{hint}: --listen HOST:PORT.")

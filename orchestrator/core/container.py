@@ -1,0 +1,99 @@
+"""A Launch as a container, in plain values: what the Docker driver asks for, and what a compose file says. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.core.launch import Launch
+
+# Each engine has an address of its own, so all take one port.
+PORT = 8000
+FILES, CACHE, TMP = "/orch/files", "/orch/cache", "/tmp"
+# Docker's default for containers (1024) is 500 streams.
+OPEN_FILES = 65536
+LOG_SIZE, LOG_FILES = "20m", "3"
+TMP_OPTIONS = "rw,exec,nosuid,nodev,mode=1777"
+# An arbitrary user has no entry in the image's passwd, and programs ask for both.
+HOME_OF_ANYBODY = (("HOME", TMP), ("TMPDIR", TMP), ("USER", "orch"))
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A host directory (`source`) at `target` in the container."""
+
+    source: str
+    target: str
+    read_only: bool
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What the machine adds to a Launch: host directories of the instance's files and of the cache, UID:GID, and the
+    image's own entrypoint."""
+
+    files: str
+    cache: str
+    user: str
+    entrypoint: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A container's every setting that differs between launches; what is the same for all is in the constants above.
+
+    `port` is where it listens: on its own address, or with `host_network` on the host's.
+    """
+
+    image: str
+    command: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    mounts: tuple[Mount, ...]
+    user: str
+    port: int
+    stop_grace_s: int
+    shm_mib: int
+    memory_mib: int | None
+    pids: int
+    devices: tuple[str, ...]
+    gpus: tuple[str, ...]
+    gpu_way: str
+    host_network: bool
+
+
+def placed(launch: Launch, ground: Ground) -> Placed:
+    """The container of a launch; ValueError when it is none."""
+    container = launch.container
+    if container is None:
+        raise ValueError("not a launch of a container")
+    port = launch.port or PORT
+    values = {"{port}": str(port), "{dir}": FILES, "{tmp}": TMP, "{cache}": CACHE, "{python}": "python3"}
+    words: list[str] = []
+    for word in launch.argv:
+        words += ground.entrypoint if word == "{entrypoint}" else (_filled(word, values),)
+    own = {name for name, _ in launch.env}
+    env = [pair for pair in HOME_OF_ANYBODY if pair[0] not in own]
+    mounts = [Mount(ground.files, FILES, read_only=False), Mount(ground.cache, CACHE, read_only=False)]
+    mounts += [Mount(path, path, read_only=True) for path in container.reads]
+    mounts += [Mount(path, path, read_only=False) for path in container.writes]
+    return Placed(
+        image=container.image,
+        command=tuple(words),
+        env=(*env, *((name, _filled(value, values)) for name, value in launch.env)),
+        mounts=tuple(mounts),
+        user=ground.user,
+        port=port,
+        stop_grace_s=int(launch.stop_grace_s),
+        shm_mib=container.shm_mib,
+        memory_mib=container.memory_mib,
+        pids=container.pids,
+        devices=container.devices,
+        gpus=container.gpus,
+        gpu_way=container.gpu_way,
+        host_network=container.host_network,
+    )
+
+
+def _filled(text: str, values: dict[str, str]) -> str:
+    for placeholder, value in values.items():
+        text = text.replace(placeholder, value)  # not str.format: the text may be JSON
+    return text

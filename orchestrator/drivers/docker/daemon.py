@@ -1,0 +1,209 @@
+"""The Docker daemon of this machine: one connection, its errors in our words, and patience while it restarts."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from orchestrator.core.docker import DockerFacts
+from orchestrator.core.progress import Progress, silent
+from orchestrator.errors import HostError
+
+if TYPE_CHECKING:
+    from docker import APIClient
+
+Value = TypeVar("Value")
+
+SOCKET = "unix:///var/run/docker.sock"
+# A daemon that answered before is waited for this long: it is being restarted.
+PATIENCE_S = 90.0
+ANSWER_S = 60.0
+TICK_S = 0.1
+HOOKS = ("nvidia-container-runtime-hook", "nvidia-ctk")
+SNAP = Path("/var/snap/docker")
+
+# By a mark in what the daemon says; the first that fits decides.
+HINTS: Mapping[str, str] = {
+    "could not select device driver": "The daemon has no NVIDIA Container Toolkit: install it, then "
+    "nvidia-ctk runtime configure --runtime=docker, and restart Docker.",
+    "unresolvable CDI devices": "The GPU's CDI name has changed: nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml",
+    "unsatisfied condition": "The image needs a newer NVIDIA driver: orch images ls shows others.",
+    "no space left on device": "The disk is full: free some space where Docker keeps its data, and try again.",
+    "address already in use": "Another program has the address: choose another one with --listen HOST:PORT.",
+    "not supported": "This daemon lacks what an engine's container needs; Docker 20.10 or newer is expected.",
+    "toomanyrequests": "The registry limits anonymous pulls: docker login, or wait.",
+    "unauthorized": "The registry wants a login: docker login",
+    "denied": "The registry wants a login, or the image does not exist: docker login",
+    "no such host": "The registry cannot be reached. Offline: orch images load FILE",
+    "i/o timeout": "The registry cannot be reached. Offline: orch images load FILE",
+    "connection refused": "The registry cannot be reached. Offline: orch images load FILE",
+}
+
+
+class DaemonGone(HostError):
+    """Nothing answers at the daemon's socket now."""
+
+
+class NotThere(HostError):
+    """The daemon knows no such container, image or network."""
+
+
+class Daemon:
+    """One daemon, at a unix socket (`host` as in DOCKER_HOST). Connects when it is first asked.
+
+    Every method raises HostError. A daemon that has answered once and answers no more is waited for: what is asked is
+    asked again when it is back, so it has to bear being done twice.
+    """
+
+    def __init__(self, host: str = SOCKET, patience_s: float = PATIENCE_S) -> None:
+        self.host = host
+        self._patience_s = patience_s
+        self._met = False
+
+    @cached_property
+    def _api(self) -> APIClient:
+        from docker import APIClient
+
+        if not self.host.startswith("unix://"):
+            raise HostError(
+                f"orch needs the Docker daemon of this machine, at a unix socket; DOCKER_HOST is {self.host}.",
+                hint="DOCKER_HOST=unix:///var/run/docker.sock, or --target local.",
+            )
+        return APIClient(base_url=self.host, version="auto", timeout=ANSWER_S)
+
+    @contextmanager
+    def told(self, what: str) -> Iterator[APIClient]:
+        """The API for one exchange; what goes wrong in it is told as `what` could not be done."""
+        from docker.errors import APIError, DockerException
+        from requests.exceptions import ReadTimeout, RequestException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            yield self._api
+            self._met = True
+        except APIError as error:
+            raise _refused(what, error.status_code, str(error.explanation or error)) from error
+        except ReadTimeout as error:
+            raise HostError(
+                f"The Docker daemon did not answer within {ANSWER_S:.0f} s: {what} could not be done.",
+                hint="Is it overloaded? Run the command again when `docker ps` answers.",
+            ) from error
+        except (RequestException, HTTPError, DockerException, OSError) as error:
+            raise self._gone(error) from error
+
+    def patiently(self, call: Callable[[], Value], progress: Progress = silent) -> Value:
+        """`call()`, again when the daemon went away in the middle of it and came back."""
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return call()
+            except DaemonGone:
+                if not self._met or time.monotonic() > deadline:
+                    raise
+                self.__dict__.pop("_api", None)
+                progress("waiting for the Docker daemon", 0, 0)
+                time.sleep(TICK_S * 3)
+
+    def ticking(self, call: Callable[[], Value], progress: Progress, what: str) -> Value:
+        """`call()` in a thread, so that `progress` can end the waiting; the daemon then goes on by itself."""
+        done: list[Value] = []
+        failed: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                done.append(call())
+            except BaseException as error:  # noqa: BLE001  raised again below, in the thread that asked
+                failed.append(error)
+
+        thread = threading.Thread(target=work, daemon=True, name=what)
+        thread.start()
+        while thread.is_alive():
+            progress(what, 0, 0)
+            thread.join(TICK_S)
+        if failed:
+            raise failed[0]
+        return done[0]
+
+    def facts(self) -> DockerFacts:
+        """What it can do. One that cannot be used is told as a `problem`, not raised."""
+        try:
+            info = self.patiently(self._info)
+        except HostError as error:
+            return DockerFacts(problem=error.message, hint=error.hint)
+        found = [entry["ID"] for entry in info.get("DiscoveredDevices") or () if entry.get("Source") == "cdi"]
+        options = " ".join(info.get("SecurityOptions") or ())
+        problem, hint = _unusable(info, options)
+        return DockerFacts(
+            version=str(info.get("ServerVersion", "")),
+            runtimes=tuple(sorted(info.get("Runtimes") or ())),
+            cdi_devices=tuple(found) or _cdi_devices(info.get("CDISpecDirs") or ()),
+            hook=any(shutil.which(name) for name in HOOKS),
+            nodes=tuple(sorted(str(path) for path in Path("/dev").glob("nvidia*"))),
+            cgroup_driver=str(info.get("CgroupDriver", "")),
+            live_restore=bool(info.get("LiveRestoreEnabled")),
+            problem=problem,
+            hint=hint,
+        )
+
+    def _info(self) -> dict[str, Any]:
+        with self.told("docker info") as api:
+            found: dict[str, Any] = api.info()
+            return found
+
+    def _gone(self, error: Exception) -> HostError:
+        text = str(error)
+        place = self.host.removeprefix("unix://")
+        if "PermissionError" in text or "Permission denied" in text:
+            return HostError(
+                f"This user may not use the Docker daemon at {place}.",
+                hint="Add the user to the group docker and log in again, or use --target local.",
+            )
+        hint = "Start it (systemctl start docker), or use --target local."
+        return DaemonGone(f"The Docker daemon does not answer at {place}.", hint=hint, detail=text[:300])
+
+
+def _refused(what: str, status: int | None, said: str) -> HostError:
+    kind = NotThere if status == 404 else HostError
+    hint = next((hint for mark, hint in HINTS.items() if mark in said), "")
+    return kind(f"Docker refused to {what}: {said.strip().splitlines()[0][:500]}", hint=hint)
+
+
+def _unusable(info: Mapping[str, Any], options: str) -> tuple[str, str]:
+    if info.get("OSType", "linux") != "linux":
+        return "The Docker daemon runs Windows containers.", "Switch it to Linux containers, or use --target local."
+    if "rootless" in options or "userns" in options:
+        kind = "rootless" if "rootless" in options else "with user namespaces (userns-remap)"
+        return (
+            f"The Docker daemon runs {kind}: its containers cannot be reached from here at their own addresses.",
+            "Use the system's daemon (DOCKER_HOST=unix:///var/run/docker.sock), or --target local.",
+        )
+    if "Docker Desktop" in str(info.get("OperatingSystem", "")):
+        return (
+            "Docker Desktop keeps its containers in a virtual machine, where their addresses cannot be reached.",
+            "Install Docker Engine (also within WSL), or use --target local.",
+        )
+    return "", ""
+
+
+def _cdi_devices(directories: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+    """Names in the CDI specs, for daemons that do not list them (before 28.2). JSON or YAML, read as far as needed."""
+    found = []
+    for directory in directories:
+        for path in sorted(Path(directory).glob("*")):
+            if path.suffix not in (".json", ".yaml", ".yml"):
+                continue
+            try:
+                text = path.read_text()
+            except OSError:
+                continue
+            kind = re.search(r'"?kind"?\s*:\s*"?([\w.-]+/[\w.-]+)', text)
+            names = re.findall(r'"?name"?\s*:\s*"?([\w.:-]+)', text)
+            found += [f"{kind[1]}={name}" for name in names] if kind is not None else []
+    return tuple(found)

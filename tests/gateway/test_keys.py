@@ -1,0 +1,349 @@
+"""API keys: who is let in, what is told of them, and their change while requests run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from gateway_process import wait_until
+
+from orchestrator.errors import HostError
+from orchestrator.gateway.keys import read_keys
+from orchestrator.gateway.sockets import is_loopback
+
+CHAT = "/v1/chat/completions"
+KEY, NEXT, WRONG = "sk-first-4fd1", "sk-next-88aa", "sk-wrong-0c0c"
+
+
+def bearer(key):
+    return {"Authorization": f"Bearer {key}"}
+
+
+def write(path, content, mode=0o600):
+    path.unlink(missing_ok=True)
+    path.touch(mode)
+    path.chmod(mode)
+    path.write_text(content)
+
+
+def code(answer):
+    return json.loads(answer[2])["error"]["code"]
+
+
+@pytest.fixture
+def key_file(home):
+    path = home / "keys"
+    write(path, f"# for the web page\n\n  {KEY} \n")
+    return path
+
+
+@pytest.fixture
+def gateway(idle_gateway, key_file):
+    """A running gateway that demands the key."""
+    idle_gateway.start("--key-file", str(key_file))
+    return idle_gateway
+
+
+def hang_up(gateway, count, what):
+    """SIGHUP, then wait until the log has `what` so many times."""
+    gateway.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: gateway.log.read_text().count(what) == count)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+@pytest.mark.parametrize("headers", [bearer(KEY), {"authorization": f"bearer  {KEY}"}, {"X-Api-Key": KEY}])
+def test_the_key_opens_and_goes_no_further(gateway, engine, path, headers):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    assert gateway.ask(path, {"model": "tiny"}, headers={**headers, "X-Trace": "7"})[0] == 200
+    _, sent, _ = one.requests[0]
+    assert sent["x-trace"] == "7"
+    assert not {"authorization", "x-api-key"} & set(sent)
+    assert KEY not in str(one.requests)
+
+
+def test_neither_header_goes_on_when_the_other_holds_the_key(gateway, engine):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    for headers in ({**bearer(KEY), "X-Api-Key": WRONG}, {**bearer(WRONG), "X-Api-Key": KEY}):
+        assert gateway.ask(CHAT, {"model": "tiny", "stream": True}, headers=headers)[0] == 200
+    assert [{"authorization", "x-api-key"} & set(sent) for _, sent, _ in one.requests] == [set(), set()]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        bearer(WRONG),
+        {"X-Api-Key": WRONG},
+        {"X-Api-Key": ""},
+        {"Authorization": KEY},
+        {"Authorization": f"Basic {KEY}"},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer \xff\udc80"},
+        {"Cookie": f"key={KEY}"},
+        bearer(KEY[:-1]),
+        bearer(KEY.upper()),
+        bearer(f"{KEY}, {KEY}"),
+    ],
+    ids=str,
+)
+def test_nobody_else_comes_in(gateway, engine, headers):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    headers = {name: value.encode("latin-1", "replace") for name, value in headers.items()}
+    for verb, path in [
+        ("POST", CHAT),
+        ("POST", "/v1/messages"),
+        ("GET", CHAT),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/tiny"),
+        ("GET", "/metrics"),
+        ("POST", "/health"),
+        ("GET", "/health/x"),
+        ("GET", "/nothing"),
+        ("OPTIONS", CHAT),
+    ]:
+        status, head, answer = gateway.ask(path, {"model": "tiny"} if verb == "POST" else None, verb, headers)
+        error = json.loads(answer)["error"]
+        assert (status, error["code"], head["www-authenticate"]) == (401, "invalid_api_key", "Bearer"), (verb, path)
+        assert "`Authorization: Bearer KEY`" in error["message"]
+        assert "`X-Api-Key: KEY`" in error["message"]
+        assert b"sk-" not in answer
+    assert gateway.ask("/metrics", verb="HEAD", headers=headers)[::2] == (401, b"")
+    assert one.requests == []
+    assert gateway.status().totals.requests == 0
+
+
+def test_with_the_key_paths_are_as_without_keys(gateway):
+    assert code(gateway.ask("/nothing", verb="GET", headers=bearer(KEY))) == "unknown_path"
+    assert code(gateway.ask(CHAT, verb="GET", headers=bearer(KEY))) == "wrong_method"
+    assert code(gateway.ask(CHAT, {"model": "tiny"}, headers=bearer(KEY))) == "model_not_found"
+    assert gateway.ask("/v1/models", verb="GET", headers=bearer(KEY))[0] == 200
+    assert gateway.ask("/metrics", verb="GET", headers=bearer(KEY))[0] == 200
+
+
+def test_health_is_open(gateway):
+    for headers in ({}, bearer(WRONG)):
+        assert gateway.ask("/health", verb="GET", headers=headers)[::2] == (200, b'{"status": "ok"}')
+        assert gateway.ask("//health/", verb="HEAD", headers=headers)[::2] == (200, b"")
+
+
+def test_the_key_is_looked_at_before_the_body(gateway):
+    connection = gateway.connect()
+    connection.putrequest("POST", CHAT)
+    connection.putheader("Content-Length", "1000")
+    connection.endheaders()
+    response = connection.getresponse()
+    assert (response.status, response.getheader("Connection")) == (401, "close")
+    connection.close()
+
+
+@pytest.mark.parametrize(("key", "first"), [(WRONG, "401"), (KEY, "100"), (None, "401")])
+def test_a_client_that_waits_with_its_body_is_asked_for_it_only_with_the_key(gateway, key, first):
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\nExpect: 100-continue\r\n"
+    if key is not None:
+        head += f"Authorization: Bearer {key}\r\n"
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=5) as client:
+        client.sendall(f"{head}\r\n".encode())
+        assert client.recv(4096).startswith(f"HTTP/1.1 {first} ".encode())
+        if first == "100":
+            client.sendall(b'{"model":"tiny"}')
+            assert client.recv(4096).startswith(b"HTTP/1.1 404 ")
+
+
+def test_another_expectation_is_not_met(gateway):
+    assert gateway.ask(CHAT, {"model": "tiny"}, headers={**bearer(KEY), "Expect": "miracles"})[0] == 417
+
+
+def test_keys_change_under_an_open_stream(gateway, engine, stream, key_file):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    client = stream(bearer(KEY), model="tiny", wait="middle")
+    assert json.loads(client.event())["index"] == 0
+    kept = gateway.connect()
+    kept.request("GET", "/v1/models", headers=bearer(KEY))
+    assert kept.getresponse().read()
+
+    write(key_file, f"{KEY}\n{NEXT}\n")
+    hang_up(gateway, 1, "was read again; API keys: 2.")
+    for key, status in ((KEY, 200), (NEXT, 200), (WRONG, 401)):
+        assert gateway.ask("/v1/models", verb="GET", headers=bearer(key))[0] == status
+    write(key_file, f"{NEXT}\n")
+    hang_up(gateway, 1, "was read again; API keys: 1.")
+    for key, status in ((KEY, 401), (NEXT, 200)):
+        assert gateway.ask(CHAT, {"model": "tiny", "tokens": 1}, headers=bearer(key))[0] == status
+    # A connection has no key: its next request must show one that is in force.
+    kept.request("GET", "/v1/models", headers=bearer(KEY))
+    assert kept.getresponse().status == 401
+    kept.close()
+
+    one.gate.set()
+    assert [json.loads(client.event())["index"] for _ in range(2)] == [1, 2]
+    assert client.rest() == ["[DONE]"]
+    assert gateway.status().pid == gateway.process.pid
+
+
+def test_a_bad_file_at_sighup_changes_nothing(gateway, key_file):
+    write(key_file, "")
+    hang_up(gateway, 1, "holds no API key")
+    write(key_file, f"{NEXT}\n", 0o640)
+    hang_up(gateway, 1, "is open to other users (mode 0640)")
+    key_file.unlink()
+    hang_up(gateway, 1, "No such file or directory")
+    said = [line for line in gateway.log.read_text().splitlines() if line.startswith("ERROR ")]
+    assert [line.endswith("The API keys read before stay in force.") for line in said] == [True] * 3
+    assert gateway.ask("/v1/models", verb="GET", headers=bearer(KEY))[0] == 200
+    assert gateway.ask("/v1/models", verb="GET", headers=bearer(NEXT))[0] == 401
+    write(key_file, f"{NEXT}\n")
+    hang_up(gateway, 1, "was read again")
+    assert gateway.ask("/v1/models", verb="GET", headers=bearer(NEXT))[0] == 200
+
+
+def test_the_key_is_told_nowhere(gateway, engine, key_file):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    for key in (KEY, WRONG):
+        for headers in (bearer(key), {"X-Api-Key": key}):
+            gateway.ask(CHAT, {"model": "tiny"}, headers=headers)
+            gateway.ask(CHAT, {"model": "tiny", "die": "head"}, headers=headers)
+            gateway.ask("/nothing", verb="GET", headers=headers)
+    write(key_file, f"{KEY}\n{NEXT} and more\n")
+    hang_up(gateway, 1, "Line 2 of the key file")
+    write(key_file, f"{KEY}\n{NEXT}\n")
+    hang_up(gateway, 1, "was read again")
+    said = {
+        "log": gateway.log.read_text(),
+        "command": Path(f"/proc/{gateway.process.pid}/cmdline").read_text(),
+        "status": json.dumps(gateway.status().to_json()),
+        "metrics": gateway.ask("/metrics", verb="GET", headers=bearer(KEY))[2].decode(),
+        "routes": gateway.state.read_text(),
+    }
+    assert "requests_total" in said["metrics"]
+    assert "--key-file" in said["command"]
+    assert {place: [key for key in (KEY, NEXT, WRONG) if key in text] for place, text in said.items()} == {
+        place: [] for place in said
+    }
+
+
+def test_status_says_whether_keys_are_demanded(gateway, key_file):
+    assert gateway.status().keys is True
+    gateway.end()
+    gateway.start()
+    assert gateway.status().keys is False
+    assert gateway.ask("/v1/models", verb="GET")[0] == 200
+
+
+def start(gateway, listen, *more):
+    """Start a gateway that is expected to end by itself; the exit code and what it said."""
+    result = subprocess.run(gateway.command(listen, *more), capture_output=True, text=True, timeout=10)
+    return result.returncode, result.stderr
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.0.2.1:8484", "some-host:8484"])
+def test_beyond_loopback_a_key_file_is_needed(idle_gateway, listen):
+    status, said = start(idle_gateway, listen)
+    assert (status, len(said.splitlines())) == (4, 1)
+    assert "lets other machines in" in said
+    assert "--key-file FILE" in said
+    assert not idle_gateway.socket.exists()
+
+
+def test_beyond_loopback_with_keys(idle_gateway, key_file):
+    idle_gateway.start("--key-file", str(key_file), listen="0.0.0.0:0")
+    assert idle_gateway.listen.startswith("0.0.0.0:")
+    assert idle_gateway.ask("/v1/models", verb="GET")[0] == 401
+    assert idle_gateway.ask("/v1/models", verb="GET", headers=bearer(KEY))[0] == 200
+
+
+def test_the_name_localhost_needs_no_keys(idle_gateway):
+    idle_gateway.start(listen="localhost:0")
+    assert idle_gateway.ask("/v1/models", verb="GET")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.255.3.4", True),
+        ("::1", True),
+        ("localhost", True),
+        ("LocalHost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("128.0.0.1", False),
+        ("10.0.0.1", False),
+        ("fe80::1", False),
+        ("localhost.example.org", False),
+        ("127.1", False),
+        ("", False),
+    ],
+)
+def test_what_loopback_is(host, loopback):
+    assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "message"),
+    [
+        (f"{KEY}\n", 0o644, "open to other users (mode 0644). Run `chmod 600"),
+        (f"{KEY}\n", 0o620, "open to other users (mode 0620)"),
+        ("", 0o600, "holds no API key"),
+        ("# nobody\n\n \t\n", 0o600, "holds no API key"),
+        (f"\n{KEY} # mine\n", 0o600, "Line 2 of the key file"),
+    ],
+)
+def test_a_file_that_cannot_be_used_ends_the_start(idle_gateway, key_file, content, mode, message):
+    write(key_file, content, mode)
+    status, said = start(idle_gateway, "127.0.0.1:0", "--key-file", str(key_file))
+    assert (status, len(said.splitlines())) == (4, 1)
+    assert said.startswith("ERROR ")
+    assert message in said
+    assert KEY not in said
+    assert not idle_gateway.socket.exists()
+
+
+def test_what_is_no_file_is_refused_at_once(home):
+    os.mkfifo(home / "pipe", 0o600)
+    (home / "link").symlink_to("/dev/null")
+    write(home / "large", "x" * (64 << 10) + "\n")
+    for name, message in {
+        "none": "No such file",
+        "pipe": "not a regular file",
+        "link": "not a regular file",
+        "large": "larger than 64 KiB",
+        ".": "Is a directory",
+    }.items():
+        with pytest.raises(HostError, match=message) as caught:
+            read_keys(home / name)
+        assert caught.value.hint
+
+
+def test_lines_of_a_key_file(home):
+    path = home / "keys"
+    write(path, f"{KEY}\n")
+    one = read_keys(path)
+    assert KEY.encode() not in one
+    for content in (KEY, f"{KEY}\r\n", f"\n\t{KEY}  \n# {NEXT}\n#\n", f"{KEY}\n{KEY}\n"):
+        write(path, content)
+        assert read_keys(path) == one, content
+    write(path, f"{KEY}\n{NEXT}\n", 0o400)
+    assert len(read_keys(path)) == 2
+    assert one < read_keys(path)
+    for content in ("\ufeff" + KEY, "schlüssel", f"{KEY} {NEXT}", f"{KEY}\0"):
+        write(path, content)
+        with pytest.raises(HostError, match="Line 1 of the key file") as caught:
+            read_keys(path)
+        assert KEY not in caught.value.message + caught.value.hint
+
+
+def test_the_help_tells_of_keys(idle_gateway):
+    said = subprocess.run(idle_gateway.command("127.0.0.1:0", "--help"), capture_output=True, text=True, timeout=10)
+    assert said.returncode == 0
+    assert "--key-file FILE" in said.stdout
+    assert "SIGHUP" in said.stdout
