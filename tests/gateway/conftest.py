@@ -76,8 +76,8 @@ def stream(gateway: Gateway) -> Iterator[Callable[..., Stream]]:
     """Opens streams."""
     made: list[Stream] = []
 
-    def make(**body: object) -> Stream:
-        made.append(Stream(gateway, **body))
+    def make(headers: dict[str, str] | None = None, **body: object) -> Stream:
+        made.append(Stream(gateway, headers, **body))
         return made[-1]
 
     yield make

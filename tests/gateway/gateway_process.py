@@ -93,9 +93,9 @@ class Gateway:
 class Stream:
     """An open stream of one client."""
 
-    def __init__(self, gateway: Gateway, **body: object) -> None:
+    def __init__(self, gateway: Gateway, headers: dict[str, str] | None = None, **body: object) -> None:
         self.connection = gateway.connect()
-        self.connection.request("POST", "/v1/chat/completions", json.dumps({"stream": True, **body}))
+        self.connection.request("POST", "/v1/chat/completions", json.dumps({"stream": True, **body}), headers or {})
         self.response: http.client.HTTPResponse | None = None
 
     def event(self) -> str:

@@ -188,7 +188,10 @@ def test_the_admin_socket_is_this_users_only(gateway):
 
 def test_unusable_arguments(idle_gateway, home):
     assert run(idle_gateway, "8484").returncode == 2
-    result = run(idle_gateway, "192.0.2.1:8484")
+    keys = home / "keys"
+    keys.touch(0o600)
+    keys.write_text("k\n")
+    result = run(idle_gateway, "192.0.2.1:8484", "--key-file", str(keys))
     assert (result.returncode, "Cannot listen" in result.stderr) == (4, True)
     idle_gateway.socket = home / ("x" * 110)
     result = run(idle_gateway, "127.0.0.1:0")

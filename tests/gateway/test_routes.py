@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from orchestrator.core.routes import Route, RouteTable
+from orchestrator.core.routes import Counts, GatewayStatus, Route, RouteTable
 from orchestrator.errors import PlanRefused
 
 
@@ -59,3 +59,14 @@ def test_what_a_table_refuses():
         table.replaced("one", [route("x"), route("x")])
     with pytest.raises(ValueError, match="belongs to 'two'"):
         table.replaced("one", [route("x", "two")])
+
+
+def test_whether_keys_are_demanded_is_said_and_may_be_missing():
+    status = GatewayStatus(1, "1", "127.0.0.1:1", "2026-01-01T00:00:00+00:00", RouteTable(), {}, Counts(), {}, 0, True)
+    said = status.to_json()
+    assert GatewayStatus.from_json(said) == status
+    # A gateway of an earlier version does not say it.
+    del said["keys"]
+    assert GatewayStatus.from_json(said).keys is False
+    with pytest.raises(ValueError, match="keys: true or false"):
+        GatewayStatus.from_json({**said, "keys": 1})
