@@ -10,31 +10,64 @@ from fakes.materials import store_path
 from orchestrator import resources
 from orchestrator.core.artifact import Recipe, artifact_key
 from orchestrator.core.deployment import Adapter, Desired, Wish
+from orchestrator.core.docker import DockerFacts
 from orchestrator.core.host import Gpu, Host
+from orchestrator.core.images import ImageFacts
+from orchestrator.core.launch import DOCKER
 from orchestrator.core.observed import Observed
-from orchestrator.core.pins import Accelerator, EnginePin, LocalPin
-from orchestrator.core.plan import Limits, Resolved, plan_deploy, plan_down, plan_down_all
+from orchestrator.core.pins import Accelerator, EnginePin, ImagePin, LocalPin
+from orchestrator.core.plan import Door, Limits, Resolved, plan_deploy, plan_down, plan_down_all
 from orchestrator.core.profile import Profile
-from orchestrator.core.steps import Plan
+from orchestrator.core.steps import BuildImage, Plan, PullImage
 from orchestrator.core.weights import Shape, WeightsFacts
 from orchestrator.engines.resolve import Shipped, fitted, resolve
 
 LISTEN = "127.0.0.1:8484"
+GATEWAY_IMAGE = "orch-gateway:1"
 GIB = 2**30
 WEIGHTS_BYTES = 2 * GIB
 # 1 KiB of KV cache per token.
 SHAPE = Shape(layers=4, hidden=256, heads=4, kv_heads=1, head_dim=64, intermediate=768, vocab=4096, tied=True)
 RANK = 8
 
+
+def image(name: str, tag: str, *accelerators: Accelerator, cuda: str | None = None) -> ImagePin:
+    """A pinned image; its digest follows from its name."""
+    digest = f"sha256:{hashlib.sha256(f'{name}:{tag}'.encode()).hexdigest()}"
+    return ImagePin(
+        image=name, tag=tag, digest=digest, accelerators=accelerators, cuda=cuda, verified=False, source="a test"
+    )
+
+
 PINS = {
     "vllm": EnginePin(
         engine="vllm",
+        docker=(
+            image("vllm/vllm-openai", "v1", Accelerator.CUDA, cuda="13.0"),
+            image("vllm/vllm-openai", "v1-cu129", Accelerator.CUDA, cuda="12.9"),
+        ),
         local=(
             LocalPin(accelerator=Accelerator.CPU, version="1.0", requirements=("vllm==1.0+cpu",)),
             LocalPin(accelerator=Accelerator.CUDA, version="1.0", requirements=("vllm==1.0",)),
         ),
-    )
+    ),
+    "ollama": EnginePin(
+        engine="ollama",
+        docker=(
+            image("ollama/ollama", "1", Accelerator.CUDA, Accelerator.CPU),
+            image("ollama/ollama", "1-rocm", Accelerator.ROCM),
+        ),
+    ),
 }
+GATEWAY_BASE = image("python", "3-slim", Accelerator.CPU)
+# A daemon with the NVIDIA toolkit's hook, under systemd.
+DAEMON = DockerFacts(
+    version="28.0",
+    runtimes=("nvidia", "runc"),
+    hook=True,
+    nodes=("/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"),
+    cgroup_driver="systemd",
+)
 CPU = Host(
     cpus=4,
     memory_total=64 * GIB,
@@ -45,7 +78,7 @@ CPU = Host(
 
 def gpu(name: str, capability: tuple[int, int], gib: int) -> Gpu:
     """An idle GPU."""
-    return Gpu(f"GPU-{name}", f"NVIDIA {name}", gib * GIB, gib * GIB - GIB // 2, capability)
+    return Gpu(f"GPU-{name}", f"NVIDIA {name}", gib * GIB, gib * GIB - GIB // 2, capability, minor=0)
 
 
 def tiny(**changes: Any) -> Profile:
@@ -91,9 +124,13 @@ def _render(name: str, values: Mapping[str, Any]) -> str:
 _rendered: dict[tuple[str, str], str] = {}
 
 
-def shipped(finished: dict[str, int] | None = None) -> Shipped:
+def shipped(
+    finished: Mapping[str, int] | None = None,
+    docker: DockerFacts = DAEMON,
+    images: Mapping[str, ImageFacts] | None = None,
+) -> Shipped:
     """The shipped templates, pins of our own, and the fake store."""
-    return Shipped(PINS, _render, store_path, finished or {})
+    return Shipped(PINS, _render, store_path, finished or {}, docker=docker, images=images or {})
 
 
 def adapter(text: str, profile: Profile) -> Adapter:
@@ -104,21 +141,28 @@ def adapter(text: str, profile: Profile) -> Adapter:
     return fitted(name, digest, int(rank or RANK), f"/adapters/{text}", weights_of(profile), shipped())
 
 
-def resolved(desired: Desired, host: Host, finished: dict[str, int] | None = None) -> Resolved:
+def resolved(
+    desired: Desired,
+    host: Host,
+    finished: Mapping[str, int] | None = None,
+    docker: DockerFacts = DAEMON,
+    images: Mapping[str, ImageFacts] | None = None,
+) -> Resolved:
     """What is wanted, on this host."""
     wish = desired.wish
-    return resolve(wish, desired.adapters, weights_of(wish.profile), host, shipped(finished))
+    return resolve(wish, desired.adapters, weights_of(wish.profile), host, shipped(finished, docker, images))
 
 
 def wanted(command: str, profile: Profile, observed: Observed) -> Desired:
-    """What `up`, `migrate`, `rollback` and `lora` want of the profile."""
-    words = command.split()
+    """What `up`, `migrate`, `rollback` and `lora` want of the profile; `--target NAME` ends `up` and `migrate`."""
+    command, _, asked = command.partition(" --target ")
     present = observed.desired.get(profile.name)
-    match words:
+    target = asked or (present.wish.target if present is not None else "local")
+    match command.split():
         case ["up"] | ["up", "--fresh"] if present is not None:
             return present.changed_to(present.wish.model_copy(update={"profile": profile}))
         case ["up", engine, *recipe] | ["migrate", engine, *recipe]:
-            wish = Wish(profile=profile, engine=engine, target="local", recipe=Recipe(recipe[0]) if recipe else None)
+            wish = Wish(profile=profile, engine=engine, target=target, recipe=Recipe(recipe[0]) if recipe else None)
             return present.changed_to(wish) if present is not None else Desired(wish=wish)
         case ["rollback"] if present is not None and present.previous is not None:
             return present.changed_to(present.previous)
@@ -131,7 +175,17 @@ def wanted(command: str, profile: Profile, observed: Observed) -> Desired:
     raise ValueError(f"no such command here: {command}")
 
 
-def plan_of(command: str, profile: Profile, observed: Observed, limits: Limits | None = None) -> Plan:
+def door(target: str, observed: Observed) -> Door:
+    """The gateway for what is wanted on a target."""
+    running = observed.gateway.instance
+    if target != DOCKER or (running is not None and running.target != DOCKER):
+        return Door(LISTEN, target)
+    return Door(LISTEN, target, (PullImage(GATEWAY_BASE), BuildImage(GATEWAY_IMAGE, GATEWAY_BASE.reference)))
+
+
+def plan_of(
+    command: str, profile: Profile, observed: Observed, limits: Limits | None = None, docker: DockerFacts = DAEMON
+) -> Plan:
     """The Plan of a command."""
     limits = limits or Limits()
     if command == "down":
@@ -139,12 +193,13 @@ def plan_of(command: str, profile: Profile, observed: Observed, limits: Limits |
     if command == "down --all":
         return plan_down_all(observed, limits)
     desired = wanted(command, profile, observed)
-    made = resolved(desired, observed.host, dict(observed.finished))
-    return plan_deploy(command.split()[0], made, desired, observed, LISTEN, limits, fresh="--fresh" in command)
+    made = resolved(desired, observed.host, observed.finished, docker, observed.images)
+    way_in, fresh = door(desired.wish.target, observed), "--fresh" in command
+    return plan_deploy(command.split()[0], made, desired, observed, way_in, limits, fresh=fresh)
 
 
-def plan_status(profile: Profile, observed: Observed) -> Plan:
+def plan_status(profile: Profile, observed: Observed, docker: DockerFacts = DAEMON) -> Plan:
     """What `status` asks: the plan to what is recorded."""
     desired = observed.desired[profile.name]
-    made = resolved(desired, observed.host, dict(observed.finished))
-    return plan_deploy("status", made, desired, observed, LISTEN, Limits())
+    made = resolved(desired, observed.host, observed.finished, docker, observed.images)
+    return plan_deploy("status", made, desired, observed, door(desired.wish.target, observed), Limits())

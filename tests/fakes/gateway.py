@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,13 +20,13 @@ STEP_S = 0.1
 
 
 class FakeGateway:
-    """The admin side of the instance `gateway` of a fake target; `in_flight` counts by backend, `stuck` is the pid of
-    a process that takes connections and answers nothing."""
+    """The admin side of the instance `gateway` of one of the fake targets; `in_flight` counts by backend, `stuck` is
+    the pid of a process that takes connections and answers nothing."""
 
-    def __init__(self, target: FakeTarget, clock: FakeClock, faults: Faults) -> None:
+    def __init__(self, targets: tuple[FakeTarget, ...], clock: FakeClock, faults: Faults) -> None:
         self.in_flight: dict[str, int] = {}
         self.stuck: int | None = None
-        self._target = target
+        self._targets = targets
         self._clock = clock
         self._faults = faults
 
@@ -70,10 +71,10 @@ class FakeGateway:
             return 0
 
     def _process(self) -> Process | None:
-        process = self._target.processes.get(GATEWAY)
+        process = gateway_process(self._targets)
         if process is not None and process.pid is not None and process.pid == self.stuck:
             raise HostError("The gateway does not answer.", hint="It may be stopped or stuck: restart it.")
-        return self._target.answering(process.port) if process is not None else None
+        return answering(self._targets, process.host, process.port) if process is not None else None
 
     def _answering(self) -> Process:
         process = self._process()
@@ -82,35 +83,62 @@ class FakeGateway:
         return process
 
 
-class FakeHttp:
-    """Requests to the engines of a fake target, and to the public side of its gateway."""
+def gateway_process(targets: tuple[FakeTarget, ...]) -> Process | None:
+    """The instance `gateway`, wherever it is."""
+    found = (target.processes.get(GATEWAY) for target in targets)
+    return next((process for process in found if process is not None), None)
 
-    def __init__(self, target: FakeTarget, faults: Faults) -> None:
-        self._target = target
+
+def answering(targets: tuple[FakeTarget, ...], host: str, port: int) -> Process | None:
+    """The process that answers there, wherever it is."""
+    found = (target.answering(host, port) for target in targets)
+    return next((process for process in found if process is not None), None)
+
+
+class FakeHttp:
+    """Requests to the engines of the fake targets, and to the public side of their gateway; `key` is sent along, and
+    the gateway asks for it once `demanded` is set."""
+
+    def __init__(self, targets: tuple[FakeTarget, ...], faults: Faults, key: str = "") -> None:
+        self.demanded = ""
+        self._targets = targets
         self._faults = faults
+        self._key = key
 
     def get(self, url: str, timeout_s: float) -> Reply | None:
         parts = urlsplit(url)
         with self._faults.call(f"http.get {parts.path}"):
-            process = self._target.answering(parts.port or 0)
+            process = self._at(url)
             return process.server.get(parts.path) if process is not None and process.server is not None else None
 
     def post(self, url: str, body: Mapping[str, Any], timeout_s: float, progress: Progress = silent) -> Reply | None:
-        parts = urlsplit(url)
-        with self._faults.call(f"http.post {parts.path}"):
+        return self.send("POST", url, body, timeout_s, progress)
+
+    def send(
+        self, method: str, url: str, content: Mapping[str, Any] | Path | None, timeout_s: float, progress: Progress
+    ) -> Reply | None:
+        path = urlsplit(url).path
+        with self._faults.call(f"http.{method.lower()} {path}"):
             progress("waiting for an answer", 0, 0)
-            process = self._target.answering(parts.port or 0)
+            process = self._at(url)
             if process is None:
                 return None
             if process.server is not None:
-                return process.server.post(parts.path, dict(body))
-            return self._through_gateway(process, parts.path, dict(body))
+                return process.server.send(method, path, content)
+            assert isinstance(content, Mapping), "the gateway is asked for chats only"
+            return self._through_gateway(process, path, dict(content))
+
+    def _at(self, url: str) -> Process | None:
+        parts = urlsplit(url)
+        return answering(self._targets, parts.hostname or "", parts.port or 0)
 
     def _through_gateway(self, gateway: Process, path: str, body: dict[str, Any]) -> Reply:
+        if self.demanded and self._key != self.demanded:
+            return Reply(401, None, json.dumps({"error": {"message": "This gateway asks for an API key."}}))
         route = gateway.routes.find(str(body["model"]))
         if route is None:
             return Reply(404, None, json.dumps({"error": {"message": f"There is no model {body['model']}."}}))
-        engine = self._target.answering(urlsplit(route.url).port or 0)
+        engine = self._at(route.url)
         if engine is None or engine.server is None:
             return Reply(502, None, f"{route.backend} does not answer")
         return engine.server.post(path, {**body, "model": route.upstream or route.name, **route.patch})

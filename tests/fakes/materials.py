@@ -1,8 +1,9 @@
-"""Store, hub, builder, environments and records in memory."""
+"""Store, hub, builder, environments, images and records in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from fakes.faults import Faults
 from orchestrator.core.artifact import FileEntry, Manifest, Recipe
 from orchestrator.core.deployment import Desired
 from orchestrator.core.environment import EnvironmentObserved, EnvironmentSpec
+from orchestrator.core.images import ImageFacts
+from orchestrator.core.pins import ImagePin
 from orchestrator.core.progress import Progress, silent
 from orchestrator.core.weights import HubFile, HubSnapshot, HubSource
 from orchestrator.errors import HostError
@@ -23,6 +26,31 @@ SIZE = 1000
 def store_path(key: str) -> Path:
     """Where the fake store has an entry."""
     return STORE / key
+
+
+# The file that engines are given of what a recipe makes; of other recipes it is the directory.
+FILE_OF = {
+    Recipe.GGUF_Q6_K: "model.gguf",
+    Recipe.GGUF_BF16: "model.gguf",
+    Recipe.LORA_GGUF: "adapter.gguf",
+}
+
+
+def made(
+    key: str,
+    recipe: Recipe,
+    source: str,
+    builder: dict[str, str],
+    files: tuple[FileEntry, ...] | None = None,
+    size: int = SIZE,
+) -> Manifest:
+    """The manifest of a finished entry: one file of its own bytes, unless others are given."""
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    if files is None:
+        files = (FileEntry(path=FILE_OF.get(recipe, "made"), size=size, sha256=digest),)
+    return Manifest(
+        key=key, recipe=recipe, source=source, builder=builder, files=files, created="2026-01-01T00:00:00+00:00"
+    )
 
 
 class FakeBuilding:
@@ -42,10 +70,7 @@ class FakeBuilding:
         files: tuple[FileEntry, ...] | None = None,
         progress: Progress = silent,
     ) -> Manifest:
-        made = files if files is not None else (FileEntry(path="made", size=SIZE, sha256="0" * 64),)
-        manifest = Manifest(
-            key=self.key, recipe=recipe, source=source, builder=builder, files=made, created="2026-01-01T00:00:00+00:00"
-        )
+        manifest = made(self.key, recipe, source, builder, files)
         self._store.entries[self.key] = manifest
         self.manifest = manifest
         return manifest
@@ -138,6 +163,49 @@ class FakeEnvironments:
         if name not in self.installed or self.installed[name].problem:
             raise HostError(f"Environment {name} is not ready.")
         return Path("/environments") / name / "bin"
+
+
+class FakeImages:
+    """Images by their ID; `requires` says what the config of one that is pulled demands of the driver, by reference."""
+
+    def __init__(self, faults: Faults) -> None:
+        self.here: dict[str, ImageFacts] = {}
+        self.requires: dict[str, str] = {}
+        self._faults = faults
+
+    def observe(self) -> Mapping[str, ImageFacts]:
+        return {name: one for one in self.here.values() for name in (one.id, *one.references, *one.tags)}
+
+    def pull(self, image: ImagePin, progress: Progress) -> ImageFacts:
+        with self._faults.call(f"images.pull {image.name}"):
+            for done in (0, SIZE // 2, SIZE):
+                progress(f"pulling {image.name}", done, SIZE)
+            facts = image_facts(image, self.requires.get(image.reference, ""))
+            self.here[facts.id] = facts
+            return facts
+
+    def build(self, reference: str, base: str, progress: Progress) -> None:
+        with self._faults.call(f"images.build {reference}"):
+            progress(f"building {reference}", 0, 0)
+            if base not in self.observe():
+                raise HostError(f"The image {base} is not here.", "orch up pulls it")
+            facts = built_facts(reference)
+            self.here[facts.id] = facts
+
+
+def image_facts(image: ImagePin, requires: str = "") -> ImageFacts:
+    """A pinned image as the daemon has it."""
+    entrypoint = ("/bin/ollama",) if "ollama" in image.image else ("vllm", "serve")
+    return ImageFacts(_id_of(image.reference), (image.reference,), (image.name,), entrypoint, requires, SIZE)
+
+
+def built_facts(reference: str) -> ImageFacts:
+    """An image that was built here."""
+    return ImageFacts(_id_of(reference), tags=(reference,), size=SIZE)
+
+
+def _id_of(reference: str) -> str:
+    return f"sha256:{hashlib.sha256(reference.encode()).hexdigest()}"
 
 
 class FakeRecords:

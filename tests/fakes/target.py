@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
+from fakes.engine import EngineServer, OllamaStore
 from fakes.faults import Faults
 from orchestrator.core.deployment import Deployment
-from orchestrator.core.launch import Exit, Instance, InstanceState, Launch
+from orchestrator.core.launch import DOCKER, LOCAL, Exit, Instance, InstanceState, Launch
 from orchestrator.core.progress import Progress
 from orchestrator.core.routes import RouteTable
-from orchestrator.drivers.base import Environments, Reply
+from orchestrator.drivers.base import Environments, Images
 from orchestrator.errors import HostError
 
 BOOT_S = 0.5
+LOOPBACK = "127.0.0.1"
 FIRST_PORT = 20001
+CONTAINER_PORT = 8000
+PAUSED = "is paused"
 FIRST_PID = 101
 
 
@@ -34,65 +38,13 @@ class FakeClock:
 
 @dataclass(frozen=True)
 class Fate:
-    """What becomes of an instance when it starts: it hangs, or (with a log) dies instead of getting ready."""
+    """What becomes of an instance when it starts: it hangs, or (with a log) dies instead of getting ready; an Ollama
+    may fall back to the CPU."""
 
     hangs: bool = False
+    falls_back: bool = False
     log: str = ""
     code: int = 1
-
-
-class EngineServer:
-    """The HTTP side of one started engine. Its adapters come from the argv, as the real one's do; `asked` are the
-    bodies of all chats so far."""
-
-    def __init__(self, deployment: Deployment, launch: Launch) -> None:
-        self.deployment = deployment
-        self.imported = not deployment.imports
-        self.asked: list[dict[str, Any]] = []
-        argv = launch.argv
-        modules = argv[argv.index("--lora-modules") + 1 :] if "--lora-modules" in argv else ()
-        self.adapters = {entry["name"]: entry["path"] for entry in map(json.loads, modules)}
-
-    def get(self, path: str) -> Reply:
-        body: Any = {}
-        match self.deployment.engine, path:
-            case _, "/health":
-                body = {"status": "ok"}
-            case "ollama", "/api/version":
-                body = {"version": "0.40.2"}
-            case "ollama", "/api/tags":
-                body = {"models": [{"name": f"{self.deployment.served_name}:latest"}] if self.imported else []}
-            case "llamacpp", "/props":
-                body = {"model_path": self.deployment.model_path}
-            case "vllm", "/v1/models":
-                base = {"id": self.deployment.served_name, "root": self.deployment.model_path, "parent": None}
-                added = [{"id": n, "root": p, "parent": base["id"]} for n, p in self.adapters.items()]
-                body = {"object": "list", "data": [base, *added]}
-            case _:
-                return _reply(404, {"error": {"message": f"no {path}"}})
-        return _reply(200, body)
-
-    def post(self, path: str, body: dict[str, Any]) -> Reply:
-        if path == "/v1/chat/completions":
-            self.asked.append(body)
-            return self._chat(str(body.get("model")))
-        if self.deployment.engine == "vllm" and path == "/v1/load_lora_adapter":
-            if body["lora_name"] in self.adapters and not body.get("load_inplace"):
-                return _reply(400, {"error": {"message": f"The lora adapter {body['lora_name']} is loaded already"}})
-            self.adapters[body["lora_name"]] = body["lora_path"]
-            return _reply(200, None)
-        if self.deployment.engine == "vllm" and path == "/v1/unload_lora_adapter":
-            if self.adapters.pop(body["lora_name"], None) is None:
-                return _reply(404, {"error": {"message": f"The lora adapter {body['lora_name']} cannot be found"}})
-            return _reply(200, None)
-        return _reply(404, {"error": {"message": f"no {path}"}})
-
-    def _chat(self, name: str) -> Reply:
-        known = {self.deployment.served_name, *self.adapters}
-        # llama.cpp answers to any name.
-        if self.deployment.engine != "llamacpp" and (name not in known or not self.imported):
-            return _reply(404, {"error": {"message": f"The model `{name}` does not exist."}})
-        return _reply(200, {"model": name, "choices": [{"message": {"content": "."}}]})
 
 
 @dataclass
@@ -111,63 +63,73 @@ class Process:
     fate: Fate = field(default_factory=Fate)
     server: EngineServer | None = None
     problem: str = ""  # with one, nothing else of its record can be read
-    # What the gateway keeps on disk, in its instance's directory.
+    host: str = LOOPBACK
+    drift: str = ""
+    # What the gateway and an Ollama keep on disk, in the instance's directory.
     routes: RouteTable = field(default_factory=RouteTable)
+    kept: OllamaStore = field(default_factory=OllamaStore)
 
 
 class FakeTarget:
-    """Instances by name; `fates` by instance name are taken at every start; `logs` outlive their instances."""
+    """Instances by name; `fates` by instance name are taken at every start; `logs_of` outlive their instances. With
+    `unreachable` set nothing of it can be asked or done."""
 
-    def __init__(self, clock: FakeClock, faults: Faults, environments: Environments) -> None:
+    def __init__(
+        self, clock: FakeClock, faults: Faults, environments: Environments, images: Images, name: str = LOCAL
+    ) -> None:
+        self.name = name
         self.processes: dict[str, Process] = {}
         self.files: dict[str, dict[str, str]] = {}
-        self.logs: dict[str, str] = {}
+        self.logs_of: dict[str, str] = {}
         self.fates: dict[str, Fate] = {}
+        self.unreachable: HostError | None = None
         self.next_port = FIRST_PORT
         self.next_pid = FIRST_PID
         self._clock = clock
         self._faults = faults
         self._environments = environments
+        self._images = images
+
+    @contextmanager
+    def _call(self, what: str) -> Iterator[None]:
+        with self._faults.call(f"target.{what}"):
+            if self.unreachable is not None:
+                raise self.unreachable
+            yield
 
     def observe(self) -> tuple[Instance, ...]:
-        with self._faults.call("target.observe"):
+        with self._call("observe"):
             return tuple(self._instance(name) for name in sorted(self.processes))
 
     def ensure(self, name: str, launch: Launch, label: str) -> Instance:
-        with self._faults.call(f"target.ensure {name}"):
+        with self._call(f"ensure {name}"):
             process = self._now(name)
             if process is not None and process.state is InstanceState.RUNNING:
                 self._check_record(name, process)
                 if process.launch != launch:
                     raise HostError(f"{name} runs already, with other settings.", "Stop it first, then start it again.")
-                process.label, process.supervised = label, True
+                process.label, process.supervised, process.drift = label, True, ""
             else:
-                self._check_environment(launch)
-                port = self._choose_port(launch, process)
-                routes = process.routes if process is not None else RouteTable()
-                self.processes[name] = Process(launch, label, port, supervised=True, routes=routes)
+                self._check_program(name, launch)
+                new = Process(launch, label, self._choose_port(launch, process), supervised=True)
+                new.host = self._choose_host(name, launch)
+                if process is not None:
+                    new.routes, new.kept = process.routes, process.kept
+                self.processes[name] = new
                 self.start(name)
             return self._instance(name)
 
     def relabel(self, name: str, launch: Launch, label: str) -> None:
-        with self._faults.call(f"target.relabel {name}"):
+        with self._call(f"relabel {name}"):
             process = self._known(name)
             process.launch, process.label = launch, label
 
     def write_file(self, name: str, filename: str, text: str) -> None:
-        with self._faults.call(f"target.write_file {name} {filename}"):
+        with self._call(f"write_file {name} {filename}"):
             self.files.setdefault(name, {})[filename] = text
 
-    def execute(self, name: str, argv: tuple[str, ...], timeout_s: float, progress: Progress) -> str:
-        with self._faults.call(f"target.execute {name} {argv[1]}"):
-            server = self._known(name).server
-            if server is None:
-                raise HostError(f"{argv[0]} failed with code 1.", detail="could not connect")
-            server.imported = True
-            return "success"
-
     def stop(self, name: str, progress: Progress) -> None:
-        with self._faults.call(f"target.stop {name}"):
+        with self._call(f"stop {name}"):
             process = self.processes.get(name)
             if process is not None:
                 progress(f"stopping {name}", 0, 0)
@@ -175,7 +137,7 @@ class FakeTarget:
                 process.supervised = False
 
     def remove(self, name: str) -> None:
-        with self._faults.call(f"target.remove {name}"):
+        with self._call(f"remove {name}"):
             process = self._now(name)
             lives = process is not None and (process.state is not InstanceState.STOPPED or process.supervised)
             if process is not None and lives and not process.problem:
@@ -184,8 +146,15 @@ class FakeTarget:
             self.files.pop(name, None)
 
     def log_tail(self, name: str, lines: int) -> str:
-        with self._faults.call(f"target.log_tail {name}"):
-            return "\n".join(self.logs.get(name, "").splitlines()[-lines:])
+        with self._call(f"log_tail {name}"):
+            return "\n".join(self.logs_of.get(name, "").splitlines()[-lines:])
+
+    def log(self, name: str, lines: int, going_on: Callable[[], bool]) -> Iterator[str] | None:
+        text = self.logs_of.get(name)
+        return iter(text.splitlines()[-lines:]) if text is not None else None
+
+    def logs(self) -> tuple[str, ...]:
+        return tuple(sorted(self.logs_of))
 
     def start(self, name: str) -> None:
         """Have the process of a known instance live, as its keeper does after a crash."""
@@ -194,9 +163,11 @@ class FakeTarget:
         self.next_pid += 1
         process.ready_at = self._clock.now + BOOT_S
         process.fate = self.fates.get(name, Fate())
-        self.logs[name] = "starting\n"
+        self.logs_of[name] = "starting\n"
         if process.label.startswith("{"):
-            process.server = EngineServer(Deployment.model_validate_json(process.label), process.launch)
+            made = Deployment.model_validate_json(process.label)
+            on_gpu = False if process.fate.falls_back else None
+            process.server = EngineServer(made, self.files.get(name, {}), process.kept, on_gpu)
 
     def crash(self, name: str, code: int = 1) -> None:
         """Its process ends and nobody asked for that; its keeper waits to restart it."""
@@ -208,12 +179,14 @@ class FakeTarget:
         """Its record can be read no more; its process goes on."""
         self.processes[name].problem = "spec.json: log is missing"
 
-    def answering(self, port: int) -> Process | None:
+    def answering(self, host: str, port: int) -> Process | None:
         """The process that listens there, if it is ready."""
         for name in self.processes:
             process = self._now(name)
-            if process is not None and process.port == port and process.state is InstanceState.RUNNING:
-                return process if self._clock.now >= process.ready_at and not process.fate.hangs else None
+            at = process is not None and (process.host, process.port) == (host, port)
+            if process is not None and at and process.state is InstanceState.RUNNING:
+                silent = process.fate.hangs or process.drift == PAUSED
+                return process if self._clock.now >= process.ready_at and not silent else None
         return None
 
     def _now(self, name: str) -> Process | None:
@@ -222,7 +195,7 @@ class FakeTarget:
         if process is None or process.state is not InstanceState.RUNNING:
             return process
         if process.fate.log and self._clock.now >= process.ready_at:
-            self.logs[name] += process.fate.log
+            self.logs_of[name] += process.fate.log
             self.crash(name, process.fate.code)
         return process
 
@@ -240,12 +213,16 @@ class FakeTarget:
             starts=process.starts,
             last_exit=process.last_exit,
             problem=process.problem,
+            target=self.name,
+            host=process.host,
+            drift=process.drift,
         )
 
     def _known(self, name: str) -> Process:
         process = self._now(name)
         if process is None:
-            raise HostError(f"There is no local process named {name}.")
+            kind = "container" if self.name == DOCKER else "local process"
+            raise HostError(f"There is no {kind} named {name}.")
         self._check_record(name, process)
         return process
 
@@ -256,21 +233,31 @@ class FakeTarget:
     def _end(self, process: Process, state: InstanceState) -> None:
         process.state, process.pid, process.server = state, None, None
 
-    def _check_environment(self, launch: Launch) -> None:
-        ready = {seen.name for seen in self._environments.observe() if not seen.problem}
-        if launch.environment is not None and launch.environment not in ready:
-            raise HostError(f"Environment {launch.environment} is not ready: it is not installed.")
+    def _check_program(self, name: str, launch: Launch) -> None:
+        if self.name != DOCKER:
+            ready = {seen.name for seen in self._environments.observe() if not seen.problem}
+            if launch.environment is not None and launch.environment not in ready:
+                raise HostError(f"Environment {launch.environment} is not ready: it is not installed.")
+        elif launch.container is None:
+            raise HostError(f"{name} has no image to run in a container.", "orch up --target local")
+        elif launch.container.image not in self._images.observe():
+            raise HostError(f"The image {launch.container.image} is not here.", "orch up pulls it")
 
     def _choose_port(self, launch: Launch, before: Process | None) -> int:
         if launch.port is not None:
             if any(p.port == launch.port and p.state is InstanceState.RUNNING for p in self.processes.values()):
                 raise HostError(f"Port {launch.port} is taken.", "End that program, or choose another port.")
             return launch.port
+        if self.name == DOCKER:
+            return CONTAINER_PORT
         if before is not None:
             return before.port
         self.next_port += 1
         return self.next_port - 1
 
-
-def _reply(status: int, body: Any) -> Reply:
-    return Reply(status, body, "" if body is None else json.dumps(body))
+    def _choose_host(self, name: str, launch: Launch) -> str:
+        """The lowest address that no other container has; the host's network has none of its own."""
+        if launch.container is None or launch.container.host_network:
+            return LOOPBACK
+        taken = {process.host for other, process in self.processes.items() if other != name}
+        return next(host for host in (f"172.30.0.{n}" for n in range(2, 255)) if host not in taken)

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from fakes.asks import GATEWAY_IMAGE
+from fakes.engine import EngineServer, tagged
 from fakes.faults import Faults
-from fakes.gateway import FakeGateway, FakeHttp
-from fakes.materials import SIZE, FakeBuilder, FakeEnvironments, FakeHub, FakeRecords, FakeStore
-from fakes.target import EngineServer, FakeClock, FakeTarget, Process
-from orchestrator.core.artifact import FileEntry, Manifest, Recipe
+from fakes.gateway import FakeGateway, FakeHttp, gateway_process
+from fakes.materials import SIZE, FakeBuilder, FakeEnvironments, FakeHub, FakeImages, FakeRecords, FakeStore
+from fakes.materials import made as manifest_of
+from fakes.target import FakeClock, FakeTarget, Process
+from orchestrator.core.artifact import Recipe
 from orchestrator.core.events import Event
 from orchestrator.core.host import Host
-from orchestrator.core.launch import Instance, InstanceState, Launch
-from orchestrator.core.observed import Observed
+from orchestrator.core.launch import DOCKER, Container, Instance, InstanceState, Launch
+from orchestrator.core.observed import EngineObserved, Observed
 from orchestrator.core.steps import GATEWAY, Plan
 from orchestrator.drivers.base import World
+from orchestrator.engines import ENGINES
 from orchestrator.observe import observe
 from orchestrator.run import run
 
 LOADING_S = 5.0
 
 
-def gateway_launch(listen: str) -> Launch:
+# What lingers of a GPU's memory is given back after so many seconds.
+LINGERS_S = 3.0
+
+
+def gateway_launch(target: str, listen: str) -> Launch:
     """How the fake gateway is started."""
     argv = ("{python}", "-m", "orchestrator.gateway", "--listen", listen)
-    return Launch(argv, stop_grace_s=20.0, port=int(listen.rpartition(":")[2]))
+    container = Container(GATEWAY_IMAGE, host_network=True) if target == DOCKER else None
+    return Launch(argv, stop_grace_s=20.0, port=int(listen.rpartition(":")[2]), container=container)
 
 
 def never() -> bool:
@@ -38,14 +49,21 @@ class FakeWorld:
         self.clock = FakeClock()
         self.faults = Faults()
         self.environments = FakeEnvironments(self.faults)
-        self.target = FakeTarget(self.clock, self.faults, self.environments)
-        self.gateway = FakeGateway(self.target, self.clock, self.faults)
-        self.http = FakeHttp(self.target, self.faults)
+        self.images = FakeImages(self.faults)
+        self.target = FakeTarget(self.clock, self.faults, self.environments, self.images)
+        self.docker = FakeTarget(self.clock, self.faults, self.environments, self.images, DOCKER)
+        self.gateway = FakeGateway(self.targets, self.clock, self.faults)
+        self.http = FakeHttp(self.targets, self.faults)
+        self.front = FakeHttp(self.targets, self.faults, key="the key")
         self.store = FakeStore(self.faults)
         self.hub = FakeHub(self.faults)
         self.builder = FakeBuilder(self.faults)
         self.records = FakeRecords(self.faults)
         self.events: list[Event] = []
+
+    @property
+    def targets(self) -> tuple[FakeTarget, ...]:
+        return (self.target, self.docker)
 
     @property
     def world(self) -> World:
@@ -55,16 +73,21 @@ class FakeWorld:
             store=self.store,
             builder=self.builder,
             environments=self.environments,
-            targets={"local": self.target},
+            targets={target.name: target for target in self.targets},
+            images=self.images,
             gateway=self.gateway,
             gateway_launch=gateway_launch,
             http=self.http,
+            front=self.front,
             records=self.records,
             clock=self.clock,
         )
 
     def _host(self) -> Host:
-        return self.host
+        if self.clock.now < LINGERS_S:
+            return self.host
+        gpus = (replace(gpu, memory_free=gpu.memory_free + gpu.lingering) for gpu in self.host.gpus)
+        return replace(self.host, gpus=tuple(gpus))
 
     def observe(self) -> Observed:
         """The world now, without disturbing the count of calls."""
@@ -86,10 +109,10 @@ class FakeWorld:
 
     def chat(self, name: str) -> int:
         """The status that a client gets who asks for a name at the gateway; 0 when nothing answers."""
-        process = self.target.processes.get(GATEWAY)
+        process = gateway_process(self.targets)
         if process is None:
             return 0
-        reply = self.http.post(f"http://{process.label}/v1/chat/completions", {"model": name}, 1.0)
+        reply = self.front.post(f"http://{process.label}/v1/chat/completions", {"model": name}, 1.0)
         return reply.status if reply is not None else 0
 
     @classmethod
@@ -97,32 +120,45 @@ class FakeWorld:
         """A world that looks like this. What runs and does not answer is still loading."""
         made = cls(observed.host)
         made.environments.installed = dict(observed.environments)
+        made.images.here = {facts.id: facts for facts in observed.images.values()}
+        made.docker.unreachable = observed.unreachable.get(DOCKER)
         for key, size in observed.finished.items():
-            file = FileEntry(path="made", size=size, sha256="0" * 64)
             recipe = next(recipe for recipe in Recipe if key.startswith(recipe.value))
-            made.store.entries[key] = Manifest(
-                key=key, recipe=recipe, source="given", builder={}, files=(file,), created="2026-01-01T00:00:00+00:00"
-            )
+            made.store.entries[key] = manifest_of(key, recipe, "given", {}, size=size)
         for profile, desired in observed.desired.items():
             made.records.record(profile, desired)
         for engine in observed.engines:
-            process = _process(engine.instance)
-            if engine.running:
-                process.server = EngineServer(engine.deployment, engine.instance.launch)
-                process.ready_at = 0.0 if engine.answers else LOADING_S
-                process.server.imported |= engine.answers
-                if engine.loaded is not None:
-                    process.server.adapters = dict(engine.loaded)
-            made.target.processes[engine.instance.name] = process
+            made._put(engine)
         if observed.gateway.instance is not None:
-            process = made.target.processes[GATEWAY] = _process(observed.gateway.instance)
+            process = _process(observed.gateway.instance)
+            made._target(observed.gateway.instance).processes[GATEWAY] = process
             if observed.gateway.status is not None:
                 process.routes = observed.gateway.status.routes
-        ports = [process.port for process in made.target.processes.values()]
-        pids = [process.pid or 0 for process in made.target.processes.values()]
-        made.target.next_port = max([made.target.next_port - 1, *(port for port in ports if port >= 20000)]) + 1
-        made.target.next_pid = max([made.target.next_pid - 1, *pids]) + 1
+        for target in made.targets:
+            ports = [process.port for process in target.processes.values()]
+            pids = [process.pid or 0 for process in target.processes.values()]
+            target.next_port = max([target.next_port - 1, *(port for port in ports if port >= 20000)]) + 1
+            target.next_pid = max([target.next_pid - 1, *pids]) + 1
         return made
+
+    def _target(self, instance: Instance) -> FakeTarget:
+        return next(target for target in self.targets if target.name == instance.target)
+
+    def _put(self, engine: EngineObserved) -> None:
+        target, name = self._target(engine.instance), engine.instance.name
+        process = target.processes[name] = _process(engine.instance)
+        target.files[name] = dict(engine.deployment.written)
+        if engine.running:
+            process.server = EngineServer(engine.deployment, target.files[name], process.kept)
+            process.ready_at = 0.0 if engine.answers else LOADING_S
+        if engine.loaded is None or process.server is None:
+            return
+        process.server.adapters = dict(engine.loaded)
+        deployment, sheet = engine.deployment, ENGINES[engine.deployment.engine]
+        if deployment.own_store:
+            here = [a for a in deployment.adapters if (a.name, a.path) in engine.loaded]
+            for adapter in (None, *here):
+                process.kept.models[tagged(sheet.upstream(deployment, adapter))] = ()
 
 
 def _process(instance: Instance) -> Process:
@@ -135,6 +171,8 @@ def _process(instance: Instance) -> Process:
         pid=instance.pid if instance.state is InstanceState.RUNNING else None,
         starts=instance.starts,
         last_exit=instance.last_exit,
+        host=instance.host,
+        drift=instance.drift,
     )
 
 

@@ -6,25 +6,40 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from fakes.asks import CPU, GIB, LISTEN, adapter, gpu, resolved, tiny
+from fakes.asks import CPU, DAEMON, GATEWAY_BASE, GATEWAY_IMAGE, GIB, LISTEN, PINS, adapter, gpu, resolved, tiny
+from fakes.materials import built_facts, image_facts
+from fakes.target import CONTAINER_PORT, FIRST_PORT, LOOPBACK, PAUSED
 from fakes.world import gateway_launch
 
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.deployment import Deployment, Desired, Wish
+from orchestrator.core.docker import DockerFacts
 from orchestrator.core.environment import EnvironmentObserved
-from orchestrator.core.host import Host
-from orchestrator.core.launch import Exit, Instance, InstanceState
+from orchestrator.core.host import DRIVER_RESERVE, DRIVER_SHARE, Gpu, GpuUser, Host
+from orchestrator.core.images import ImageFacts
+from orchestrator.core.launch import DOCKER, LOCAL, Exit, Instance, InstanceState
 from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
+from orchestrator.core.plan import Resolved
 from orchestrator.core.routes import Counts, GatewayStatus, Route, RouteTable
 from orchestrator.core.steps import GATEWAY, Action, EnsureEnvironment, ImportAdapter, Plan, Skip
+from orchestrator.errors import HostError
 
 HOSTS: dict[str, Host] = {
     "cpu": CPU,
     "rtx-5090": replace(CPU, gpus=(gpu("GeForce RTX 5090", (12, 0), 32),)),
+    "h200": replace(CPU, gpus=(gpu("H200", (9, 0), 140),)),
     "v100": replace(CPU, gpus=(gpu("Tesla V100-SXM2-32GB", (7, 0), 32),)),
     "old-cpu": replace(CPU, cpu_flags=frozenset({"avx"})),
+    "amd": replace(CPU, amd=True),
 }
-FIRST_PORT = 20001
+CUDA_OF = {"570": (12, 8), "575": (12, 9), "580": (13, 0)}
+DAEMONS: dict[str, DockerFacts] = {
+    "hook": DAEMON,
+    "cdi": replace(DAEMON, cdi_devices=("nvidia.com/gpu=GPU-GeForce RTX 5090", "nvidia.com/gpu=all")),
+    "no toolkit": DockerFacts(version="28.0", runtimes=("runc",), cgroup_driver="systemd"),
+    "down": DockerFacts(problem="Docker does not answer.", hint="Start it: systemctl start docker"),
+}
+DRIFTS = {"drift=paused": PAUSED, "drift=renamed": "was renamed to mine"}
 DEAD_PORT = 20999
 
 
@@ -32,27 +47,47 @@ class Situation:
     """A case file's world as an Observed.
 
     `command` is what the user typed, `profile` what has changed in the tiny profile since. `engines` has a line per
-    generation: `ENGINE gN [RECIPE] [backoff|stopped] [unsupervised] [silent] [context=N] [aliases=X,Y] [adapters=A,B]
-    [loaded=A,B] [loads=N]`; without words it runs, is supervised and answers, with its adapters loaded. `routes` (to
-    which generation all names lead), `desired` and `previous` are written the same way. `gateway` is well (where
-    there are engines), absent, silent or unsupervised; `foreign` are public names of another profile. `host`, `ollama`,
-    `free_gib` and `free_gpu_gib` are the machine; `finished` ("nothing", else all) is the store, `environment` absent,
-    installed or what is wrong with it. `expect` is the plan as `shown` writes it, or `error` and `hint` the refusal.
+    generation: `ENGINE gN [RECIPE] [target=docker] [backoff|stopped] [unsupervised] [silent] [drift=paused|renamed]
+    [context=N] [aliases=X,Y] [adapters=A,B] [loaded=A,B] [loads=N]`; without words it runs, is supervised and answers,
+    with its adapters loaded. `routes` (to which generation all names lead), `desired` and `previous` are written the
+    same way. `gateway` is well (where there are engines), absent, silent, unsupervised or renamed, `gateway_target`
+    where it is; `foreign` are public names of another profile.
+    `host`, `ollama`, `free_gib` and `free_gpu_gib` are the machine; `driver` is the NVIDIA driver's version,
+    `lingering_gib` GPU memory that a dead process has not given back, `gpu_users` lines `NAME PID GIB` of living ones.
+    `docker` is the daemon: hook (what is there else), cdi, "no toolkit", or down, and then its engines are not seen.
+    `images` ("nothing", else all that are pinned and built) are those that it has, `requires` says what the config of
+    vLLM's demands; `finished` ("nothing", else all) is the store, `environment` absent, installed or what is wrong
+    with it. `expect` is the plan as `shown` writes it, or `error` and `hint` the refusal.
     """
 
     def __init__(self, case: dict[str, Any]) -> None:
         self._case = case
+        self.docker = DAEMONS[case.get("docker", "hook")]
         self.host = HOSTS[case.get("host", "cpu")]
         if case.get("ollama", False):
             self.host = replace(self.host, ollama="/usr/bin/ollama")
+        if "driver" in case:
+            self.host = replace(self.host, driver=case["driver"], cuda=CUDA_OF[case["driver"].split(".")[0]])
         if "free_gib" in case:
             self.host = replace(self.host, memory_available=int(case["free_gib"] * GIB))
-        if "free_gpu_gib" in case:
-            gpus = tuple(replace(one, memory_free=int(case["free_gpu_gib"] * GIB)) for one in self.host.gpus)
-            self.host = replace(self.host, gpus=gpus)
+        self.host = replace(self.host, gpus=tuple(self._gpu(one) for one in self.host.gpus))
+
+    def _gpu(self, one: Gpu) -> Gpu:
+        lines = [line.split() for line in self._case.get("gpu_users", [])]
+        users = tuple(GpuUser(int(pid), name, int(float(gib) * GIB)) for name, pid, gib in lines)
+        free = int(self._case["free_gpu_gib"] * GIB) if "free_gpu_gib" in self._case else one.memory_free
+        if "lingering_gib" in self._case:
+            reserve = max(DRIVER_RESERVE, int(one.memory_total * DRIVER_SHARE))
+            held = int(self._case["lingering_gib"] * GIB) + sum(user.memory for user in users)
+            free = one.memory_total - reserve - held
+        return replace(one, memory_free=free, users=users, users_told="lingering_gib" in self._case)
 
     def observed(self) -> Observed:
         engines = tuple(self._engine(line, index) for index, line in enumerate(self._case.get("engines", [])))
+        unreachable = {}
+        if self.docker.problem and any(engine.instance.target == DOCKER for engine in engines):
+            unreachable = {DOCKER: HostError(self.docker.problem, hint=self.docker.hint)}
+            engines = tuple(engine for engine in engines if engine.instance.target != DOCKER)
         desired = self._desired()
         return Observed(
             host=self.host,
@@ -61,10 +96,12 @@ class Situation:
             finished=self._finished(),
             environments=self._environments(),
             desired={"tiny": desired} if desired is not None else {},
+            images=self._images(),
+            unreachable=unreachable,
         )
 
     def _wish(self, words: list[str]) -> Desired:
-        """`ENGINE [RECIPE] [context=N] [adapters=A,B]`."""
+        """`ENGINE [RECIPE] [target=docker] [context=N] [adapters=A,B]`."""
         settings = dict(word.split("=", 1) for word in words if "=" in word)
         recipe = next((Recipe(word) for word in words if word in list(Recipe)), None)
         changes: dict[str, Any] = {}
@@ -74,7 +111,7 @@ class Situation:
             changes["public_names"] = ["tiny", *settings["aliases"].split(",")]
         profile = tiny(**changes)
         adapters = tuple(adapter(text, profile) for text in settings.get("adapters", "").split(",") if text)
-        wish = Wish(profile=profile, engine=words[0], target="local", recipe=recipe)
+        wish = Wish(profile=profile, engine=words[0], target=settings.get("target", LOCAL), recipe=recipe)
         return Desired(wish=wish, adapters=adapters)
 
     def _deployment(self, words: list[str]) -> Deployment:
@@ -82,24 +119,33 @@ class Situation:
         settings = dict(word.split("=", 1) for word in words if "=" in word)
         generation = next(int(word[1:]) for word in words if re.fullmatch(r"g\d+", word))
         loads = int(settings.get("loads", len(wish.adapters)))
-        made = resolved(wish, replace(self.host, ollama=self.host.ollama or "/usr/bin/ollama"))
-        return made.deployment.model_copy(update={"generation": generation, "adapter_loads": loads})
+        return self._resolved(wish).deployment.model_copy(update={"generation": generation, "adapter_loads": loads})
+
+    def _resolved(self, desired: Desired) -> Resolved:
+        """As it was resolved when it was started: everything was there."""
+        host = replace(self.host, ollama=self.host.ollama or "/usr/bin/ollama")
+        daemon = DAEMON if self.docker.problem else self.docker
+        return resolved(desired, host, docker=daemon, images=self._images())
 
     def _engine(self, line: str, index: int) -> EngineObserved:
         words = line.split()
         deployment = self._deployment(words)
         state = next((InstanceState(word) for word in words if word in list(InstanceState)), InstanceState.RUNNING)
-        running = state is InstanceState.RUNNING
+        running, in_docker = state is InstanceState.RUNNING, deployment.target == DOCKER
+        drift = next((DRIFTS[word] for word in words if word in DRIFTS), "")
         instance = Instance(
             name=deployment.instance,
             state=state,
             supervised="unsupervised" not in words and state is not InstanceState.STOPPED,
             launch=deployment.launch,
             label=deployment.model_dump_json(),
-            port=FIRST_PORT + index,
+            port=CONTAINER_PORT if in_docker else FIRST_PORT + index,
             pid=101 + index if running else None,
             starts=1,
             last_exit=Exit(1, None, "before") if state is InstanceState.BACKOFF else None,
+            target=deployment.target,
+            host=f"172.30.0.{2 + index}" if in_docker else LOOPBACK,
+            drift=drift,
         )
         answers = running and "silent" not in words
         loaded = None
@@ -116,17 +162,20 @@ class Situation:
         state = self._case.get("gateway", "well" if engines else "absent")
         if state == "absent":
             return GatewayObserved(None, None)
-        launch = gateway_launch(LISTEN)
+        target = self._case.get("gateway_target", LOCAL)
+        launch = gateway_launch(target, LISTEN)
         living = state != "silent"
         instance = Instance(
             name=GATEWAY,
             state=InstanceState.RUNNING if living else InstanceState.STOPPED,
-            supervised=state == "well",
+            supervised=state in ("well", "renamed"),
             launch=launch,
             label=LISTEN,
             port=launch.port,
             pid=100 if living else None,
             starts=1,
+            target=target,
+            drift=DRIFTS["drift=renamed"] if state == "renamed" else "",
         )
         if not living:
             return GatewayObserved(instance, None)
@@ -140,11 +189,9 @@ class Situation:
             return []
         deployment = self._deployment(text.split())
         wish = self._wish(text.split())
-        ports = {engine.instance.name: engine.instance.port for engine in engines}
-        port = ports.get(deployment.instance, DEAD_PORT)
-        made = resolved(wish, replace(self.host, ollama=self.host.ollama or "/usr/bin/ollama"))
-        url = f"http://127.0.0.1:{port}"
-        return [replace(route, backend=deployment.instance, url=url) for route in made.routes]
+        urls = {engine.instance.name: engine.instance.url for engine in engines}
+        url = urls.get(deployment.instance, f"http://127.0.0.1:{DEAD_PORT}")
+        return [replace(route, backend=deployment.instance, url=url) for route in self._resolved(wish).routes]
 
     def _foreign_routes(self) -> list[Route]:
         names = self._case.get("foreign", [])
@@ -164,7 +211,7 @@ class Situation:
         able = replace(self.host, cpu_flags=CPU.cpu_flags)
         steps: list[Any] = []
         for engine in ("llamacpp", "vllm"):
-            wish = Wish(profile=profile, engine=engine, target="local")
+            wish = Wish(profile=profile, engine=engine, target=LOCAL)
             steps += resolved(Desired(wish=wish, adapters=adapters), able).supply
         return steps
 
@@ -172,6 +219,16 @@ class Situation:
         if self._case.get("finished", "all") != "all":
             return {}
         return {step.key: GIB for step in self._supply() if not isinstance(step, EnsureEnvironment)}
+
+    def _images(self) -> dict[str, ImageFacts]:
+        if self._case.get("images", "all") != "all":
+            return {}
+        facts = [image_facts(GATEWAY_BASE), built_facts(GATEWAY_IMAGE)]
+        for engine, pin in PINS.items():
+            facts += [
+                image_facts(one, self._case.get("requires", "") if engine == "vllm" else "") for one in pin.docker
+            ]
+        return {name: one for one in facts for name in (one.id, *one.references, *one.tags)}
 
     def _environments(self) -> dict[str, EnvironmentObserved]:
         state = self._case.get("environment", "installed")

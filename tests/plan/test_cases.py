@@ -15,6 +15,7 @@ from orchestrator.errors import OrchError
 CASES = {path.stem: path for path in sorted((Path(__file__).parent / "cases").glob("*.toml"))}
 KEYS = {
     *("title", "command", "profile", "host", "ollama", "free_gib", "free_gpu_gib", "engines", "gateway", "routes"),
+    *("docker", "driver", "images", "requires", "lingering_gib", "gpu_users", "gateway_target"),
     *("foreign", "desired", "previous", "finished", "environment", "expect", "error", "hint"),
 }
 
@@ -30,12 +31,13 @@ def load(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CASES)
 def test_case(name: str) -> None:
     case = load(name)
-    observed = Situation(case).observed()
+    situation = Situation(case)
+    observed, docker = situation.observed(), situation.docker
     profile = tiny(**case.get("profile", {}))
     if "expect" in case:
-        assert shown(plan_of(case["command"], profile, observed)) == case["expect"].strip()
+        assert shown(plan_of(case["command"], profile, observed, docker=docker)) == case["expect"].strip()
         return
     with pytest.raises(OrchError) as refused:
-        plan_of(case["command"], profile, observed)
+        plan_of(case["command"], profile, observed, docker=docker)
     assert f"{type(refused.value).__name__}: {refused.value.message}" == case["error"]
     assert refused.value.hint == case["hint"]

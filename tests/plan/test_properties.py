@@ -27,6 +27,12 @@ def observed_of(name: str) -> Observed:
     return Situation(load(name)).observed()
 
 
+def plan_for(name: str, observed: Observed) -> Plan:
+    """The plan of the case's command."""
+    case = load(name)
+    return plan_of(case["command"], tiny(**case.get("profile", {})), observed, docker=Situation(case).docker)
+
+
 @pytest.mark.parametrize("name", PLANNED)
 def test_the_fake_world_looks_as_the_case_says(name: str) -> None:
     observed = observed_of(name)
@@ -36,16 +42,15 @@ def test_the_fake_world_looks_as_the_case_says(name: str) -> None:
 @pytest.mark.parametrize("name", PLANNED)
 def test_nothing_is_left_to_do_after_a_plan(name: str) -> None:
     case = load(name)
-    profile = tiny(**case.get("profile", {}))
     world = FakeWorld.of(observed_of(name))
-    world.run(plan_of(case["command"], profile, world.observe()))
+    world.run(plan_for(name, world.observe()))
     after = world.observe()
     if case["command"].startswith("down"):
-        assert left_to_do(plan_of("down", profile, after)) == []
+        assert left_to_do(plan_of("down", tiny(), after)) == []
         assert (after.engines_of("tiny"), after.routes_of("tiny")) == ((), ())
         assert "tiny" not in after.deployed
         return
-    assert left_to_do(plan_status(after.desired["tiny"].wish.profile, after)) == []
+    assert left_to_do(plan_status(after.desired["tiny"].wish.profile, after, Situation(case).docker)) == []
     assert len(after.engines_of("tiny")) == 1
     desired = after.desired["tiny"]
     names = [*desired.wish.profile.public_names, *(adapter.name for adapter in desired.adapters)]
@@ -56,9 +61,8 @@ def test_nothing_is_left_to_do_after_a_plan(name: str) -> None:
 
 @pytest.mark.parametrize("name", PLANNED)
 def test_undoing_any_part_of_a_plan_restores_what_served(name: str) -> None:
-    case = load(name)
     observed = observed_of(name)
-    plan = plan_of(case["command"], tiny(**case.get("profile", {})), observed)
+    plan = plan_for(name, observed)
     untouched = FakeWorld.of(observed)
     for done in range(plan.commit + 1):
         if done and isinstance(plan.items[done - 1], Skip):

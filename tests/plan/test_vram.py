@@ -18,7 +18,7 @@ from orchestrator.core.deployment import Desired, Wish
 from orchestrator.core.host import Host
 from orchestrator.core.launch import InstanceState
 from orchestrator.core.pins import Accelerator
-from orchestrator.core.plan import Limits, plan_deploy
+from orchestrator.core.plan import Door, Limits, plan_deploy
 from orchestrator.core.profile import Profile, parse_profile
 from orchestrator.core.vram import CONTEXT_STEP, Ask, Budget, Place, artifact_bytes, best_gpu, place_of, suggest
 from orchestrator.core.weights import Shape, WeightsFacts
@@ -198,7 +198,7 @@ def refusal(profile: Profile, engine: str, on: Host) -> PlanRefused | None:
     observed = replace(FakeWorld(on).observe(), finished={"weights-1": QWEN3_8B_BYTES})
     made = resolve(desired.wish, (), weights, on, shipped())
     try:
-        plan_deploy("up", made, desired, observed, "127.0.0.1:8484", Limits())
+        plan_deploy("up", made, desired, observed, Door("127.0.0.1:8484"), Limits())
     except PlanRefused as error:
         return error
     return None

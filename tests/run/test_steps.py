@@ -130,13 +130,13 @@ def test_an_engine_that_refuses_a_chat_fails_at_once() -> None:
     def forget(index: int, what: str) -> None:
         # The model is listed, and then not served.
         if what == "http.get /api/tags" and (server := world.target.processes["tiny-ollama-g1"].server):
-            server.imported = False
+            server.kept.models.clear()
 
     world.faults.after = forget
     with pytest.raises(StepFailed) as ended:
         world.run(planned("first-up-ollama"))
     assert "refuses a first chat" in ended.value.message
-    assert "does not exist" in ended.value.detail
+    assert "not found" in ended.value.detail
 
 
 def test_a_gateway_that_cannot_start_is_a_fault_of_the_host() -> None:
