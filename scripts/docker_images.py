@@ -51,11 +51,11 @@ PYTHON = Path(sys.executable).resolve()
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TOOLS = ("sh", "cat", "env", "id", "ls", "lscpu", "mkdir", "sleep", "touch")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-# Of the standard library; what is installed beside it is not this image's.
 OF_THE_C_LIBRARY = (
     *("libm.so.6", "librt.so.1", "libdl.so.2", "libutil.so.1", "libpthread.so.0", "libresolv.so.2", "libanl.so.1"),
     *("libnss_dns.so.2", "libnss_files.so.2", "libgcc_s.so.1", "libstdc++.so.6"),
 )
+# Of the standard library; what is installed beside it is not this image's.
 NOT_OF_PYTHON = ("site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip")
 # Not /tmp, wherever the environment is on this machine: a container's /tmp is often a file system of its own.
 VLLM_AT = "/opt/vllm"
@@ -260,19 +260,19 @@ def _ensure(client: docker.DockerClient, image: Image) -> str:
     for line in answer.splitlines():
         if "error" in (told := json.loads(line)):
             raise DockerException(f"{image.reference} could not be made: {told['error']}")
-    if old is not None:
-        _remove_replaced(client, old.id)
+    _remove_nameless(client)
     return "made   "
 
 
-def _remove_replaced(client: docker.DockerClient, image_id: str) -> None:
-    """Remove an image that has lost its name, unless a container still needs it."""
-    try:
-        client.images.remove(image_id)
-    except APIError as error:
-        if error.status_code != CONFLICT:
-            raise
-        print(f"{image_id}: replaced, and kept because it is in use", file=sys.stderr)
+def _remove_nameless(client: docker.DockerClient) -> None:
+    """Remove images that have lost their names to newer ones, unless a container or another image needs them."""
+    for image in client.images.list(filters={"dangling": True, "label": MADE_FROM}):
+        try:
+            client.images.remove(image.id)
+        except APIError as error:
+            if error.status_code != CONFLICT:
+                raise
+            print(f"{image.short_id}: replaced, and kept because it is in use", file=sys.stderr)
 
 
 def main() -> int:
