@@ -204,13 +204,14 @@ def take_api_key(session: Session, observed: Observed) -> None:
     key, running = session.settings.api_key, observed.gateway
     if key is None or key == session.api_key():
         return
-    if running.instance is not None and running.status is not None and not running.status.keys:
+    status = running.status
+    if status is not None and not status.keys:
         raise PlanRefused(
             "The gateway that runs asks for no API key.",
             hint="orch down --all, then orch up with ORCH_API_KEY: it starts with one.",
         )
     write_key(session.settings.keys, key)
-    if running.instance is not None and running.instance.pid is not None:
+    if status is not None and running.instance is not None and running.instance.pid is not None:
         tell_of_change(running.instance.pid)
 
 

@@ -40,7 +40,8 @@ class Route:
     `name` is the public model name (base or adapter), `owner` the profile that owns it, `backend` the engine
     instance that answers ("tiny-llamacpp-g1"), `url` its address ("http://127.0.0.1:PORT", no path).
     `upstream` is the name that the engine knows, where it differs from the public one. `patch` is plain JSON
-    merged over the top level of every request body; with no patch and no `upstream` bytes pass through as they are.
+    merged over the top level of every request body, `defaults` fills in what a request does not say; with neither and
+    no `upstream` bytes pass through as they are.
     """
 
     name: str
@@ -49,14 +50,16 @@ class Route:
     url: str
     upstream: str | None = None
     patch: Mapping[str, object] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Keep a copy of `patch` that nobody else can change; ValueError when it is not JSON."""
-        try:
-            patch = json.loads(json.dumps(dict(self.patch), allow_nan=False))
-        except TypeError as error:
-            raise ValueError(f"patch: {error}") from error
-        object.__setattr__(self, "patch", patch)
+        """Keep copies of `patch` and `defaults` that nobody else can change; ValueError when they are not JSON."""
+        for name in ("patch", "defaults"):
+            try:
+                copied = json.loads(json.dumps(dict(getattr(self, name)), allow_nan=False))
+            except TypeError as error:
+                raise ValueError(f"{name}: {error}") from error
+            object.__setattr__(self, name, copied)
 
     @property
     def key(self) -> str:
@@ -91,6 +94,7 @@ class Route:
             url=url,
             upstream=None if document.get("upstream") is None else _text(document, "upstream"),
             patch=_object(document.get("patch", {}), "patch"),
+            defaults=_object(document.get("defaults", {}), "defaults"),
         )
 
 

@@ -133,6 +133,10 @@ class EngineSheet(Protocol):
         """What must be merged into each request's body for the base (None) or an adapter."""
         ...
 
+    def defaults(self, profile: Profile) -> dict[str, Any]:
+        """What must be filled into each request that does not say it."""
+        ...
+
     def ask(self, profile: Profile, weights: int, shape: Shape, accelerator: Accelerator, adapters: int) -> Ask:
         """The memory that one more needs, for an artifact of so many bytes and this many adapters."""
         ...
@@ -197,6 +201,10 @@ class Plain:
 
     own_store = False
     shm_mib = 64
+
+    def defaults(self, profile: Profile) -> dict[str, Any]:
+        """It was told the profile's at its start."""
+        return {}
 
     def adapter_lines(self, adapters: tuple[Adapter, ...]) -> str:
         """Nothing of it stands in a file."""

@@ -102,6 +102,11 @@ class Ollama(Plain):
     def patch(self, deployment: Deployment, adapter: Adapter | None) -> dict[str, Any]:
         return {}
 
+    def defaults(self, profile: Profile) -> dict[str, Any]:
+        # Its /v1 takes temperature 1 and top_p 1 where a request does not say, whatever stands in the Modelfile.
+        told = {"temperature": profile.sampling.temperature, "top_p": profile.sampling.top_p}
+        return {name: value for name, value in told.items() if value is not None}
+
     def ask(self, profile: Profile, weights: int, shape: Shape, accelerator: Accelerator, adapters: int) -> Ask:
         # OLLAMA_NUM_PARALLEL multiplies the KV cache: each request has the whole context to itself.
         on_gpu = accelerator is Accelerator.CUDA

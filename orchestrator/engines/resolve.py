@@ -16,6 +16,7 @@ from orchestrator.core.images import ImageFacts, driver_cannot
 from orchestrator.core.launch import DOCKER, Container
 from orchestrator.core.pins import Accelerator, ImagePin
 from orchestrator.core.plan import Resolved, Supply
+from orchestrator.core.profile import Profile
 from orchestrator.core.routes import Route
 from orchestrator.core.steps import BuildArtifact, EnsureEnvironment, FetchWeights, ImportAdapter, PullImage, Skip
 from orchestrator.core.vram import MIB, Budget, artifact_bytes, best_gpu, place_of
@@ -78,7 +79,7 @@ def resolve(
         deployment=deployment,
         supply=_supply(sheet, recipe, key, weights, image or environment, adapters),
         passed_over=(*_gpu_problem(sheet, host), *older, *passed_over),
-        routes=_routes(sheet, deployment),
+        routes=_routes(sheet, deployment, profile),
         budget=_budget(sheet, wish, recipe, shipped.finished.get(key), weights, accelerator, host, len(adapters)),
     )
 
@@ -350,7 +351,7 @@ def _supply(
     return tuple(steps)
 
 
-def _routes(sheet: EngineSheet, deployment: Deployment) -> tuple[Route, ...]:
+def _routes(sheet: EngineSheet, deployment: Deployment, profile: Profile) -> tuple[Route, ...]:
     """One Route per public name; where it leads is filled in when the engine runs."""
     named: list[tuple[str, Adapter | None]] = [(name, None) for name in deployment.public_names]
     named += [(adapter.name, adapter) for adapter in deployment.adapters]
@@ -365,6 +366,7 @@ def _routes(sheet: EngineSheet, deployment: Deployment) -> tuple[Route, ...]:
                 url="",
                 upstream=upstream if upstream != name else None,
                 patch=sheet.patch(deployment, adapter),
+                defaults=sheet.defaults(profile),
             )
         )
     return tuple(routes)

@@ -48,10 +48,10 @@ class Call:
         return self.document.get("stream") is True
 
     def body_for(self, route: Route) -> bytes:
-        """What the engine is sent: the bytes as they came, unless the route renames or patches."""
-        if route.upstream is None and not route.patch:
+        """What the engine is sent: the bytes as they came, unless the route renames, patches or fills in."""
+        if route.upstream is None and not route.patch and not route.defaults:
             return self.body
-        return orjson.dumps({**self.document, "model": route.upstream or self.name, **route.patch})
+        return orjson.dumps({**route.defaults, **self.document, "model": route.upstream or self.name, **route.patch})
 
 
 def error_body(message: str, kind: str, code: str | None = None, param: str | None = None) -> bytes:

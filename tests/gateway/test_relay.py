@@ -52,6 +52,13 @@ def test_a_route_renames_and_patches(gateway, engine):
     }
 
 
+def test_a_route_fills_in_what_a_request_does_not_say(gateway, engine):
+    one = engine("one-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one, defaults={"temperature": 0.5, "top_p": 0.9})])
+    gateway.ask(CHAT, {"model": "tiny", "messages": [], "temperature": 1.5})
+    assert json.loads(one.requests[0][2]) == {"model": "tiny", "messages": [], "temperature": 1.5, "top_p": 0.9}
+
+
 def test_stream_arrives_event_by_event(gateway, engine, stream):
     one = engine("streaming-g1")
     gateway.admin.set_routes("one", [gateway.route("tiny", one)])

@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator.core.container import Ground, placed
 from orchestrator.core.launch import DOCKER, Exit, Instance, InstanceState, Launch
 from orchestrator.core.progress import Progress, silent
+from orchestrator.core.steps import GATEWAY
 from orchestrator.drivers import files, ports
 from orchestrator.drivers.docker import records
 from orchestrator.drivers.docker.daemon import Daemon, DaemonGone, NotThere
@@ -115,10 +116,8 @@ class DockerTarget:
             self.stop(name, silent)
             self._remove_container(name, info)
         shutil.rmtree(self._directory(name), ignore_errors=True)
-        if self.in_use and not self._attending_others():
-            self._network.remove()
-            with contextlib.suppress(OSError):  # something else lies there
-                self._root.rmdir()
+        if self.in_use:
+            self._tidy({instance.name for instance in self.observe()})
 
     def log_tail(self, name: str, lines: int) -> str:
         """The last lines of its latest start; empty when there is no log."""
@@ -135,8 +134,18 @@ class DockerTarget:
         """The containers of this home."""
         return tuple(instance.name for instance in self.observe())
 
-    def _attending_others(self) -> bool:
-        return bool(self._daemon.patiently(self._observe_all))
+    def _tidy(self, living: set[str]) -> None:
+        """Remove what containers have left that somebody else removed; the gateway's routes wait for it to be healed.
+
+        With the last container the network goes, and the directory that says that the daemon is in use.
+        """
+        for directory in self._root.iterdir() if self._root.is_dir() else ():
+            if directory.name not in living | {GATEWAY}:
+                shutil.rmtree(directory, ignore_errors=True)
+        if not living:
+            self._network.remove()
+            with contextlib.suppress(OSError):  # the gateway's
+                self._root.rmdir()
 
     def _observe_all(self) -> list[Instance]:
         return [self._instance(info) for info in self._inspect_all()]
@@ -220,9 +229,11 @@ class DockerTarget:
                     records.write(self._directory(name), str(info["Id"]), launch, label)
                 self._put_right(name, info, seen)
                 return self._now(name)
+        before = ""
         if info is not None:  # stopped, or it waits to be restarted after a crash: start over instead
+            before = self._network.address_of(info)
             self._remove_container(name, info)
-        self._start(name, launch, label)
+        self._start(name, launch, label, before)
         return self._now(name)
 
     def _now(self, name: str) -> Instance:
@@ -242,7 +253,7 @@ class DockerTarget:
         if seen.drift and seen.launch.container is not None and not seen.launch.container.host_network:
             self._network.connect(info)
 
-    def _start(self, name: str, launch: Launch, label: str) -> None:
+    def _start(self, name: str, launch: Launch, label: str, before: str) -> None:
         container = launch.container
         if container is None:
             raise HostError(f"{name} has no image to run in a container.", "orch up --target local")
@@ -255,7 +266,7 @@ class DockerTarget:
         for path in (*container.writes, *container.reads):
             if Path(path).is_relative_to(self._home) or path in container.writes:
                 Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
-        address = "" if container.host_network else self._network.free_address()
+        address = "" if container.host_network else self._network.free_address(before)
         labels = records.labels(self._home, name, launch, label, made.port)
         body = create_body(made, labels, self._network.name, address)
         if container.image not in (*facts.references, *facts.tags):

@@ -32,10 +32,13 @@ class Network:
         """Unique on the daemon, which may have containers of several data directories."""
         return f"{self.name}-{instance}"
 
-    def free_address(self) -> str:
-        """An address for one more container; the network is made if it is not there."""
+    def free_address(self, before: str = "") -> str:
+        """An address for one more container, the one that it had `before` if it is still to be had; the network is
+        made if it is not there."""
         subnet = self._subnet() or self._make()
         taken = {self._asked(info) for info in self._containers()}
+        if before and before not in taken and ipaddress.IPv4Address(before) in subnet:
+            return before
         for address in subnet.hosts():
             # The first is the host's own.
             if address != next(subnet.hosts()) and str(address) not in taken:
@@ -44,7 +47,7 @@ class Network:
 
     def address_of(self, info: dict[str, Any]) -> str:
         """The fixed address of a container, also of a stopped one."""
-        return self._asked(info) or "0.0.0.0"
+        return self._asked(info)
 
     def holds(self, info: dict[str, Any]) -> bool:
         """Whether a container is connected."""
