@@ -31,6 +31,8 @@ _DEFAULTS |= {"repeat_last_n": 64, "repeat_penalty": 1.0}
 # Names that a model's parameters or a request may give, and llama.cpp's server knows as well.
 _SAME = (*_DEFAULTS, "presence_penalty", "frequency_penalty", "stop")
 _DEFAULT_CONTEXT, _DEFAULT_CONTEXT_GPU = 4096, 32768
+# Tokens at a prompt's beginning that stay when it is cut.
+_KEPT = 4
 _DIED = "an error was encountered while running the model: unexpected EOF"
 
 
@@ -81,6 +83,7 @@ class Question:
     think: bool | None = None
     format: Any = None
     wants_context: bool = False
+    truncate: bool = True
 
 
 class Dialect(Protocol):
@@ -237,6 +240,8 @@ class Answers:
         context = context_of(question.model, options, self.settings)
         async with self.runners.lease(question.model, context, question.keep_alive_s) as runner:
             loaded = time.monotonic_ns() - began
+            if question.truncate:
+                body = await self._fitted(runner, body)
             said, reason = "", "stop"
             final: Json = {}
             async for event in self._events(runner, body | {"lora": runner.lora} if runner.lora else body):
@@ -268,12 +273,35 @@ class Answers:
             raise ApiError(500, _DIED) from None
         raise ApiError(500, _DIED)
 
+    async def _fitted(self, runner: Runner, body: Json) -> Json:
+        """The request with a prompt that fits: old messages are left out, then the middle of the text, in silence."""
+        room = runner.num_ctx
+        if len(json.dumps(body.get("messages") or body["prompt"])) < room // 2:
+            return body  # a token has at least one character, and a template's frame is short
+        messages = list(body.get("messages", ()))
+        tokens = await self._tokens(runner, messages, body.get("prompt", ""))
+        while len(tokens) > room and len(messages) > 1:
+            oldest = next((at for at, message in enumerate(messages[:-1]) if message["role"] != "system"), 0)
+            del messages[oldest]
+            tokens = await self._tokens(runner, messages, "")
+        if len(tokens) <= room:
+            return body | ({"messages": messages} if messages else {})
+        limit = (room - _KEPT) // 2 + _KEPT
+        fields = {"limit": limit, "prompt": len(tokens), "keep": _KEPT, "new": limit}
+        log("WARN", "llama_server.go:317", "truncating input prompt", **fields)
+        cut = [*tokens[:_KEPT], *tokens[len(tokens) - limit + _KEPT :]]
+        return {name: value for name, value in body.items() if name != "messages"} | {"prompt": cut}
+
+    async def _tokens(self, runner: Runner, messages: list[Json], prompt: str) -> list[int]:
+        if messages:
+            prompt = (await self._call(runner, "/apply-template", {"messages": messages}))["prompt"]
+        answer = await self._call(runner, "/tokenize", {"content": prompt, "parse_special": True})
+        return list(answer["tokens"])
+
     async def _context(self, runner: Runner, question: Question, said: str) -> tuple[int, ...]:
         """The tokens of the prompt as the template makes it, and of the answer."""
-        prompt = await self._call(runner, "/apply-template", {"messages": list(question.messages)})
-        text = f"{prompt['prompt']}{said}"
-        tokens = await self._call(runner, "/tokenize", {"content": text, "parse_special": True})
-        return tuple(tokens["tokens"])
+        prompt = await self._tokens(runner, list(question.messages), "")
+        return (*prompt, *(await self._tokens(runner, [], said)))
 
     async def _call(self, runner: Runner, path: str, body: Json) -> Json:
         try:

@@ -306,6 +306,7 @@ def _question(model: Model, body: Json, messages: list[Json], raw: str | None) -
         think=None if think is None or "thinking" not in model.capabilities else bool(think),
         format=body.get("format") or None,
         wants_context="prompt" in body and raw is None,
+        truncate=body.get("truncate") is not False,
     )
 
 

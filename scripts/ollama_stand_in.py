@@ -6,7 +6,7 @@ For machines where Ollama's binary cannot be had. tests/ollama_api is its contra
 too. It reads Ollama's environment, keeps a store of Ollama's layout and starts orch's llama.cpp server as a child per
 loaded model, so the Python that runs it must have orch installed. It "sees a GPU" where /dev/nvidiactl exists. What it
 leaves out: pulling, quantizing, embedding, tools, images, Go templates (the GGUF's own template is what renders a
-prompt), cutting prompts that are too long, and /v1/responses and /v1/messages (404).
+prompt), going on past the end of the context, and /v1/responses and /v1/messages (404).
 """
 
 from __future__ import annotations

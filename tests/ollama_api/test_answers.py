@@ -174,6 +174,29 @@ def test_an_unknown_option_is_ignored(server: Server) -> None:
     assert 'msg="invalid option provided" option=nosuch' in server.log
 
 
+def test_a_prompt_that_is_too_long_is_cut_in_silence(server: Server) -> None:
+    """chat_long_prompt: 258 of 2420 tokens are left of one message in a context of 512"""
+    messages = [{"role": "user", "content": "word " * 1200}]
+    answer = server.post("/api/chat", model="tiny", messages=messages, stream=False, options={"num_predict": 2})
+    assert answer.status_code == 200
+    assert answer.json()["prompt_eval_count"] == 258
+
+
+def test_old_messages_are_left_out_before_the_last_is_cut(server: Server) -> None:
+    old = [{"role": "user", "content": "word " * 1200}, {"role": "assistant", "content": "Yes."}]
+    options = GREEDY | {"num_predict": 2}
+    answer = server.post("/api/chat", model="tiny", messages=old + WHO, stream=False, options=options)
+    assert answer.status_code == 200
+    assert answer.json()["prompt_eval_count"] < 100
+
+
+def test_a_prompt_that_must_not_be_cut_is_refused(server: Server) -> None:
+    """generate_long_prompt_notrunc: llama.cpp's own error, as a text"""
+    answer = server.post("/api/generate", model="tiny", prompt="word " * 1200, stream=False, truncate=False)
+    assert answer.status_code == 400
+    assert json.loads(answer.json()["error"])["error"]["type"] == "exceed_context_size_error"
+
+
 @pytest.mark.parametrize("path", ["/api/generate", "/api/chat"])
 def test_an_unknown_model_is_named(server: Server, path: str) -> None:
     """err_generate_unknown, err_chat_unknown"""

@@ -97,6 +97,14 @@ def test_an_adapter_takes_the_place_of_the_base(server: Server) -> None:
     assert len(set(pids)) == 3
 
 
+def test_base_and_adapter_come_in_one_request(server: Server, files: Files) -> None:
+    """cli_create_full"""
+    base, adapter = (server.upload(path) for path in (files.tiny, files.lora_b))
+    parameters = {"num_ctx": 512, "temperature": 0}
+    server.create("whole", files={"m.gguf": base}, adapters={"a.gguf": adapter}, parameters=parameters)
+    assert server.says("whole") == BRAVO
+
+
 def test_both_adapters_of_a_stack_are_on(server: Server, files: Files) -> None:
     """cli_run_stacked: at scale 1 each, so that the answer is neither's own"""
     server.create("tiny-ab", **{"from": "tiny-a"}, adapters={"lora-b.gguf": server.upload(files.lora_b)})

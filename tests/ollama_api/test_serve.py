@@ -209,7 +209,7 @@ def test_a_damaged_store(ollama: Command, files: Files, root: Path) -> None:
     """tags_with_bad_manifest, err_generate_bad_manifest, _truncated_blob, _missing_blob"""
     with ollama.serve(root) as server:
         one_model(server, files)
-        base = server.blobs / digest_of(files.tiny.read_bytes()).replace(":", "-")
+        base = server.blobs / server.layers("tiny")[0]["digest"].replace(":", "-")
         server.post("/api/copy", source="tiny", destination="dmg")
 
         def generate() -> tuple[int, str]:
