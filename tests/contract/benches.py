@@ -97,7 +97,7 @@ class GatewayBench:
 
 def fake_gateway(listen: str) -> GatewayBench:
     world = FakeWorld(CPU)
-    launch = gateway_launch(listen)
+    launch = gateway_launch("local", listen)
     return GatewayBench(
         world.gateway,
         world.http,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from fakes.asks import CPU, adapter, resolved, tiny
-from fakes.target import EngineServer
+from fakes.engine import EngineServer, OllamaStore
 
 from orchestrator.core.deployment import Desired, Wish
 
@@ -35,7 +35,7 @@ def server(engine: str, *adapters: str) -> EngineServer:
     fitted = tuple(adapter(name, profile) for name in adapters)
     host = CPU.__class__(**{**vars(CPU), "ollama": "/usr/bin/ollama"})
     made = resolved(Desired(wish=wish, adapters=fitted), host).deployment
-    return EngineServer(made, made.launch)
+    return EngineServer(made, dict(made.written), OllamaStore())
 
 
 def test_vllm() -> None:

@@ -18,7 +18,7 @@ def make(store: Store, key: str = KEY) -> Manifest:
         assert building.manifest is None
         # The fake one's directory is only a name.
         if building.work.exists():
-            (building.work / "made").write_text("made")
+            (building.work / "model.gguf").write_text("made")
         return building.finish(Recipe.GGUF_Q6_K, "dir:tiny", {"orch": "1"})
 
 
@@ -26,7 +26,7 @@ def test_a_finished_entry_is_found(store: Store) -> None:
     assert (store.get(KEY), store.all()) == (None, ())
     manifest = make(store)
     assert (manifest.key, manifest.recipe, manifest.source) == (KEY, Recipe.GGUF_Q6_K, "dir:tiny")
-    assert [file.path for file in manifest.files] == ["made"]
+    assert [file.path for file in manifest.files] == ["model.gguf"]
     assert (store.get(KEY), store.all()) == (manifest, (manifest,))
     assert store.path(KEY).name == KEY
 

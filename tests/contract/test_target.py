@@ -150,6 +150,11 @@ def test_an_environment_that_is_not_there(bench: TargetBench) -> None:
     assert [seen for seen in bench.target.observe() if seen.state is InstanceState.RUNNING] == []
 
 
+def never() -> bool:
+    """Nobody waits for more of a log."""
+    return False
+
+
 def damage(target: Target, name: str) -> None:
     if isinstance(target, FakeTarget):
         target.damage(name)
@@ -176,7 +181,6 @@ def test_what_runs_with_a_damaged_record_can_only_be_ended(bench: TargetBench) -
     for use in (
         lambda: bench.target.ensure("one", bench.launch, "label"),
         lambda: bench.target.relabel("one", bench.launch, "label"),
-        lambda: bench.target.execute("one", ("true", "now"), 5.0, silent),
     ):
         with pytest.raises(HostError, match="record of one is damaged"):
             use()
@@ -202,6 +206,12 @@ def test_the_log_outlives_its_instance(bench: TargetBench) -> None:
     assert log in bench.target.log_tail("one", 10)
 
 
-def test_a_command_beside_what_is_unknown(bench: TargetBench) -> None:
-    with pytest.raises(HostError, match="no local process named one"):
-        bench.target.execute("one", ("true", "now"), 5.0, silent)
+def test_the_log_is_read_line_by_line_also_afterwards(bench: TargetBench) -> None:
+    assert bench.target.log("nobody", 10, never) is None
+    assert bench.target.logs() == ()
+    bench.runs()
+    said = wait_until(lambda: bench.target.log_tail("one", 10))
+    assert said in list(bench.target.log("one", 10, never) or ())
+    assert bench.target.logs() == ("one",)
+    bench.target.stop("one", silent)
+    assert said in list(bench.target.log("one", 10, never) or ())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.asks import CPU, resolved, tiny
+from fakes.asks import CPU, adapter, resolved, tiny
 
 from orchestrator.core.deployment import Deployment, Desired, Wish
 from orchestrator.engines import ENGINES
@@ -71,7 +71,18 @@ def test_vllm_tells_its_adapters() -> None:
     assert shown == (("a", "/models/lora-a"), ("b", "/models/lora-b"))
 
 
-@pytest.mark.parametrize("engine", ["llamacpp", "ollama"])
-def test_the_others_do_not(engine: str) -> None:
-    file = {"llamacpp": "llamacpp_props.json", "ollama": "ollama_tags.json"}[engine]
-    assert ENGINES[engine].loaded(deployment(engine, "tiny", "/models/tiny-qwen3-q6_k.gguf"), body(file)) is None
+def test_llamacpp_does_not() -> None:
+    wanted = deployment("llamacpp", "tiny", "/models/tiny-qwen3-q6_k.gguf")
+    assert ENGINES["llamacpp"].loaded(wanted, body("llamacpp_props.json")) is None
+
+
+def test_ollama_tells_those_of_its_own_that_are_models_there() -> None:
+    """An adapter is a model by its digest: another version of one name is another model."""
+    sheet, profile = ENGINES["ollama"], tiny()
+    a, b = adapter("a", profile), adapter("b", profile)
+    wanted = deployment("ollama", "tiny", "/m.gguf").model_copy(update={"adapters": (a, b)})
+    assert sheet.loaded(wanted, body("ollama_tags.json")) == ()
+    names = ["tiny:latest", f"{sheet.upstream(wanted, b)}:latest", "adapter-000000000000:latest"]
+    assert sheet.loaded(wanted, {"models": [{"name": name} for name in names]}) == (("b", b.path),)
+    assert sheet.upstream(wanted, a) == f"adapter-{a.digest[:12]}"
+    assert sheet.upstream(wanted, a) != sheet.upstream(wanted, adapter("a@2", profile))

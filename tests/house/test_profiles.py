@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
+from source import ROOT
 
 from orchestrator import errors, resources
 from orchestrator.cli.options import ENGINE_NAMES
@@ -45,11 +47,13 @@ def test_there_is_a_pin_for_each_engine_named_after_its_file() -> None:
 
 
 def test_no_image_is_called_verified_that_was_never_pulled() -> None:
-    images = [pin.docker for pin in resources.engine_pins().values() if pin.docker is not None]
+    images = [image for pin in resources.engine_pins().values() for image in pin.docker]
+    images += resources.gateway_bases().values()
     assert images
     for image in images:
         assert re.fullmatch(r"sha256:[0-9a-f]{64}", image.digest)
         assert not image.verified
+        assert not image.local
         assert image.source
         assert image.tag != "latest"
 
@@ -73,8 +77,25 @@ def _name(requirement: str) -> str:
 
 def test_every_shipped_file_is_read_by_one_of_these() -> None:
     kinds = {"models": MODELS, "gpus": resources.gpu_profiles(), "engines": resources.engine_pins()}
+    images = Path("images", "gateway.toml")
     shipped = {path.relative_to(PROFILES) for path in PROFILES.rglob("*") if path.is_file()}
-    assert shipped == {Path(kind, f"{name}.toml") for kind, names in kinds.items() for name in names}
+    assert shipped == {Path(kind, f"{name}.toml") for kind, names in kinds.items() for name in names} | {images}
+
+
+def test_there_is_a_base_for_the_gateway_of_each_python_from_the_oldest_on() -> None:
+    oldest = re.search(r'^requires-python = ">=3\.(\d+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert oldest is not None
+    minors = sorted(int(python.removeprefix("3.")) for python in resources.gateway_bases())
+    assert minors == list(range(int(oldest[1]), minors[-1] + 1))
+    assert sys.version_info.minor in minors
+
+
+def test_vllm_has_an_image_for_drivers_that_do_not_run_the_newest_cuda() -> None:
+    images = resources.engine_pins()["vllm"].docker
+    majors = [int(image.cuda.split(".")[0]) for image in images if image.cuda is not None]
+    # The first that the driver can run is taken: the newest first.
+    assert majors == sorted(majors, reverse=True)
+    assert set(majors) >= {12, 13}
 
 
 def test_exit_codes_are_those_of_the_tree_in_the_docstring() -> None:

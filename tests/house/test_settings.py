@@ -37,8 +37,11 @@ def test_a_relative_home_is_taken_from_the_working_directory() -> None:
 def test_everything_lies_below_the_data_directory() -> None:
     settings = read_settings({"ORCH_HOME": "/a"})
     paths = [settings.store, settings.environments, settings.processes, settings.logs, settings.records]
-    assert {path.parent for path in [*paths, settings.hash_cache, settings.admin_socket]} == {Path("/a")}
-    assert len(set(paths)) == len(paths)
+    paths += [settings.containers, settings.pins, settings.loaded_images, settings.hash_cache]
+    # Each in a directory of its own, which the gateway's container sees.
+    alone = [settings.admin_socket.parent, settings.keys.parent, settings.container_cache.parent]
+    assert {path.parent for path in [*paths, *alone]} == {Path("/a")}
+    assert len({*paths, *alone}) == len([*paths, *alone])
 
 
 def test_the_address() -> None:
@@ -54,9 +57,9 @@ def test_offline_is_what_the_hub_client_understands_by_it(value: str, offline: b
 
 
 def test_a_socket_fits_its_address_however_deep_the_data_directory_is() -> None:
-    name = "/gateway.sock"
+    name = "/admin/gateway.sock"
     fits = read_settings({"ORCH_HOME": "/" + "a" * (SOCKET_PATH_MAX - len(name) - 1)})
-    assert fits.admin_socket == fits.data / "gateway.sock"
+    assert fits.admin_socket == fits.data / "admin" / "gateway.sock"
     deep = [read_settings({"ORCH_HOME": "/" + letter * SOCKET_PATH_MAX}) for letter in ("a", "b", "ä")]
     assert all(len(str(settings.admin_socket).encode()) <= SOCKET_PATH_MAX for settings in deep)
     assert len({settings.admin_socket for settings in deep}) == len(deep)
