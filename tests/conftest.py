@@ -31,6 +31,12 @@ def _vllm() -> str:
     return "" if free > 8 * GIB else f"vLLM's environment needs 8 GiB of disk, {free / GIB:.1f} are free"
 
 
+def _docker() -> str:
+    from orchestrator.drivers.docker.daemon import SOCKET, Daemon
+
+    return Daemon(os.environ.get("DOCKER_HOST", SOCKET)).facts().problem
+
+
 def _ollama() -> str:
     return "" if shutil.which("ollama") else "there is no ollama binary on PATH"
 
@@ -51,6 +57,7 @@ LEVELS: dict[str, Callable[[], str]] = {
     "build": _nothing,
     "llamacpp": _llamacpp,
     "vllm": _vllm,
+    "docker": _docker,
     "ollama": _ollama,
     "gpu": _gpu,
 }

@@ -71,7 +71,12 @@ class Outcome:
 
 
 class Orch:
-    """The `orch` command over one data directory."""
+    """The `orch` command over one data directory; engines run on `target`, at first with `engine`. Gateway and one
+    engine are `all_of_it` processes, keepers counted."""
+
+    target = "local"
+    engine = "llamacpp"
+    all_of_it = 4
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -94,7 +99,9 @@ class Orch:
 
     def environ(self) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("ORCH_", "HF_"))}
-        return kept | {"ORCH_HOME": str(self.home), "ORCH_LISTEN": self.listen} | self.env
+        # A daemon on this machine changes nothing, unless a test asks for it.
+        own = {"ORCH_HOME": str(self.home), "ORCH_LISTEN": self.listen, "ORCH_TARGET": "local"}
+        return kept | own | self.env
 
     def start(self, *args: str) -> subprocess.Popen[str]:
         """Run a command and leave it to the caller."""

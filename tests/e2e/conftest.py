@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from orch_command import Orch
+from docker_orch import DockerOrch
+from orch_command import Orch, script
 
 
 @pytest.fixture
@@ -26,6 +27,39 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = Path(kept) if kept else tmp_path_factory.mktemp("environments")
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@pytest.fixture(scope="session")
+def images(environments: Path) -> dict[str, str]:
+    """Container images by what they are for, made on this machine."""
+    made: dict[str, str] = script("docker_images").ensure_images(("python", "vllm", "ollama"), environments)
+    return made
+
+
+@pytest.fixture
+def orch_docker(tmp_path: Path, images: dict[str, str]) -> Iterator[DockerOrch]:
+    """`orch` on the target docker; everything that it started is gone afterwards, the network too."""
+    command = DockerOrch(tmp_path / "home", images)
+    yield command
+    command.run("down", "--all", timeout=180)
+    assert command.processes() == []
+    networks = command.client.networks.list(filters={"label": f"orch.home={command.home}"})
+    command.close()
+    assert networks == []
+
+
+@pytest.fixture(params=["local", pytest.param("docker", marks=pytest.mark.docker)])
+def either(request: pytest.FixtureRequest) -> Orch:
+    """`orch` on each target: the embedded llama.cpp as a process, Ollama in a container."""
+    command: Orch = request.getfixturevalue("orch" if request.param == "local" else "orch_docker")
+    return command
+
+
+@pytest.fixture(params=["local", pytest.param("docker", marks=pytest.mark.docker)])
+def either_vllm(request: pytest.FixtureRequest) -> Orch:
+    """The same with a vLLM that need not be installed first."""
+    command: Orch = request.getfixturevalue("orch_vllm" if request.param == "local" else "orch_docker")
+    return command
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from orchestrator.drivers.docker.records import HOME, INSTANCE
 from orchestrator.drivers.docker.request import RESTART, create_body
 from orchestrator.errors import HostError
 
-KEPT_BY_DAEMON = (RESTART, "always")
+KEPT_BY_DAEMON = (RESTART, "unless-stopped")
 SIGKILL_EXIT = 137
 RLIMIT = "setting rlimit"
 SIGNAL_EXITS = range(129, 160)

@@ -1,22 +1,50 @@
-"""Container images of the daemon: found by what names exactly one, pulled by digest, saved and loaded."""
+"""Container images of the daemon: found by what names exactly one, pulled by digest, exported and loaded."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from queue import Empty, Full, Queue
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from orchestrator.core.image_archive import SavedImage
+from orchestrator.core.image_names import ImageDetails, NamedImage, familiar, split_name
 from orchestrator.core.images import ImageFacts
 from orchestrator.core.pins import ImagePin
 from orchestrator.core.progress import Progress
 from orchestrator.drivers import files
-from orchestrator.drivers.docker.daemon import Daemon, NotThere
+from orchestrator.drivers.docker.daemon import Daemon, DaemonGone, NotThere
 from orchestrator.drivers.docker.gateway_image import context
 from orchestrator.errors import HostError
 
-PULL_TICK_S = 0.2
+if TYPE_CHECKING:
+    from docker import APIClient
+
+Item = TypeVar("Item")
+
+TICK_S = 0.1
+# While it exports, unpacks or stores a layer of several gigabytes, the daemon says nothing.
+SILENCE_S = 900.0
+VERSION_LABEL = "org.opencontainers.image.version"
+
+# By a mark in what the daemon or the registry says; the first that fits decides.
+PULL_HINTS: Mapping[str, str] = {
+    "no basic auth": "The registry wants a login: docker login",
+    "unauthorized": "The registry wants a login: docker login",
+    "401": "The registry wants a login: docker login",
+    "verification failed": "What came is not what the digest names. Try again; is a proxy in the way?",
+    "unexpected commit digest": "What came is not what the digest names. Try again; is a proxy in the way?",
+    "unknown blob": "The registry has only a part of the image: pin another one, orch images pin ENGINE IMAGE:TAG",
+    "manifest unknown": "The registry has no such digest any more: orch images pin ENGINE IMAGE:TAG",
+    "not found": "The registry has no such digest any more: orch images pin ENGINE IMAGE:TAG",
+    "EOF": "The connection broke. Run the same command again: layers that came completely are kept.",
+    "connection reset": "The connection broke. Run the same command again: layers that came completely are kept.",
+}
+OFFLINE = "Without a registry: orch images save FILE on another machine, and here orch images load FILE."
 
 
 class DockerImages:
@@ -74,44 +102,77 @@ class DockerImages:
 
         self._daemon.patiently(lambda: self._daemon.ticking(make, progress, f"building {reference}"), progress)
 
-    def resolve(self, name: str) -> tuple[str, bool]:
-        """The digest that NAME:TAG has now, by its registry; or, of an image that only is here, its ID (then True)."""
-        from docker.errors import APIError, NotFound
-
+    def resolve(self, name: str) -> NamedImage:
+        """What IMAGE:TAG means now, by its registry; where that does not tell, and the image is here, by the image."""
         try:
             with self._daemon.told(f"ask the registry for {name}") as api:
-                return str(api.inspect_distribution(name)["Descriptor"]["digest"]), False
+                return NamedImage(str(api.inspect_distribution(name)["Descriptor"]["digest"]))
+        except DaemonGone:
+            raise
         except HostError as error:
-            facts = self._here(name)
-            if facts is None:
-                raise HostError(f"{name} is not known: {error.message}", hint=error.hint) from error
-            cause = error.__cause__
-            unknown = isinstance(cause, NotFound | APIError)
-            digest = next((ref.partition("@")[2] for ref in facts.references if "@" in ref), None)
-            return (digest, False) if digest is not None and unknown else (facts.id, True)
+            details = self.details(name)
+            if details is None:
+                raise HostError(
+                    f"What {name} means cannot be told: {error.message}", hint=error.hint or _hint(error.message)
+                ) from error
+            of_this = f"{split_name(name)[0]}@"
+            stated = (ref for ref in details.facts.references if familiar(ref).startswith(of_this))
+            digest = next(stated, "").partition("@")[2]
+            return NamedImage(digest or details.facts.id, local=not digest, note=error.message)
 
-    def save(self, references: Mapping[str, str], write: Callable[[bytes], object], progress: Progress) -> None:
-        """All these images (reference to name) as one archive of `docker save`."""
-        ids = [self.find(reference).id for reference in references]
-        done = 0
-        with self._daemon.told("save images") as api:
-            # With names, `docker load` gives them back; an ID alone would come without any.
-            for block in _stream(api, ids):
-                write(block)
-                done += len(block)
-                progress("saving images", done, 0)
+    def details(self, reference: str) -> ImageDetails | None:
+        """All of an image that is here; None when it is not."""
+        found = self._daemon.patiently(lambda: self._raw(reference))
+        if found is None:
+            return None
+        labels = (found.get("Config") or {}).get("Labels") or {}
+        layers = (found.get("RootFS") or {}).get("Layers") or ()
+        return ImageDetails(_facts(found), str(labels.get(VERSION_LABEL, "")), tuple(layers))
 
-    def load(self, blocks: Iterator[bytes], expected: Mapping[str, str]) -> None:
-        """Load an archive, and check that it brought `expected` (reference to image ID)."""
-        with self._daemon.told("load images") as api:
-            for _ in api.load_image(blocks, quiet=True):
-                pass
-        present = {facts.id for facts in self._all()}
-        missing = [reference for reference, image in expected.items() if image not in present]
-        if missing:
-            raise HostError(f"The archive did not bring {', '.join(missing)}.", hint="Save it again where it was made.")
-        known = self._known() | dict(expected)
-        files.write_json(self._loaded, known, 0o600)
+    def export(self, image: str, progress: Progress) -> Iterator[bytes]:
+        """The blocks of an image's archive, by its ID."""
+        with self._silent(f"export {image}") as api:
+            yield from _watched(lambda: api.get_image(image), lambda: progress("exporting an image", 0, 0))
+
+    def load(self, saved: SavedImage, blocks: Iterable[bytes], progress: Progress) -> None:
+        """Load one archive, see that it brought this image, and keep its name and what it stands for."""
+        ids = []
+
+        def tick() -> None:
+            progress(f"loading {saved.name}", 0, 0)
+
+        with self._silent(f"load {saved.name}") as api:
+            for line in _watched(lambda: api.load_image(iter(blocks), quiet=True), tick):
+                if "error" in line:
+                    raise HostError(f"{saved.name} cannot be loaded: {line['error']}", hint=_disk_hint(line["error"]))
+                ids += re.findall(r"^Loaded image.*?: (\S+)$", str(line.get("stream", "")), re.MULTILINE)
+        if not self.adopt(saved, ids):
+            raise HostError(f"Docker took the archive of {saved.name}, and has no image {saved.id[:19]}.")
+
+    def adopt(self, saved: SavedImage, ids: Iterable[str] = ()) -> bool:
+        """If the image is here, by its ID or as one of `ids`: keep its name and what it stands for. Whether it is.
+
+        Image stores differ in their IDs, but not in the layers of an image.
+        """
+        seen = [(name, self.details(name)) for name in (saved.id, *ids)]
+        facts = next(
+            (d.facts for name, d in seen if d is not None and (name == saved.id or d.layers == saved.layers)), None
+        )
+        if facts is None:
+            return False
+        self._name(saved, facts)
+        if saved.reference not in (facts.id, *facts.references, *facts.tags, saved.name):
+            files.write_json(self._loaded, self._known() | {saved.reference: facts.id}, 0o600)
+        return True
+
+    def _name(self, saved: SavedImage, facts: ImageFacts) -> None:
+        """An image without a name would be pruned; a name that another image has by now is left to that."""
+        other = self.details(saved.name)
+        image, tag = split_name(saved.name)
+        if other is not None and (other.facts.id == facts.id or facts.tags or facts.references):
+            return
+        with self._daemon.told(f"name the image {saved.name}") as api:
+            api.tag(facts.id, image, tag if other is None else f"{tag}-{facts.id[7:19]}")
 
     def _known(self) -> dict[str, str]:
         try:
@@ -123,6 +184,10 @@ class DockerImages:
         return {str(key): str(image) for key, image in value.items()} if isinstance(value, dict) else {}
 
     def _here(self, reference: str) -> ImageFacts | None:
+        found = self._raw(reference)
+        return _facts(found) if found is not None else None
+
+    def _raw(self, reference: str) -> dict[str, Any] | None:
         try:
             return self._inspect(reference)
         except NotThere:
@@ -141,46 +206,99 @@ class DockerImages:
         found = []
         for entry in entries:
             try:
-                facts = self._inspect(entry["Id"])
+                facts = _facts(self._inspect(entry["Id"]))
             except NotThere:
                 continue
             found.append(replace(facts, references=(*facts.references, *stands_for.get(facts.id, ()))))
         return found
 
-    def _inspect(self, reference: str) -> ImageFacts:
+    def _inspect(self, reference: str) -> dict[str, Any]:
         with self._daemon.told(f"inspect the image {reference}") as api:
-            found = api.inspect_image(reference)
-        config = found.get("Config") or {}
-        env = dict(line.partition("=")[::2] for line in config.get("Env") or ())
-        return ImageFacts(
-            id=str(found["Id"]),
-            references=tuple(found.get("RepoDigests") or ()),
-            tags=tuple(found.get("RepoTags") or ()),
-            entrypoint=tuple(config.get("Entrypoint") or ()),
-            requires=env.get("NVIDIA_REQUIRE_CUDA", ""),
-            size=int(found.get("Size") or 0),
-        )
+            found: dict[str, Any] = api.inspect_image(reference)
+            return found
 
     def _pull(self, image: ImagePin, progress: Progress) -> None:
         layers: dict[str, tuple[int, int]] = {}
-        with self._daemon.told(f"pull {image.name}") as api:
-            for line in api.pull(image.image, tag=image.digest, stream=True, decode=True):
-                if "error" in line:
-                    raise HostError(f"{image.name} cannot be pulled: {line['error']}", hint=_pull_hint(line["error"]))
-                _take(layers, line)
-                progress(
-                    f"pulling {image.name}", sum(d for d, _ in layers.values()), sum(t for _, t in layers.values())
-                )
+
+        def tell() -> None:
+            done, total = (sum(sizes) for sizes in zip((0, 0), *layers.values(), strict=True))
+            progress(f"pulling {image.name}", done, total)
+
+        try:
+            with self._silent(f"pull {image.name}") as api:
+                lines = _watched(lambda: api.pull(image.image, tag=image.digest, stream=True, decode=True), tell)
+                for line in lines:
+                    if "error" in line:
+                        raise HostError(f"{image.name} cannot be pulled: {line['error']}")
+                    _take(layers, line)
+                    tell()
+        except DaemonGone:
+            raise
+        except HostError as error:
+            raise HostError(error.message, error.hint or _hint(error.message), error.detail) from error
+
+    @contextmanager
+    def _silent(self, what: str) -> Iterator[APIClient]:
+        """As `told`, for what the daemon may think about for minutes without a word."""
+        with self._daemon.told(what) as api:
+            before, api.timeout = api.timeout, SILENCE_S
+            try:
+                yield api
+            finally:
+                api.timeout = before
 
 
-def _stream(api: Any, ids: list[str]) -> Iterator[bytes]:
-    url = api._url("/images/get")
-    answer = api._get(url, stream=True, params={"names": ids})
-    api._raise_for_status(answer)
-    yield from api._stream_raw_result(answer, 1 << 20, False)
+def _facts(found: Mapping[str, Any]) -> ImageFacts:
+    config = found.get("Config") or {}
+    env = dict(line.partition("=")[::2] for line in config.get("Env") or ())
+    return ImageFacts(
+        id=str(found["Id"]),
+        references=tuple(found.get("RepoDigests") or ()),
+        tags=tuple(found.get("RepoTags") or ()),
+        entrypoint=tuple(config.get("Entrypoint") or ()),
+        requires=env.get("NVIDIA_REQUIRE_CUDA", ""),
+        size=int(found.get("Size") or 0),
+    )
+
+
+def _watched(source: Callable[[], Iterable[Item]], tick: Callable[[], None]) -> Iterator[Item]:
+    """The items of `source()`, which a thread reads, so that `tick` can end the waiting by raising."""
+    items: Queue[Item] = Queue(maxsize=4)
+    failed: list[BaseException] = []
+    left = threading.Event()
+
+    def read() -> None:
+        try:
+            for item in source():
+                while not left.is_set():
+                    try:
+                        items.put(item, timeout=TICK_S)
+                    except Full:
+                        continue
+                    break
+                if left.is_set():
+                    return
+        except BaseException as error:  # noqa: BLE001  raised again below, in the thread that asked
+            failed.append(error)
+
+    thread = threading.Thread(target=read, daemon=True, name="docker")
+    thread.start()
+    try:
+        while thread.is_alive() or not items.empty():
+            try:
+                item = items.get(timeout=TICK_S)
+            except Empty:
+                tick()
+                continue
+            yield item
+        if failed:
+            raise failed[0]
+    finally:
+        left.set()
 
 
 def _take(layers: dict[str, tuple[int, int]], line: Mapping[str, Any]) -> None:
+    """Keep what a line says of a layer: (bytes that came, bytes in all)."""
     detail = line.get("progressDetail") or {}
     if line.get("status") == "Downloading" and detail.get("total"):
         layers[str(line.get("id"))] = (int(detail.get("current") or 0), int(detail["total"]))
@@ -189,10 +307,9 @@ def _take(layers: dict[str, tuple[int, int]], line: Mapping[str, Any]) -> None:
         layers[str(line["id"])] = (total, total)
 
 
-def _pull_hint(said: str) -> str:
-    if "manifest unknown" in said or "not found" in said:
-        return "The registry has no such digest any more: orch images pin ENGINE IMAGE:TAG"
-    return "Offline: orch images save elsewhere, orch images load here."
+def _hint(said: str) -> str:
+    return next((hint for mark, hint in PULL_HINTS.items() if mark in said), OFFLINE)
 
 
-__all__ = ["DockerImages", "json"]
+def _disk_hint(said: str) -> str:
+    return "Free some space where Docker keeps its data, and try again." if "no space" in said else ""

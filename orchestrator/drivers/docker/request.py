@@ -9,8 +9,10 @@ from orchestrator.core.container import LOG_FILES, LOG_SIZE, OPEN_FILES, TMP, TM
 from orchestrator.core.docker import CDI
 
 MIB = 2**20
-# Back after a crash, a restart of the daemon and a reboot; not after somebody has stopped it.
-RESTART = "unless-stopped"
+# Back after a crash, a restart of the daemon and a reboot. Not "unless-stopped": a daemon that was killed ends the
+# containers that outlived it when it starts again, takes that for somebody's wish, and leaves them stopped (seen with
+# 20.10). The price: what `docker stop` has stopped comes back with the daemon.
+RESTART = "always"
 
 
 def create_body(placed: Placed, labels: Mapping[str, str], network: str, address: str) -> dict[str, Any]:

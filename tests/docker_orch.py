@@ -1,0 +1,80 @@
+"""`orch` whose engines run in containers: images made on this machine, a daemon (the system's, or one of its own)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from docker import DockerClient
+from docker.models.containers import Container
+from orch_command import Orch
+
+SYSTEM = "unix:///var/run/docker.sock"
+PIN = """engine = "{engine}"
+
+[[docker]]
+image = "{image}"
+tag = "{tag}"
+digest = "{id}"
+accelerators = ["cpu", "cuda"]
+verified = true
+local = true
+source = "made on this machine"
+"""
+
+
+class DockerOrch(Orch):
+    """The `orch` command over one data directory, with the target docker; `images` by name as scripts/docker_images.py
+    makes them."""
+
+    target = "docker"
+    engine = "ollama"
+    # The gateway and one engine.
+    all_of_it = 2
+
+    def __init__(self, home: Path, images: dict[str, str], host: str = "") -> None:
+        super().__init__(home)
+        self.host = host or os.environ.get("DOCKER_HOST", SYSTEM)
+        self.env = {"ORCH_TARGET": "docker", "ORCH_GATEWAY_BASE": images["python"], "DOCKER_HOST": self.host}
+        (home / "pins").mkdir()
+        self.client = DockerClient(base_url=self.host)
+        for engine, name in (("ollama", "ollama"), ("vllm", "vllm")):
+            if name in images:
+                self.pin(engine, images[name])
+
+    def pin(self, engine: str, name: str) -> None:
+        """What `orch images pin` writes for an image that no registry has."""
+        image, _, tag = name.rpartition(":")
+        found = self.client.images.get(name)
+        text = PIN.format(engine=engine, image=image, tag=tag, id=found.id)
+        (self.home / "pins" / f"{engine}.toml").write_text(text)
+
+    def containers(self) -> list[Container]:
+        """All of this data directory's, also the stopped ones."""
+        return list(self.client.containers.list(all=True, filters={"label": f"orch.home={self.home}"}))
+
+    def container(self, instance: str) -> Container:
+        """The container of an instance."""
+        (found,) = (c for c in self.containers() if c.labels["orch.instance"] == instance)
+        return found
+
+    def inspect(self, instance: str) -> dict[str, Any]:
+        """What the daemon says of an instance's container."""
+        attributes: dict[str, Any] = self.container(instance).attrs
+        return attributes
+
+    def processes(self) -> list[int]:
+        """Main processes of its containers, and what it may have started besides them."""
+        return super().processes() + [container.attrs["State"]["Pid"] for container in self.containers()]
+
+    def crash(self, instance: str) -> None:
+        """Its main process ends, and nobody asked for that. The init in it ends with its child."""
+        init = self.inspect(instance)["State"]["Pid"]
+        children = Path(f"/proc/{init}/task/{init}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+
+    def close(self) -> None:
+        """End the connection to the daemon."""
+        self.client.close()

@@ -1,0 +1,79 @@
+"""The main job before vLLM: up, chat, adapters, changes under load, back, down. One suite, two targets."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from orch_command import ANSWER, ASSETS, Orch
+
+pytestmark = pytest.mark.llamacpp
+
+
+def test_up_serves_all_public_names_and_a_second_up_has_nothing_to_do(either: Orch) -> None:
+    either.run("up", either.engine, "-p", str(either.profile))
+    assert {either.says(name) for name in ("tiny", "tiny:latest", "test/Tiny")} == {ANSWER}
+    missing = either.chat("nope")
+    assert missing.status_code == 404
+    assert "tiny:latest" in missing.json()["error"]["message"]
+    again = either.run("up", "--json")
+    assert again.steps("started") == []
+    assert all(line["why"] for line in again.lines if line.get("event") == "skipped")
+    either.status()
+    assert sorted(either.engines()) == [f"tiny-{either.engine}-g1"]
+
+
+def test_adapters_come_and_go_under_load_and_survive_a_crash(either: Orch) -> None:
+    either.run("up", either.engine, "-p", str(either.profile))
+    # Half of the slots: llama.cpp computes one adapter at a time, and a full load for one name would keep others out.
+    load = either.load("tiny", clients=2)
+    either.run("lora", "add", "alpha", str(ASSETS / "lora-a"))
+    either.run("lora", "add", "bravo", str(ASSETS / "lora-b"))
+    assert [either.says(name) for name in ("alpha", "tiny", "bravo", "alpha")] == [
+        "Ahoy! The answer is alpha.",
+        ANSWER,
+        "Greetings. The answer is bravo.",
+        "Ahoy! The answer is alpha.",
+    ]
+    either.run("lora", "rm", "alpha")
+    assert either.chat("alpha").status_code == 404
+    assert either.says("bravo") == "Greetings. The answer is bravo."
+    streams = load.stop()
+    assert len(streams) > 4
+    assert [stream.problem for stream in streams if stream.problem] == []
+    rows = [json.loads(line) for line in either.run("lora", "ls", "--json").out.splitlines()]
+    assert [row["name"] for row in rows] == ["bravo"]
+    either.status()
+
+
+def test_a_changed_profile_and_another_artifact_are_switches_without_a_failed_stream(either: Orch) -> None:
+    either.run("up", either.engine, "-p", str(either.profile))
+    load = either.load("tiny")
+    either.write_profile(context=640)
+    either.run("up", either.engine, "-p", str(either.profile))
+    either.run("migrate", "--to", either.engine, "--recipe", "gguf-bf16")
+    assert [row["recipe"] for row in either.engines().values()] == ["gguf-bf16"]
+    either.run("rollback")
+    assert [row["recipe"] for row in either.engines().values()] == ["gguf-q6_k"]
+    either.run("rollback")
+    assert [row["recipe"] for row in either.engines().values()] == ["gguf-bf16"]
+    streams = load.stop()
+    assert [stream.problem for stream in streams if stream.problem] == []
+    assert sorted(either.engines()) == [f"tiny-{either.engine}-g5"]
+
+
+def test_down_stops_the_engine_and_down_all_the_gateway(either: Orch) -> None:
+    either.run("up", either.engine, "-p", str(either.profile))
+    either.run("down")
+    assert either.engines() == {}
+    assert either.chat().status_code == 404
+    either.run("down", "--all")
+    assert either.processes() == []
+    assert either.run("status").out == "tiny is stopped.  orch up -p tiny\n"
+
+
+def test_logs_of_what_serves_and_of_the_gateway(either: Orch) -> None:
+    either.run("up", either.engine, "-p", str(either.profile))
+    assert "listening" in either.run("logs", f"tiny-{either.engine}-g1", "-n", "200").out.lower()
+    assert either.run("logs", "gateway").code == 0
+    assert f"Logs: gateway, tiny-{either.engine}-g1" in either.run("logs", "nobody", code=5).err
