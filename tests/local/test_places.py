@@ -58,12 +58,6 @@ def test_the_private_directory_is_empty_at_each_start_and_gone_at_the_end(target
     assert (cache / "compiled").exists()
 
 
-def test_a_command_beside_the_instance_has_them_too(target: LocalTarget, root: Path) -> None:
-    target.ensure("a", SLEEP, "")
-    argv = (sys.executable, "-S", "-c", "import sys; print(*sys.argv[1:])", "{tmp}", "{cache}")
-    assert target.execute("a", argv, 10, silent) == f"{tmp_of(root, 'a')} {root.parent / 'cache'}"
-
-
 def test_two_instances_share_no_private_directory(target: LocalTarget, root: Path) -> None:
     for name in ("a", "b"):
         target.ensure(name, SLEEP, "")

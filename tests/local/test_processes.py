@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -267,20 +268,13 @@ def test_an_occupied_fixed_port_names_its_owner(target: LocalTarget, command_lin
     assert seen.port == port
 
 
-def test_execute(target: LocalTarget) -> None:
-    seen = target.ensure("a", replace(SLEEP, env=(("X", "at {port}"),)), "")
-    show = (sys.executable, "-S", "-c", "import os, sys; print(sys.argv[1], os.environ['X'])", "{port}")
-    assert target.execute("a", show, 10, silent) == f"{seen.port} at {seen.port}"
-    fail = (sys.executable, "-S", "-c", "print('the reason'); raise SystemExit(3)")
-    with pytest.raises(HostError, match="failed with code 3") as caught:
-        target.execute("a", fail, 10, silent)
-    assert caught.value.detail == "the reason"
-    with pytest.raises(HostError, match="did not finish within 0 s"):
-        target.execute("a", (sys.executable, "-c", "import time; time.sleep(600)"), 0.3, silent)
-    with pytest.raises(HostError, match="cannot be started"):
-        target.execute("a", ("/nowhere/tool",), 1, silent)
-    with pytest.raises(HostError, match="no local process named"):
-        target.execute("b", show, 1, silent)
+def test_a_followed_log_goes_on_with_what_comes(target: LocalTarget) -> None:
+    target.ensure("a", program("import time\nfor n in range(600): print('line', n, flush=True); time.sleep(0.1)"), "")
+    lines = wait_until(lambda: target.log("a", 1000, lambda: True), "the log")
+    seen = list(islice(lines, 8))
+    said = [line for line in seen if line.startswith("line ")]
+    assert said == [f"line {n}" for n in range(len(said))]
+    assert len(said) >= 7
 
 
 def test_old_logs_are_pruned_and_those_of_instances_kept(target: LocalTarget) -> None:
