@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
-import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli.options import AsJson, ProfileName, Target, app, session_of
-from orchestrator.errors import DRIFT, OrchError, PlanRefused
+from orchestrator.errors import DRIFT, OrchError, PlanRefused, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.cli.session import Session
     from orchestrator.core.deployment import Desired
     from orchestrator.core.observed import EngineObserved, Observed
 
-FOLLOW_S = 0.2
+COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
 
 
 @app.command()
@@ -56,79 +56,120 @@ def status(as_json: AsJson = False) -> None:
 
 @app.command()
 def logs(
-    name: Annotated[str | None, typer.Argument(help="An instance, or gateway; default: what serves.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Instances, or gateway; default: what serves, and the gateway."),
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come.")] = False,
-    lines: Annotated[int, typer.Option("-n", help="How many lines.", min=1)] = 50,
+    lines: Annotated[int, typer.Option("-n", help="How many lines of each.", min=1)] = 50,
 ) -> None:
-    """The log of an engine or the gateway, also of one that is gone."""
+    """The logs of engines and the gateway, also of one that is gone. Of several, each line says whose it is."""
     with session_of(False) as session:
-        path = session.local.log_path(name or _serving(session))
-        if not path.is_file():
-            raise PlanRefused(f"There is no log of {path.stem}.", hint=f"Logs: {_log_names(session) or 'none'}")
-        with path.open(errors="replace") as file:
-            for line in file.readlines()[-lines:]:
-                typer.echo(line, nl=False)
-            while follow and not session.interrupted():
-                line = file.readline()
-                if line:
-                    typer.echo(line, nl=False)
-                elif path.stat().st_size < file.tell():
-                    file.seek(0)  # rotated: copied away and truncated
-                else:
-                    time.sleep(FOLLOW_S)
+        from orchestrator.cli.logs import followed, printed, sources
+
+        chosen = sources(session, names or [])
+        width = max(len(source.name) for source in chosen)
+        colours = {source.name: COLOURS[index % len(COLOURS)] for index, source in enumerate(chosen)}
+
+        def tell(name: str, line: str) -> None:
+            # typer takes the colour away where it is no terminal.
+            prefix = "" if len(names or []) == 1 else typer.style(f"{name:<{width}} | ", fg=colours[name])
+            typer.echo(f"{prefix}{line}")
+
+        if not follow:
+            for source in chosen:
+                for line in printed(source, lines):
+                    tell(source.name, line)
+            return
+        for name, line in followed(chosen, lines, session.interrupted):
+            tell(name, line)
 
 
 @app.command()
 def render(
-    engine: Annotated[str, typer.Argument(help="ollama, llamacpp or vllm.")],
+    what: Annotated[str, typer.Argument(help="ollama, llamacpp or vllm; or compose, for a compose file.")],
+    engine: Annotated[str | None, typer.Argument(help="For compose: the engine; default: the deployed one.")] = None,
     profile: ProfileName = None,
     target: Target = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="For compose: write it into DIR.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print what `up` would start an engine with. Its files, command line and environment."""
-    with session_of(as_json) as session:
-        from orchestrator.cli.wishes import (
-            chosen_target,
-            default_profile,
-            load_profile,
-            observed_for,
-            pinned,
-            resolve_desired,
-        )
-        from orchestrator.core.deployment import Desired, Wish
+    """Print what `up` would start an engine with: its files, command line and environment.
 
-        observed = session.observe()
-        loaded = pinned(session, load_profile(profile or default_profile(observed), observed), observed)
-        present = observed.desired.get(loaded.name)
-        wish = Wish(profile=loaded, engine=engine, target=chosen_target(session, engine, target, present))
-        desired = Desired(wish=wish, adapters=present.adapters if present is not None else ())
-        observed = observed_for(session, desired, observed)
-        deployment = resolve_desired(session, desired, observed, to_run=False)[0].deployment
-        launch = deployment.launch
-        for name, text in deployment.written:
-            session.screen.result({"file": name, "text": text}, f"# {name}\n{text}")
-        env = [f"{key}={value}" for key, value in launch.env]
-        session.screen.result(
-            {"argv": list(launch.argv), "env": dict(launch.env), "environment": launch.environment},
-            "\n".join(["# command", *env, _shell(launch.argv)]),
+    `orch render compose` prints it as a compose file instead, with the gateway, for Docker without orch."""
+    with session_of(as_json) as session:
+        if what == "compose":
+            _check_words(target not in (None, "docker"), "A compose file is for target docker.")
+            _render_compose(session, engine, profile, output)
+            return
+        _check_words(engine is not None, f"{what} and {engine}: one engine at a time.")
+        _check_words(output is not None, "--output is for compose.")
+        _render_engine(session, what, profile, target)
+
+
+def _check_words(wrong: bool, problem: str) -> None:
+    if wrong:
+        raise UsageError(problem, hint="orch render ENGINE, or orch render compose [ENGINE] [--output DIR]")
+
+
+def _render_engine(session: Session, engine: str, profile: str | None, target: str | None) -> None:
+    from orchestrator.cli.wishes import resolve_desired
+
+    desired, observed = _wanted(session, session.observe(), engine, profile, target)
+    deployment = resolve_desired(session, desired, observed, to_run=False)[0].deployment
+    launch = deployment.launch
+    for name, text in deployment.written:
+        session.screen.result({"file": name, "text": text}, f"# {name}\n{text}")
+    env = [f"{key}={value}" for key, value in launch.env]
+    session.screen.result(
+        {"argv": list(launch.argv), "env": dict(launch.env), "environment": launch.environment},
+        "\n".join(["# command", *env, _shell(launch.argv)]),
+    )
+
+
+def _render_compose(session: Session, engine: str | None, profile: str | None, output: Path | None) -> None:
+    from orchestrator.cli.compose import COMPOSE, compose_project, write_project
+    from orchestrator.core.launch import DOCKER
+
+    desired, observed = _wanted(session, session.observe(), engine, profile, DOCKER)
+    project = compose_project(session, desired, observed)
+    if output is not None:
+        write_project(project, output)
+        session.screen.result({"written": str(output / COMPOSE)}, f"Written: {output / COMPOSE}")
+        return
+    for name, text in project.files.items():
+        session.screen.result({"file": name, "text": text}, f"# {name}\n{text}")
+    session.screen.result(
+        {"gateway_base": project.gateway_base},
+        f"# gateway/\n# What its image is built of, on {project.gateway_base}: --output DIR writes it too.",
+    )
+
+
+def _wanted(
+    session: Session, observed: Observed, engine: str | None, profile: str | None, target: str | None
+) -> tuple[Desired, Observed]:
+    """What `up` would want of an engine (None: of the one on record), with the adapters that are on record."""
+    from orchestrator.cli.wishes import chosen_target, default_profile, load_profile, observed_for, pinned
+    from orchestrator.core.deployment import Desired, Wish
+
+    loaded = pinned(session, load_profile(profile or default_profile(observed), observed), observed)
+    present = observed.desired.get(loaded.name)
+    recorded = present.wish.engine if present is not None else None
+    if engine is None and recorded is None:
+        raise PlanRefused(
+            f"{loaded.name} is not deployed, so an engine must be named.", hint="orch render compose vllm"
         )
+    recipe = present.wish.recipe if present is not None and engine in (None, recorded) else None
+    where = chosen_target(session, engine or recorded, target, present)
+    wish = Wish(profile=loaded, engine=engine or recorded or "", target=where, recipe=recipe)
+    desired = Desired(wish=wish, adapters=present.adapters if present is not None else ())
+    return desired, observed_for(session, desired, observed)
 
 
 def _shell(argv: tuple[str, ...]) -> str:
     import shlex
 
     return " ".join(word if re.fullmatch(r"\{\w+\}\S*", word) else shlex.quote(word) for word in argv)
-
-
-def _serving(session: Session) -> str:
-    status = session.world.gateway.status()
-    backends = sorted({route.backend for route in status.routes}) if status is not None else []
-    if len(backends) != 1:
-        names = _log_names(session)
-        if not names:
-            raise PlanRefused("There are no logs yet.")
-        raise PlanRefused("Say whose log.", hint=f"Logs: {names}")
-    return backends[0]
 
 
 def _engine_row(engine: EngineObserved) -> dict[str, Any]:
@@ -202,7 +243,3 @@ def _left_over(observed: Observed) -> list[str]:
     if observed.gateway.instance is not None and not observed.gateway.well and not deployed:
         found.append("the gateway does not answer or has no keeper; orch down --all")
     return found
-
-
-def _log_names(session: Session) -> str:
-    return ", ".join(sorted(path.stem for path in session.settings.logs.glob("*.log")))
