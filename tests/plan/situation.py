@@ -35,8 +35,8 @@ HOSTS: dict[str, Host] = {
 CUDA_OF = {"570": (12, 8), "575": (12, 9), "580": (13, 0)}
 DAEMONS: dict[str, DockerFacts] = {
     "hook": DAEMON,
-    "cdi": replace(DAEMON, cdi_devices=("nvidia.com/gpu=GPU-GeForce RTX 5090", "nvidia.com/gpu=all")),
-    "no toolkit": DockerFacts(version="28.0", runtimes=("runc",), cgroup_driver="systemd"),
+    "by number": DockerFacts(runtimes=("runc",), cdi_devices=("nvidia.com/gpu=0", "nvidia.com/gpu=all")),
+    "no toolkit": DockerFacts(runtimes=("runc",), cgroup_driver="systemd"),
     "down": DockerFacts(problem="Docker does not answer.", hint="Start it: systemctl start docker"),
 }
 DRIFTS = {"drift=paused": PAUSED, "drift=renamed": "was renamed to mine"}
@@ -54,9 +54,9 @@ class Situation:
     where it is; `foreign` are public names of another profile.
     `host`, `ollama`, `free_gib` and `free_gpu_gib` are the machine; `driver` is the NVIDIA driver's version,
     `lingering_gib` GPU memory that a dead process has not given back, `gpu_users` lines `NAME PID GIB` of living ones.
-    `docker` is the daemon: hook (what is there else), cdi, "no toolkit", or down, and then its engines are not seen.
-    `images` ("nothing", else all that are pinned and built) are those that it has, `requires` says what the config of
-    vLLM's demands; `finished` ("nothing", else all) is the store, `environment` absent, installed or what is wrong
+    `docker` is the daemon: hook (what is there else), "by number", "no toolkit", or down: then its engines are not
+    seen. `images` ("nothing", else all that are pinned and built) are those that it has, `requires` says what the
+    config of vLLM's demands; `finished` ("nothing", else all) is the store, `environment` absent, installed or what is wrong
     with it. `expect` is the plan as `shown` writes it, or `error` and `hint` the refusal.
     """
 
