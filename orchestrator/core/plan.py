@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from orchestrator.core.deployment import Deployment, Desired
 from orchestrator.core.launch import LOCAL, Instance, InstanceState
 from orchestrator.core.observed import EngineObserved, Observed
+from orchestrator.core.pins import Accelerator
 from orchestrator.core.routes import Route
 from orchestrator.core.steps import (
     GATEWAY,
@@ -226,7 +227,12 @@ def _unknown_room(resolved: Resolved, observed: Observed) -> Iterator[Skip]:
     if resolved.budget is not None:
         return
     to_come = any(isinstance(s, FetchWeights) and s.key not in observed.finished for s in resolved.supply)
-    why = "nothing is known of the weights before they are here" if to_come else "config.json does not tell their shape"
+    if to_come:
+        why = "nothing is known of the weights before they are here"
+    elif resolved.deployment.accelerator is Accelerator.ROCM:
+        why = "how much memory an AMD GPU has is not known"
+    else:
+        why = "config.json does not tell their shape"
     yield Skip("see whether the weights fit into memory", why)
 
 
@@ -293,7 +299,7 @@ def _chosen(wanted: Deployment, mine: tuple[EngineObserved, ...], match: EngineO
     # Where it is, the model lies already; one that has to be started anew goes where resolve would have it.
     has = match.deployment
     kept = {"generation": has.generation, "adapter_loads": _loads(match, wanted)}
-    return wanted.model_copy(update=kept | ({"gpu": has.gpu} if match.running else {}))
+    return wanted.model_copy(update=kept | ({"gpu": has.gpu, "gpu_nodes": has.gpu_nodes} if match.running else {}))
 
 
 def _supply(supply: tuple[Supply, ...], observed: Observed) -> Iterator[Action | Skip]:

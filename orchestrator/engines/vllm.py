@@ -113,6 +113,8 @@ class Vllm(Plain):
             return "vLLM serves GGUF only experimentally, and not Qwen3's"
         if accelerator is Accelerator.CPU:
             return "vLLM has no NVFP4A16 kernel for CPUs; it serves the weights as they are there"
+        if accelerator is not Accelerator.CUDA:
+            return "NVFP4 needs an NVIDIA GPU; vLLM serves the weights as they are on others"
         best = max(gpu.compute_capability for gpu in host.gpus)
         if best < NVFP4_CAPABILITY:
             return f"NVFP4 needs compute capability 7.5; the best GPU here has {best[0]}.{best[1]}"
@@ -126,7 +128,8 @@ class Vllm(Plain):
         slots = profile.lora.max_adapters
         # vLLM's CPU kernels read index -1, meaning "no adapter", as the last slot: one more that is never used.
         max_loras = slots + 1 if slots and cpu else slots
-        half = not cpu and max(gpu.compute_capability for gpu in asked.host.gpus) < BF16_CAPABILITY
+        cuda = asked.accelerator is Accelerator.CUDA
+        half = cuda and max(gpu.compute_capability for gpu in asked.host.gpus) < BF16_CAPABILITY
         text = render(
             "vllm/serve.yaml.j2",
             {
@@ -151,7 +154,7 @@ class Vllm(Plain):
         else:
             # What ends a container may be anybody: docker stop, a reboot. Requests in flight may end then.
             argv, grace_s = ("{entrypoint}", *argv, "--shutdown-timeout", str(DRAIN_S)), DRAIN_S + 15.0
-            env |= {} if cpu else DRIVER_FIRST
+            env |= DRIVER_FIRST if cuda else {}
         environment = asked.environment.name if asked.environment is not None else None
         launch = Launch(argv, tuple(sorted(env.items())), environment=environment, stop_grace_s=grace_s)
         return Launched(launch, files=(("serve.yaml", text),))
