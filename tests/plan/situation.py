@@ -56,8 +56,8 @@ class Situation:
     `lingering_gib` GPU memory that a dead process has not given back, `gpu_users` lines `NAME PID GIB` of living ones.
     `docker` is the daemon: hook (what is there else), "by number", "no toolkit", or down: then its engines are not
     seen. `images` ("nothing", else all that are pinned and built) are those that it has, `requires` says what the
-    config of vLLM's demands; `finished` ("nothing", else all) is the store, `environment` absent, installed or what is wrong
-    with it. `expect` is the plan as `shown` writes it, or `error` and `hint` the refusal.
+    config of vLLM's demands; `finished` ("nothing", else all) is the store, `environment` absent, installed or what
+    is wrong with it. `expect` is the plan as `shown` writes it, or `error` and `hint` the refusal.
     """
 
     def __init__(self, case: dict[str, Any]) -> None:
