@@ -216,7 +216,7 @@ class Plain:
 
     def refusal(self, status: int, text: str) -> str:
         """Its status tells."""
-        return "" if status == 200 else told(text)
+        return "" if status == 200 else told(text) or f"HTTP {status}"
 
     def gpu_path(self) -> str:
         """Nothing to ask: it dies where it finds no GPU."""

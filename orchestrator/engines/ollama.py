@@ -162,7 +162,7 @@ class Ollama(Plain):
     def refusal(self, status: int, text: str) -> str:
         # A stream that has begun tells its errors under HTTP 200.
         last = (text.strip().splitlines() or [""])[-1]
-        return told(last) if status >= 400 or '"error"' in last else ""
+        return told(last) or f"HTTP {status}" if status >= 400 or '"error"' in last else ""
 
     def gpu_path(self) -> str:
         return "/api/ps"

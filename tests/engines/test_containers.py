@@ -1,0 +1,165 @@
+"""How each engine and the gateway are started in Docker: what the daemon is sent, as reviewed JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fakes.asks import CPU, DAEMON, GIB, LISTEN, PINS, adapter, gpu, image, resolved, shipped, tiny, weights_of
+from fakes.materials import store_path
+from fakes.world import gateway_launch
+
+from orchestrator.core.artifact import Recipe
+from orchestrator.core.container import Ground, placed
+from orchestrator.core.deployment import Deployment, Desired, Wish
+from orchestrator.core.docker import CDI, HOOK, DockerFacts
+from orchestrator.core.host import Host
+from orchestrator.core.launch import Launch
+from orchestrator.core.pins import Accelerator
+from orchestrator.drivers.docker.request import create_body
+from orchestrator.engines.resolve import resolve
+from orchestrator.errors import PlanRefused
+
+GOLDEN = Path(__file__).parent / "golden" / "docker"
+RTX_5090 = replace(CPU, gpus=(gpu("GeForce RTX 5090", (12, 0), 32),), driver="580.65.06", cuda=(13, 0))
+GROUND = Ground("/home/containers/NAME/files", "/home/cache/containers", "1000:1000", ("vllm", "serve"))
+LABELS = {"orch.home": "/home", "orch.instance": "NAME"}
+NETWORK, ADDRESS = "orch-123456", "172.30.0.2"
+
+
+def deployment(
+    engine: str, host: Host, adapters: tuple[str, ...] = (), docker: DockerFacts = DAEMON, **profile: object
+) -> Deployment:
+    made = tiny(**profile)
+    wish = Wish(profile=made, engine=engine, target="docker")
+    fitted = tuple(adapter(text, made) for text in adapters)
+    return resolved(Desired(wish=wish, adapters=fitted), host, docker=docker).deployment
+
+
+def sent(launch: Launch, ground: Ground = GROUND) -> str:
+    """The JSON for a launch; hashes of the store as `*`."""
+    alone = launch.container is not None and launch.container.host_network
+    body = create_body(placed(launch, ground), LABELS, "" if alone else NETWORK, "" if alone else ADDRESS)
+    return re.sub(r"-([0-9a-f]{16}|[0-9a-f]{8})(?![0-9a-f])", "-*", json.dumps(body, indent=1)) + "\n"
+
+
+OLLAMA_GROUND = replace(GROUND, entrypoint=("/bin/ollama",))
+CASES = {
+    "vllm_rtx-5090": sent(deployment("vllm", RTX_5090, ("a",)).launch),
+    "ollama_rtx-5090": sent(deployment("ollama", RTX_5090, ("a",)).launch, OLLAMA_GROUND),
+    "ollama_amd": sent(deployment("ollama", replace(CPU, amd=True)).launch, OLLAMA_GROUND),
+    "gateway": sent(gateway_launch("docker", LISTEN), replace(GROUND, entrypoint=())),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_daemon_is_sent_what_was_reviewed(name: str) -> None:
+    assert CASES[name] == (GOLDEN / f"{name}.json").read_text()
+
+
+def test_there_is_a_case_for_each_reviewed_file() -> None:
+    assert {path.stem for path in GOLDEN.iterdir()} == CASES.keys()
+
+
+@pytest.mark.parametrize(
+    ("facts", "way", "devices"),
+    [
+        (DAEMON, HOOK, ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia0")),
+        (replace(DAEMON, cgroup_driver="cgroupfs"), HOOK, ()),
+        (replace(DAEMON, cdi_devices=(f"nvidia.com/gpu={RTX_5090.gpus[0].uuid}",)), CDI, ()),
+    ],
+)
+def test_the_gpu_is_given_by_its_uuid(facts: DockerFacts, way: str, devices: tuple[str, ...]) -> None:
+    launch = deployment("vllm", RTX_5090, docker=facts).launch
+    assert launch.container is not None
+    assert (launch.container.gpus, launch.container.gpu_way) == ((RTX_5090.gpus[0].uuid,), way)
+    assert launch.container.devices == devices
+    # The container sees it alone, so nothing has to choose.
+    assert "CUDA_VISIBLE_DEVICES" not in dict(launch.env)
+    (asked,) = json.loads(sent(launch))["HostConfig"]["DeviceRequests"]
+    by_cdi = {"Driver": "cdi", "DeviceIDs": [f"nvidia.com/gpu={RTX_5090.gpus[0].uuid}"]}
+    assert asked == (by_cdi if way == CDI else {"DeviceIDs": [RTX_5090.gpus[0].uuid], "Capabilities": [["gpu"]]})
+
+
+def test_the_best_of_two_gpus_is_given_alone() -> None:
+    two = replace(RTX_5090, gpus=(*RTX_5090.gpus, replace(gpu("Tesla T4", (7, 5), 16), index=1, minor=1)))
+    container = deployment("vllm", two).launch.container
+    assert container is not None
+    assert container.gpus == (RTX_5090.gpus[0].uuid,)
+    assert "/dev/nvidia1" not in container.devices
+
+
+def test_which_gpu_and_its_nodes_are_no_part_of_the_fingerprint() -> None:
+    first, other = (deployment("vllm", RTX_5090) for _ in range(2))
+    moved = other.model_copy(update={"gpu": "GPU-2", "gpu_nodes": ("/dev/nvidia1",)})
+    assert moved.fingerprint == first.fingerprint
+    assert moved.launch != first.launch
+
+
+def test_a_cpu_is_asked_for_no_gpu() -> None:
+    container = deployment("ollama", CPU).launch.container
+    assert container is not None
+    assert (container.gpus, container.gpu_way, container.devices) == ((), "", ())
+
+
+def test_an_amd_gpu_is_given_by_its_nodes_and_its_own_image() -> None:
+    made = deployment("ollama", replace(CPU, amd=True))
+    assert made.launch.container is not None
+    assert made.launch.container.devices == ("/dev/kfd", "/dev/dri")
+    assert made.launch.container.image == PINS["ollama"].docker[1].reference
+    assert not any("nvidia" in value for _, value in made.launch.env)
+
+
+def test_vllm_on_an_amd_gpu_is_told_nothing_of_nvidia() -> None:
+    profile, amd = tiny(), replace(CPU, amd=True)
+    pin = PINS["vllm"].model_copy(update={"docker": (image("vllm/vllm-openai-rocm", "v1", Accelerator.ROCM),)})
+    wish = Wish(profile=profile, engine="vllm", target="docker")
+    made = resolve(wish, (), weights_of(profile), amd, replace(shipped(), pins={"vllm": pin}))
+    assert made.deployment.recipe is Recipe.WEIGHTS
+    assert [skip.what for skip in made.passed_over] == ["leave out nvfp4a16"]
+    assert "LD_LIBRARY_PATH" not in dict(made.deployment.launch.env)
+    assert "dtype: auto\n" in dict(made.deployment.files)["serve.yaml"]
+    assert made.budget is None
+
+
+def test_weights_outside_of_the_store_are_read_where_they_are() -> None:
+    made = deployment("vllm", RTX_5090, engines={"vllm": {"recipes": ["weights"]}})
+    assert made.launch.container is not None
+    assert made.launch.container.reads == tuple(sorted((str(store_path("k").parent), "/weights/tiny")))
+
+
+def test_memory_is_the_profiles_or_most_of_the_machines() -> None:
+    own = deployment("ollama", CPU, serving={"memory_mib": 4096}).launch.container
+    most = deployment("ollama", CPU).launch.container
+    assert own is not None
+    assert most is not None
+    assert own.memory_mib == 4096
+    assert most.memory_mib == int(0.9 * CPU.memory_total) // 2**20
+    assert CPU.memory_total == 64 * GIB
+
+
+@pytest.mark.parametrize("engine", ["vllm", "ollama"])
+def test_it_listens_where_the_gateway_can_reach_it_and_nowhere_on_the_host(engine: str) -> None:
+    made = deployment(engine, RTX_5090)
+    words = " ".join((*made.launch.argv, *(value for _, value in made.launch.env)))
+    assert "0.0.0.0" in words
+    assert "127.0.0.1" not in words
+    body = json.loads(sent(made.launch))
+    assert body["HostConfig"]["NetworkMode"] == NETWORK
+    assert "PortBindings" not in body["HostConfig"]
+    assert "ExposedPorts" not in body
+
+
+def test_vllm_ends_by_itself_before_docker_ends_it() -> None:
+    made = deployment("vllm", RTX_5090)
+    grace = int(made.launch.argv[made.launch.argv.index("--shutdown-timeout") + 1])
+    assert 0 < grace < made.launch.stop_grace_s
+
+
+def test_an_engine_without_an_image_is_refused_with_the_way_to_pin_one() -> None:
+    with pytest.raises(PlanRefused) as refused:
+        deployment("vllm", CPU)
+    assert refused.value.hint.startswith("orch images pin vllm IMAGE:TAG --accelerator cpu")

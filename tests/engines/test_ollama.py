@@ -1,0 +1,184 @@
+"""Ollama's own: settings, what is sent to import a model and its adapters, and what its answers mean."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fakes.asks import CPU, adapter, resolved, tiny, weights_of
+
+from orchestrator.core.deployment import Deployment, Desired, Wish
+from orchestrator.core.pins import Accelerator
+from orchestrator.core.profile import parse_profile
+from orchestrator.engines import ENGINES
+from orchestrator.engines.base import Exchange
+from orchestrator.errors import ProfileError
+
+SHEET = ENGINES["ollama"]
+HOST = replace(CPU, ollama="/usr/bin/ollama")
+PROFILE = 'name = "x"\npublic_names = ["x"]\n[weights]\npath = "/x"\n[serving]\ncontext = 512\n[engines.ollama]\n'
+
+
+def digest(path: str) -> str:
+    return hashlib.sha256(path.encode()).hexdigest()
+
+
+def deployment(*adapters: str, **profile: Any) -> Deployment:
+    made = tiny(**profile)
+    wish = Wish(profile=made, engine="ollama", target="local")
+    fitted = tuple(adapter(text, made) for text in adapters)
+    return resolved(Desired(wish=wish, adapters=fitted), HOST).deployment
+
+
+@pytest.mark.parametrize(
+    ("settings", "env"),
+    [
+        ({}, {}),
+        ({"kv_cache_type": "f16"}, {"OLLAMA_KV_CACHE_TYPE": "f16"}),
+        ({"kv_cache_type": "q8_0"}, {"OLLAMA_KV_CACHE_TYPE": "q8_0"}),
+        ({"flash_attention": True}, {"OLLAMA_FLASH_ATTENTION": "1"}),
+        ({"flash_attention": False}, {"OLLAMA_FLASH_ATTENTION": "0"}),
+        (
+            {"kv_cache_type": "q4_0", "flash_attention": True},
+            {"OLLAMA_KV_CACHE_TYPE": "q4_0", "OLLAMA_FLASH_ATTENTION": "1"},
+        ),
+    ],
+)
+def test_what_the_profile_does_not_say_is_left_to_it(settings: dict[str, Any], env: dict[str, str]) -> None:
+    given = dict(deployment(engines={"ollama": settings}).launch.env)
+    names = {"OLLAMA_KV_CACHE_TYPE", "OLLAMA_FLASH_ATTENTION"}
+    assert {name: value for name, value in given.items() if name in names} == env
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('kv_cache_type = "q8_0"\nflash_attention = false', "kv_cache_type q8_0 needs flash_attention"),
+        ('kv_cache_type = "q4_0"\nflash_attention = false', "kv_cache_type q4_0 needs flash_attention"),
+        ('kv_cache_type = "bogus"', "engines.ollama.kv_cache_type"),
+        ('keep_alive = "soon"', "engines.ollama.keep_alive"),
+        ('keep_alive = "5m "', "engines.ollama.keep_alive"),
+        ("keep_alive = 5", "engines.ollama.keep_alive"),
+    ],
+)
+def test_what_it_would_fail_with_at_each_load_is_refused_in_the_profile(lines: str, said: str) -> None:
+    with pytest.raises(ProfileError) as refused:
+        parse_profile(PROFILE + lines, "x.toml")
+    assert said in refused.value.detail
+
+
+@pytest.mark.parametrize("keep_alive", ["5m", "-1", "0", "1.5h", "300ms", "24h"])
+def test_keep_alive_as_it_writes_it(keep_alive: str) -> None:
+    profile = parse_profile(f'{PROFILE}keep_alive = "{keep_alive}"', "x.toml")
+    assert profile.engines.ollama.keep_alive == keep_alive
+
+
+def test_a_quantized_cache_asks_for_less_memory() -> None:
+    shape = weights_of(tiny()).shape
+    assert shape is not None
+
+    def asked(kind: str | None) -> int:
+        profile = tiny(engines={"ollama": {"kv_cache_type": kind}})
+        return SHEET.ask(profile, 1, shape, Accelerator.CPU, 0).kv_token
+
+    assert asked(None) == asked("f16") == 1024
+    assert (asked("q8_0"), asked("q4_0")) == (544, 288)
+
+
+def test_the_model_is_uploaded_and_made_with_its_parameters() -> None:
+    made = deployment(sampling={"temperature": 0.5, "top_k": 20})
+    blob = f"sha256:{digest(made.model_path)}"
+    upload, create = SHEET.import_requests(made, digest)
+    path = f"/api/blobs/{blob}"
+    assert upload == Exchange("POST", path, file=made.model_path, unless=path)
+    assert (create.method, create.path) == ("POST", "/api/create")
+    assert create.body == {
+        "model": "tiny",
+        "files": {"model.gguf": blob},
+        "parameters": {"num_ctx": 512, "temperature": 0.5, "top_k": 20},
+    }
+
+
+def test_each_adapter_is_a_model_made_from_the_base() -> None:
+    made = deployment("a", "b")
+    requests = SHEET.import_requests(made, digest)
+    assert len(requests) == 6
+    for one, (upload, create) in zip(made.adapters, (requests[2:4], requests[4:6]), strict=True):
+        blob = f"sha256:{digest(one.gguf)}"
+        assert (upload.file, upload.path) == (one.gguf, f"/api/blobs/{blob}")
+        assert create.body == {
+            "model": SHEET.upstream(made, one),
+            "from": "tiny",
+            "adapters": {"adapter.gguf": blob},
+            "parameters": {"num_ctx": 512},
+        }
+        assert SHEET.load_requests(made, one, digest) == (upload, create)
+
+
+def test_what_is_unloaded_is_the_model_of_what_runs() -> None:
+    made = deployment("a", "b")
+    (gone,) = SHEET.unload_requests(made, "a")
+    assert gone == Exchange("DELETE", "/api/delete", {"model": SHEET.upstream(made, made.adapters[0])})
+    assert SHEET.unload_requests(made, "nobody") == ()
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "said"),
+    [
+        (200, '{"status":"parsing GGUF"}\n{"status":"success"}\n', ""),
+        (200, "", ""),
+        (201, "", ""),
+        # An error after the first line of a stream.
+        (200, '{"status":"parsing GGUF"}\n{"error":"unsupported architecture"}\n', "unsupported architecture"),
+        (400, '{"error":"digest mismatch"}', "digest mismatch"),
+        (404, '{"error":"model \'x:latest\' not found"}', "model 'x:latest' not found"),
+        (404, "404 page not found", "404 page not found"),
+        (500, '{"error":{"message":"no memory"}}', "no memory"),
+    ],
+)
+def test_a_refusal(status: int, text: str, said: str) -> None:
+    assert SHEET.refusal(status, text) == said
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_refusal_without_a_word_is_one_all_the_same(engine: str) -> None:
+    assert ENGINES[engine].refusal(403, "") == "HTTP 403"
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ({"models": [{"name": "tiny:latest", "size": 100, "size_vram": 100}]}, ""),
+        # The driver's view of a GPU counts more than the file has.
+        ({"models": [{"name": "tiny:latest", "size": 100, "size_vram": 120}]}, ""),
+        (
+            {"models": [{"name": "tiny:latest", "size": 100, "size_vram": 0}]},
+            "tiny:latest has 0% of its memory on the GPU, the rest on the CPU",
+        ),
+        (
+            {"models": [{"name": "tiny:latest", "size": 200, "size_vram": 150}]},
+            "tiny:latest has 75% of its memory on the GPU, the rest on the CPU",
+        ),
+        (
+            {"models": [{"name": "tiny:latest", "size": 100}]},
+            "tiny:latest has 0% of its memory on the GPU, the rest on",
+        ),
+        (
+            {"models": [{"name": "a", "size": 1, "size_vram": 1}, {"name": "b", "size": 2, "size_vram": 1}]},
+            "b has 50% of its memory on the GPU, the rest on the CPU",
+        ),
+        ({"models": []}, "no model is loaded"),
+        ({"models": None}, "no model is loaded"),
+        (None, "no model is loaded"),
+    ],
+)
+def test_it_falls_back_to_the_cpu_without_a_word(reply: Any, said: str) -> None:
+    told = SHEET.not_on_gpu(reply)
+    assert told.startswith(said) if said else told == ""
+
+
+@pytest.mark.parametrize("engine", ["vllm", "llamacpp"])
+def test_the_others_need_not_be_asked(engine: str) -> None:
+    assert (ENGINES[engine].gpu_path(), ENGINES[engine].not_on_gpu(None)) == ("", "")
