@@ -25,7 +25,6 @@ from orchestrator.run import run
 LOADING_S = 5.0
 
 
-# What lingers of a GPU's memory is given back after so many seconds.
 LINGERS_S = 3.0
 
 
@@ -42,10 +41,12 @@ def never() -> bool:
 
 
 class FakeWorld:
-    """The fakes by name, and the World made of them. Can be copied with copy.deepcopy."""
+    """The fakes by name, and the World made of them. Can be copied with copy.deepcopy. What lingers of a GPU's memory
+    is given back after `lingers_s` seconds."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
+        self.lingers_s = LINGERS_S
         self.clock = FakeClock()
         self.faults = Faults()
         self.environments = FakeEnvironments(self.faults)
@@ -84,10 +85,11 @@ class FakeWorld:
         )
 
     def _host(self) -> Host:
-        if self.clock.now < LINGERS_S:
-            return self.host
-        gpus = (replace(gpu, memory_free=gpu.memory_free + gpu.lingering) for gpu in self.host.gpus)
-        return replace(self.host, gpus=tuple(gpus))
+        with self.faults.call("host"):
+            if self.clock.now < self.lingers_s:
+                return self.host
+            gpus = (replace(gpu, memory_free=gpu.memory_free + gpu.lingering) for gpu in self.host.gpus)
+            return replace(self.host, gpus=tuple(gpus))
 
     def observe(self) -> Observed:
         """The world now, without disturbing the count of calls."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from fakes.asks import CPU, plan_of, plan_status, tiny
+from fakes.asks import CPU, GIB, gpu, plan_of, plan_status, tiny
 from fakes.compare import left_to_do
 from fakes.world import FakeWorld
 
@@ -18,6 +18,10 @@ from orchestrator.core.steps import Plan
 
 HUB = {"repo": "owner/name", "revision": "0123456789012345678901234567890123456789"}
 WITH_OLLAMA = replace(CPU, ollama="/usr/bin/ollama")
+RTX_5090 = gpu("GeForce RTX 5090", (12, 0), 32)
+WITH_GPU = replace(WITH_OLLAMA, gpus=(RTX_5090,), driver="580.65.06", cuda=(13, 0))
+# A process that has just ended holds 10 GiB of it still.
+LINGERING = replace(WITH_GPU, gpus=(replace(RTX_5090, memory_free=21 * GIB, users_told=True),))
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,17 @@ SCENARIOS = {
     "lora-add-vllm": Scenario(("up vllm", "lora add a"), "lora add b"),
     "lora-new-version-vllm": Scenario(("up vllm", "lora add a"), "lora add a@2"),
     "lora-rm-vllm": Scenario(("up vllm", "lora add a", "lora add b"), "lora rm a", takes_away=("a",)),
+    "first-up-docker": Scenario((), "up vllm --target docker", WITH_GPU),
+    "migrate-to-docker": Scenario(("up ollama", "lora add a"), "migrate vllm --target docker", WITH_GPU),
+    "migrate-from-docker": Scenario(
+        ("up vllm --target docker", "lora add a"), "migrate ollama --target local", WITH_GPU
+    ),
+    "lora-add-ollama": Scenario(("up ollama", "lora add a"), "lora add b", WITH_OLLAMA),
+    "lora-new-version-ollama": Scenario(("up ollama", "lora add a"), "lora add a@2", WITH_OLLAMA),
+    "lora-rm-ollama": Scenario(("up ollama", "lora add a", "lora add b"), "lora rm a", WITH_OLLAMA, takes_away=("a",)),
+    "lingering-memory": Scenario((), "up vllm", LINGERING),
     "down": Scenario(("up llamacpp",), "down", takes_away=ALL),
+    "down-all-docker": Scenario(("up vllm --target docker",), "down --all", WITH_GPU, takes_away=ALL),
     "down-all": Scenario(("up vllm",), "down --all", takes_away=ALL),
 }
 

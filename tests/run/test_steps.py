@@ -238,3 +238,102 @@ def test_asking_through_a_gateway_that_is_not_there() -> None:
     world = FakeWorld(CPU)
     with pytest.raises(HostError, match="does not answer"):
         world.run(Plan("up", (Action(VerifyRoute(("tiny",))),), commit=1))
+
+
+def test_only_the_gateway_is_sent_its_key() -> None:
+    world = start("first-up-llamacpp")
+    world.http.demanded = world.front.demanded = "the key"
+    world.run(planned("first-up-llamacpp"))
+    assert world.chat("tiny") == 200
+    world.front.demanded = "another key"
+    with pytest.raises(HostError) as ended:
+        world.run(Plan("up", (Action(VerifyRoute(("tiny",))),), commit=1))
+    assert "asks for an API key" in ended.value.detail
+
+
+def test_an_adapter_of_ollama_is_served_by_a_model_of_its_own() -> None:
+    world = start("lora-add-ollama")
+    world.run(planned("lora-add-ollama"))
+    (engine,) = world.observe().engines
+    kept = world.target.processes[engine.instance.name].kept
+    of_base = kept.models["tiny:latest"]
+    assert len(kept.models) == 3
+    assert {blobs[: len(of_base)] for blobs in kept.models.values()} == {of_base}
+    # One blob of the base, and one of each adapter.
+    assert kept.blobs == {blob for blobs in kept.models.values() for blob in blobs}
+    assert len(kept.blobs) == 3
+    assert [world.chat(name) for name in ("tiny", "a", "b")] == [200, 200, 200]
+
+
+def test_a_restarted_ollama_has_what_was_imported() -> None:
+    world = start("lora-add-ollama")
+    world.run(planned("lora-add-ollama"))
+    world.target.crash("tiny-ollama-g1")
+    world.target.start("tiny-ollama-g1")
+    world.clock.sleep(1.0)
+    assert [world.chat(name) for name in ("tiny", "a", "b")] == [200, 200, 200]
+
+
+def test_what_is_uploaded_already_is_not_uploaded_again() -> None:
+    world = start("lora-add-ollama")
+    world.target.processes["tiny-ollama-g1"].kept.models.clear()
+    world.run(plan_of("up", tiny(), world.observe()))
+    assert [call for call in world.faults.calls if call.startswith("http.post /api/blobs")] == []
+    assert [call for call in world.faults.calls if call == "http.post /api/create"] != []
+    assert (world.chat("tiny"), world.chat("a")) == (200, 200)
+
+
+def test_an_import_that_fails_in_its_stream() -> None:
+    world = start("first-up-ollama")
+
+    def lose_blobs(index: int, what: str) -> None:
+        if what == "http.post /api/create":
+            world.target.processes["tiny-ollama-g1"].kept.blobs.clear()
+
+    world.faults.before = lose_blobs
+    with pytest.raises(StepFailed, match=r"tiny-ollama-g1 refused: open .*: no such file or directory"):
+        world.run(planned("first-up-ollama"))
+    assert world.target.processes == {}
+
+
+def test_an_artifact_that_has_left_the_store_meanwhile() -> None:
+    world = start("first-up-ollama")
+
+    def lose(index: int, what: str) -> None:
+        if what.startswith("target.ensure tiny"):
+            world.store.entries.clear()
+
+    world.faults.after = lose
+    with pytest.raises(StepFailed, match=r"model\.gguf is not in the store"):
+        world.run(planned("first-up-ollama"))
+
+
+def test_a_container_is_started_in_docker_and_routed_to_at_its_own_address() -> None:
+    world = start("migrate-to-docker")
+    world.run(planned("migrate-to-docker"))
+    assert [*world.target.processes] == ["gateway"]
+    (engine,) = world.observe().engines
+    assert (engine.instance.target, engine.instance.url) == ("docker", "http://172.30.0.2:8000")
+    assert {route.url for route in world.observe().routes_of("tiny")} == {engine.instance.url}
+
+
+def test_a_daemon_that_goes_away_in_between() -> None:
+    world = start("migrate-to-docker")
+    gone = HostError("Docker does not answer.", hint="Start it: systemctl start docker")
+
+    def go(index: int, what: str) -> None:
+        if what.startswith("http.get /v1/models"):
+            world.docker.unreachable = gone
+
+    world.faults.after = go
+    with pytest.raises(StepStranded) as ended:
+        world.run(planned("migrate-to-docker"))
+    assert "Docker does not answer" in ended.value.message
+    # What served before does still; the next command sees what is left there and takes it away.
+    assert (world.chat("tiny"), world.chat("a")) == (200, 200)
+    with pytest.raises(HostError, match="Docker does not answer"):
+        plan_of("up", tiny(), world.observe())
+    world.docker.unreachable, world.faults.after = None, lambda index, what: None
+    world.run(plan_of("up", tiny(), world.observe()))
+    assert world.docker.processes == {}
+    assert (world.chat("tiny"), world.chat("a")) == (200, 200)
