@@ -7,22 +7,26 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from fakes.asks import CPU
 from fakes.world import FakeWorld, gateway_launch
 
-from orchestrator.core.launch import Instance, InstanceState, Launch
+from orchestrator.core.launch import Container, Instance, InstanceState, Launch
 from orchestrator.core.routes import Route
 from orchestrator.drivers.base import EngineHttp, Gateway, Target
+from orchestrator.drivers.docker.containers import DockerTarget
+from orchestrator.drivers.docker.daemon import SOCKET, Daemon
+from orchestrator.drivers.docker.images import DockerImages
 from orchestrator.drivers.engine_http import EngineHttp as PlainHttp
 from orchestrator.drivers.gateway_admin import GatewayAdmin
 from orchestrator.drivers.local.processes import LocalTarget
 from orchestrator.errors import HostError
 
 Value = TypeVar("Value")
+ABSENT = "vllm-cpu-1.0-00000000"
 SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
 
 
@@ -37,11 +41,14 @@ def wait_until(condition: Callable[[], Value], timeout_s: float = 10.0) -> Value
 
 @dataclass
 class TargetBench:
-    """A target; `launch` is something that stays up, `crash` ends an instance's process and nobody asked for that."""
+    """A target; `launch` is something that stays up, `crash` ends an instance's process and nobody asked for that,
+    `damage` makes its record unreadable. `cannot` is a launch whose program is not there, and what is said of it."""
 
     target: Target
     launch: Launch
     crash: Callable[[str], None]
+    damage: Callable[[str], object]
+    cannot: tuple[Launch, str]
 
     def seen(self, name: str = "one") -> Instance:
         return next(instance for instance in self.target.observe() if instance.name == name)
@@ -54,7 +61,9 @@ class TargetBench:
 
 def fake_target() -> TargetBench:
     world = FakeWorld(CPU)
-    return TargetBench(world.target, Launch(("sleeper",), stop_grace_s=2.0), world.target.crash)
+    launch = Launch(("sleeper",), stop_grace_s=2.0)
+    cannot = (replace(launch, environment=ABSENT), "is not ready")
+    return TargetBench(world.target, launch, world.target.crash, world.target.damage, cannot)
 
 
 def local_target(home: Path) -> LocalTarget:
@@ -67,8 +76,40 @@ def real_target(home: Path) -> TargetBench:
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
 
+    target = local_target(home)
     launch = Launch((sys.executable, "-S", "-c", SLEEPER), stop_grace_s=2.0)
-    bench = TargetBench(local_target(home), launch, crash)
+    bench = TargetBench(
+        target,
+        launch,
+        crash,
+        lambda name: (target.file_path(name, "").parent / "spec.json").write_text("{"),
+        (replace(launch, environment=ABSENT), "is not ready"),
+    )
+    return bench
+
+
+def docker_target(home: Path, image: str) -> TargetBench:
+    """On the machine's own daemon; `image` has a Python."""
+    daemon = Daemon(os.environ.get("DOCKER_HOST", SOCKET))
+    images = DockerImages(daemon, home / "images.json", lambda: True)
+    target = DockerTarget(daemon, images, home, home / "containers", home / "cache", home / "logs")
+    target.attend()
+
+    def crash(name: str) -> None:
+        init = bench.seen(name).pid
+        children = Path(f"/proc/{init}/task/{init}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+
+    launch = Launch(("{python}", "-S", "-c", SLEEPER), stop_grace_s=2.0, container=Container(image))
+    absent = replace(launch, container=Container(f"sha256:{'0' * 64}"))
+    damage = home / "containers"
+    bench = TargetBench(
+        target,
+        launch,
+        crash,
+        lambda name: (damage / name / "record.json").write_text("{"),
+        (absent, "is not here"),
+    )
     return bench
 
 

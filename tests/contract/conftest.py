@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from benches import GatewayBench, TargetBench, fake_gateway, fake_target, real_gateway, real_target
+from benches import GatewayBench, TargetBench, docker_target, fake_gateway, fake_target, real_gateway, real_target
 from fakes.asks import CPU
 from fakes.world import FakeWorld
+from orch_command import script
 
 from orchestrator.artifacts.store import Store as DiskStore
 from orchestrator.core.progress import silent
@@ -29,12 +30,23 @@ def home() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-@pytest.fixture(params=BOTH)
+@pytest.fixture(scope="session")
+def python_image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A container image that has a Python and nothing else to do."""
+    made: dict[str, str] = script("docker_images").ensure_images(("python",), tmp_path_factory.mktemp("images"))
+    return made["python"]
+
+
+@pytest.fixture(params=[*BOTH, pytest.param("docker", marks=pytest.mark.docker)])
 def bench(request: pytest.FixtureRequest, home: Path) -> Iterator[TargetBench]:
-    made = fake_target() if request.param == "fake" else real_target(home)
+    if request.param == "docker":
+        made = docker_target(home, request.getfixturevalue("python_image"))
+    else:
+        made = fake_target() if request.param == "fake" else real_target(home)
     yield made
     for instance in made.target.observe():
         made.target.stop(instance.name, silent)
+        made.target.remove(instance.name)
 
 
 @pytest.fixture(params=BOTH)

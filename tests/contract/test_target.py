@@ -1,4 +1,4 @@
-"""What plan and run rely on of a target; the fake one and the local one."""
+"""What plan and run rely on of a target; the fake one, the local one, and docker."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from dataclasses import replace
 
 import pytest
 from benches import TargetBench, wait_until
-from fakes.target import FakeTarget
 
 from orchestrator.core.launch import InstanceState
 from orchestrator.core.progress import silent
-from orchestrator.drivers.base import Target
-from orchestrator.drivers.local.processes import LocalTarget
 from orchestrator.errors import HostError
 
 
@@ -21,7 +18,7 @@ def test_an_ensured_instance_runs_and_is_supervised(bench: TargetBench) -> None:
     seen = bench.runs()
     assert (seen.supervised, seen.starts, seen.last_exit) == (True, 1, None)
     assert seen.pid is not None
-    assert seen.url == f"http://127.0.0.1:{seen.port}"
+    assert seen.url == f"http://{seen.host}:{seen.port}"
 
 
 def test_ensuring_twice_changes_nothing(bench: TargetBench) -> None:
@@ -43,8 +40,8 @@ def test_a_running_instance_takes_no_other_launch(bench: TargetBench) -> None:
     assert bench.seen() == first
 
 
-def test_two_instances_have_two_ports(bench: TargetBench) -> None:
-    assert bench.runs("two").port != bench.runs("one").port
+def test_two_instances_have_two_addresses(bench: TargetBench) -> None:
+    assert bench.runs("two").url != bench.runs("one").url
     assert [instance.name for instance in bench.target.observe()] == ["one", "two"]
 
 
@@ -58,7 +55,7 @@ def test_a_relabelled_instance_says_so_and_keeps_its_process(bench: TargetBench)
 
 
 def test_what_is_unknown_cannot_be_relabelled(bench: TargetBench) -> None:
-    with pytest.raises(HostError, match="no local process named one"):
+    with pytest.raises(HostError, match="no (local process|container) named one"):
         bench.target.relabel("one", bench.launch, "label")
     assert bench.target.observe() == ()
 
@@ -144,9 +141,10 @@ def test_a_fixed_port_is_taken(bench: TargetBench) -> None:
     assert bench.seen("two").launch == fixed
 
 
-def test_an_environment_that_is_not_there(bench: TargetBench) -> None:
-    with pytest.raises(HostError, match="is not ready"):
-        bench.target.ensure("one", replace(bench.launch, environment="vllm-cpu-1.0-00000000"), "label")
+def test_a_program_that_is_not_there(bench: TargetBench) -> None:
+    launch, said = bench.cannot
+    with pytest.raises(HostError, match=said):
+        bench.target.ensure("one", launch, "label")
     assert [seen for seen in bench.target.observe() if seen.state is InstanceState.RUNNING] == []
 
 
@@ -155,18 +153,10 @@ def never() -> bool:
     return False
 
 
-def damage(target: Target, name: str) -> None:
-    if isinstance(target, FakeTarget):
-        target.damage(name)
-    else:
-        assert isinstance(target, LocalTarget)
-        (target.file_path(name, "").parent / "spec.json").write_text("{")
-
-
 def test_a_damaged_record_is_seen_beside_sound_ones(bench: TargetBench) -> None:
     first = bench.runs()
     other = bench.runs("two")
-    damage(bench.target, "one")
+    bench.damage("one")
     seen = bench.seen()
     assert seen.problem != ""
     assert (seen.state, seen.supervised, seen.pid) == (first.state, True, first.pid)
@@ -177,7 +167,7 @@ def test_a_damaged_record_is_seen_beside_sound_ones(bench: TargetBench) -> None:
 
 def test_what_runs_with_a_damaged_record_can_only_be_ended(bench: TargetBench) -> None:
     bench.runs()
-    damage(bench.target, "one")
+    bench.damage("one")
     for use in (
         lambda: bench.target.ensure("one", bench.launch, "label"),
         lambda: bench.target.relabel("one", bench.launch, "label"),
@@ -192,7 +182,7 @@ def test_what_runs_with_a_damaged_record_can_only_be_ended(bench: TargetBench) -
 
 def test_what_runs_with_a_damaged_record_can_be_removed(bench: TargetBench) -> None:
     bench.runs()
-    damage(bench.target, "one")
+    bench.damage("one")
     bench.target.remove("one")
     assert bench.target.observe() == ()
 

@@ -257,7 +257,7 @@ class DockerTarget:
         container = launch.container
         if container is None:
             raise HostError(f"{name} has no image to run in a container.", "orch up --target local")
-        if launch.port is not None and not ports.is_free(launch.port):
+        if container.host_network and launch.port is not None and not ports.is_free(launch.port):
             raise ports.taken(launch.port)
         self._make_directory(name)
         facts = self._images.find(container.image)
