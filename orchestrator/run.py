@@ -10,11 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
+from orchestrator.asking import (
+    LOG_LINES,
+    POLL_S,
+    ask_engine,
+    await_ready,
+    digests,
+    import_artifact,
+    instance_of,
+    verify_routes,
+)
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.deployment import Deployment
 from orchestrator.core.events import Event, EventKind, step_name
 from orchestrator.core.images import driver_cannot
-from orchestrator.core.launch import Instance, InstanceState
+from orchestrator.core.launch import InstanceState
 from orchestrator.core.pins import Accelerator, ImagePin
 from orchestrator.core.progress import Progress, silent
 from orchestrator.core.steps import (
@@ -45,22 +55,17 @@ from orchestrator.core.steps import (
     VerifyRoute,
     WriteFile,
 )
-from orchestrator.drivers.base import Gateway, Reply, World
+from orchestrator.drivers.base import Gateway, World
 from orchestrator.engines import ENGINES
-from orchestrator.engines.base import Digest, Exchange
 from orchestrator.errors import HostError, Interrupted, OrchError, StepFailed, StepStranded
 
 Emit = Callable[[Event], None]
 
-POLL_S = 0.2
-ANSWER_S = 120.0
+
 GATEWAY_START_S = 30.0
-IMPORT_S = 3600.0
-# Until a server takes commands; that its model is loaded comes later.
-ALIVE_S = 60.0
+
+
 MEMORY_S = 60.0
-LOG_LINES = 30
-HELLO = [{"role": "user", "content": "Hello!"}]
 
 
 def run(plan: Plan, world: World, emit: Emit, interrupted: Callable[[], bool]) -> None:
@@ -168,16 +173,16 @@ def _do(step: Step, world: World, progress: Progress) -> None:
         case AwaitMemory(gpu, size):
             _await_memory(gpu, size, world, progress)
         case ImportArtifact(deployment):
-            _import_artifact(deployment, world, progress)
+            import_artifact(deployment, world, progress)
         case AwaitReady(deployment, timeout_s):
-            _await_ready(deployment, timeout_s, world, progress)
+            await_ready(deployment, timeout_s, world, progress)
         case LoadAdapter(deployment, adapter):
-            requests = ENGINES[deployment.engine].load_requests(deployment, adapter, _digests(world))
-            _ask_engine(deployment, requests, world, progress, gone_is_fine=False)
+            requests = ENGINES[deployment.engine].load_requests(deployment, adapter, digests(world))
+            ask_engine(deployment, requests, world, progress, gone_is_fine=False)
             _relabel(deployment, world)
         case UnloadAdapter(deployment, name, before):
             requests = ENGINES[deployment.engine].unload_requests(before, name)
-            _ask_engine(deployment, requests, world, progress, gone_is_fine=True)
+            ask_engine(deployment, requests, world, progress, gone_is_fine=True)
             _relabel(deployment, world)
         case RecordDesired(profile, desired):
             world.records.record(profile, desired)
@@ -187,7 +192,7 @@ def _do(step: Step, world: World, progress: Progress) -> None:
         case RemoveRoute(owner):
             world.gateway.remove_routes(owner)
         case VerifyRoute(names):
-            _verify_routes(names, world, progress)
+            verify_routes(names, world, progress)
         case Drain(instance, timeout_s):
             if world.gateway.status() is not None:
                 world.gateway.drain(instance, timeout_s, cancel=True, progress=progress)
@@ -223,12 +228,8 @@ def _import_adapter(origin: Path, key: str, digest: str, world: World, progress:
             building.finish(Recipe.ADAPTER, f"dir:{digest}", {}, None, progress)
 
 
-def _instance(target: str, name: str, world: World) -> Instance | None:
-    return next((instance for instance in world.targets[target].observe() if instance.name == name), None)
-
-
 def _ensure_gateway(target: str, listen: str, world: World, progress: Progress) -> None:
-    before = _instance(target, GATEWAY, world)
+    before = instance_of(target, GATEWAY, world)
     launch = world.gateway_launch(target, listen)
     world.targets[target].ensure(GATEWAY, launch, listen)
     if before is not None and before.state is InstanceState.RUNNING and _hangs(world.gateway):
@@ -238,7 +239,7 @@ def _ensure_gateway(target: str, listen: str, world: World, progress: Progress) 
         world.targets[target].ensure(GATEWAY, launch, listen)
     deadline = world.clock.monotonic() + GATEWAY_START_S
     while _hangs(world.gateway) or world.gateway.status() is None:
-        instance = _instance(target, GATEWAY, world)
+        instance = instance_of(target, GATEWAY, world)
         crashed = instance is None or instance.state is not InstanceState.RUNNING
         if crashed or world.clock.monotonic() > deadline:
             raise HostError(
@@ -297,134 +298,3 @@ def _await_memory(gpu: str, size: int, world: World, progress: Progress) -> None
             )
         progress("waiting for GPU memory", 0, 0)
         world.clock.sleep(POLL_S)
-
-
-def _digests(world: World) -> Digest:
-    """The SHA-256 of files of the store, from the manifests."""
-
-    def digest(path: str) -> str:
-        for manifest in world.store.all():
-            for file in manifest.files:
-                if str(world.store.path(manifest.key) / file.path) == path:
-                    return file.sha256
-        raise HostError(f"{path} is not in the store.", hint="orch up makes it again.")
-
-    return digest
-
-
-def _import_artifact(deployment: Deployment, world: World, progress: Progress) -> None:
-    sheet = ENGINES[deployment.engine]
-    _watch(deployment, ALIVE_S, world, progress, lambda url: _ok(world.http.get(url + sheet.liveness_path(), 5.0)))
-    requests = sheet.import_requests(deployment, _digests(world))
-    _ask_engine(deployment, requests, world, progress, gone_is_fine=False)
-
-
-def _await_ready(deployment: Deployment, timeout_s: float, world: World, progress: Progress) -> None:
-    """Ready means that the served name and each adapter answered one real token, that the model is ours, and lives."""
-    sheet = ENGINES[deployment.engine]
-    to_ask = [(sheet.upstream(deployment, one), sheet.patch(deployment, one)) for one in (None, *deployment.adapters)]
-
-    def answers(url: str) -> bool:
-        identity = world.http.get(url + sheet.identity_path(), 5.0)
-        if identity is None or identity.status != 200 or not sheet.recognises(deployment, identity.json):
-            return False
-        for name, patch in to_ask:
-            body = {"model": name, "messages": HELLO, "max_tokens": 1, **patch}
-            reply = world.http.post(url + "/v1/chat/completions", body, ANSWER_S, progress)
-            if reply is not None and 400 <= reply.status < 500:
-                raise HostError(f"{deployment.instance} refuses a first chat with {name}.", detail=reply.text[:2000])
-            if not _ok(reply):
-                return False
-        _refuse_cpu(deployment, url, world)
-        return True
-
-    _watch(deployment, timeout_s, world, progress, answers)
-
-
-def _refuse_cpu(deployment: Deployment, url: str, world: World) -> None:
-    """An engine that was given a GPU and computes without it says so only when it is asked."""
-    sheet = ENGINES[deployment.engine]
-    if deployment.accelerator is Accelerator.CPU or not sheet.gpu_path():
-        return
-    reply = world.http.get(url + sheet.gpu_path(), 5.0)
-    if reply is not None and (problem := sheet.not_on_gpu(reply.json)):
-        raise HostError(
-            f"{deployment.instance} does not compute on the GPU: {problem}.",
-            hint="Does `docker run --rm --gpus all` show it with nvidia-smi? Is other GPU memory in use? The CPU is "
-            "asked for with CUDA_VISIBLE_DEVICES= (empty).",
-            detail=world.targets[deployment.target].log_tail(deployment.instance, LOG_LINES),
-        )
-
-
-def _watch(
-    deployment: Deployment, timeout_s: float, world: World, progress: Progress, good: Callable[[str], bool]
-) -> None:
-    """Probe, process and deadline together: a dead engine fails at once, with its telling line."""
-    deadline = world.clock.monotonic() + timeout_s
-    first = _instance(deployment.target, deployment.instance, world)
-    while True:
-        now = _instance(deployment.target, deployment.instance, world)
-        if now is None or first is None:
-            raise HostError(f"{deployment.instance} is gone.", hint="Somebody else stopped it; run the command again.")
-        if now.state is not InstanceState.RUNNING or now.last_exit != first.last_exit:
-            raise _died(deployment, now, world)
-        if now.port is not None and good(now.url):
-            return
-        if world.clock.monotonic() > deadline:
-            raise HostError(
-                f"{deployment.instance} did not answer within {timeout_s:.0f} s.",
-                hint="A larger --timeout gives it longer; orch up --fresh starts a new one beside one that hangs.",
-                detail=world.targets[deployment.target].log_tail(deployment.instance, LOG_LINES),
-            )
-        progress(f"waiting for {deployment.instance}", 0, 0)
-        world.clock.sleep(POLL_S)
-
-
-def _died(deployment: Deployment, instance: Instance, world: World) -> HostError:
-    log = world.targets[deployment.target].log_tail(deployment.instance, 2000)
-    failure = ENGINES[deployment.engine].failure(log)
-    how = str(instance.last_exit) if instance.last_exit is not None else "is not running"
-    return HostError(
-        f"{deployment.instance} {how}: {failure.line or 'it left no word in its log'}",
-        hint=failure.hint or f"All of its log: orch logs {deployment.instance}",
-        detail="\n".join(log.splitlines()[-LOG_LINES:]),
-    )
-
-
-def _ok(reply: Reply | None) -> bool:
-    return reply is not None and reply.status == 200
-
-
-def _ask_engine(
-    deployment: Deployment, requests: tuple[Exchange, ...], world: World, progress: Progress, *, gone_is_fine: bool
-) -> None:
-    instance = _instance(deployment.target, deployment.instance, world)
-    if instance is None or instance.state is not InstanceState.RUNNING:
-        if gone_is_fine:
-            return
-        raise HostError(f"{deployment.instance} is not running.", hint="orch status tells more.")
-    sheet = ENGINES[deployment.engine]
-    for request in requests:
-        if request.unless and _ok(world.http.send("HEAD", instance.url + request.unless, None, ANSWER_S, progress)):
-            continue
-        content = Path(request.file) if request.file else request.body
-        reply = world.http.send(request.method, instance.url + request.path, content, IMPORT_S, progress)
-        if reply is None:
-            raise HostError(f"{deployment.instance} does not answer.", hint="orch status tells more.")
-        if gone_is_fine and reply.status == 404:
-            continue
-        if said := sheet.refusal(reply.status, reply.text):
-            raise HostError(f"{deployment.instance} refused: {said}")
-
-
-def _verify_routes(names: tuple[str, ...], world: World, progress: Progress) -> None:
-    status = world.gateway.status()
-    if status is None:
-        raise HostError("The gateway does not answer.", hint="orch logs gateway")
-    for done, name in enumerate(names):
-        progress("asking through the gateway", done, len(names))
-        body = {"model": name, "messages": HELLO, "max_tokens": 1}
-        reply = world.front.post(f"http://{status.listen}/v1/chat/completions", body, ANSWER_S, progress)
-        if not _ok(reply):
-            said = reply.text[:500] if reply is not None else "nothing"
-            raise HostError(f"{name} does not answer through the gateway.", detail=f"It said: {said}")

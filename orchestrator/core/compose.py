@@ -11,10 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.core.container import (
+    DROPPED,
     LOG_FILES,
     LOG_SIZE,
     OPEN_FILES,
     PORT,
+    RESTART,
+    SECURITY,
     TMP,
     TMP_OPTIONS,
     Ground,
@@ -116,14 +119,15 @@ def settings(made: Placed, own_entrypoint: bool) -> dict[str, Any]:
         "deploy": _deploy(made),
         "network_mode": "host" if made.host_network else "",
         "user": made.user,
+        "group_add": list(made.groups),
         "init": True,
         "read_only": True,
-        "cap_drop": ["ALL"],
-        "security_opt": ["no-new-privileges"],
+        "cap_drop": list(DROPPED),
+        "security_opt": list(SECURITY),
         "pids_limit": made.pids,
         "shm_size": f"{made.shm_mib}m",
         "ulimits": {"nofile": {"soft": OPEN_FILES, "hard": OPEN_FILES}},
-        "restart": "always",
+        "restart": RESTART,
         "stop_grace_period": f"{made.stop_grace_s}s",
         "logging": {"driver": "json-file", "options": {"max-size": LOG_SIZE, "max-file": LOG_FILES}},
     }

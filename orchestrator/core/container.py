@@ -13,6 +13,14 @@ FILES, CACHE, TMP = "/orch/files", "/orch/cache", "/tmp"
 OPEN_FILES = 65536
 LOG_SIZE, LOG_FILES = "20m", "3"
 TMP_OPTIONS = "rw,exec,nosuid,nodev,mode=1777"
+# Nobody but the engine's own user, and only what it was given.
+DROPPED, SECURITY = ("ALL",), ("no-new-privileges",)
+# Back after a crash, a restart of the daemon and a reboot. Not "unless-stopped": a daemon that was killed ends the
+# containers that outlived it when it starts again, takes that for somebody's wish, and leaves them stopped (seen with
+# 20.10). The price: what `docker stop` has stopped comes back with the daemon.
+RESTART = "always"
+# Of the host's memory, what a container may take that says nothing of it.
+MOST_OF_MEMORY = 0.9
 # An arbitrary user has no entry in the image's passwd, and programs ask for both.
 HOME_OF_ANYBODY = (("HOME", TMP), ("TMPDIR", TMP), ("USER", "orch"))
 
@@ -29,12 +37,14 @@ class Mount:
 @dataclass(frozen=True)
 class Ground:
     """What the machine adds to a Launch: host directories of the instance's files and of the cache, UID:GID, and the
-    image's own entrypoint."""
+    image's own entrypoint; `memory_mib` is the limit of those that say nothing, `groups` may open the device nodes."""
 
     files: str
     cache: str
     user: str
     entrypoint: tuple[str, ...]
+    memory_mib: int | None = None
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,7 @@ class Placed:
     env: tuple[tuple[str, str], ...]
     mounts: tuple[Mount, ...]
     user: str
+    groups: tuple[str, ...]
     port: int
     stop_grace_s: int
     shm_mib: int
@@ -81,10 +92,11 @@ def placed(launch: Launch, ground: Ground) -> Placed:
         env=(*env, *((name, _filled(value, values)) for name, value in launch.env)),
         mounts=tuple(mounts),
         user=ground.user,
+        groups=ground.groups,
         port=port,
         stop_grace_s=int(launch.stop_grace_s),
         shm_mib=container.shm_mib,
-        memory_mib=container.memory_mib,
+        memory_mib=container.memory_mib or ground.memory_mib,
         pids=container.pids,
         devices=container.devices,
         gpus=container.gpus,

@@ -40,8 +40,8 @@ class Deployment(BaseModel):
     It travels as the label of the running process, so that what runs can be compared with what is wanted without
     remembering anything. `model_path` is what the engine loads; `adapter_args` end the launch's argv, `adapter_lines`
     the first of its files; `adapter_loads` counts distinct adapters given to this process since it started (vLLM never
-    frees a slot). `gpu` is the UUID of the one GPU that it is to see, empty where there is no choice, and `gpu_nodes`
-    are device nodes that its container is given by name. `own_store`: what it serves must be imported into it.
+    frees a slot). `gpu` is the UUID of the one GPU that it is to see, empty where there is no choice; its container is
+    given it `gpu_way`, and by name the device nodes `gpu_nodes`. `own_store`: what it serves must be imported into it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,6 +67,7 @@ class Deployment(BaseModel):
     adapter_slots: int = 0
     adapter_loads: int = 0
     gpu: str = ""
+    gpu_way: str = ""
     gpu_nodes: tuple[str, ...] = ()
     hot_adapters: Annotated[bool, Field(description="adapters can be changed while it serves")] = False
 
@@ -83,7 +84,8 @@ class Deployment(BaseModel):
             return launch
         if launch.container is not None:
             devices = (*launch.container.devices, *self.gpu_nodes)
-            return replace(launch, container=replace(launch.container, gpus=(self.gpu,), devices=devices))
+            container = replace(launch.container, gpus=(self.gpu,), gpu_way=self.gpu_way, devices=devices)
+            return replace(launch, container=container)
         return replace(launch, env=(*launch.env, ("CUDA_VISIBLE_DEVICES", self.gpu)))
 
     @property
@@ -97,8 +99,8 @@ class Deployment(BaseModel):
     @property
     def fingerprint(self) -> str:
         """Equal for two deployments that one process can serve: all but generation, GPU, adapters and aliases."""
-        of_gpu, of_adapters = {"gpu", "gpu_nodes"}, {"adapters", "adapter_args", "adapter_lines", "adapter_loads"}
-        left_out = {"generation", "public_names"} | of_gpu | of_adapters
+        of_adapters = {"adapters", "adapter_args", "adapter_lines", "adapter_loads"}
+        left_out = {"generation", "public_names", "gpu", "gpu_way", "gpu_nodes"} | of_adapters
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
 
     def adapter(self, name: str) -> Adapter | None:

@@ -17,7 +17,8 @@ class Container:
     `image` names exactly one image: NAME@sha256:DIGEST, or sha256:ID of one that was built or loaded here. `reads` and
     `writes` are host directories that it sees at their own paths, so that paths mean the same inside and outside.
     `gpus` are UUIDs, given to it `gpu_way` ("nvidia": the toolkit's hook, "cdi"); `devices` are host device nodes.
-    `memory_mib` None is no limit. On the host's network it has no address of its own, and its port is the host's.
+    `memory_mib` None: as much as the target allows any. On the host's network it has no address of its own, and its
+    port is the host's.
     """
 
     image: str

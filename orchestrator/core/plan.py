@@ -12,7 +12,14 @@ from dataclasses import dataclass, replace
 from orchestrator.core.deployment import Deployment, Desired
 from orchestrator.core.launch import LOCAL, Instance, InstanceState
 from orchestrator.core.observed import EngineObserved, Observed
-from orchestrator.core.pins import Accelerator
+from orchestrator.core.refusals import (
+    refuse_damaged,
+    refuse_foreign_names,
+    refuse_no_room,
+    refuse_unreachable,
+    unknown_room,
+)
+from orchestrator.core.resolved import Resolved, Supply
 from orchestrator.core.routes import Route
 from orchestrator.core.steps import (
     GATEWAY,
@@ -42,28 +49,10 @@ from orchestrator.core.steps import (
     VerifyRoute,
     WriteFile,
 )
-from orchestrator.core.vram import GIB, Budget, Change, profile_key, suggest
-from orchestrator.errors import PlanRefused
+from orchestrator.core.vram import Budget
 
 # Somebody waits for an undo to end.
 UNDO_DRAIN_S = 60.0
-
-Supply = FetchWeights | BuildArtifact | ImportAdapter | EnsureEnvironment | PullImage | BuildImage
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """A Deployment with what it takes to have its files, and the recipes that were passed over.
-
-    `supply` is ordered; `routes` name public name, upstream and patch, their url is not known before the engine runs;
-    `budget` is the memory that one more such engine needs, None when nothing is known of the weights yet.
-    """
-
-    deployment: Deployment
-    supply: tuple[Supply, ...]
-    passed_over: tuple[Skip, ...]
-    routes: tuple[Route, ...]
-    budget: Budget | None = None
 
 
 @dataclass(frozen=True)
@@ -97,18 +86,18 @@ def plan_deploy(
     Refuses (PlanRefused) what cannot be done.
     """
     wanted = resolved.deployment
-    _refuse_unreachable(observed)
-    _refuse_damaged(wanted.profile, observed)
-    _refuse_foreign_names(resolved, observed)
+    refuse_unreachable(observed)
+    refuse_damaged(wanted.profile, observed)
+    refuse_foreign_names(resolved, observed)
     mine = observed.engines_of(wanted.profile)
     match = None if fresh else _match(wanted, mine, observed.serving(wanted.profile))
     chosen = _chosen(wanted, mine, match)
     if match is None:
-        _refuse_no_room(resolved, observed)
+        refuse_no_room(resolved, observed)
     before: list[Action | Skip] = [
         *resolved.passed_over,
         *_supply(resolved.supply, observed),
-        *(_unknown_room(resolved, observed) if match is None else ()),
+        *(unknown_room(resolved, observed) if match is None else ()),
         *_gateway(door, observed),
         *_engine(chosen, match, resolved.budget, limits),
     ]
@@ -136,7 +125,7 @@ def plan_down(profile: str, observed: Observed, limits: Limits, forget: bool = F
 
     Forward only.
     """
-    _refuse_unreachable(observed)
+    refuse_unreachable(observed)
     items = [*_silent_gateway(profile, observed), *_down(profile, observed, limits, forget=forget)]
     if not items:
         items.append(Skip(f"take {profile} down", "nothing of it runs"))
@@ -145,7 +134,7 @@ def plan_down(profile: str, observed: Observed, limits: Limits, forget: bool = F
 
 def plan_down_all(observed: Observed, limits: Limits, forget: bool = False) -> Plan:
     """Stop everything, the gateway last; one that does not answer loses its routes with its directory."""
-    _refuse_unreachable(observed)
+    refuse_unreachable(observed)
     profiles = sorted(
         {engine.deployment.profile for engine in observed.engines}
         | set(observed.desired)
@@ -191,77 +180,6 @@ def _end_damaged(instance: Instance) -> Iterator[Action]:
     yield Action(RemoveEngine(instance.target, instance.name))
 
 
-def _refuse_unreachable(observed: Observed) -> None:
-    """What runs there is not known, so nothing can be decided."""
-    for error in observed.unreachable.values():
-        raise error
-
-
-def _refuse_damaged(profile: str, observed: Observed) -> None:
-    for instance in observed.damaged_of(profile):
-        raise PlanRefused(
-            f"The record of {instance.name} cannot be used: {instance.problem}.",
-            hint=f"Stop it, then serve again: orch down {profile}, orch up",
-        )
-
-
-def _refuse_foreign_names(resolved: Resolved, observed: Observed) -> None:
-    status = observed.gateway.status
-    owner = resolved.deployment.profile
-    for route in resolved.routes:
-        present = status.routes.find(route.name) if status is not None else None
-        if present is not None and present.owner != owner:
-            raise PlanRefused(
-                f"The public name {route.name} belongs to profile {present.owner} already.",
-                hint=f"Take another name, or free this one: orch down {present.owner}",
-            )
-    names = [route.name for route in resolved.routes]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise PlanRefused(
-            f"{', '.join(twice)} is the name of both the model and an adapter.", hint="Give the adapter another name."
-        )
-
-
-def _unknown_room(resolved: Resolved, observed: Observed) -> Iterator[Skip]:
-    if resolved.budget is not None:
-        return
-    to_come = any(isinstance(s, FetchWeights) and s.key not in observed.finished for s in resolved.supply)
-    if to_come:
-        why = "nothing is known of the weights before they are here"
-    elif resolved.deployment.accelerator is Accelerator.ROCM:
-        why = "how much memory an AMD GPU has is not known"
-    else:
-        why = "config.json does not tell their shape"
-    yield Skip("see whether the weights fit into memory", why)
-
-
-def _refuse_no_room(resolved: Resolved, observed: Observed) -> None:
-    """Overlap needs room for the new engine beside everything that runs; there is no other way to switch yet."""
-    budget, wanted = resolved.budget, resolved.deployment
-    if budget is None or budget.fits or budget.fits_later:
-        return
-    ways = [_way(way, wanted.engine) for way in suggest(budget.ask, budget.place)]
-    hint = (
-        f"In the profile, set {'; or '.join(ways)}."
-        if ways
-        else "No settings of the profile make it fit: free some memory, or serve a smaller artifact."
-    )
-    if observed.engines_of(wanted.profile):
-        hint += (
-            " What serves now stays up until the switch, so both must fit; to accept a pause instead: "
-            f"orch down {wanted.profile}, then orch up {wanted.engine}"
-        )
-    if budget.place.users and budget.left < budget.ask.ahead:
-        hint += f" GPU memory is held by {', '.join(str(user) for user in budget.place.users)}."
-    detail = "\n".join(f"{part:<14} {size / GIB:6.2f} GiB  {note}".rstrip() for part, size, note in budget.rows())
-    raise PlanRefused(budget.lacking, hint=hint, detail=detail)
-
-
-def _way(way: Change, engine: str) -> str:
-    return " and ".join(f"{profile_key(field, engine)} = {value}" for field, value in way.items())
-
-
 def _match(wanted: Deployment, mine: tuple[EngineObserved, ...], serving: str | None) -> EngineObserved | None:
     """The generation that is, or can become without a restart, what is wanted; best the one that serves."""
     able = [engine for engine in mine if _can_become(engine, wanted)]
@@ -299,7 +217,8 @@ def _chosen(wanted: Deployment, mine: tuple[EngineObserved, ...], match: EngineO
     # Where it is, the model lies already; one that has to be started anew goes where resolve would have it.
     has = match.deployment
     kept = {"generation": has.generation, "adapter_loads": _loads(match, wanted)}
-    return wanted.model_copy(update=kept | ({"gpu": has.gpu, "gpu_nodes": has.gpu_nodes} if match.running else {}))
+    on_gpu = {"gpu": has.gpu, "gpu_way": has.gpu_way, "gpu_nodes": has.gpu_nodes}
+    return wanted.model_copy(update=kept | (on_gpu if match.running else {}))
 
 
 def _supply(supply: tuple[Supply, ...], observed: Observed) -> Iterator[Action | Skip]:

@@ -82,7 +82,8 @@ class EngineSheet(Protocol):
     takes_gpu: bool
     # It serves only what was imported into a store of its own.
     own_store: bool
-    # Shared memory of its container, in MiB.
+    # There are images of it, and with how much shared memory, in MiB.
+    in_containers: bool
     shm_mib: int
 
     def accelerator(self, host: Host) -> Accelerator:
@@ -200,6 +201,7 @@ class Plain:
     """For the sheets of engines without a store of their own, and that cannot but use the GPU they are given."""
 
     own_store = False
+    in_containers = True
     shm_mib = 64
 
     def defaults(self, profile: Profile) -> dict[str, Any]:

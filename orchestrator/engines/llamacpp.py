@@ -42,6 +42,7 @@ class Llamacpp(AdaptersAtStart):
 
     name = "llamacpp"
     takes_gpu = False
+    in_containers = False
 
     def accelerator(self, host: Host) -> Accelerator:
         return Accelerator.CPU

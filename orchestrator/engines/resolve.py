@@ -15,18 +15,16 @@ from orchestrator.core.host import Gpu, Host
 from orchestrator.core.images import ImageFacts, driver_cannot
 from orchestrator.core.launch import DOCKER, Container
 from orchestrator.core.pins import Accelerator, ImagePin
-from orchestrator.core.plan import Resolved, Supply
 from orchestrator.core.profile import Profile
+from orchestrator.core.resolved import Resolved, Supply
 from orchestrator.core.routes import Route
 from orchestrator.core.steps import BuildArtifact, EnsureEnvironment, FetchWeights, ImportAdapter, PullImage, Skip
-from orchestrator.core.vram import MIB, Budget, artifact_bytes, best_gpu, place_of
+from orchestrator.core.vram import Budget, artifact_bytes, best_gpu, place_of
 from orchestrator.core.weights import WeightsFacts
 from orchestrator.engines import ENGINES
 from orchestrator.engines.base import Asked, EngineSheet, Launched, Pins, Render
 from orchestrator.errors import HostError, PlanRefused
 
-# Of the host's memory, what a container may take where the profile does not say.
-MOST_OF_MEMORY = 0.9
 AMD_NODES = ("/dev/kfd", "/dev/dri")
 
 
@@ -62,7 +60,7 @@ def resolve(
     sheet, profile = engine_sheet(wish.engine), wish.profile
     if to_run:
         _check_host(sheet, wish, host, shipped)
-    accelerator = _accelerator(sheet, wish, host)
+    accelerator = _accelerator(sheet, wish.target, host)
     recipe, passed_over = _choose_recipe(sheet, wish, accelerator, host)
     _check_adapters(sheet, wish, adapters)
     _check_context(wish, weights)
@@ -71,7 +69,7 @@ def resolve(
     key, model_path = _model_path(sheet, recipe, weights, shipped)
     launched = sheet.launch(Asked(profile, recipe, model_path, accelerator, host, environment, image), shipped.render)
     if image is not None:
-        container = _container(sheet, wish, image, key, model_path, accelerator, host, shipped)
+        container = _container(sheet, wish, image, key, model_path, accelerator, shipped)
         launched = replace(launched, launch=replace(launched.launch, container=container))
     deployment = _deployment(wish, sheet, recipe, weights, key, model_path, launched, adapters, accelerator)
     deployment = deployment.model_copy(update=_gpu(wish, accelerator, host, shipped.docker))
@@ -89,6 +87,8 @@ def _check_host(sheet: EngineSheet, wish: Wish, host: Host, shipped: Shipped) ->
     if sheet.takes_gpu and host.gpu_problem and not host.gpus:
         hint = "nvidia-smi should work first; CUDA_VISIBLE_DEVICES= (empty) asks for the CPU instead."
         raise HostError(f"No GPU can be used: {host.gpu_problem}.", hint=hint)
+    if wish.target == DOCKER and not sheet.in_containers:
+        raise PlanRefused(f"orch runs {sheet.name} as a process of its own only.", hint="Use --target local.")
     if wish.target == DOCKER:
         if shipped.docker is not None and shipped.docker.problem:
             raise HostError(shipped.docker.problem, hint=shipped.docker.hint)
@@ -98,17 +98,17 @@ def _check_host(sheet: EngineSheet, wish: Wish, host: Host, shipped: Shipped) ->
         raise HostError(lacking, hint=hint)
 
 
-def _accelerator(sheet: EngineSheet, wish: Wish, host: Host) -> Accelerator:
+def _accelerator(sheet: EngineSheet, target: str, host: Host) -> Accelerator:
     """An AMD GPU is used in containers only, whose images bring ROCm along."""
     accelerator = sheet.accelerator(host)
-    amd = wish.target == DOCKER and sheet.takes_gpu and host.amd
+    amd = target == DOCKER and sheet.takes_gpu and host.amd
     return Accelerator.ROCM if amd and accelerator is Accelerator.CPU else accelerator
 
 
 def pinned_image(engine: str, host: Host, pins: Pins) -> bool:
-    """Whether an image is pinned for what an engine would compute on here."""
+    """Whether an image is pinned for what an engine would compute on in a container here."""
     sheet, pin = engine_sheet(engine), pins.get(engine)
-    accelerator = sheet.accelerator(host)
+    accelerator = _accelerator(sheet, DOCKER, host)
     return pin is not None and any(accelerator in image.accelerators for image in pin.docker)
 
 
@@ -144,22 +144,17 @@ def _container(
     key: str,
     model_path: str,
     accelerator: Accelerator,
-    host: Host,
     shipped: Shipped,
 ) -> Container:
     # The whole store, not the artifact: adapters come into it while the container runs.
     store = shipped.store_path(key).parent
     reads = {str(store), *(() if Path(model_path).is_relative_to(store) else (model_path,))}
-    way = ""
-    if accelerator is Accelerator.CUDA and shipped.docker is not None:
-        way = gpu_way(shipped.docker, _visible(host))
     return Container(
         image=image.reference,
         reads=tuple(sorted(reads)),
-        gpu_way=way,
         devices=AMD_NODES if accelerator is Accelerator.ROCM else (),
         shm_mib=sheet.shm_mib,
-        memory_mib=wish.profile.serving.memory_mib or int(host.memory_total * MOST_OF_MEMORY) // MIB,
+        memory_mib=wish.profile.serving.memory_mib,
     )
 
 
@@ -320,8 +315,8 @@ def _gpu(wish: Wish, accelerator: Accelerator, host: Host, docker: DockerFacts |
     one); a container is always given exactly what it is to see."""
     seen = _visible(host) if accelerator is Accelerator.CUDA else ()
     if wish.target == DOCKER and docker is not None:
-        nodes = tuple(node for gpu in seen for node in extra_nodes(docker, gpu_way(docker, (gpu,)), (gpu,)))
-        return {"gpu": ",".join(gpu.uuid for gpu in seen), "gpu_nodes": nodes}
+        way = gpu_way(docker, seen) if seen else ""
+        return {"gpu": ",".join(gpu.uuid for gpu in seen), "gpu_way": way, "gpu_nodes": extra_nodes(docker, way, seen)}
     alone = len(host.gpus) == 1 and host.gpus[0].index == 0
     return {"gpu": "" if alone else ",".join(gpu.uuid for gpu in seen)}
 

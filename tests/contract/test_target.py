@@ -55,7 +55,7 @@ def test_a_relabelled_instance_says_so_and_keeps_its_process(bench: TargetBench)
 
 
 def test_what_is_unknown_cannot_be_relabelled(bench: TargetBench) -> None:
-    with pytest.raises(HostError, match="no (local process|container) named one"):
+    with pytest.raises(HostError, match=r"no (local process|container) named one"):
         bench.target.relabel("one", bench.launch, "label")
     assert bench.target.observe() == ()
 

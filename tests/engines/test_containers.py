@@ -25,7 +25,9 @@ from orchestrator.errors import PlanRefused
 
 GOLDEN = Path(__file__).parent / "golden" / "docker"
 RTX_5090 = replace(CPU, gpus=(gpu("GeForce RTX 5090", (12, 0), 32),), driver="580.65.06", cuda=(13, 0))
-GROUND = Ground("/home/containers/NAME/files", "/home/cache/containers", "1000:1000", ("vllm", "serve"))
+GROUND = Ground(
+    "/home/containers/NAME/files", "/home/cache/containers", "1000:1000", ("vllm", "serve"), memory_mib=58_982
+)
 LABELS = {"orch.home": "/home", "orch.instance": "NAME"}
 NETWORK, ADDRESS = "orch-123456", "172.30.0.2"
 
@@ -50,7 +52,9 @@ OLLAMA_GROUND = replace(GROUND, entrypoint=("/bin/ollama",))
 CASES = {
     "vllm_rtx-5090": sent(deployment("vllm", RTX_5090, ("a",)).launch),
     "ollama_rtx-5090": sent(deployment("ollama", RTX_5090, ("a",)).launch, OLLAMA_GROUND),
-    "ollama_amd": sent(deployment("ollama", replace(CPU, amd=True)).launch, OLLAMA_GROUND),
+    "ollama_amd": sent(
+        deployment("ollama", replace(CPU, amd=True)).launch, replace(OLLAMA_GROUND, groups=("44", "993"))
+    ),
     "gateway": sent(gateway_launch("docker", LISTEN), replace(GROUND, entrypoint=())),
 }
 
@@ -94,7 +98,7 @@ def test_the_best_of_two_gpus_is_given_alone() -> None:
 
 def test_which_gpu_and_its_nodes_are_no_part_of_the_fingerprint() -> None:
     first, other = (deployment("vllm", RTX_5090) for _ in range(2))
-    moved = other.model_copy(update={"gpu": "GPU-2", "gpu_nodes": ("/dev/nvidia1",)})
+    moved = other.model_copy(update={"gpu": "GPU-2", "gpu_way": CDI, "gpu_nodes": ("/dev/nvidia1",)})
     assert moved.fingerprint == first.fingerprint
     assert moved.launch != first.launch
 
@@ -131,13 +135,10 @@ def test_weights_outside_of_the_store_are_read_where_they_are() -> None:
     assert made.launch.container.reads == tuple(sorted((str(store_path("k").parent), "/weights/tiny")))
 
 
-def test_memory_is_the_profiles_or_most_of_the_machines() -> None:
-    own = deployment("ollama", CPU, serving={"memory_mib": 4096}).launch.container
-    most = deployment("ollama", CPU).launch.container
-    assert own is not None
-    assert most is not None
-    assert own.memory_mib == 4096
-    assert most.memory_mib == int(0.9 * CPU.memory_total) // 2**20
+def test_memory_is_the_profiles_or_the_grounds_which_is_no_part_of_the_fingerprint() -> None:
+    own, most = deployment("ollama", CPU, serving={"memory_mib": 4096}), deployment("ollama", CPU)
+    assert [placed(made.launch, GROUND).memory_mib for made in (own, most)] == [4096, GROUND.memory_mib]
+    assert most.fingerprint == deployment("ollama", replace(CPU, memory_total=CPU.memory_total - 1)).fingerprint
     assert CPU.memory_total == 64 * GIB
 
 

@@ -16,8 +16,9 @@ from orchestrator.core.images import ImageFacts
 from orchestrator.core.launch import DOCKER
 from orchestrator.core.observed import Observed
 from orchestrator.core.pins import Accelerator, EnginePin, ImagePin, LocalPin
-from orchestrator.core.plan import Door, Limits, Resolved, plan_deploy, plan_down, plan_down_all
+from orchestrator.core.plan import Door, Limits, plan_deploy, plan_down, plan_down_all
 from orchestrator.core.profile import Profile
+from orchestrator.core.resolved import Resolved
 from orchestrator.core.steps import BuildImage, Plan, PullImage
 from orchestrator.core.weights import Shape, WeightsFacts
 from orchestrator.engines.resolve import Shipped, fitted, resolve

@@ -19,7 +19,7 @@ from orchestrator.core.host import DRIVER_RESERVE, DRIVER_SHARE, Gpu, GpuUser, H
 from orchestrator.core.images import ImageFacts
 from orchestrator.core.launch import DOCKER, LOCAL, Exit, Instance, InstanceState
 from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
-from orchestrator.core.plan import Resolved
+from orchestrator.core.resolved import Resolved
 from orchestrator.core.routes import Counts, GatewayStatus, Route, RouteTable
 from orchestrator.core.steps import GATEWAY, Action, EnsureEnvironment, ImportAdapter, Plan, Skip
 from orchestrator.errors import HostError

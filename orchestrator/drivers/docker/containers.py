@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.core.container import Ground, placed
+from orchestrator.core.container import MOST_OF_MEMORY, RESTART, Ground, placed
 from orchestrator.core.launch import DOCKER, Exit, Instance, InstanceState, Launch
 from orchestrator.core.progress import Progress, silent
 from orchestrator.core.steps import GATEWAY
@@ -24,7 +24,7 @@ from orchestrator.drivers.docker.images import DockerImages
 from orchestrator.drivers.docker.logs import ContainerLogs
 from orchestrator.drivers.docker.networks import Network
 from orchestrator.drivers.docker.records import HOME, INSTANCE
-from orchestrator.drivers.docker.request import RESTART, create_body
+from orchestrator.drivers.docker.request import create_body
 from orchestrator.errors import HostError
 
 KEPT_BY_DAEMON = (RESTART, "unless-stopped")
@@ -261,8 +261,7 @@ class DockerTarget:
             raise ports.taken(launch.port)
         self._make_directory(name)
         facts = self._images.find(container.image)
-        user = f"{os.getuid()}:{os.getgid()}"
-        made = placed(launch, Ground(str(self._files(name)), str(self._cache), user, facts.entrypoint))
+        made = placed(launch, self._ground(name, facts.entrypoint, container.devices))
         for path in (*container.writes, *container.reads):
             if Path(path).is_relative_to(self._home) or path in container.writes:
                 Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -280,6 +279,19 @@ class DockerTarget:
             # A daemon without CAP_SYS_RESOURCE cannot raise it above its own.
             body["HostConfig"]["Ulimits"] = []
             self._create(name, body)
+
+    def _ground(self, name: str, entrypoint: tuple[str, ...], devices: tuple[str, ...]) -> Ground:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        nodes = [node for path in map(Path, devices) for node in (path, *(path.iterdir() if path.is_dir() else ()))]
+        return Ground(
+            files=str(self._files(name)),
+            cache=str(self._cache),
+            user=f"{os.getuid()}:{os.getgid()}",
+            entrypoint=entrypoint,
+            memory_mib=int(memory * MOST_OF_MEMORY) >> 20,
+            # AMD's nodes are for the groups video and render, which have other numbers inside.
+            groups=tuple(sorted({str(node.stat().st_gid) for node in nodes if node.exists()})),
+        )
 
     def _create(self, name: str, body: dict[str, Any]) -> None:
         """Create and start; what cannot be started is not left behind."""

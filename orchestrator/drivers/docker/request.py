@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.core.container import LOG_FILES, LOG_SIZE, OPEN_FILES, TMP, TMP_OPTIONS, Placed
+from orchestrator.core.container import (
+    DROPPED,
+    LOG_FILES,
+    LOG_SIZE,
+    OPEN_FILES,
+    RESTART,
+    SECURITY,
+    TMP,
+    TMP_OPTIONS,
+    Placed,
+)
 from orchestrator.core.docker import CDI
 
 MIB = 2**20
-# Back after a crash, a restart of the daemon and a reboot. Not "unless-stopped": a daemon that was killed ends the
-# containers that outlived it when it starts again, takes that for somebody's wish, and leaves them stopped (seen with
-# 20.10). The price: what `docker stop` has stopped comes back with the daemon.
-RESTART = "always"
 
 
 def create_body(placed: Placed, labels: Mapping[str, str], network: str, address: str) -> dict[str, Any]:
@@ -25,8 +31,8 @@ def create_body(placed: Placed, labels: Mapping[str, str], network: str, address
         ],
         "Tmpfs": {TMP: TMP_OPTIONS},
         "ReadonlyRootfs": True,
-        "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges"],
+        "CapDrop": list(DROPPED),
+        "SecurityOpt": list(SECURITY),
         "PidsLimit": placed.pids,
         "ShmSize": placed.shm_mib * MIB,
         "Init": True,
@@ -37,6 +43,8 @@ def create_body(placed: Placed, labels: Mapping[str, str], network: str, address
         ],
         "DeviceRequests": _device_requests(placed),
     }
+    if placed.groups:
+        host["GroupAdd"] = list(placed.groups)
     if placed.memory_mib is not None:
         # The same with swap: an engine that swaps answers nobody.
         host |= {"Memory": placed.memory_mib * MIB, "MemorySwap": placed.memory_mib * MIB}

@@ -50,10 +50,12 @@ class Logs:
         path = self.path(name)
         with path.open(errors="replace") as file:
             yield from (line.rstrip("\n") for line in file.readlines()[-lines:])
+            begun = ""
             while going_on():
-                line = file.readline()
-                if line:
-                    yield line.rstrip("\n")
+                begun += file.readline()
+                if begun.endswith("\n"):
+                    yield begun.rstrip("\n")
+                    begun = ""
                 elif path.stat().st_size < file.tell():
                     file.seek(0)  # rotated: copied away and truncated
                 else:

@@ -1,0 +1,86 @@
+"""What cannot be planned, and why not. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from orchestrator.core.observed import Observed
+from orchestrator.core.pins import Accelerator
+from orchestrator.core.resolved import Resolved
+from orchestrator.core.steps import FetchWeights, Skip
+from orchestrator.core.vram import GIB, Change, profile_key, suggest
+from orchestrator.errors import PlanRefused
+
+
+def refuse_unreachable(observed: Observed) -> None:
+    """What runs there is not known, so nothing can be decided."""
+    for error in observed.unreachable.values():
+        raise error
+
+
+def refuse_damaged(profile: str, observed: Observed) -> None:
+    """What of the profile runs can only be ended."""
+    for instance in observed.damaged_of(profile):
+        raise PlanRefused(
+            f"The record of {instance.name} cannot be used: {instance.problem}.",
+            hint=f"Stop it, then serve again: orch down {profile}, orch up",
+        )
+
+
+def refuse_foreign_names(resolved: Resolved, observed: Observed) -> None:
+    """A public name is one profile's, and one thing's."""
+    status = observed.gateway.status
+    owner = resolved.deployment.profile
+    for route in resolved.routes:
+        present = status.routes.find(route.name) if status is not None else None
+        if present is not None and present.owner != owner:
+            raise PlanRefused(
+                f"The public name {route.name} belongs to profile {present.owner} already.",
+                hint=f"Take another name, or free this one: orch down {present.owner}",
+            )
+    names = [route.name for route in resolved.routes]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise PlanRefused(
+            f"{', '.join(twice)} is the name of both the model and an adapter.", hint="Give the adapter another name."
+        )
+
+
+def unknown_room(resolved: Resolved, observed: Observed) -> Iterator[Skip]:
+    """Why nothing can be said of the memory, where nothing can."""
+    if resolved.budget is not None:
+        return
+    to_come = any(isinstance(s, FetchWeights) and s.key not in observed.finished for s in resolved.supply)
+    if to_come:
+        why = "nothing is known of the weights before they are here"
+    elif resolved.deployment.accelerator is Accelerator.ROCM:
+        why = "how much memory an AMD GPU has is not known"
+    else:
+        why = "config.json does not tell their shape"
+    yield Skip("see whether the weights fit into memory", why)
+
+
+def refuse_no_room(resolved: Resolved, observed: Observed) -> None:
+    """Overlap needs room for the new engine beside everything that runs; there is no other way to switch yet."""
+    budget, wanted = resolved.budget, resolved.deployment
+    if budget is None or budget.fits or budget.fits_later:
+        return
+    ways = [_way(way, wanted.engine) for way in suggest(budget.ask, budget.place)]
+    hint = (
+        f"In the profile, set {'; or '.join(ways)}."
+        if ways
+        else "No settings of the profile make it fit: free some memory, or serve a smaller artifact."
+    )
+    if observed.engines_of(wanted.profile):
+        hint += (
+            " What serves now stays up until the switch, so both must fit; to accept a pause instead: "
+            f"orch down {wanted.profile}, then orch up {wanted.engine}"
+        )
+    if budget.place.users and budget.left < budget.ask.ahead:
+        hint += f" GPU memory is held by {', '.join(str(user) for user in budget.place.users)}."
+    detail = "\n".join(f"{part:<14} {size / GIB:6.2f} GiB  {note}".rstrip() for part, size, note in budget.rows())
+    raise PlanRefused(budget.lacking, hint=hint, detail=detail)
+
+
+def _way(way: Change, engine: str) -> str:
+    return " and ".join(f"{profile_key(field, engine)} = {value}" for field, value in way.items())
