@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from orchestrator.core.deployment import Deployment, Desired
     from orchestrator.core.launch import Launch
     from orchestrator.core.observed import Observed
-    from orchestrator.core.plan import Resolved
+    from orchestrator.core.resolved import Resolved
 
 COMPOSE = "compose.yaml"
 MARK = "# Written by orch "

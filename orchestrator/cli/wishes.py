@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from orchestrator.cli.session import Session
     from orchestrator.core.deployment import Adapter, Desired
     from orchestrator.core.observed import Observed
-    from orchestrator.core.plan import Door, Resolved
+    from orchestrator.core.plan import Door
     from orchestrator.core.profile import Profile
+    from orchestrator.core.resolved import Resolved
     from orchestrator.core.weights import HubSource, WeightsFacts
 
 DEFAULT_PROFILE = "qwen3-8b"
