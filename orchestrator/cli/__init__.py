@@ -1,7 +1,7 @@
 """The `orch` command: parse, load, observe, plan, run, render, exit.
 
-Verbs are in deploy (what serves), inspect (what is) and materials (weights, artifacts, engines, profiles). Everything
-heavy is imported inside them: `orch --help` pays for typer only.
+Verbs are in deploy (what serves), inspect (what is), materials (weights, artifacts, engines, profiles), images and
+images_offline (container images). Everything heavy is imported inside them: `orch --help` pays for typer only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import sys
 
 def main() -> None:
     """The entry point; the exit codes are drawn in errors.py."""
-    from orchestrator.cli import deploy, inspect, materials  # noqa: F401  each adds its verbs to the app
+    # Each adds its verbs to the app.
+    from orchestrator.cli import deploy, images, images_offline, inspect, materials  # noqa: F401
     from orchestrator.cli.options import app
     from orchestrator.errors import BUG, HostError
 

@@ -1,0 +1,99 @@
+"""What `orch images save` writes first into its file, and `load` checks everything against. Pure.
+
+The file is a plain tar: the lock, then for each store entry its files (`store/KEY/PATH`), then the images
+(`images/N.tar`, as the daemon exports them). The lock states the size and SHA-256 of every one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from orchestrator.core.artifact import Manifest
+from orchestrator.core.pins import Accelerator, ImagePin
+from orchestrator.core.profile import Part, Profile
+
+FORMAT = 1
+LOCK = "orch-archive.json"
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class SavedImage(Part):
+    """An image: what orch calls it (`reference`: IMAGE@DIGEST, an ID, or the name of the gateway's own), its ID and
+    layers, and its archive's size in bytes and SHA-256. `size` is what it takes unpacked."""
+
+    name: str
+    reference: str
+    id: str
+    layers: tuple[str, ...]
+    requires: str = ""
+    size: int
+    archive_size: int = 0
+    sha256: Sha256 = "0" * 64
+
+
+class SavedEngine(Part):
+    """An engine that the file was made for, what it computed on there, and its image (None: target local)."""
+
+    engine: str
+    target: str
+    accelerator: Accelerator
+    image: ImagePin | None = None
+
+
+class SavedAdapter(Part):
+    """An adapter of the profile: its public name, and its entry in the store."""
+
+    name: str
+    key: str
+
+
+class ArchiveLock(Part):
+    """All of one file. `weights` is the store entry that takes the place of the directory that the profile names
+    (empty: its weights are a hub's); `gateway_base` is ORCH_GATEWAY_BASE, if it was set; `total` is the whole file's
+    size in bytes."""
+
+    format: int = FORMAT
+    orch: str
+    created: str
+    profile: Profile
+    engines: tuple[SavedEngine, ...] = Field(min_length=1)
+    weights: str = ""
+    adapters: tuple[SavedAdapter, ...] = ()
+    gateway_base: str = ""
+    images: tuple[SavedImage, ...] = ()
+    entries: tuple[Manifest, ...] = ()
+    total: int = 0
+
+    @property
+    def members(self) -> dict[str, int]:
+        """Every file after the lock, and its size in bytes."""
+        sizes = {entry_member(m.key, file.path): file.size for m in self.entries for file in m.files}
+        return sizes | {image_member(number): image.archive_size for number, image in enumerate(self.images)}
+
+    @property
+    def bytes_inside(self) -> int:
+        """Bytes of all entries and of all images, as far as they are known before they are exported."""
+        return sum(m.size for m in self.entries) + sum(image.archive_size or image.size for image in self.images)
+
+
+def entry_member(key: str, path: str) -> str:
+    """Where a store entry's file is in the tar."""
+    return f"store/{key}/{path}"
+
+
+def image_member(number: int) -> str:
+    """Where the n-th image is in the tar."""
+    return f"images/{number}.tar"
+
+
+def outside(manifest: Manifest) -> Iterator[str]:
+    """The paths of a manifest that would lead out of its entry."""
+    for file in manifest.files:
+        parts = PurePosixPath(file.path).parts
+        if not parts or ".." in parts or parts[0] == "/" or "/".join(parts) != file.path:
+            yield file.path

@@ -1,0 +1,443 @@
+"""orch images: what is pinned and here, pins by the user, and one file that carries all to where no network is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BASE, here, new_image, orch_at, pin_text, pinned, remove, rows, small_image
+from docker import DockerClient
+from docker_orch import DockerOrch
+from orch_command import ANSWER, ASSETS, Orch, free_port
+
+from orchestrator import resources
+from orchestrator.core.artifact import FileEntry, Manifest, Recipe
+from orchestrator.core.image_archive import LOCK, ArchiveLock, outside
+from orchestrator.core.image_names import familiar, moves, split_name
+from orchestrator.core.pins import EnginePin
+from orchestrator.core.profile import parse_part, parse_profile
+from orchestrator.core.progress import silent
+from orchestrator.core.toml_text import toml_text
+from orchestrator.drivers.docker.archive import write_archive
+from orchestrator.drivers.docker.images import DockerImages
+from orchestrator.errors import HostError, Interrupted, SourceError
+
+STAND_IN = "orch-test/ollama:stand-in"
+ENGINE = ["--engine", "ollama", "--target", "docker"]
+
+
+SMALL = "orch-test-small/tool:1"
+
+
+@pytest.fixture
+def small(client: DockerClient) -> Iterator[str]:
+    """A small image that only the daemon has, by its name."""
+    small_image(client, SMALL, NVIDIA_REQUIRE_CUDA="cuda>=12.9")
+    yield SMALL
+    remove(client, SMALL)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A data directory that has all of a profile, and the file that was saved of it. `image`: the engine's, by ID."""
+
+    orch: Orch
+    file: Path
+    image: str
+
+    def save(self, *words: str) -> list[str]:
+        return ["images", "save", str(self.file), "-p", str(self.orch.profile), *ENGINE, *words]
+
+
+@pytest.fixture(scope="module")
+def made(client: DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    """The small image as if it were an Ollama, its artifact, and the weights' directory."""
+    root = tmp_path_factory.mktemp("made")
+    name = "orch-test-small/saved:1"
+    image = small_image(client, name, NVIDIA_REQUIRE_CUDA="cuda>=12.9")
+    done = Made(orch_at(root / "home"), root / "tiny.tar", image)
+    done.orch.run("images", "pin", "ollama", name)
+    done.orch.run("images", "pull")
+    artifact(done.orch)
+    done.orch.run(*done.save())
+    yield done
+    remove(client, image)
+
+
+@pytest.fixture
+def saved(made: Made, tmp_path: Path) -> Path:
+    """A copy of the file, to be carried and damaged."""
+    place = tmp_path / "carried"
+    place.mkdir()
+    return Path(shutil.copy(made.file, place / "tiny.orch.tar"))
+
+
+def artifact(orch: Orch) -> None:
+    """Have the tiny model's GGUF in the store, as a llamacpp deployment leaves it."""
+    orch.run("up", "llamacpp", "-p", str(orch.profile), "--target", "local")
+    orch.run("down", "--all", "--forget")
+
+
+def second(tmp_path: Path) -> Orch:
+    """Another machine, as far as a data directory is one."""
+    other = orch_at(tmp_path / "other")
+    other.env["HF_HUB_OFFLINE"] = "1"
+    return other
+
+
+def store_of(orch: Orch) -> list[str]:
+    """The keys of all finished entries."""
+    return sorted(line["key"] for line in orch.run("artifacts", "ls", "--json").lines)
+
+
+def lock_of(file: Path) -> ArchiveLock:
+    with tarfile.open(file) as tar:
+        first = tar.next()
+        assert first is not None
+        assert first.name == LOCK
+        inside = tar.extractfile(first)
+        assert inside is not None
+        return ArchiveLock.model_validate_json(inside.read())
+
+
+def test_everything_pinned_is_listed(orch: Orch) -> None:
+    (ollama,) = rows(orch, "ollama")
+    shipped = resources.engine_pins()["ollama"].docker[0]
+    assert (ollama["image"], ollama["digest"], ollama["here"]) == (shipped.name, shipped.digest, "no")
+    assert ollama["stated_by"] == shipped.source
+    assert [row["runs_here"] for row in rows(orch, "vllm")] == ["not for cpu", "not for cpu"]
+    base, built = rows(orch, "gateway")
+    assert (base["image"], base["here"]) == (BASE, "yes")
+    assert built["image"].startswith("orch-gateway:")
+    text = orch.run("images", "ls").out
+    assert shipped.name in text
+    assert shipped.digest[7:19] in text
+
+
+def test_without_a_daemon_the_pins_are_listed_and_that_is_said(orch: Orch) -> None:
+    del orch.env["ORCH_GATEWAY_BASE"]
+    orch.env["DOCKER_HOST"] = f"unix://{orch.home}/nobody.sock"
+    first, *listed = orch.run("images", "ls", "--json").lines
+    assert "nobody.sock" in first["docker"]
+    assert {row["here"] for row in listed if "here" in row} == {"?"}
+    assert {row["for"] for row in listed} == {"ollama", "vllm", "gateway"}
+    for words in (["pull"], ["pin", "ollama", "a/b:1"]):
+        told = orch.run("images", *words, "--json", code=4).lines[-1]
+        assert "nobody.sock" in told["error"]
+
+
+def test_a_pull_without_an_engine_takes_what_this_machine_runs_and_tells_the_rest(orch: Orch) -> None:
+    (plan,) = (line for line in orch.run("images", "pull", "--plan", "--json").lines if "plan" in line)
+    told = json.dumps(plan["items"])
+    assert "pull ollama/ollama:0.40.2" in told
+    assert "pull an image of vllm" in told
+    assert "none that can be run is pinned for cpu" in told
+    (of_gpus,) = orch.run("images", "pull", "vllm", "--accelerator", "cuda", "--plan", "--json").lines
+    assert "pull vllm/vllm-openai:v0.31.0" in json.dumps(of_gpus["items"])
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["pull", "vllm"], 5),
+        (["pull", "nothing"], 5),
+        (["pull", "--accelerator", "tpu"], 2),
+        (["pin", "nothing", "a/b:1"], 5),
+        (["pin", "ollama"], 2),
+        (["pin", "ollama", "a/b:1", "--reset"], 2),
+        (["pin", "ollama", "--reset"], 5),
+        (["pin", "ollama", "a/b@sha256:" + "1" * 64], 2),
+        (["pin", "ollama", "Not A Name:1"], 4),
+        (["load", "/nothing"], 2),
+    ],
+)
+def test_what_is_refused(orch: Orch, words: list[str], code: int) -> None:
+    orch.run("images", *words, "--json", code=code)
+    assert not (orch.home / "pins" / "ollama.toml").exists()
+
+
+def test_an_image_that_no_registry_has_is_pinned_by_its_id(orch: Orch, small: str, client: DockerClient) -> None:
+    told = orch.run("images", "pin", "ollama", small, "--json").lines
+    assert told[-1]["local"]
+    assert told[-1]["pinned"] == client.images.get(small).id
+    assert "no registry states it" in json.dumps(told)
+    (row, shipped) = rows(orch, "ollama")
+    assert (row["image"], row["here"], row["needs"]) == (small, "yes", "cuda>=12.9")
+    assert row["size"] > 0
+    assert shipped["image"] == "ollama/ollama:0.40.2"
+
+
+def test_pins_for_other_accelerators_are_kept_and_reset_one_by_one(orch: Orch, small: str) -> None:
+    file = orch.home / "pins" / "ollama.toml"
+
+    def kept() -> list[tuple[str, list[str]]]:
+        pin = parse_part(EnginePin, file.read_text(), str(file))
+        return [(image.name, [kind.value for kind in image.accelerators]) for image in pin.docker]
+
+    orch.run("images", "pin", "ollama", small, "--accelerator", "cuda", "--accelerator", "cpu")
+    orch.run("images", "pin", "ollama", BASE)
+    assert kept() == [(BASE, ["cpu"]), (small, ["cuda"])]
+    orch.run("images", "pin", "ollama", small, "--accelerator", "cuda")
+    assert kept() == [(small, ["cuda"]), (BASE, ["cpu"])]
+    orch.run("images", "pin", "ollama", "--reset", "--accelerator", "cuda")
+    assert kept() == [(BASE, ["cpu"])]
+    orch.run("images", "pin", "ollama", "--reset")
+    assert not file.exists()
+
+
+def test_what_was_saved_is_loaded_with_the_same_hashes(
+    made: Made, saved: Path, client: DockerClient, tmp_path: Path
+) -> None:
+    lock = lock_of(saved)
+    assert lock.total == saved.stat().st_size
+    engine = lock.images[0]
+    assert (engine.id, engine.requires) == (made.image, "cuda>=12.9")
+    with tarfile.open(saved) as tar:
+        assert {member.name: member.size for member in tar.getmembers()[1:]} == lock.members
+    other = second(tmp_path)
+    remove(client, made.image)
+    assert not here(client, made.image)
+    done = other.run("images", "load", str(saved), "--json").lines
+    assert engine.name in [line["loaded"] for line in done if "loaded" in line]
+    assert client.images.get(engine.name).id == made.image
+    assert store_of(other) == sorted(manifest.key for manifest in lock.entries)
+    other.run("artifacts", "verify")
+    profile = saved.parent / "tiny.orch.profile.toml"
+    assert done[-1] == {"next": f"orch up ollama -p {profile} --target docker"}
+    loaded = parse_profile(profile.read_text(), "tiny")
+    assert loaded.weights.path == str(other.home / "store" / lock.weights)
+    assert loaded.model_copy(update={"weights": lock.profile.weights}) == lock.profile
+    assert rows(other, "ollama")[0]["digest"] == made.image
+    again = other.run("images", "load", str(saved), "--json").lines
+    assert [line for line in again if "loaded" in line] == []
+    assert len([line for line in again if "here" in line]) == len(lock.entries) + len(lock.images)
+
+
+def test_a_digest_survives_the_way_through_a_file(
+    orch: Orch, registry: Any, client: DockerClient, tmp_path: Path
+) -> None:
+    image = new_image()
+    registry.put("test/tool:1.0", image)
+    name = f"{registry.address}/test/tool:1.0"
+    pinned(orch, "ollama", pin_text("ollama", name, image.digest))
+    orch.run("images", "pull")
+    artifact(orch)
+    file = tmp_path / "tiny.tar"
+    orch.run("images", "save", str(file), "-p", str(orch.profile), *ENGINE)
+    remove(client, client.images.get(f"{registry.address}/test/tool@{image.digest}").id)
+    other = second(tmp_path)
+    registry.requests.clear()
+    other.run("images", "load", str(file))
+    row = rows(other, "ollama")[0]
+    assert (row["digest"], row["local"], row["here"]) == (image.digest, False, "yes")
+    assert client.images.get(name).id == image.id
+    assert "PullImage" not in other.actions("images", "pull", "ollama")
+    assert registry.requests == []
+
+
+def flip(file: Path, member: str) -> None:
+    """Change one byte in the middle of a member."""
+    with tarfile.open(file) as tar:
+        found = tar.getmember(member)
+    with file.open("r+b") as inside:
+        inside.seek(found.offset_data + found.size // 2)
+        byte = inside.read(1)
+        inside.seek(-1, 1)
+        inside.write(bytes([byte[0] ^ 1]))
+
+
+def damage(file: Path, how: str) -> None:
+    """What can happen to a file on its way."""
+    lock = lock_of(file)
+    whole = file.read_bytes()
+    match how:
+        case "cut":
+            file.write_bytes(whole[:-100_000])
+        case "cut between files":
+            with tarfile.open(file) as tar:
+                end = tar.getmembers()[-1].offset
+            file.write_bytes(whole[:end] + bytes(1024))
+        case "longer":
+            file.write_bytes(whole + bytes(1024))
+        case "foreign":
+            file.write_bytes(b"not a tar" * 1000)
+        case "empty":
+            file.write_bytes(b"")
+        case "another format":
+            file.write_bytes(whole.replace(b'"format": 1,', b'"format": 2,', 1))
+        case "no JSON":
+            file.write_bytes(whole.replace(b'"format": 1,', b'"format": 1;', 1))
+        case "a byte of an entry":
+            flip(file, next(name for name in lock.members if name.endswith("model.gguf")))
+        case _:
+            flip(file, "images/0.tar")
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("cut", "is damaged"),
+        ("cut between files", "is damaged"),
+        ("longer", "is damaged"),
+        ("foreign", "was not made by orch images save"),
+        ("empty", "was not made by orch images save"),
+        ("another format", "the format 2"),
+        ("no JSON", "cannot be read"),
+        ("a byte of an entry", "model.gguf is not what was saved"),
+        ("a byte of an image", "images/0.tar is not what was saved"),
+    ],
+)
+def test_a_file_that_is_not_whole_is_10_and_leaves_nothing_half_done(
+    made: Made, saved: Path, client: DockerClient, tmp_path: Path, how: str, told: str
+) -> None:
+    damage(saved, how)
+    other = second(tmp_path)
+    remove(client, made.image)
+    line = other.run("images", "load", str(saved), "--json", code=10).lines[-1]
+    assert told in line["error"]
+    assert line["hint"]
+    other.run("artifacts", "verify")
+    assert [path for path in (other.home / "store" / ".partial").rglob("*") if path.is_file()] == []
+    assert not here(client, made.image)
+    assert list(saved.parent.iterdir()) == [saved]
+    other.run("images", "load", str(made.file))
+    assert store_of(other) == sorted(manifest.key for manifest in lock_of(made.file).entries)
+    assert here(client, made.image)
+
+
+def test_a_save_without_room_is_refused_before_it_begins(made: Made, saved: Path, docker_images: DockerImages) -> None:
+    lock = lock_of(saved)
+    huge = lock.images[0].model_copy(update={"size": 10**18, "archive_size": 0})
+    with pytest.raises(HostError, match="are free"):
+        write_archive(saved, lock.model_copy(update={"images": (huge,)}), {}, docker_images, silent)
+    assert lock_of(saved) == lock
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_damaged_artifact_is_not_saved(made: Made, saved: Path, docker_images: DockerImages) -> None:
+    lock = lock_of(saved)
+    lying = saved.parent / "lying"
+    sources = {manifest.key: lying / manifest.key for manifest in lock.entries}
+    for manifest in lock.entries:
+        for file in manifest.files:
+            (sources[manifest.key] / file.path).parent.mkdir(parents=True, exist_ok=True)
+            (sources[manifest.key] / file.path).write_bytes(bytes(file.size))
+    with pytest.raises(SourceError, match="damaged"):
+        write_archive(saved, lock, sources, docker_images, silent)
+    assert lock_of(saved) == lock
+    assert sorted(saved.parent.iterdir()) == sorted([lying, saved])
+
+
+@pytest.mark.parametrize("path", ["../up", "/etc/x", "a/../../b", "", ".", "a//b"])
+def test_a_manifest_that_leads_out_of_its_entry_is_seen(path: str) -> None:
+    file = FileEntry(path=path, size=1, sha256="0" * 64)
+    good = file.model_copy(update={"path": "a/b.json"})
+    manifest = Manifest(key="k", recipe=Recipe.WEIGHTS, source="s", builder={}, files=(good, file), created="")
+    assert list(outside(manifest)) == [path]
+
+
+def test_an_interrupted_save_leaves_the_file_that_was_there(
+    made: Made, saved: Path, docker_images: DockerImages
+) -> None:
+    before = saved.read_bytes()
+    lock = lock_of(saved)
+    image_only = lock.model_copy(update={"entries": (), "images": lock.images[:1]})
+    parts: list[int] = []
+
+    def give_up(what: str, done: int, _total: int) -> None:
+        if what == f"saving {lock.images[0].name}":
+            parts.extend(path.stat().st_size for path in saved.parent.glob(".*.part"))
+            raise Interrupted()
+
+    with pytest.raises(Interrupted):
+        write_archive(saved, image_only, {}, docker_images, give_up)
+    assert len(parts) == 1
+    assert list(saved.parent.iterdir()) == [saved]
+    assert saved.read_bytes() == before
+
+
+def test_what_is_missing_is_named_with_the_command_that_makes_it(orch: Orch, small: str, tmp_path: Path) -> None:
+    def refused(*words: str) -> str:
+        told = orch.run("images", "save", str(tmp_path / "f.tar"), "-p", str(orch.profile), *words, "--json", code=5)
+        return json.dumps(told.lines[-1])
+
+    assert "--engine" in refused()
+    assert "orch up ollama" in refused(*ENGINE)
+    artifact(orch)
+    assert "orch images pull ollama" in refused(*ENGINE)
+    assert "cannot be saved" in refused("--engine", "vllm", "--target", "local")
+    assert not (tmp_path / "f.tar").exists()
+
+
+def test_an_engine_without_a_container_needs_no_image(orch: Orch, tmp_path: Path) -> None:
+    artifact(orch)
+    file = tmp_path / "local.tar"
+    words = ["--engine", "llamacpp", "--target", "local"]
+    orch.run("images", "save", str(file), "-p", str(orch.profile), *words)
+    assert lock_of(file).images == ()
+    other = second(tmp_path)
+    other.env["DOCKER_HOST"] = f"unix://{tmp_path}/nobody.sock"
+    other.run("images", "load", str(file))
+    other.run("up", "llamacpp", "-p", str(tmp_path / "local.profile.toml"))
+    assert other.says() == ANSWER
+    other.run("down", "--all")
+
+
+def test_after_load_a_profile_is_served_without_registry_and_hub(tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(ASSETS / "tiny-qwen3", weights)
+    here_first = DockerOrch(tmp_path / "home", {"python": BASE, "ollama": STAND_IN})
+    there = DockerOrch(tmp_path / "other", {"python": BASE})
+    file = tmp_path / "tiny.tar"
+    nobody = f"http://127.0.0.1:{free_port()}"
+    try:
+        here_first.write_profile(weights)
+        here_first.run("up", "ollama", "-p", str(here_first.profile))
+        here_first.run("lora", "add", "alpha", str(ASSETS / "lora-a"))
+        answer = here_first.says("alpha")
+        here_first.run("images", "save", str(file))
+        here_first.run("down", "--all")
+        shutil.rmtree(weights)
+        shutil.rmtree(here_first.home / "store")
+        there.env |= {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": nobody}
+        there.run("images", "load", str(file))
+        # The image is one of this machine's tests: it is not taken from it, and so was not loaded.
+        profile = str(tmp_path / "tiny.profile.toml")
+        assert not {"PullImage", "BuildImage", "FetchWeights", "BuildArtifact"} & set(
+            there.actions("up", "ollama", "-p", profile)
+        )
+        there.run("up", "ollama", "-p", profile)
+        assert there.says() == ANSWER
+        assert there.says("alpha") == answer
+        there.status()
+        there.run("images", "pin", "ollama", BASE)
+        assert "EnsureEngine" in there.actions("up")
+        there.run("images", "pin", "ollama", "--reset")
+    finally:
+        for orch in (here_first, there):
+            orch.run("down", "--all", code=None)
+            left = orch.processes()
+            orch.close()
+            assert left == []
+
+
+def test_names() -> None:
+    assert split_name("127.0.0.1:5000/a/b") == ("127.0.0.1:5000/a/b", "")
+    assert split_name("127.0.0.1:5000/a/b:1") == ("127.0.0.1:5000/a/b", "1")
+    assert familiar("docker.io/library/python") == "python"
+    assert familiar("docker.io/ollama/ollama") == "ollama/ollama"
+    assert [moves(tag) for tag in ("latest", "rocm", "nightly-12", "v0.31.0", "0.40.2")] == [True] * 3 + [False] * 2
+
+
+def test_what_is_written_as_toml_is_read_as_it_was() -> None:
+    profile = parse_profile((resources.root() / "profiles" / "models" / "qwen3-8b.toml").read_text(), "qwen3-8b")
+    changed = profile.model_copy(update={"description": 'quotes " \\ and\nlines, \x7f, ü'})
+    assert parse_profile(toml_text(changed.model_dump(mode="json")), "again") == changed
+    for name, pin in resources.engine_pins().items():
+        assert parse_part(EnginePin, toml_text(pin.model_dump(mode="json")), name) == pin
