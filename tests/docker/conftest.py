@@ -81,6 +81,17 @@ def orch_at(home: Path) -> Orch:
     return command
 
 
+SMALL = "orch-test-small/tool:1"
+
+
+@pytest.fixture
+def small(client: DockerClient) -> Iterator[str]:
+    """A small image that only the daemon has, by its name."""
+    small_image(client, SMALL, NVIDIA_REQUIRE_CUDA="cuda>=12.9")
+    yield SMALL
+    remove(client, SMALL)
+
+
 def new_image(megabytes: float = 0.1, **config: Any) -> Any:
     """An image that no daemon has: a layer of random bytes."""
     return registry_server.image_of_files({"data": os.urandom(int(megabytes * 1e6))}, **config)

@@ -1,4 +1,4 @@
-"""orch images: what is pinned and here, pins by the user, and one file that carries all to where no network is."""
+"""orch images save and load: one file that carries all of a profile to where no network is."""
 
 from __future__ import annotations
 
@@ -16,31 +16,16 @@ from docker import DockerClient
 from docker_orch import DockerOrch
 from orch_command import ANSWER, ASSETS, Orch, free_port
 
-from orchestrator import resources
 from orchestrator.core.artifact import FileEntry, Manifest, Recipe
 from orchestrator.core.image_archive import LOCK, ArchiveLock, outside
-from orchestrator.core.image_names import familiar, moves, split_name
-from orchestrator.core.pins import EnginePin
-from orchestrator.core.profile import parse_part, parse_profile
+from orchestrator.core.profile import parse_profile
 from orchestrator.core.progress import silent
-from orchestrator.core.toml_text import toml_text
 from orchestrator.drivers.docker.archive import write_archive
 from orchestrator.drivers.docker.images import DockerImages
 from orchestrator.errors import HostError, Interrupted, SourceError
 
 STAND_IN = "orch-test/ollama:stand-in"
 ENGINE = ["--engine", "ollama", "--target", "docker"]
-
-
-SMALL = "orch-test-small/tool:1"
-
-
-@pytest.fixture
-def small(client: DockerClient) -> Iterator[str]:
-    """A small image that only the daemon has, by its name."""
-    small_image(client, SMALL, NVIDIA_REQUIRE_CUDA="cuda>=12.9")
-    yield SMALL
-    remove(client, SMALL)
 
 
 @dataclass(frozen=True)
@@ -50,9 +35,6 @@ class Made:
     orch: Orch
     file: Path
     image: str
-
-    def save(self, *words: str) -> list[str]:
-        return ["images", "save", str(self.file), "-p", str(self.orch.profile), *ENGINE, *words]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +47,7 @@ def made(client: DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Iter
     done.orch.run("images", "pin", "ollama", name)
     done.orch.run("images", "pull")
     artifact(done.orch)
-    done.orch.run(*done.save())
+    done.orch.run("images", "save", str(done.file), "-p", str(done.orch.profile), *ENGINE)
     yield done
     remove(client, image)
 
@@ -104,91 +86,6 @@ def lock_of(file: Path) -> ArchiveLock:
         inside = tar.extractfile(first)
         assert inside is not None
         return ArchiveLock.model_validate_json(inside.read())
-
-
-def test_everything_pinned_is_listed(orch: Orch) -> None:
-    (ollama,) = rows(orch, "ollama")
-    shipped = resources.engine_pins()["ollama"].docker[0]
-    assert (ollama["image"], ollama["digest"], ollama["here"]) == (shipped.name, shipped.digest, "no")
-    assert ollama["stated_by"] == shipped.source
-    assert [row["runs_here"] for row in rows(orch, "vllm")] == ["not for cpu", "not for cpu"]
-    base, built = rows(orch, "gateway")
-    assert (base["image"], base["here"]) == (BASE, "yes")
-    assert built["image"].startswith("orch-gateway:")
-    text = orch.run("images", "ls").out
-    assert shipped.name in text
-    assert shipped.digest[7:19] in text
-
-
-def test_without_a_daemon_the_pins_are_listed_and_that_is_said(orch: Orch) -> None:
-    del orch.env["ORCH_GATEWAY_BASE"]
-    orch.env["DOCKER_HOST"] = f"unix://{orch.home}/nobody.sock"
-    first, *listed = orch.run("images", "ls", "--json").lines
-    assert "nobody.sock" in first["docker"]
-    assert {row["here"] for row in listed if "here" in row} == {"?"}
-    assert {row["for"] for row in listed} == {"ollama", "vllm", "gateway"}
-    for words in (["pull"], ["pin", "ollama", "a/b:1"]):
-        told = orch.run("images", *words, "--json", code=4).lines[-1]
-        assert "nobody.sock" in told["error"]
-
-
-def test_a_pull_without_an_engine_takes_what_this_machine_runs_and_tells_the_rest(orch: Orch) -> None:
-    (plan,) = (line for line in orch.run("images", "pull", "--plan", "--json").lines if "plan" in line)
-    told = json.dumps(plan["items"])
-    assert "pull ollama/ollama:0.40.2" in told
-    assert "pull an image of vllm" in told
-    assert "none that can be run is pinned for cpu" in told
-    (of_gpus,) = orch.run("images", "pull", "vllm", "--accelerator", "cuda", "--plan", "--json").lines
-    assert "pull vllm/vllm-openai:v0.31.0" in json.dumps(of_gpus["items"])
-
-
-@pytest.mark.parametrize(
-    ("words", "code"),
-    [
-        (["pull", "vllm"], 5),
-        (["pull", "nothing"], 5),
-        (["pull", "--accelerator", "tpu"], 2),
-        (["pin", "nothing", "a/b:1"], 5),
-        (["pin", "ollama"], 2),
-        (["pin", "ollama", "a/b:1", "--reset"], 2),
-        (["pin", "ollama", "--reset"], 5),
-        (["pin", "ollama", "a/b@sha256:" + "1" * 64], 2),
-        (["pin", "ollama", "Not A Name:1"], 4),
-        (["load", "/nothing"], 2),
-    ],
-)
-def test_what_is_refused(orch: Orch, words: list[str], code: int) -> None:
-    orch.run("images", *words, "--json", code=code)
-    assert not (orch.home / "pins" / "ollama.toml").exists()
-
-
-def test_an_image_that_no_registry_has_is_pinned_by_its_id(orch: Orch, small: str, client: DockerClient) -> None:
-    told = orch.run("images", "pin", "ollama", small, "--json").lines
-    assert told[-1]["local"]
-    assert told[-1]["pinned"] == client.images.get(small).id
-    assert "no registry states it" in json.dumps(told)
-    (row, shipped) = rows(orch, "ollama")
-    assert (row["image"], row["here"], row["needs"]) == (small, "yes", "cuda>=12.9")
-    assert row["size"] > 0
-    assert shipped["image"] == "ollama/ollama:0.40.2"
-
-
-def test_pins_for_other_accelerators_are_kept_and_reset_one_by_one(orch: Orch, small: str) -> None:
-    file = orch.home / "pins" / "ollama.toml"
-
-    def kept() -> list[tuple[str, list[str]]]:
-        pin = parse_part(EnginePin, file.read_text(), str(file))
-        return [(image.name, [kind.value for kind in image.accelerators]) for image in pin.docker]
-
-    orch.run("images", "pin", "ollama", small, "--accelerator", "cuda", "--accelerator", "cpu")
-    orch.run("images", "pin", "ollama", BASE)
-    assert kept() == [(BASE, ["cpu"]), (small, ["cuda"])]
-    orch.run("images", "pin", "ollama", small, "--accelerator", "cuda")
-    assert kept() == [(small, ["cuda"]), (BASE, ["cpu"])]
-    orch.run("images", "pin", "ollama", "--reset", "--accelerator", "cuda")
-    assert kept() == [(BASE, ["cpu"])]
-    orch.run("images", "pin", "ollama", "--reset")
-    assert not file.exists()
 
 
 def test_what_was_saved_is_loaded_with_the_same_hashes(
@@ -425,19 +322,3 @@ def test_after_load_a_profile_is_served_without_registry_and_hub(tmp_path: Path)
             left = orch.processes()
             orch.close()
             assert left == []
-
-
-def test_names() -> None:
-    assert split_name("127.0.0.1:5000/a/b") == ("127.0.0.1:5000/a/b", "")
-    assert split_name("127.0.0.1:5000/a/b:1") == ("127.0.0.1:5000/a/b", "1")
-    assert familiar("docker.io/library/python") == "python"
-    assert familiar("docker.io/ollama/ollama") == "ollama/ollama"
-    assert [moves(tag) for tag in ("latest", "rocm", "nightly-12", "v0.31.0", "0.40.2")] == [True] * 3 + [False] * 2
-
-
-def test_what_is_written_as_toml_is_read_as_it_was() -> None:
-    profile = parse_profile((resources.root() / "profiles" / "models" / "qwen3-8b.toml").read_text(), "qwen3-8b")
-    changed = profile.model_copy(update={"description": 'quotes " \\ and\nlines, \x7f, ü'})
-    assert parse_profile(toml_text(changed.model_dump(mode="json")), "again") == changed
-    for name, pin in resources.engine_pins().items():
-        assert parse_part(EnginePin, toml_text(pin.model_dump(mode="json")), name) == pin
