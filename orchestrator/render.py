@@ -29,7 +29,10 @@ PLAIN_PROGRESS_S = 5.0
 SPINNER_PROGRESS_S = 0.1
 JSON_PROGRESS_S = 0.5
 # In a log, these are told when they begin; the others are over at once.
-LONG_STEPS = ("FetchWeights", "BuildArtifact", "EnsureEnvironment", "ImportArtifact", "AwaitReady", "Drain")
+LONG_STEPS = (
+    *("FetchWeights", "BuildArtifact", "EnsureEnvironment", "PullImage", "BuildImage"),
+    *("AwaitMemory", "ImportArtifact", "AwaitReady", "Drain"),
+)
 LAST_COLUMN_MIN = 16
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from docker import DockerClient
 from docker.models.containers import Container
-from orch_command import Orch
+from orch_command import Orch, script
 
 SYSTEM = "unix:///var/run/docker.sock"
 PIN = """engine = "{engine}"
@@ -78,3 +81,29 @@ class DockerOrch(Orch):
     def close(self) -> None:
         """End the connection to the daemon."""
         self.client.close()
+
+
+def made_images(tmp_path_factory: pytest.TempPathFactory, *names: str) -> dict[str, str]:
+    """Container images by what they are for, made on this machine where they are not there yet."""
+    kept = Path(os.environ.get("ORCH_TEST_ENVIRONMENTS") or tmp_path_factory.mktemp("environments"))
+    made: dict[str, str] = script("docker_images").ensure_images(names, kept)
+    return made
+
+
+@contextmanager
+def nothing_left(command: DockerOrch) -> Iterator[DockerOrch]:
+    """Everything that it started is gone afterwards, the network too."""
+    yield command
+    command.run("down", "--all", timeout=180)
+    networks = command.client.networks.list(filters={"label": f"orch.home={command.home}"})
+    left = [*command.processes(), *networks]
+    command.close()
+    assert left == []
+
+
+@contextmanager
+def serving(home: Path, images: dict[str, str], host: str = "") -> Iterator[DockerOrch]:
+    """The tiny model on Ollama in a container."""
+    with nothing_left(DockerOrch(home, images, host)) as command:
+        command.run("up", "ollama", "-p", str(command.profile))
+        yield command

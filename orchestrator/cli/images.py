@@ -177,13 +177,10 @@ def _without(pins: Iterable[ImagePin], accelerators: Iterable[Accelerator]) -> I
 
 def _computes_on(session: Session, engine: str) -> Accelerator:
     """What the engine computes on in a container on this machine."""
-    from orchestrator.core.pins import Accelerator
-    from orchestrator.engines.resolve import engine_sheet
+    from orchestrator.core.launch import DOCKER
+    from orchestrator.engines.resolve import computes_on, engine_sheet
 
-    sheet = engine_sheet(engine)
-    accelerator = sheet.accelerator(session.host)
-    amd = sheet.takes_gpu and session.host.amd and accelerator is Accelerator.CPU
-    return Accelerator.ROCM if amd else accelerator
+    return computes_on(engine_sheet(engine), DOCKER, session.host)
 
 
 def _runs(session: Session, engine: str, pin: ImagePin, details: ImageDetails | None) -> str:

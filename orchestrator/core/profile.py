@@ -59,7 +59,7 @@ class Serving(Part):
 
     context: Annotated[int, Field(ge=128, le=1_048_576)]
     parallel: Annotated[int, Field(ge=1, le=256)] = 4
-    memory_mib: Annotated[int, Field(ge=64)] | None = None
+    memory_mib: Annotated[int, Field(ge=16)] | None = None
     tool_parser: str | None = None
     reasoning_parser: str | None = None
 

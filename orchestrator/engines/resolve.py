@@ -60,7 +60,7 @@ def resolve(
     sheet, profile = engine_sheet(wish.engine), wish.profile
     if to_run:
         _check_host(sheet, wish, host, shipped)
-    accelerator = _accelerator(sheet, wish.target, host)
+    accelerator = computes_on(sheet, wish.target, host)
     recipe, passed_over = _choose_recipe(sheet, wish, accelerator, host)
     _check_adapters(sheet, wish, adapters)
     _check_context(wish, weights)
@@ -98,8 +98,8 @@ def _check_host(sheet: EngineSheet, wish: Wish, host: Host, shipped: Shipped) ->
         raise HostError(lacking, hint=hint)
 
 
-def _accelerator(sheet: EngineSheet, target: str, host: Host) -> Accelerator:
-    """An AMD GPU is used in containers only, whose images bring ROCm along."""
+def computes_on(sheet: EngineSheet, target: str, host: Host) -> Accelerator:
+    """What an engine computes on. An AMD GPU is used in containers only, whose images bring ROCm along."""
     accelerator = sheet.accelerator(host)
     amd = target == DOCKER and sheet.takes_gpu and host.amd
     return Accelerator.ROCM if amd and accelerator is Accelerator.CPU else accelerator
@@ -108,7 +108,7 @@ def _accelerator(sheet: EngineSheet, target: str, host: Host) -> Accelerator:
 def pinned_image(engine: str, host: Host, pins: Pins) -> bool:
     """Whether an image is pinned for what an engine would compute on in a container here."""
     sheet, pin = engine_sheet(engine), pins.get(engine)
-    accelerator = _accelerator(sheet, DOCKER, host)
+    accelerator = computes_on(sheet, DOCKER, host)
     return pin is not None and any(accelerator in image.accelerators for image in pin.docker)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from docker import DockerClient
 from docker.errors import ImageNotFound
-from docker_orch import SYSTEM
+from docker_orch import SYSTEM, made_images
 from orch_command import Orch, free_port, script
 
 from orchestrator.drivers.docker.daemon import Daemon
@@ -29,6 +29,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker("docker")
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The images of the gateway's base and of Ollama's stand-in."""
+    return made_images(tmp_path_factory, "python", "ollama")
 
 
 @pytest.fixture(scope="session")

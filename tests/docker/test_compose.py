@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
-from docker_orch import DockerOrch
-from orch_command import ANSWER, ASSETS, script, wait_until
+from docker_orch import DockerOrch, nothing_left
+from orch_command import ANSWER, ASSETS, wait_until
 
 pytestmark = pytest.mark.docker
 
@@ -30,14 +30,10 @@ def compose_words() -> list[str]:
 
 
 @pytest.fixture
-def orch(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerOrch]:
+def orch(tmp_path: Path, images: dict[str, str]) -> Iterator[DockerOrch]:
     """`orch` with the target docker; nothing of it is left afterwards."""
-    kept = Path(os.environ.get("ORCH_TEST_ENVIRONMENTS") or tmp_path_factory.mktemp("environments"))
-    command = DockerOrch(tmp_path / "home", script("docker_images").ensure_images(("python", "ollama"), kept))
-    yield command
-    command.run("down", "--all", "--forget", timeout=180)
-    assert command.processes() == []
-    command.close()
+    with nothing_left(DockerOrch(tmp_path / "home", images)) as command:
+        yield command
 
 
 class Project:

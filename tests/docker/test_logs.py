@@ -12,36 +12,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from docker_orch import DockerOrch
-from orch_command import ANSWER, script, wait_until
+from docker_orch import DockerOrch, serving
+from orch_command import ANSWER, wait_until
 
 pytestmark = pytest.mark.docker
 
 ENGINE = "tiny-ollama-g1"
 FROM_ENGINE, FROM_GATEWAY = f"{ENGINE} | ", f"{'gateway':<{len(ENGINE)}} | "
-
-
-@pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Container images by what they are for, made on this machine."""
-    kept = Path(os.environ.get("ORCH_TEST_ENVIRONMENTS") or tmp_path_factory.mktemp("environments"))
-    made: dict[str, str] = script("docker_images").ensure_images(("python", "ollama"), kept)
-    return made
-
-
-@contextmanager
-def serving(home: Path, images: dict[str, str]) -> Iterator[DockerOrch]:
-    """The tiny model on Ollama in a container; nothing of it is left afterwards."""
-    command = DockerOrch(home, images)
-    command.run("up", "ollama", "-p", str(command.profile))
-    yield command
-    command.run("down", "--all", "--forget", timeout=180)
-    assert command.processes() == []
-    command.close()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from docker_orch import DockerOrch
+from docker_orch import DockerOrch, nothing_left
 from orch_command import Orch, script
 
 
@@ -38,14 +38,9 @@ def images(environments: Path) -> dict[str, str]:
 
 @pytest.fixture
 def orch_docker(tmp_path: Path, images: dict[str, str]) -> Iterator[DockerOrch]:
-    """`orch` on the target docker; everything that it started is gone afterwards, the network too."""
-    command = DockerOrch(tmp_path / "home", images)
-    yield command
-    command.run("down", "--all", timeout=180)
-    assert command.processes() == []
-    networks = command.client.networks.list(filters={"label": f"orch.home={command.home}"})
-    command.close()
-    assert networks == []
+    """`orch` on the target docker; everything that it started is gone afterwards."""
+    with nothing_left(DockerOrch(tmp_path / "home", images)) as command:
+        yield command
 
 
 @pytest.fixture(params=["local", pytest.param("docker", marks=pytest.mark.docker)])
