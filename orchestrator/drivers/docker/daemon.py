@@ -29,12 +29,17 @@ TICK_S = 0.1
 HOOKS = ("nvidia-container-runtime-hook", "nvidia-ctk")
 SNAP = Path("/var/snap/docker")
 
+HOOK_SAYS = re.compile(r"nvidia-container-cli: .+")
+
 # By a mark in what the daemon says; the first that fits decides.
 HINTS: Mapping[str, str] = {
     "could not select device driver": "The daemon has no NVIDIA Container Toolkit: install it, then "
     "nvidia-ctk runtime configure --runtime=docker, and restart Docker.",
     "unresolvable CDI devices": "The GPU's CDI name has changed: nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml",
     "unsatisfied condition": "The image needs a newer NVIDIA driver: orch images ls shows others.",
+    "nvidia-container-cli: device error": "The toolkit does not know the GPU: nvidia-smi -L shows the ones there are.",
+    "nvidia-container-cli: initialization error": "The toolkit finds no NVIDIA driver that works: nvidia-smi should "
+    "work first (after an update of the driver, reboot); Docker from snap does not see it.",
     "no space left on device": "The disk is full: free some space where Docker keeps its data, and try again.",
     "address already in use": "Another program has the address: choose another one with --listen HOST:PORT.",
     "not supported": "This daemon lacks what an engine's container needs; Docker 20.10 or newer is expected.",
@@ -172,7 +177,13 @@ class Daemon:
 def _refused(what: str, status: int | None, said: str) -> HostError:
     kind = NotThere if status == 404 else HostError
     hint = next((hint for mark, hint in HINTS.items() if mark in said), "")
-    return kind(f"Docker refused to {what}: {said.strip().splitlines()[0][:500]}", hint=hint)
+    return kind(f"Docker refused to {what}: {_telling(said)[:500]}", hint=hint)
+
+
+def _telling(said: str) -> str:
+    """Its first line; of the toolkit's hook what that says itself, which stands at the end of it or below."""
+    found = HOOK_SAYS.search(said)
+    return found[0].removesuffix(": unknown") if found else said.strip().splitlines()[0]
 
 
 def _unusable(info: Mapping[str, Any], options: str) -> tuple[str, str]:
