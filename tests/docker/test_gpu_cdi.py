@@ -19,6 +19,8 @@ from gpu_machines import H200, RTX_5090
 from orch_command import ANSWER, ROOT
 from own_daemon import OwnDaemon
 
+from orchestrator.drivers.docker.daemon import devices_in
+
 __all__ = ["names", "nvml"]
 pytestmark = pytest.mark.docker
 
@@ -150,6 +152,39 @@ def test_a_spec_that_goes_away_meanwhile_is_told_with_what_to_do(machine: Machin
     assert "nvidia-ctk cdi generate" in lines[-1]["hint"]
     assert hook.told() == []
     assert orch.containers() == []
+
+
+YAML = """\
+---
+cdiVersion: 0.5.0
+containerEdits:
+  env:
+  - NVIDIA_VISIBLE_DEVICES=void
+  hooks:
+  - args:
+    - nvidia-cdi-hook
+    - update-ldcache
+    hookName: createContainer
+    path: /usr/bin/nvidia-cdi-hook
+devices:
+- containerEdits:
+    deviceNodes:
+    - path: /dev/nvidia0
+  name: "0"
+- containerEdits:
+    deviceNodes:
+    - path: /dev/nvidia0
+  name: GPU-aaaa-1
+kind: nvidia.com/gpu
+"""
+
+
+def test_the_specs_themselves_are_read_where_the_daemon_does_not_list_devices(tmp_path: Path, specs: Cdi) -> None:
+    (tmp_path / "nvidia.yaml").write_text(YAML)
+    (tmp_path / "nvidia.yaml.old").write_text(YAML)
+    specs.knows(UUID, "all")
+    found = devices_in([str(tmp_path), str(specs.directory), str(tmp_path / "none")])
+    assert found == tuple(f"nvidia.com/gpu={name}" for name in ("0", UUID, UUID, "all"))
 
 
 def test_the_whole_way_there_and_back(machine: Machine) -> None:

@@ -6,7 +6,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -148,7 +148,7 @@ class Daemon:
         return DockerFacts(
             version=str(info.get("ServerVersion", "")),
             runtimes=tuple(sorted(info.get("Runtimes") or ())),
-            cdi_devices=tuple(found) or _cdi_devices(info.get("CDISpecDirs") or ()),
+            cdi_devices=tuple(found) or devices_in(info.get("CDISpecDirs") or ()),
             hook=any(shutil.which(name) for name in HOOKS),
             nodes=tuple(sorted(str(path) for path in Path("/dev").glob("nvidia*"))),
             cgroup_driver=str(info.get("CgroupDriver", "")),
@@ -203,8 +203,9 @@ def _unusable(info: Mapping[str, Any], options: str) -> tuple[str, str]:
     return "", ""
 
 
-def _cdi_devices(directories: list[str] | tuple[str, ...]) -> tuple[str, ...]:
-    """Names in the CDI specs, for daemons that do not list them (before 28.2). JSON or YAML, read as far as needed."""
+def devices_in(directories: Iterable[str]) -> tuple[str, ...]:
+    """Names in the CDI specs of these directories (JSON or YAML, read as far as needed), for daemons before 28.2, which
+    do not list them."""
     found = []
     for directory in directories:
         for path in sorted(Path(directory).glob("*")):
