@@ -72,6 +72,11 @@ class DockerOrch(Orch):
         """Main processes of its containers, and what it may have started besides them."""
         return super().processes() + [container.attrs["State"]["Pid"] for container in self.containers()]
 
+    def inner_processes(self) -> list[int]:
+        """All processes in its containers, as this machine counts them."""
+        tops = [container.top() for container in self.containers()]
+        return [int(row[top["Titles"].index("PID")]) for top in tops for row in top["Processes"]]
+
     def crash(self, instance: str) -> None:
         """Its main process ends, and nobody asked for that. The init in it ends with its child."""
         init = self.inspect(instance)["State"]["Pid"]

@@ -187,6 +187,10 @@ class Orch:
                     continue
         return found
 
+    def inner_processes(self) -> list[int]:
+        """The same, with all that they have started themselves."""
+        return self.processes()
+
     def record(self, instance: str) -> dict[str, Any]:
         """The keeper's state of an instance."""
         value = json.loads((self.home / "processes" / instance / "state.json").read_text())
