@@ -146,7 +146,7 @@ class Human(Screen):
             for (part, _, note), size in zip(parts, sizes, strict=True)
         ]
         self._gap = True
-        self.table(f"Memory of {budget.place.name}", ("part", "size", "of"), rows)
+        self.table(f"Memory of {budget.where}", ("part", "size", "of"), rows)
 
     def event(self, event: Event) -> None:
         match event.kind:

@@ -40,8 +40,9 @@ class Deployment(BaseModel):
     It travels as the label of the running process, so that what runs can be compared with what is wanted without
     remembering anything. `model_path` is what the engine loads; `adapter_args` end the launch's argv, `adapter_lines`
     the first of its files; `adapter_loads` counts distinct adapters given to this process since it started (vLLM never
-    frees a slot). `gpu` is the UUID of the one GPU that it is to see, empty where there is no choice; its container is
-    given it `gpu_way`, and by name the device nodes `gpu_nodes`. `own_store`: what it serves must be imported into it.
+    frees a slot). `gpu` are the UUIDs of the GPUs that it is to see, with commas between, empty where there is no
+    choice; its container is given them `gpu_way`, and by name the device nodes `gpu_nodes`. `own_store`: what it serves
+    must be imported into it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,13 +79,14 @@ class Deployment(BaseModel):
 
     @property
     def launch(self) -> Launch:
-        """The full launch, adapters included, so that a restart brings them back, and on the same GPU."""
+        """The full launch, adapters included, so that a restart brings them back, and on the same GPUs."""
         launch = replace(self.base_launch, argv=(*self.base_launch.argv, *self.adapter_args))
         if not self.gpu:
             return launch
         if launch.container is not None:
             devices = (*launch.container.devices, *self.gpu_nodes)
-            container = replace(launch.container, gpus=(self.gpu,), gpu_way=self.gpu_way, devices=devices)
+            gpus = tuple(self.gpu.split(","))
+            container = replace(launch.container, gpus=gpus, gpu_way=self.gpu_way, devices=devices)
             return replace(launch, container=container)
         return replace(launch, env=(*launch.env, ("CUDA_VISIBLE_DEVICES", self.gpu)))
 
@@ -98,7 +100,7 @@ class Deployment(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two deployments that one process can serve: all but generation, GPU, adapters and aliases."""
+        """Equal for two deployments that one process can serve: all but generation, GPUs, adapters and aliases."""
         of_adapters = {"adapters", "adapter_args", "adapter_lines", "adapter_loads"}
         left_out = {"generation", "public_names", "gpu", "gpu_way", "gpu_nodes"} | of_adapters
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]

@@ -279,7 +279,7 @@ def _engine(
         for name, text in chosen.written if starts else ():
             yield Action(WriteFile(chosen.target, chosen.instance, name, text))
         if starts and budget is not None and not budget.fits and budget.fits_later:
-            yield Action(AwaitMemory(budget.place.uuid, budget.needed))
+            yield from (Action(AwaitMemory(place.uuid, budget.needed)) for place in budget.short)
         # Drained first: between the switch and the commit it has clients of its own.
         undo = (
             Drain(chosen.instance, min(limits.drain_s, UNDO_DRAIN_S)),

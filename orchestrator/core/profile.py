@@ -18,6 +18,9 @@ from orchestrator.errors import ProfileError
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 PublicName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$")]
 
+# As many as one machine usually has at most.
+MOST_GPUS = 8
+
 
 class Part(BaseModel):
     """Base of every table in the file: frozen, and unknown keys are refused."""
@@ -112,11 +115,13 @@ class LlamacppSettings(EngineSettings):
 
 
 class VllmSettings(EngineSettings):
-    """gpu_memory_utilization: share of the GPU; kv_cache_mib: the KV cache on a CPU, where nothing is profiled."""
+    """gpu_memory_utilization: share of each GPU; kv_cache_mib: the KV cache on a CPU, where nothing is profiled; gpus:
+    over how many, all alike, the model is spread (tensor parallel)."""
 
     recipes: tuple[Recipe, ...] = (Recipe.NVFP4A16, Recipe.WEIGHTS)
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
     kv_cache_mib: Annotated[int, Field(ge=16)] = 1024
+    gpus: Annotated[int, Field(ge=1, le=MOST_GPUS)] = 1
 
 
 class Engines(Part):

@@ -78,7 +78,7 @@ class Ask:
     It takes what it needs for `parallel` requests of `context` tokens; or, told so, a share of the GPU
     (`utilisation`) or a KV cache of `kv_cache_mib`, and then that must hold one such request. `ahead` of the
     allowance it holds before it looks at what is free. `spare_slot`: one LoRA slot more than `slots` where there are
-    any; at least `least_slots` are in use.
+    any; at least `least_slots` are in use. With several `gpus` all of it is what each of them holds.
     """
 
     name: str
@@ -95,6 +95,7 @@ class Ask:
     spare_slot: bool = False
     utilisation: float | None = None
     kv_cache_mib: int | None = None
+    gpus: int = 1
 
     def changed(self, change: Change) -> Ask:
         """The same with other settings."""
@@ -120,10 +121,33 @@ class Ask:
 
 @dataclass(frozen=True)
 class Budget:
-    """An Ask at a Place."""
+    """An Ask at a Place. `others` are GPUs like it that are asked for the same: as much is free there, or more."""
 
     ask: Ask
     place: Place
+    others: tuple[Place, ...] = ()
+
+    @classmethod
+    def of(cls, ask: Ask, places: tuple[Place, ...]) -> Budget:
+        """The Ask at each of these Places, of which the one with the least free decides."""
+        first, *others = sorted(places, key=lambda place: place.free)
+        return cls(ask, first, tuple(others))
+
+    @property
+    def each(self) -> tuple[Budget, ...]:
+        """One for each Place."""
+        return tuple(Budget(self.ask, place) for place in (self.place, *self.others))
+
+    @property
+    def short(self) -> tuple[Place, ...]:
+        """Where it does not fit now."""
+        return tuple(one.place for one in self.each if not one.fits)
+
+    @property
+    def where(self) -> str:
+        """What the figures are of, for people."""
+        count = 1 + len(self.others)
+        return f"each of {count} x {self.place.name}" if self.others else self.place.name
 
     @property
     def requested(self) -> int:
@@ -156,9 +180,9 @@ class Budget:
 
     @property
     def fits_later(self) -> bool:
-        """It does once the memory of processes that have ended is given back."""
-        later = replace(self.place, free=self.place.free + self.place.lingering)
-        return bool(self.place.lingering) and Budget(self.ask, later).fits
+        """It does once the memory of processes that have ended is given back, wherever too little is free now."""
+        later = [replace(place, free=place.free + place.lingering) for place in self.short]
+        return bool(later) and all(Budget(self.ask, place).fits for place in later)
 
     @property
     def needed(self) -> int:
@@ -169,6 +193,7 @@ class Budget:
     def lacking(self) -> str:
         """Why it does not fit, with the figures as they are; empty when it does."""
         ask, kind = self.ask, "GPU memory" if self.place.uuid else "memory"
+        kind += f" on each of {len(self.each)} GPUs" if self.others else ""
         need = ask.fixed + ask.least_kv
         one = f"one request of {ask.context} tokens"
         if ask.utilisation is not None and self.kv < ask.least_kv:
@@ -184,7 +209,8 @@ class Budget:
         if self.left < ask.ahead:
             share = f" ({ask.utilisation:g} of {_gib(self.place.total)})" if ask.utilisation is not None else ""
             verb = "asks for" if share else "needs about"
-            free = f"{_gib(self.place.free)} are free" + (f" on {self.place.name}" if self.place.uuid else "")
+            which = f"{self.place.name} ({self.place.uuid})" if self.others else self.place.name
+            free = f"{_gib(self.place.free)} are free" + (f" on {which}" if self.place.uuid else "")
             less = f", less {_gib(ask.ahead)} for its CUDA context" if ask.ahead else ""
             return f"{ask.name} {verb} {_gib(self.requested)} of {kind}{share}; {free}{less}."
         return ""
@@ -198,7 +224,7 @@ class Budget:
             cache += f"; up to {ask.context} a request"
         parts = [
             ("held by others", self.place.held, ", ".join(str(user) for user in self.place.users)),
-            ("weights", ask.weights, ""),
+            ("weights", ask.weights, f"1/{ask.gpus} of them: assumed" if ask.gpus > 1 else ""),
             ("KV cache", max(0, self.kv), cache),
             ("LoRA slots", ask.lora, slots),
             ("allowance", ask.allowance, "activations, graphs, context: assumed"),
@@ -213,9 +239,10 @@ class Budget:
             yield "left", self.left, f"of {_gib(self.place.total)}"
 
     def to_json(self) -> dict[str, Any]:
-        """The same for programs: bytes."""
+        """The same for programs: bytes; with several GPUs the figures of the one that decides, and `gpus`: of each."""
         ask, place = self.ask, self.place
-        return {
+        several = {"gpus": [one.to_json() for one in self.each]} if self.others else {}
+        return several | {
             "where": place.name,
             "uuid": place.uuid,
             "total": place.total,
@@ -233,20 +260,11 @@ class Budget:
         }
 
 
-def best_gpu(host: Host) -> Gpu | None:
-    """The GPU to use: the most capable, then the largest, then the freest. None where there is none.
-
-    What an engine is started with follows from the first two alone, so that it does not change with the load.
-    """
-    return max(host.gpus, key=lambda gpu: (gpu.compute_capability, gpu.memory_total, gpu.memory_free), default=None)
-
-
-def place_of(host: Host, on_gpu: bool) -> Place:
-    """Where an engine would be: the best GPU, or the host's memory."""
-    gpu = best_gpu(host) if on_gpu else None
-    if gpu is None:
-        return Place("this machine", host.memory_total, host.memory_available)
-    return Place(gpu.name, gpu.memory_total, gpu.memory_free, gpu.uuid, gpu.users, gpu.lingering)
+def places_of(host: Host, gpus: tuple[Gpu, ...]) -> tuple[Place, ...]:
+    """Where an engine would be: on these GPUs, or without any in the host's memory."""
+    if not gpus:
+        return (Place("this machine", host.memory_total, host.memory_available),)
+    return tuple(Place(gpu.name, gpu.memory_total, gpu.memory_free, gpu.uuid, gpu.users, gpu.lingering) for gpu in gpus)
 
 
 # Settings by field of Ask, in the order in which people would rather change them.

@@ -82,12 +82,23 @@ class EngineSheet(Protocol):
     takes_gpu: bool
     # It serves only what was imported into a store of its own.
     own_store: bool
-    # There are images of it, and with how much shared memory, in MiB.
+    # There are images of it.
     in_containers: bool
-    shm_mib: int
 
     def accelerator(self, host: Host) -> Accelerator:
         """What it computes on, on this host."""
+        ...
+
+    def gpus(self, profile: Profile, accelerator: Accelerator) -> int:
+        """Over how many GPUs the model is spread; 1 on a CPU."""
+        ...
+
+    def cannot_split(self, shape: Shape, gpus: int) -> str:
+        """Why a model of this shape cannot be spread over so many GPUs; empty when it can."""
+        ...
+
+    def shm_mib(self, gpus: int) -> int:
+        """Shared memory of its container, in MiB, for so many GPUs."""
         ...
 
     def needs_environment(self) -> bool:
@@ -198,11 +209,22 @@ def told(text: str) -> str:
 
 
 class Plain:
-    """For the sheets of engines without a store of their own, and that cannot but use the GPU they are given."""
+    """For the sheets of engines without a store of their own, and that cannot but use the one GPU they are given."""
 
     own_store = False
     in_containers = True
-    shm_mib = 64
+
+    def gpus(self, profile: Profile, accelerator: Accelerator) -> int:
+        """One."""
+        return 1
+
+    def cannot_split(self, shape: Shape, gpus: int) -> str:
+        """One GPU has it whole."""
+        return ""
+
+    def shm_mib(self, gpus: int) -> int:
+        """Docker's default."""
+        return 64
 
     def defaults(self, profile: Profile) -> dict[str, Any]:
         """It was told the profile's at its start."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from orchestrator.core.artifact import Recipe, artifact_key
 from orchestrator.core.deployment import Adapter, Deployment, Wish
-from orchestrator.core.docker import DockerFacts, extra_nodes, gpu_way
+from orchestrator.core.docker import DockerFacts
 from orchestrator.core.environment import EnvironmentSpec
-from orchestrator.core.host import Gpu, Host
+from orchestrator.core.host import Host
 from orchestrator.core.images import ImageFacts, driver_cannot
 from orchestrator.core.launch import DOCKER, Container
 from orchestrator.core.pins import Accelerator, ImagePin
@@ -19,10 +18,11 @@ from orchestrator.core.profile import Profile
 from orchestrator.core.resolved import Resolved, Supply
 from orchestrator.core.routes import Route
 from orchestrator.core.steps import BuildArtifact, EnsureEnvironment, FetchWeights, ImportAdapter, PullImage, Skip
-from orchestrator.core.vram import Budget, artifact_bytes, best_gpu, place_of
+from orchestrator.core.vram import Budget, Place, artifact_bytes, places_of
 from orchestrator.core.weights import WeightsFacts
 from orchestrator.engines import ENGINES
 from orchestrator.engines.base import Asked, EngineSheet, Launched, Pins, Render
+from orchestrator.engines.gpus import gpus_for, gpus_left_out, seen_by
 from orchestrator.errors import HostError, PlanRefused
 
 AMD_NODES = ("/dev/kfd", "/dev/dri")
@@ -61,24 +61,29 @@ def resolve(
     if to_run:
         _check_host(sheet, wish, host, shipped)
     accelerator = computes_on(sheet, wish.target, host)
-    recipe, passed_over = _choose_recipe(sheet, wish, accelerator, host)
+    gpus = gpus_for(sheet, profile, weights.shape, accelerator, host)
+    # What it is started with follows from the GPUs that it is to use, not from others.
+    on = replace(host, gpus=gpus or host.gpus)
+    recipe, passed_over = _choose_recipe(sheet, wish, accelerator, on)
     _check_adapters(sheet, wish, adapters)
     _check_context(wish, weights)
     image, older = _image(sheet, accelerator, host, shipped) if wish.target == DOCKER else (None, ())
     environment = _environment(sheet, accelerator, shipped) if image is None else None
     key, model_path = _model_path(sheet, recipe, weights, shipped)
-    launched = sheet.launch(Asked(profile, recipe, model_path, accelerator, host, environment, image), shipped.render)
+    launched = sheet.launch(Asked(profile, recipe, model_path, accelerator, on, environment, image), shipped.render)
     if image is not None:
         container = _container(sheet, wish, image, key, model_path, accelerator, shipped)
         launched = replace(launched, launch=replace(launched.launch, container=container))
     deployment = _deployment(wish, sheet, recipe, weights, key, model_path, launched, adapters, accelerator)
-    deployment = deployment.model_copy(update=_gpu(wish, accelerator, host, shipped.docker))
+    deployment = deployment.model_copy(update=seen_by(wish, gpus, host, shipped.docker))
     return Resolved(
         deployment=deployment,
         supply=_supply(sheet, recipe, key, weights, image or environment, adapters),
-        passed_over=(*_gpu_problem(sheet, host), *older, *passed_over),
+        passed_over=(*gpus_left_out(sheet, profile, accelerator, host), *older, *passed_over),
         routes=_routes(sheet, deployment, profile),
-        budget=_budget(sheet, wish, recipe, shipped.finished.get(key), weights, accelerator, host, len(adapters)),
+        budget=_budget(
+            sheet, wish, recipe, shipped.finished.get(key), weights, accelerator, places_of(host, gpus), len(adapters)
+        ),
     )
 
 
@@ -153,14 +158,9 @@ def _container(
         image=image.reference,
         reads=tuple(sorted(reads)),
         devices=AMD_NODES if accelerator is Accelerator.ROCM else (),
-        shm_mib=sheet.shm_mib,
+        shm_mib=sheet.shm_mib(sheet.gpus(wish.profile, accelerator)),
         memory_mib=wish.profile.serving.memory_mib,
     )
-
-
-def _gpu_problem(sheet: EngineSheet, host: Host) -> Iterator[Skip]:
-    if host.gpu_problem and sheet.takes_gpu:
-        yield Skip("use every GPU", host.gpu_problem)
 
 
 def _budget(
@@ -170,7 +170,7 @@ def _budget(
     finished: int | None,
     weights: WeightsFacts,
     accelerator: Accelerator,
-    host: Host,
+    places: tuple[Place, ...],
     adapters: int,
 ) -> Budget | None:
     """None as long as nothing is known of the weights."""
@@ -180,7 +180,7 @@ def _budget(
         return None  # NVML does not know its memory
     size = finished or artifact_bytes(recipe, weights.size, weights.shape)
     ask = sheet.ask(wish.profile, size, weights.shape, accelerator, adapters)
-    return Budget(ask, place_of(host, accelerator is Accelerator.CUDA))
+    return Budget.of(ask, places)
 
 
 def adapter_source(digest: str, weights: WeightsFacts) -> str:
@@ -302,23 +302,6 @@ def _deployment(
         adapter_slots=sheet.adapter_slots(wish.profile, accelerator),
         hot_adapters=sheet.hot_adapters,
     )
-
-
-def _visible(host: Host) -> tuple[Gpu, ...]:
-    """The GPU that an engine is to use."""
-    gpu = best_gpu(host)
-    return (gpu,) if gpu is not None else ()
-
-
-def _gpu(wish: Wish, accelerator: Accelerator, host: Host, docker: DockerFacts | None) -> dict[str, Any]:
-    """The GPU to be seen alone. A process is told only where there is more than one (CUDA would take its own first
-    one); a container is always given exactly what it is to see."""
-    seen = _visible(host) if accelerator is Accelerator.CUDA else ()
-    if wish.target == DOCKER and docker is not None:
-        way = gpu_way(docker, seen) if seen else ""
-        return {"gpu": ",".join(gpu.uuid for gpu in seen), "gpu_way": way, "gpu_nodes": extra_nodes(docker, way, seen)}
-    alone = len(host.gpus) == 1 and host.gpus[0].index == 0
-    return {"gpu": "" if alone else ",".join(gpu.uuid for gpu in seen)}
 
 
 def _supply(

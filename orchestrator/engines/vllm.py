@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.core.artifact import Recipe
@@ -25,6 +26,8 @@ BF16_CAPABILITY = (8, 0)
 ON_GPU_BYTES = int(1.2 * 2**30)
 # ASSUMPTION: the CUDA context among them, which vLLM makes before it looks at what is free (v1/worker/gpu_worker.py).
 CONTEXT_BYTES = 512 * MIB
+# Docker's own 64 MiB make its processes hang; between GPUs without a direct way NCCL copies through it.
+SHM_MIB, SHM_OF_SEVERAL_MIB = 2048, 8192
 # Measured 1.1 GiB with a tiny model, KV cache apart; activations of this many tokens are added to it.
 ON_CPU_BYTES = 1100 * MIB
 BATCH_ON_CPU = 256
@@ -67,6 +70,8 @@ HINTS: Mapping[str, str] = {
     "Failed to initialize NVML": "The container lost its GPU (systemctl daemon-reload does that): orch up --fresh",
     "CUDA out of memory": "Lower gpu_memory_utilization, serving.context or serving.parallel in the profile.",
     "is greater than the derived max_model_len": "Lower serving.context in the profile.",
+    "must be divisible by tensor parallel size": "The profile's engines.vllm.gpus does not divide the model.",
+    "is larger than the number of available GPUs": "vLLM sees fewer GPUs than it is to use: does nvidia-smi show all?",
     "SafetensorError": "The weights are damaged: orch artifacts verify",
     "Repo id must be in the form": LOST_WEIGHTS,
     "Invalid repository ID or local directory": LOST_WEIGHTS,
@@ -94,11 +99,25 @@ class Vllm(Plain):
     name = "vllm"
     hot_adapters = True
     takes_gpu = True
-    # Docker's own 64 MiB make its processes hang.
-    shm_mib = 2048
 
     def accelerator(self, host: Host) -> Accelerator:
         return Accelerator.CUDA if host.gpus else Accelerator.CPU
+
+    def gpus(self, profile: Profile, accelerator: Accelerator) -> int:
+        return 1 if accelerator is Accelerator.CPU else profile.engines.vllm.gpus
+
+    def cannot_split(self, shape: Shape, gpus: int) -> str:
+        if shape.heads % gpus:
+            return f"its {shape.heads} attention heads cannot be divided by {gpus}"
+        # With fewer KV heads than GPUs each has a copy of one (vllm/model_executor/layers/linear.py).
+        if shape.kv_heads % gpus and gpus % shape.kv_heads:
+            return f"its {shape.kv_heads} KV heads cannot be divided by {gpus}"
+        if shape.intermediate % gpus:
+            return f"its feed-forward layers, {shape.intermediate} wide, cannot be divided by {gpus}"
+        return ""
+
+    def shm_mib(self, gpus: int) -> int:
+        return SHM_MIB if gpus == 1 else SHM_OF_SEVERAL_MIB
 
     def needs_environment(self) -> bool:
         return True
@@ -138,6 +157,7 @@ class Vllm(Plain):
                 "model_path": asked.model_path,
                 "cpu": cpu,
                 "dtype": "half" if half else "auto",
+                "gpus": self.gpus(profile, asked.accelerator),
                 "max_loras": max_loras,
                 "max_lora_rank": _lora_rank(profile),
                 "sampling": json.dumps(_generation_config(profile)) if _generation_config(profile) else "",
@@ -184,21 +204,25 @@ class Vllm(Plain):
 
     def ask(self, profile: Profile, weights: int, shape: Shape, accelerator: Accelerator, adapters: int) -> Ask:
         settings, cpu = profile.engines.vllm, accelerator is Accelerator.CPU
+        gpus = self.gpus(profile, accelerator)
         return Ask(
             name=self.name,
-            weights=weights,
-            kv_token=shape.kv_token_bytes,
+            # ASSUMPTION: spread evenly, though norms are copied, and embedding and head are padded.
+            weights=-(-weights // gpus),
+            kv_token=replace(shape, kv_heads=max(1, shape.kv_heads // gpus)).kv_token_bytes,
             context=profile.serving.context,
             parallel=profile.serving.parallel,
             allowance=batch_bytes(shape, BATCH_ON_CPU) if cpu else ON_GPU_BYTES,
             ahead=0 if cpu else CONTEXT_BYTES,
             engine=ON_CPU_BYTES if cpu else 0,
+            # On each GPU whole: without fully-sharded-loras only the sides that face a layer's own part are smaller.
             slot=_lora_rank(profile) * shape.lora_elements * 2,
             slots=profile.lora.max_adapters,
             least_slots=adapters,
             spare_slot=cpu,
             utilisation=None if cpu else settings.gpu_memory_utilization,
             kv_cache_mib=settings.kv_cache_mib if cpu else None,
+            gpus=gpus,
         )
 
     def liveness_path(self) -> str:

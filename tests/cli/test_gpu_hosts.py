@@ -17,6 +17,7 @@ from gpu_machines import (
     H200,
     LOST,
     LOST_WHEN_ASKED,
+    NO_PERMISSION,
     RTX_5090,
     RTX_5090_FREER,
     compiled,
@@ -213,7 +214,8 @@ def test_the_budget_of_qwen3_8bs_shape(machine: Machine, qwen3_8b: Path) -> None
 
 
 def test_what_is_free_decides_and_the_hint_makes_it_fit(machine: Machine, qwen3_8b: Path) -> None:
-    orch = machine(RTX_5090.replace("|32000", "|9000"))
+    # Who holds the rest is not told: else it would be what a dead process leaves behind, which is waited for.
+    orch = machine(f"{RTX_5090.replace('|32000', '|9000')}|hidden={NO_PERMISSION}")
     orch.write_profile(weights=qwen3_8b, context=8192)
     refused = orch.run("up", "vllm", "-p", str(orch.profile), "--json", code=5).lines[-1]
     assert refused["error"] == (
@@ -238,3 +240,41 @@ def test_the_budget_is_a_small_table_after_the_plan(machine: Machine, qwen3_8b: 
     assert [line[:10].strip() for line in table] == [
         *("Memory of", "part", "held by ot", "weights", "KV cache", "LoRA slots", "allowance", "left"),
     ]
+
+
+def on_two(orch: Orch, weights: Path) -> None:
+    orch.write_profile(weights=weights, context=8192)
+    orch.profile.write_text(orch.profile.read_text() + "gpus = 2\n")
+
+
+def test_one_engine_on_two_gpus(machine: Machine, qwen3_8b: Path) -> None:
+    orch = machine(RTX_5090, V100, RTX_5090_FREER)
+    on_two(orch, qwen3_8b)
+    budget = planned(orch, "vllm")[2]
+    assert (budget["uuid"], budget["kv_token"], budget["fits"]) == ("GPU-aaaa-1", 147_456 // 2, True)
+    assert [(one["uuid"], one["held"]) for one in budget["gpus"]] == [
+        ("GPU-aaaa-1", 607 * MIB),
+        ("GPU-bbbb-2", 107 * MIB),
+    ]
+    (launch,) = (line for line in orch.run("render", "vllm", "-p", str(orch.profile), "--json").lines if "argv" in line)
+    assert launch["env"]["CUDA_VISIBLE_DEVICES"] == "GPU-aaaa-1,GPU-bbbb-2"
+    lines = on_terminal(orch, "up", "vllm", "-p", str(orch.profile), "--plan")
+    table = lines[lines.index("Memory of each of 2 x NVIDIA GeForce RTX 5090") :]
+    assert too_wide(table) == []
+    assert "1/2 of them: assumed" in "\n".join(table)
+
+
+def test_two_gpus_of_which_one_is_lost_are_refused(machine: Machine, qwen3_8b: Path) -> None:
+    orch = machine(RTX_5090, LOST)
+    on_two(orch, qwen3_8b)
+    refused = orch.run("up", "vllm", "-p", str(orch.profile), "--plan", "--json", code=5).lines[-1]
+    assert refused["error"] == ("vllm is to use 2 GPUs that are alike; there are: 1 x NVIDIA GeForce RTX 5090.")
+    assert refused["hint"] == "In the profile, set engines.vllm.gpus = 1."
+    assert refused["detail"] == "NVML: GPU 1: GPU is lost"
+
+
+def test_both_mig_devices_are_not_used_together(machine: Machine, qwen3_8b: Path) -> None:
+    orch = machine(H100_MIG)
+    on_two(orch, qwen3_8b)
+    refused = orch.run("up", "vllm", "-p", str(orch.profile), "--plan", "--json", code=5).lines[-1]
+    assert refused["hint"].endswith("Parts of a GPU (MIG) are used one by one only.")

@@ -25,6 +25,11 @@ from orchestrator.errors import PlanRefused
 
 GOLDEN = Path(__file__).parent / "golden" / "docker"
 RTX_5090 = replace(CPU, gpus=(gpu("GeForce RTX 5090", (12, 0), 32),), driver="580.65.06", cuda=(13, 0))
+TWO = replace(
+    RTX_5090,
+    gpus=tuple(replace(gpu("GeForce RTX 5090", (12, 0), 32), uuid=f"GPU-{n}", index=n, minor=n) for n in (0, 1)),
+)
+ON_TWO = {"engines": {"vllm": {"gpus": 2}}}
 GROUND = Ground(
     "/home/containers/NAME/files", "/home/cache/containers", "1000:1000", ("vllm", "serve"), memory_mib=58_982
 )
@@ -51,6 +56,7 @@ def sent(launch: Launch, ground: Ground = GROUND) -> str:
 OLLAMA_GROUND = replace(GROUND, entrypoint=("/bin/ollama",))
 CASES = {
     "vllm_rtx-5090": sent(deployment("vllm", RTX_5090, ("a",)).launch),
+    "vllm_two-rtx-5090": sent(deployment("vllm", TWO, ("a",), **ON_TWO).launch),
     "ollama_rtx-5090": sent(deployment("ollama", RTX_5090, ("a",)).launch, OLLAMA_GROUND),
     "ollama_amd": sent(
         deployment("ollama", replace(CPU, amd=True)).launch, replace(OLLAMA_GROUND, groups=("44", "993"))
@@ -94,6 +100,35 @@ def test_the_best_of_two_gpus_is_given_alone() -> None:
     assert container is not None
     assert container.gpus == (RTX_5090.gpus[0].uuid,)
     assert "/dev/nvidia1" not in container.devices
+
+
+def test_two_gpus_are_given_with_the_nodes_of_both_and_more_shared_memory() -> None:
+    docker = replace(DAEMON, nodes=(*DAEMON.nodes, "/dev/nvidia1", "/dev/nvidia2"))
+    third = replace(gpu("Tesla T4", (7, 5), 16), index=2, minor=2)
+    two, one = (
+        deployment("vllm", replace(TWO, gpus=(*gpus, third)), docker=docker, **settings).launch.container
+        for gpus, settings in ((TWO.gpus, ON_TWO), (TWO.gpus[:1], {}))
+    )
+    assert two is not None
+    assert one is not None
+    assert (two.gpus, two.shm_mib) == (("GPU-0", "GPU-1"), 8192)
+    assert (one.gpus, one.shm_mib) == (("GPU-0",), 2048)
+    assert set(two.devices) - set(one.devices) == {"/dev/nvidia1"}
+
+
+def test_two_gpus_are_given_by_cdi() -> None:
+    known = replace(DAEMON, cdi_devices=("nvidia.com/gpu=GPU-0", "nvidia.com/gpu=GPU-1"))
+    (asked,) = json.loads(sent(deployment("vllm", TWO, docker=known, **ON_TWO).launch))["HostConfig"]["DeviceRequests"]
+    assert asked == {"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=GPU-0", "nvidia.com/gpu=GPU-1"]}
+
+
+def test_vllm_on_amd_gpus_is_told_how_many() -> None:
+    profile, amd = tiny(**ON_TWO), replace(CPU, amd=True)
+    pin = PINS["vllm"].model_copy(update={"docker": (image("vllm/vllm-openai-rocm", "v1", Accelerator.ROCM),)})
+    wish = Wish(profile=profile, engine="vllm", target="docker")
+    made = resolve(wish, (), weights_of(profile), amd, replace(shipped(), pins={"vllm": pin}))
+    assert "tensor-parallel-size: 2\n" in dict(made.deployment.files)["serve.yaml"]
+    assert made.passed_over[0].what == "leave out nvfp4a16"
 
 
 def test_which_gpu_and_its_nodes_are_no_part_of_the_fingerprint() -> None:

@@ -23,6 +23,9 @@ HOST = replace(CPU, ollama="/usr/bin/ollama")
 RTX_5090 = replace(HOST, gpus=(gpu("GeForce RTX 5090", (12, 0), 32),))
 V100 = replace(HOST, gpus=(gpu("Tesla V100-SXM2-32GB", (7, 0), 32),))
 T4 = replace(HOST, gpus=(gpu("Tesla T4", (7, 5), 16),))
+TWO = replace(
+    HOST, gpus=tuple(replace(gpu("GeForce RTX 5090", (12, 0), 32), uuid=f"GPU-{n}", index=n, minor=n) for n in (0, 1))
+)
 HOSTS = {"cpu": HOST, "rtx-5090": RTX_5090, "t4": T4}
 
 
@@ -118,6 +121,26 @@ def test_a_variable_that_a_template_misses_is_an_error() -> None:
     with pytest.raises(OrchError) as ended:
         resources.render_template("ollama/Modelfile.j2", {"profile": tiny(), "model_path": "/model.gguf"})
     assert "parameters" in ended.value.detail
+
+
+@pytest.mark.parametrize("host", [TWO, replace(TWO, gpus=(*V100.gpus, *TWO.gpus))])
+def test_vllm_is_told_of_several_gpus(host: Host) -> None:
+    two, one = (deployment("vllm", tiny(engines={"vllm": {"gpus": n}}), host) for n in (2, 1))
+    assert settings(two).items() - settings(one).items() == {("tensor-parallel-size", "2")}
+    assert settings(one).items() <= settings(two).items()
+    assert two.fingerprint != one.fingerprint
+    assert two.gpu == ("GPU-0,GPU-1" if len(host.gpus) > 2 else "")
+
+
+def test_the_gpus_that_are_used_decide_how_it_computes() -> None:
+    old = tuple(replace(one, uuid=f"GPU-{n}", index=n) for n, one in enumerate(V100.gpus * 2, 1))
+    made = deployment("vllm", tiny(engines={"vllm": {"gpus": 2}}), replace(HOST, gpus=(*RTX_5090.gpus, *old)))
+    assert (made.gpu, made.recipe, settings(made)["dtype"]) == ("GPU-1,GPU-2", Recipe.WEIGHTS, "half")
+
+
+def test_on_a_cpu_vllm_is_one_process() -> None:
+    two, one = (deployment("vllm", tiny(engines={"vllm": {"gpus": n}}), HOST) for n in (2, 1))
+    assert two == one
 
 
 REFUSALS = [

@@ -27,6 +27,13 @@ from orchestrator.errors import HostError
 HOSTS: dict[str, Host] = {
     "cpu": CPU,
     "rtx-5090": replace(CPU, gpus=(gpu("GeForce RTX 5090", (12, 0), 32),)),
+    "two-rtx-5090": replace(
+        CPU,
+        gpus=tuple(replace(gpu("GeForce RTX 5090", (12, 0), 32), uuid=f"GPU-{n}", index=n, minor=n) for n in (0, 1)),
+    ),
+    "unlike": replace(
+        CPU, gpus=(gpu("GeForce RTX 5090", (12, 0), 32), replace(gpu("H200", (9, 0), 140), index=1, minor=1))
+    ),
     "h200": replace(CPU, gpus=(gpu("H200", (9, 0), 140),)),
     "v100": replace(CPU, gpus=(gpu("Tesla V100-SXM2-32GB", (7, 0), 32),)),
     "old-cpu": replace(CPU, cpu_flags=frozenset({"avx"})),
@@ -53,7 +60,8 @@ class Situation:
     same way. `gateway` is well (where there are engines), absent, silent, unsupervised or renamed, `gateway_target`
     where it is; `foreign` are public names of another profile.
     `host`, `ollama`, `free_gib` and `free_gpu_gib` are the machine; `driver` is the NVIDIA driver's version,
-    `lingering_gib` GPU memory that a dead process has not given back, `gpu_users` lines `NAME PID GIB` of living ones.
+    `lingering_gib` GPU memory that a dead process has not given back, `gpu_users` lines `NAME PID GIB` of living ones;
+    what is said of GPU memory is of each GPU, or a list with a number for each.
     `docker` is the daemon: hook (what is there else), "by number", "no toolkit", or down: then its engines are not
     seen. `images` ("nothing", else all that are pinned and built) are those that it has, `requires` says what the
     config of vLLM's demands; `finished` ("nothing", else all) is the store, `environment` absent, installed or what
@@ -70,17 +78,19 @@ class Situation:
             self.host = replace(self.host, driver=case["driver"], cuda=CUDA_OF[case["driver"].split(".")[0]])
         if "free_gib" in case:
             self.host = replace(self.host, memory_available=int(case["free_gib"] * GIB))
-        self.host = replace(self.host, gpus=tuple(self._gpu(one) for one in self.host.gpus))
+        self.host = replace(self.host, gpus=tuple(self._gpu(one, n) for n, one in enumerate(self.host.gpus)))
 
-    def _gpu(self, one: Gpu) -> Gpu:
+    def _gpu(self, one: Gpu, n: int) -> Gpu:
         lines = [line.split() for line in self._case.get("gpu_users", [])]
         users = tuple(GpuUser(int(pid), name, int(float(gib) * GIB)) for name, pid, gib in lines)
-        free = int(self._case["free_gpu_gib"] * GIB) if "free_gpu_gib" in self._case else one.memory_free
-        if "lingering_gib" in self._case:
+        said = {key: self._case[key] for key in ("free_gpu_gib", "lingering_gib") if key in self._case}
+        said = {key: value[n] if isinstance(value, list) else value for key, value in said.items()}
+        free = int(said["free_gpu_gib"] * GIB) if "free_gpu_gib" in said else one.memory_free
+        if "lingering_gib" in said:
             reserve = max(DRIVER_RESERVE, int(one.memory_total * DRIVER_SHARE))
-            held = int(self._case["lingering_gib"] * GIB) + sum(user.memory for user in users)
+            held = int(said["lingering_gib"] * GIB) + sum(user.memory for user in users)
             free = one.memory_total - reserve - held
-        return replace(one, memory_free=free, users=users, users_told="lingering_gib" in self._case)
+        return replace(one, memory_free=free, users=users, users_told="lingering_gib" in said)
 
     def observed(self) -> Observed:
         engines = tuple(self._engine(line, index) for index, line in enumerate(self._case.get("engines", [])))
