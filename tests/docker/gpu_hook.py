@@ -51,6 +51,10 @@ class Hook:
         script.chmod(0o755)
         self.does("give")
 
+    def remove(self) -> None:
+        """Uninstall it."""
+        (self.directory / NAME).unlink()
+
     def does(self, what: str) -> None:
         """`give` makes /dev/nvidiactl, `nothing` leaves it out, `fail TEXT` ends with that on stderr. Forgets what it
         was told before."""

@@ -118,15 +118,32 @@ def test_what_the_hook_says_is_told_with_what_to_do(machine: Machine, hook: Hook
     assert orch.containers() == []
 
 
+@pytest.fixture
+def before_the_toolkit(own: OwnDaemon, hook: Hook) -> Iterator[OwnDaemon]:
+    """The daemon as it is when the toolkit was installed after its start."""
+    hook.remove()
+    try:
+        own.stop()
+        own.start()
+        yield own
+    finally:
+        hook.write()
+        own.stop()
+        own.start()
+
+
 def test_a_daemon_that_did_not_see_the_toolkit_at_its_start_is_told(
-    hook: Hook, names: dict[str, str], nvml: Path, tmp_path: Path
+    before_the_toolkit: OwnDaemon, names: dict[str, str], nvml: Path, tmp_path: Path
 ) -> None:
-    with own_daemon(names) as before, machines(tmp_path, names, nvml, before.host, hook.directory) as machine:
+    installed = Hook(tmp_path / "toolkit")
+    installed.write()
+    with machines(tmp_path / "home", names, nvml, before_the_toolkit.host, installed.directory) as machine:
         orch = machine(RTX_5090)
         told = up(orch, code=6)
         assert 'could not select device driver "" with capabilities: [[gpu]]' in told["error"]
         assert "restart Docker" in told["hint"]
         assert orch.containers() == []
+        assert installed.told() == []
 
 
 def begun(told: list[dict[str, Any]]) -> list[str]:
