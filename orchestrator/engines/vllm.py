@@ -90,7 +90,8 @@ HINTS: Mapping[str, str] = {
 }
 # It says nothing of the tokenizer, but it is the end of a start without one.
 NO_TOKENIZER = "IndexError: list index out of range"
-ENGINE_CORE_FAILED = "Engine core initialization failed"
+# What one process says of another's end; the other has said why.
+HEARSAY = ("Engine core initialization failed", "WorkerProc initialization failed")
 
 
 class Vllm(Plain):
@@ -251,10 +252,10 @@ class Vllm(Plain):
     def failure(self, log: str) -> Failure:
         lines = [line.strip() for line in log.splitlines() if line.strip()]
         named = [x for x in lines if re.search(r"\w*(Error|Exception)\b: |Value error, |error: ", x)]
-        core = [x for x in named if "EngineCore" in x and ENGINE_CORE_FAILED not in x]
-        rest = [x for x in named if ENGINE_CORE_FAILED not in x]
-        line = (core or rest or lines or [""])[-1]
-        line = re.sub(r"^\((EngineCore|APIServer)[^)]*\)\s*(ERROR \S+ \S+ \[[^\]]*\]\s*)?", "", line)
+        named = [x for x in named if not any(words in x for words in HEARSAY)]
+        core = [x for x in named if re.match(r"\((EngineCore|Worker)", x)]
+        line = (core or named or lines or [""])[-1]
+        line = re.sub(r"^\((EngineCore|APIServer|Worker)[^)]*\)\s*(ERROR \S+ \S+ \[[^\]]*\]\s*)?", "", line)
         line = re.sub(r"^Value error, |\s*\[type=value_error, .*$", "", line)
         if line == NO_TOKENIZER:
             return Failure(line, "Perhaps the weights have no tokenizer files: orch artifacts verify")

@@ -62,6 +62,14 @@ VLLM = {
         "The weights do not fit their own config.json: is it the right one?",
     ),
     "trunc_weights": ("safetensors._safetensors_rust.SafetensorError: Error while deserializing", WEIGHTS_DAMAGED),
+    "tensor_parallel_heads": (
+        "Total number of attention heads (4) must be divisible by tensor parallel size (3).",
+        "The profile's engines.vllm.gpus does not divide the model.",
+    ),
+    "tensor_parallel_trunc_weights": (
+        "safetensors._safetensors_rust.SafetensorError: Error while deserializing",
+        WEIGHTS_DAMAGED,
+    ),
     "unknown_arch": (
         "The checkpoint you are trying to load has model type `nope` but Transformers does not recognize",
         "The pinned vLLM does not know this architecture.",
