@@ -142,7 +142,7 @@ def ask_engine(
         if gone_is_fine and reply.status == 404:
             continue
         if said := sheet.refusal(reply.status, reply.text):
-            raise HostError(f"{deployment.instance} refused: {said}")
+            raise HostError(f"{deployment.instance} refused: {said}", hint=sheet.failure(said).hint)
 
 
 def verify_routes(names: tuple[str, ...], world: World, progress: Progress) -> None:

@@ -147,6 +147,9 @@ class Server:
             if found != wanted:
                 raise ApiError(400, f'digest mismatch, expected "{wanted}", got "{found}"')
             partial.replace(path)
+        except OSError as error:
+            # As Go words it; not recorded.
+            raise ApiError(500, f"write {partial}: {(error.strerror or str(error)).lower()}") from error
         finally:
             partial.unlink(missing_ok=True)
         return web.Response(status=201)

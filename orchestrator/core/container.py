@@ -83,6 +83,9 @@ def placed(launch: Launch, ground: Ground) -> Placed:
         words += ground.entrypoint if word == "{entrypoint}" else (_filled(word, values),)
     own = {name for name, _ in launch.env}
     env = [pair for pair in HOME_OF_ANYBODY if pair[0] not in own]
+    if not container.gpus:
+        # Images ask for all GPUs by themselves, and a daemon whose default is the nvidia runtime gives them.
+        env.append(("NVIDIA_VISIBLE_DEVICES", "void"))
     mounts = [Mount(ground.files, FILES, read_only=False), Mount(ground.cache, CACHE, read_only=False)]
     mounts += [Mount(path, path, read_only=True) for path in container.reads]
     mounts += [Mount(path, path, read_only=False) for path in container.writes]

@@ -32,6 +32,8 @@ KV_SHARE = {None: 1.0, "f16": 1.0, "q8_0": 34 / 64, "q4_0": 18 / 64}
 HINTS: Mapping[str, str] = {
     "address already in use": "Another process took the port; run the same command again and another one is chosen.",
     "insufficient memory": "Lower serving.context or serving.parallel in the profile.",
+    "no space left on device": "The disk of orch's data directory is full: free some space, and try again.",
+    "failed to apply lora adapter": "Does the adapter belong to this model?  orch lora ls",
     "exceeds file size": "The artifact is damaged: orch artifacts verify",
 }
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,23 +17,9 @@ from typing import Any
 import pytest
 from docker_orch import DockerOrch
 from gpu_machines import compiled, machine_env
-from orch_command import script
 from own_daemon import OwnDaemon
 
 Machine = Callable[..., DockerOrch]
-
-
-class Dockerd(OwnDaemon):
-    """An OwnDaemon that is asked over a plain connection: a client that cannot connect leaves its socket open."""
-
-    def answers(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as asked:
-            try:
-                asked.connect(f"{self.home}/sock")
-                asked.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
-                return asked.recv(64).startswith(b"HTTP/1.0 200")
-            except OSError:
-                return False
 
 
 @pytest.fixture(scope="session")
@@ -44,11 +29,9 @@ def nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def names(images: dict[str, str]) -> dict[str, str]:
     """Images by what they are for, in the system's daemon."""
-    kept = Path(os.environ.get("ORCH_TEST_ENVIRONMENTS") or tmp_path_factory.mktemp("environments"))
-    made: dict[str, str] = script("docker_images").ensure_images(("python", "ollama"), kept)
-    return made
+    return images
 
 
 @contextmanager
@@ -63,7 +46,7 @@ def own_daemon(
         pytest.skip(reason)
     home = Path(tempfile.mkdtemp(prefix="orch-gpu-", dir="/tmp"))
     (home / "settings.json").write_text(json.dumps(dict(settings)))
-    own = Dockerd(home, path, [f"--config-file={home}/settings.json"], program)
+    own = OwnDaemon(home, path, [f"--config-file={home}/settings.json"], program)
     try:
         own.start()
         own.take(names.values())

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,22 @@ def test_a_daemon_that_hangs_is_not_waited_for_for_ever(orch: DockerOrch) -> Non
         process = orch.start("status")
         assert process.wait(timeout=90) == 0, "nothing of it is in Docker, so the daemon is not asked"
         process.communicate()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small file system")
+def test_a_full_disk_is_told_and_nothing_is_left(tmp_path: Path, images: dict[str, str]) -> None:
+    """Room for the artifact, and none for Ollama's copy of it."""
+    home = tmp_path / "small"
+    home.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(home)], check=True)
+    try:
+        with nothing_left(DockerOrch(home, images)) as orch:
+            told = orch.run("up", "ollama", "-p", str(orch.profile), "--json", code=6).lines[-1]
+            assert "no space left on device" in told["error"]
+            assert "free some space" in told["hint"]
+            assert orch.containers() == []
+    finally:
+        subprocess.run(["umount", str(home)], check=True)
 
 
 def test_what_is_inside_is_shut_in(up: DockerOrch) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BASE, here, new_image, orch_at, pin_text, pinned, remove, rows, small_image
 from docker import DockerClient
 from docker_orch import DockerOrch
+from image_bench import BASE, here, new_image, orch_at, pin_text, pinned, remove, rows, small_image
 from orch_command import ANSWER, ASSETS, Orch, free_port
 
 from orchestrator.core.artifact import FileEntry, Manifest, Recipe

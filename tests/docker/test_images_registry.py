@@ -7,8 +7,8 @@ import time
 from typing import Any
 
 import pytest
-from conftest import here, layer_of, new_image, pin_text, pinned, registry_server, rows
 from docker import DockerClient
+from image_bench import here, layer_of, new_image, pin_text, pinned, registry_server, rows
 from orch_command import Orch, wait_until
 
 from orchestrator.core.pins import Accelerator, ImagePin
