@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.core.pins import EnginePin, GatewayBases, GpuProfile, ImagePin
 from orchestrator.core.profile import parse_part
+from orchestrator.core.tools import TOOLS
 from orchestrator.errors import OrchError
 
 
@@ -34,15 +35,21 @@ def gpu_profiles() -> dict[str, GpuProfile]:
 
 def engine_pins(own: Path | None = None) -> dict[str, EnginePin]:
     """The shipped engine pins, by engine; images that are pinned in `own` (ENGINE.toml) come before those."""
-    pins = {}
-    for path in sorted((root() / "profiles" / "engines").glob("*.toml")):
-        pin = parse_part(EnginePin, path.read_text("utf-8"), path.name)
-        mine = own / path.name if own is not None else None
-        if mine is not None and mine.is_file():
-            first = parse_part(EnginePin, mine.read_text("utf-8"), str(mine))
-            pin = pin.model_copy(update={"docker": (*first.docker, *pin.docker)})
-        pins[path.stem] = pin
-    return pins
+    return {path.stem: _pin(path, own) for path in sorted((root() / "profiles" / "engines").glob("*.toml"))}
+
+
+def tools_pin(own: Path | None = None) -> EnginePin:
+    """The shipped pin of llama.cpp's converter and quantizer, which has images only; `own` as for engines."""
+    return _pin(root() / "profiles" / "images" / f"{TOOLS}.toml", own)
+
+
+def _pin(path: Path, own: Path | None) -> EnginePin:
+    pin = parse_part(EnginePin, path.read_text("utf-8"), path.name)
+    mine = own / path.name if own is not None else None
+    if mine is not None and mine.is_file():
+        first = parse_part(EnginePin, mine.read_text("utf-8"), str(mine))
+        pin = pin.model_copy(update={"docker": (*first.docker, *pin.docker)})
+    return pin
 
 
 def gateway_bases() -> dict[str, ImagePin]:

@@ -1,4 +1,5 @@
-"""Images for a Docker daemon that has no registry, made from what this machine has: a Python, vLLM for CPUs, Ollama.
+"""Images for a Docker daemon that has no registry, made from what this machine has: a Python, vLLM for CPUs, Ollama,
+llama.cpp's tools.
 
 Run by scripts/docker-images. No image is pulled and no package manager is run in one: each is one layer that is
 streamed into the daemon as a tar archive, never a copy on disk. They are for trying orch's docker target and for its
@@ -7,8 +8,9 @@ tests, not for serving people: they hold this machine's C library and Python.
     orch-test/python:latest       a root file system with this Python, `sh` and a few commands
     orch-test/vllm-cpu:VERSION    the same and the vLLM environment that orch makes (3 GB), at /opt/vllm
     orch-test/ollama:stand-in     the same and scripts/ollama_stand_in.py as /bin/ollama, with llama.cpp behind it
+    orch-test/tools:stand-in      the same and scripts/tools_stand_in.py as /app/tools.sh, for llama.cpp's `full` image
 
-The last two have the entry point, command and variables of the official images. An image is made again only when
+All but the first have the entry point, command and variables of the official images. An image is made again only when
 what goes into it has changed: its label `orch.made-from` is a hash over that.
 """
 
@@ -68,6 +70,15 @@ OLLAMA_PROGRAM = f"""\
 import os, sys
 os.environ["PYTHONPATH"] = "{OLLAMA_AT}"
 os.execv(sys.executable, [sys.executable, "{OLLAMA_AT}/{STAND_IN.name}", *sys.argv[1:]])
+"""
+TOOLS_AT = "/usr/lib/llama-tools"
+TOOLS_PACKAGES = ("gguf", "xllamacpp")
+TOOLS_STAND_IN = ROOT / "scripts" / "tools_stand_in.py"
+TOOLS_PROGRAM = f"""\
+#!{PYTHON}
+import os, sys
+os.environ["PYTHONPATH"] = "{TOOLS_AT}"
+os.execv(sys.executable, [sys.executable, "{TOOLS_AT}/{TOOLS_STAND_IN.name}", *sys.argv[1:]])
 """
 # A daemon says nothing while it unpacks, and may be busy.
 ANSWER_S = 600
@@ -175,11 +186,7 @@ def ollama_image(_: Path) -> Image:
     for script in STAND_IN.parent.glob("ollama_*.py"):
         tree.put(f"{OLLAMA_AT}/{script.name}", script)
     tree.copy(ROOT / "orchestrator", f"{OLLAMA_AT}/orchestrator", lambda path: path.name == "__pycache__")
-    for distribution in _distributions(OLLAMA_PACKAGES):
-        for file in distribution.files or ():
-            path = Path(str(distribution.locate_file(file)))
-            if ".." not in file.parts and path.is_file():
-                tree.put(f"{OLLAMA_AT}/{file}", path)
+    _put_packages(tree, OLLAMA_AT, OLLAMA_PACKAGES)
     tree.put(Path("/bin").resolve() / "ollama", OLLAMA_PROGRAM.encode())
     tree.put_libraries()
     config = (
@@ -193,6 +200,30 @@ def ollama_image(_: Path) -> Image:
         'CMD ["serve"]',
     )
     return Image("orch-test/ollama:stand-in", config, tree.digest(), lambda: tree)
+
+
+def tools_image(_: Path) -> Image:
+    """The stand-in for llama.cpp's converter and quantizer, with the official image's entry point."""
+    tree = base_tree()
+    tree.put(f"{TOOLS_AT}/{TOOLS_STAND_IN.name}", TOOLS_STAND_IN)
+    for name in ("__init__.py", "errors.py"):
+        tree.put(f"{TOOLS_AT}/orchestrator/{name}", ROOT / "orchestrator" / name)
+    for room in ("artifacts", "core"):
+        tree.copy(ROOT / "orchestrator" / room, f"{TOOLS_AT}/orchestrator/{room}", lambda p: p.name == "__pycache__")
+    _put_packages(tree, TOOLS_AT, TOOLS_PACKAGES)
+    tree.put("/app/tools.sh", TOOLS_PROGRAM.encode())
+    tree.put_libraries()
+    config = (_path(), "WORKDIR /app", 'ENTRYPOINT ["/app/tools.sh"]')
+    return Image("orch-test/tools:stand-in", config, tree.digest(), lambda: tree)
+
+
+def _put_packages(tree: Tree, place: str, names: Iterable[str]) -> None:
+    """These installed packages, and all that they require, below one directory."""
+    for distribution in _distributions(names):
+        for file in distribution.files or ():
+            path = Path(str(distribution.locate_file(file)))
+            if ".." not in file.parts and path.is_file():
+                tree.put(f"{place}/{file}", path)
 
 
 def _distributions(names: Iterable[str]) -> list[metadata.Distribution]:
@@ -212,7 +243,12 @@ def _path(first: str = "") -> str:
     return f"ENV PATH={':'.join(filter(None, (first, str(PYTHON.parent), SYSTEM_PATH)))}"
 
 
-IMAGES: dict[str, Callable[[Path], Image]] = {"python": python_image, "vllm": vllm_image, "ollama": ollama_image}
+IMAGES: dict[str, Callable[[Path], Image]] = {
+    "python": python_image,
+    "vllm": vllm_image,
+    "ollama": ollama_image,
+    "tools": tools_image,
+}
 
 
 def ensure_images(which: Sequence[str], environments: Path) -> dict[str, str]:

@@ -63,7 +63,8 @@ def read_config(directory: Path) -> Qwen3Config:
     if raw.get("architectures") != [ARCHITECTURE] or raw.get("model_type") != "qwen3":
         raise SourceError(
             f"{file}: {raw.get('architectures')!r} of model_type {raw.get('model_type')!r} is not supported.",
-            f"Builders know dense Qwen3 ({ARCHITECTURE}, such as Qwen/Qwen3-8B).",
+            f"Builders know dense Qwen3 ({ARCHITECTURE}, such as Qwen/Qwen3-8B). Of other models, "
+            "llama.cpp's own tools make a GGUF file: orch build gguf DIR -o FILE --in-container",
         )
     problems = _refusals(raw)
     sizes = {name: _size(raw, name, problems) for name in _SIZES}

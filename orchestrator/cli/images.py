@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.options import AsJson, OnlyPlan, app, engine_names, session_of
+from orchestrator.cli.options import ENGINE_NAMES, AsJson, OnlyPlan, app, engine_names, session_of
 from orchestrator.errors import HostError, OrchError, PlanRefused, UsageError
 
 if TYPE_CHECKING:
@@ -16,12 +16,27 @@ if TYPE_CHECKING:
     from orchestrator.core.image_names import ImageDetails, NamedImage
     from orchestrator.core.pins import Accelerator, ImagePin
     from orchestrator.core.steps import Action, Plan, Skip
+    from orchestrator.engines.base import Pins
 
-images = typer.Typer(help="Container images of engines and of the gateway, by digest.", no_args_is_help=True)
+images = typer.Typer(
+    help="Container images of engines, gateway and llama.cpp's tools, by digest.", no_args_is_help=True
+)
 app.add_typer(images, name="images")
 
 VERIFIED = "verified.json"
 COLUMNS = ("for", "image", "accelerators", "short_digest", "here", "size", "needs", "runs_here", "stated_by")
+
+
+def owner_names() -> list[str]:
+    return [*engine_names(), "tools"]
+
+
+def image_pins(session: Session) -> Pins:
+    """The pins of engines, and of llama.cpp's tools."""
+    from orchestrator import resources
+    from orchestrator.core.tools import TOOLS
+
+    return {**session.pins, TOOLS: resources.tools_pin(session.settings.pins)}
 
 
 def accelerator_names() -> list[str]:
@@ -44,7 +59,7 @@ def images_ls(as_json: AsJson = False) -> None:
         confirmed = verified(session)
         rows = [
             _row(session, engine, pin, confirmed, not problem)
-            for engine, pins in session.pins.items()
+            for engine, pins in image_pins(session).items()
             for pin in pins.docker
         ]
         session.screen.table("Images", COLUMNS, [*rows, *_gateway_rows(session, confirmed, not problem)])
@@ -55,7 +70,9 @@ def images_pull(
     engines: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[ENGINE]...", help="Default: all that have an image for this machine.", autocompletion=engine_names
+            metavar="[ENGINE]...",
+            help="Also: tools. Default: all engines that have an image for this machine.",
+            autocompletion=owner_names,
         ),
     ] = None,
     accelerator: OneAccelerator = None,
@@ -85,7 +102,7 @@ def images_pull(
 
 @images.command("pin")
 def images_pin(
-    engine: Annotated[str, typer.Argument(help="ollama, llamacpp or vllm.", autocompletion=engine_names)],
+    engine: Annotated[str, typer.Argument(help="ollama, llamacpp, vllm or tools.", autocompletion=owner_names)],
     image: Annotated[str | None, typer.Argument(metavar="IMAGE:TAG", help="As docker pull takes it.")] = None,
     accelerator: Annotated[
         list[str] | None,
@@ -99,9 +116,7 @@ def images_pin(
 ) -> None:
     """Use this image for an engine: its tag is resolved to a digest now, and the digest is kept."""
     with session_of(as_json) as session:
-        from orchestrator.engines.resolve import engine_sheet
-
-        engine_sheet(engine)
+        _computes_on(session, engine)
         if (image is None) != reset:
             raise UsageError("Give an image, or --reset.", hint=f"orch images pin {engine} IMAGE:TAG")
         chosen = tuple(kind for name in accelerator or () if (kind := accelerator_of(name)) is not None)
@@ -176,10 +191,14 @@ def _without(pins: Iterable[ImagePin], accelerators: Iterable[Accelerator]) -> I
 
 
 def _computes_on(session: Session, engine: str) -> Accelerator:
-    """What the engine computes on in a container on this machine."""
+    """What the engine computes on in a container on this machine; PlanRefused when there is no such engine."""
     from orchestrator.core.launch import DOCKER
+    from orchestrator.core.pins import Accelerator
+    from orchestrator.core.tools import TOOLS
     from orchestrator.engines.resolve import computes_on, engine_sheet
 
+    if engine == TOOLS:
+        return Accelerator.CPU
     return computes_on(engine_sheet(engine), DOCKER, session.host)
 
 
@@ -273,10 +292,8 @@ def _pull_items(
 
 def _first(session: Session, engine: str, kind: Accelerator, of_this_machine: bool) -> ImagePin | None:
     """The image that an engine would be started from: the first for the accelerator that the driver here runs."""
-    from orchestrator.engines.resolve import engine_sheet
-
-    engine_sheet(engine)
-    for pin in session.pins[engine].docker:
+    _computes_on(session, engine)
+    for pin in image_pins(session)[engine].docker:
         runs = not of_this_machine or _runs(session, engine, pin, session.images.details(pin.reference)) == "yes"
         if kind in pin.accelerators and runs:
             return pin
@@ -342,7 +359,7 @@ def _pin(session: Session, engine: str, name: str, accelerators: tuple[Accelerat
     fields = {"image": image, "tag": tag or LATEST, "digest": named.digest, "accelerators": accelerators}
     pin = ImagePin.model_validate({**fields, "verified": False, "source": source, "local": named.local})
     kinds = set(accelerators)
-    old = next((one for one in session.pins[engine].docker if kinds & set(one.accelerators)), None)
+    old = next((one for one in image_pins(session)[engine].docker if kinds & set(one.accelerators)), None)
     put_pin(session, engine, pin)
     if not tag or moves(tag):
         text = f"{pin.name} means another image some day; what is kept is the digest that it has now."
@@ -359,7 +376,8 @@ def _pin(session: Session, engine: str, name: str, accelerators: tuple[Accelerat
         f"{engine} for {', '.join(kind.value for kind in accelerators)}", ("of", "before", "now"), rows
     )
     same = old is not None and old.reference == pin.reference
-    end = "That is the same image as before." if same else "The next orch up starts a new generation with it."
+    first = "orch up starts a new generation with" if engine in ENGINE_NAMES else "orch build gguf --in-container uses"
+    end = "That is the same image as before." if same else f"The next {first} it."
     session.screen.result({"pinned": pin.reference, "engine": engine, "local": pin.local, "changed": not same}, end)
 
 

@@ -77,21 +77,34 @@ def pull(
 def build_gguf(
     directory: WeightsDirectory,
     output: Annotated[Path, typer.Option("-o", "--output", help="The GGUF file to write.")],
-    quant: Annotated[str, typer.Option(help="q6_k or bf16.")] = "q6_k",
+    quant: Annotated[
+        str, typer.Option(help="q6_k or bf16; with --in-container any that llama-quantize names.")
+    ] = "q6_k",
+    in_container: Annotated[
+        bool, typer.Option("--in-container", help="Use llama.cpp's own tools, which know most models, in their image.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Safetensors to GGUF in one pass. The tensors are byte-identical to those of llama.cpp's own tools."""
+    """Safetensors of a dense Qwen3 to GGUF in one pass, its tensors byte-identical to those of llama.cpp's own tools;
+    with --in-container other models too, by these tools."""
     with session_of(as_json) as session:
         from orchestrator.artifacts.gguf_file import Quant
         from orchestrator.artifacts.gguf_file import build_gguf as build_file
         from orchestrator.artifacts.quantize import Quantizer
+        from orchestrator.cli.gguf_container import build_gguf_in_container
         from orchestrator.cli.session import quantizer_library
 
         name = quant.lower()
-        if name not in typing.get_args(Quant):
-            raise PlanRefused(f"orch does not know the quantization {quant}.", hint="Known: q6_k, bf16")
+        if name not in typing.get_args(Quant) and not in_container:
+            raise PlanRefused(
+                f"orch does not know the quantization {quant}.", hint="Known: q6_k, bf16; others with --in-container"
+            )
         if output.resolve().parent == directory.resolve() and output.exists():
             raise PlanRefused(f"{output} is one of the files it would be built from.", hint="Write to another place.")
+        if in_container:
+            build_gguf_in_container(session, directory, output, quant)
+            _tell_file(session, output)
+            return
         build_file(directory, output, typing.cast("Quant", name), Quantizer(quantizer_library()), session.progress)
         _tell_file(session, output)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import BASE, rows
 from docker import DockerClient
+from image_bench import BASE, rows
 from orch_command import Orch
 
 from orchestrator import resources
@@ -36,7 +36,7 @@ def test_without_a_daemon_the_pins_are_listed_and_that_is_said(orch: Orch) -> No
     first, *listed = orch.run("images", "ls", "--json").lines
     assert "nobody.sock" in first["docker"]
     assert {row["here"] for row in listed if "here" in row} == {"?"}
-    assert {row["for"] for row in listed} == {"ollama", "vllm", "gateway"}
+    assert {row["for"] for row in listed} == {"ollama", "vllm", "tools", "gateway"}
     for words in (["pull"], ["pin", "ollama", "a/b:1"]):
         told = orch.run("images", *words, "--json", code=4).lines[-1]
         assert "nobody.sock" in told["error"]

@@ -48,7 +48,7 @@ def test_there_is_a_pin_for_each_engine_named_after_its_file() -> None:
 
 def test_no_image_is_called_verified_that_was_never_pulled() -> None:
     images = [image for pin in resources.engine_pins().values() for image in pin.docker]
-    images += resources.gateway_bases().values()
+    images += [*resources.gateway_bases().values(), *resources.tools_pin().docker]
     assert images
     for image in images:
         assert re.fullmatch(r"sha256:[0-9a-f]{64}", image.digest)
@@ -77,9 +77,9 @@ def _name(requirement: str) -> str:
 
 def test_every_shipped_file_is_read_by_one_of_these() -> None:
     kinds = {"models": MODELS, "gpus": resources.gpu_profiles(), "engines": resources.engine_pins()}
-    images = Path("images", "gateway.toml")
+    images = {Path("images", "gateway.toml"), Path("images", f"{resources.tools_pin().engine}.toml")}
     shipped = {path.relative_to(PROFILES) for path in PROFILES.rglob("*") if path.is_file()}
-    assert shipped == {Path(kind, f"{name}.toml") for kind, names in kinds.items() for name in names} | {images}
+    assert shipped == {Path(kind, f"{name}.toml") for kind, names in kinds.items() for name in names} | images
 
 
 def test_there_is_a_base_for_the_gateway_of_each_python_from_the_oldest_on() -> None:

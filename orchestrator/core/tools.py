@@ -1,0 +1,39 @@
+"""A program that runs in a container to its end, and how it ended, in plain values. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# What the image of llama.cpp's converter and quantizer is pinned for: no engine, but pinned like one.
+TOOLS = "tools"
+# A converter has a thread or a few per core, and no children.
+PIDS = 1024
+SHM_MIB = 64
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One run: `words` follow the image's own entrypoint, `what` is how Progress and errors call it.
+
+    `reads` and `writes` are host directories, seen in the container at their own paths; nothing else is, and there is
+    no network. `gpus`, `gpu_way` and `devices` are as in Container.
+    """
+
+    what: str
+    image: str
+    words: tuple[str, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    memory_mib: int
+    gpus: tuple[str, ...] = ()
+    gpu_way: str = ""
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ToolEnd:
+    """Exit code (128 + N: ended by signal N), whether it ran out of its memory, and the end of its output."""
+
+    code: int
+    out_of_memory: bool
+    log: str
