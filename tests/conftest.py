@@ -62,8 +62,6 @@ LEVELS: dict[str, Callable[[], str]] = {
     "gpu": _gpu,
 }
 
-LEVELS_OF: dict[str, list[str]] = {}
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require", default="", help=f"levels that must run, comma-separated: {', '.join(LEVELS)}")
@@ -83,7 +81,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in PARTS:
             item.add_marker("parts")
-        LEVELS_OF[item.nodeid] = [name for name in LEVELS if item.get_closest_marker(name)]
         for name, reason in reasons.items():
             if reason and item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=f"level {name}: {reason}"))
@@ -92,10 +89,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many tests of each level ran, and how many did not."""
     counts: Counter[tuple[str, str]] = Counter()
+    # A report's keywords hold its markers, also one that came from another process.
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
             for name in LEVELS:
-                counts[name, outcome] += name in LEVELS_OF.get(report.nodeid, ())
+                counts[name, outcome] += name in report.keywords
     terminalreporter.section("levels")
     for name in LEVELS:
         told = [f"{counts[name, outcome]} {outcome}" for outcome in ("passed", "failed", "error", "skipped")]
