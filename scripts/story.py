@@ -4,7 +4,7 @@ Pull from a hub (a small one on loopback), build GGUF and NVFP4 and compare them
 add an adapter, migrate to vLLM under streaming load and back, stop. Starts from llama.cpp, or from Ollama where its
 binary is on PATH. With `--target docker` all of it runs in containers, from images made on this machine (Ollama's is a
 stand-in over llama.cpp). Fails (exit code 1) unless every request was answered, at least 8 streams were open at each
-switch, and both engines answered. Leaves nothing running; its data stay in .demo/ so that a second run installs nothing.
+switch, and both engines answered. Leaves nothing running; its data stay in .demo/, and a second run installs nothing.
 """
 
 from __future__ import annotations
