@@ -75,6 +75,13 @@ class OwnDaemon:
             except OSError:
                 return False
 
+    def freeze(self, seconds: float) -> None:
+        """Let it do nothing for so long."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        self._process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """SIGKILL: its containers live on, until it starts again."""
         self._end(signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import pytest
 from docker_orch import DockerOrch, serving
 from orch_command import ANSWER, ASSETS, wait_until
 from own_daemon import OwnDaemon
+
+from orchestrator.drivers.docker.daemon import Daemon
 
 pytestmark = [
     pytest.mark.docker,
@@ -116,6 +119,29 @@ def test_a_migration_whose_daemon_is_killed_in_the_middle_of_a_step_loses_nothin
         up.status()
         up.run(*BACK)
         assert serves(up)
+
+
+def test_a_slow_daemon_is_waited_for(up: DockerOrch, daemon: OwnDaemon) -> None:
+    """Stopped for some seconds in the middle of a step, as one is that swaps."""
+    process = up.start("up", "--fresh", "--json")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line).get("step") == "EnsureEngine":
+            daemon.freeze(3.0)
+            break
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert serves(up)
+    up.status()
+
+
+def test_a_daemon_that_never_answers_is_told(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
+        silent.bind(str(tmp_path / "d"))
+        silent.listen()
+        facts = Daemon(f"unix://{tmp_path}/d", patience_s=0, answer_s=0.5).facts()
+    assert "takes too long to answer" in facts.problem or "does not answer" in facts.problem
+    assert facts.hint
 
 
 def test_with_live_restore_a_killed_daemon_cuts_no_stream(

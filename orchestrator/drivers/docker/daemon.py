@@ -67,9 +67,10 @@ class Daemon:
     asked again when it is back, so it has to bear being done twice.
     """
 
-    def __init__(self, host: str = SOCKET, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, host: str = SOCKET, patience_s: float = PATIENCE_S, answer_s: float = ANSWER_S) -> None:
         self.host = host
         self._patience_s = patience_s
+        self._answer_s = answer_s
         self._met = False
 
     @cached_property
@@ -81,7 +82,7 @@ class Daemon:
                 f"orch needs the Docker daemon of this machine, at a unix socket; DOCKER_HOST is {self.host}.",
                 hint="DOCKER_HOST=unix:///var/run/docker.sock, or --target local.",
             )
-        return APIClient(base_url=self.host, version="auto", timeout=ANSWER_S)
+        return APIClient(base_url=self.host, version="auto", timeout=self._answer_s)
 
     @contextmanager
     def told(self, what: str) -> Iterator[APIClient]:
@@ -97,7 +98,7 @@ class Daemon:
             raise _refused(what, error.status_code, str(error.explanation or error)) from error
         except ReadTimeout as error:
             raise HostError(
-                f"The Docker daemon did not answer within {ANSWER_S:.0f} s: {what} could not be done.",
+                f"The Docker daemon takes too long to answer: it could not {what}.",
                 hint="Is it overloaded? Run the command again when `docker ps` answers.",
             ) from error
         except (RequestException, HTTPError, DockerException, OSError) as error:
