@@ -63,25 +63,27 @@ def await_ready(deployment: Deployment, timeout_s: float, world: World, progress
                 raise HostError(f"{deployment.instance} refuses a first chat with {name}.", detail=reply.text[:2000])
             if not _ok(reply):
                 return False
-        _refuse_cpu(deployment, url, world)
-        return True
+        return _on_its_gpu(deployment, url, world)
 
     _watch(deployment, timeout_s, world, progress, answers)
 
 
-def _refuse_cpu(deployment: Deployment, url: str, world: World) -> None:
-    """An engine that was given a GPU and computes without it says so only when it is asked."""
+def _on_its_gpu(deployment: Deployment, url: str, world: World) -> bool:
+    """An engine that was given a GPU and computes without it says so only when it is asked; False: it did not say."""
     sheet = ENGINES[deployment.engine]
     if deployment.accelerator is Accelerator.CPU or not sheet.gpu_path():
-        return
+        return True
     reply = world.http.get(url + sheet.gpu_path(), 5.0)
-    if reply is not None and (problem := sheet.not_on_gpu(reply.json)):
+    if reply is None or reply.status != 200:
+        return False
+    if problem := sheet.not_on_gpu(reply.json):
         raise HostError(
             f"{deployment.instance} does not compute on the GPU: {problem}.",
             hint="Does `docker run --rm --gpus all` show it with nvidia-smi? Is other GPU memory in use? The CPU is "
             "asked for with CUDA_VISIBLE_DEVICES= (empty).",
             detail=world.targets[deployment.target].log_tail(deployment.instance, LOG_LINES),
         )
+    return True
 
 
 def _watch(

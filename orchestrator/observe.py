@@ -44,8 +44,8 @@ def observe(world: World) -> Observed:
             environments={environment.name: environment for environment in environments.result()},
             desired=desired.result(),
             damaged=tuple(instance for instance in labelled if isinstance(instance, Instance)),
-            unreadable=unreadable.result(),
-            images=images.result(),
+            unreadable=(*unreadable.result(), *images.result()[1]),
+            images=images.result()[0],
             unreachable=unreachable,
         )
 
@@ -62,8 +62,12 @@ def _instances(world: World) -> tuple[list[Instance], dict[str, HostError]]:
     return found, unreachable
 
 
-def _images(world: World, unreachable: Mapping[str, HostError]) -> Mapping[str, ImageFacts]:
-    return world.images.observe() if DOCKER not in unreachable else {}
+def _images(world: World, unreachable: Mapping[str, HostError]) -> tuple[Mapping[str, ImageFacts], tuple[str, ...]]:
+    """What there is, or a sentence on why it cannot be told: that stops no verb."""
+    try:
+        return (world.images.observe() if DOCKER not in unreachable else {}), ()
+    except HostError as error:
+        return {}, (f"{error.message} {error.hint}".strip(),)
 
 
 def _gateway_status(gateway: Gateway) -> GatewayStatus | None:

@@ -231,8 +231,10 @@ def _import_adapter(origin: Path, key: str, digest: str, world: World, progress:
 def _ensure_gateway(target: str, listen: str, world: World, progress: Progress) -> None:
     before = instance_of(target, GATEWAY, world)
     launch = world.gateway_launch(target, listen)
-    world.targets[target].ensure(GATEWAY, launch, listen)
-    if before is not None and before.state is InstanceState.RUNNING and _hangs(world.gateway):
+    runs = before is not None and before.state is InstanceState.RUNNING
+    # One that runs is put right as it is: another version of orch may have started it.
+    world.targets[target].ensure(GATEWAY, before.launch if before is not None and runs else launch, listen)
+    if runs and _hangs(world.gateway):
         # Its routes are on disk: a new process is the cure.
         progress("ending the gateway, which hangs", 0, 0)
         world.targets[target].stop(GATEWAY, progress)

@@ -90,7 +90,8 @@ class Settings:
         if len(os.fsencode(path)) <= SOCKET_PATH_MAX:
             return path
         digest = hashlib.sha256(os.fsencode(self.data)).hexdigest()[:16]
-        return Path(f"/tmp/orch-{os.getuid()}-{digest}/gateway.sock")
+        # Not /tmp, which a reboot may empty: a container that is started by it needs the directory.
+        return Path(f"/var/tmp/orch-{os.getuid()}-{digest}/gateway.sock")
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:

@@ -56,7 +56,7 @@ def up(
     with session_of(as_json) as session:
 
         def make_plan() -> Plan:
-            from orchestrator.cli.wishes import take_api_key
+            from orchestrator.cli.wishes import check_api_key, take_api_key
 
             observed = session.observe()
             desired = _wanted(session, observed, engine, profile, target, recipe)
@@ -66,9 +66,10 @@ def up(
                     f"{desired.wish.profile.name} is served by {present.wish.engine}.",
                     hint=f"To move it without a failed request: orch migrate --to {desired.wish.engine}",
                 )
+            check_api_key(session, observed)
+            made = _plan("up", session, desired, observed, listen, _limits(timeout, drain), fresh)
             if not plan:
                 take_api_key(session, observed)
-            made = _plan("up", session, desired, observed, listen, _limits(timeout, drain), fresh)
             if not plan and profile is None and present is None:
                 _confirm_download(session, made, yes)
             return made

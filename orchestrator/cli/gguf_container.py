@@ -99,6 +99,7 @@ def _bench(session: Session, source: Path) -> _Bench:
     from orchestrator.core.container import MOST_OF_MEMORY
     from orchestrator.core.tools import TOOLS
     from orchestrator.drivers.docker.tools import DockerTools
+    from orchestrator.drivers.weights import link_directories
 
     facts = session.docker_facts
     if facts.problem:
@@ -106,8 +107,7 @@ def _bench(session: Session, source: Path) -> _Bench:
     DockerTools(session.daemon, session.images, session.settings.data, session.settings.logs).sweep()
     pin = image_pins(session)[TOOLS].docker[0]
     session.images.pull(pin, session.progress)
-    # Weights in the hub client's cache are links to files in another directory.
-    reads = {str(source), *(str(path.resolve().parent) for path in source.iterdir() if path.is_symlink())}
+    reads = {str(source), *link_directories(source)}
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return _Bench(session, pin.reference, source, tuple(sorted(reads)), int(memory * MOST_OF_MEMORY) >> 20)
 

@@ -28,7 +28,7 @@ COLUMNS = ("for", "image", "accelerators", "short_digest", "here", "size", "need
 
 
 def owner_names() -> list[str]:
-    return [*engine_names(), "tools"]
+    return [*(name for name in engine_names() if name != "llamacpp"), "tools"]
 
 
 def image_pins(session: Session) -> Pins:
@@ -102,7 +102,7 @@ def images_pull(
 
 @images.command("pin")
 def images_pin(
-    engine: Annotated[str, typer.Argument(help="ollama, llamacpp, vllm or tools.", autocompletion=owner_names)],
+    engine: Annotated[str, typer.Argument(help="ollama, vllm or tools.", autocompletion=owner_names)],
     image: Annotated[str | None, typer.Argument(metavar="IMAGE:TAG", help="As docker pull takes it.")] = None,
     accelerator: Annotated[
         list[str] | None,
@@ -199,6 +199,8 @@ def _computes_on(session: Session, engine: str) -> Accelerator:
 
     if engine == TOOLS:
         return Accelerator.CPU
+    if not engine_sheet(engine).in_containers:
+        raise PlanRefused(f"orch runs {engine} as a process of its own only: it has no image.")
     return computes_on(engine_sheet(engine), DOCKER, session.host)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -264,9 +265,9 @@ def _write_profile(session: Session, file: Path, lock: ArchiveLock) -> Path:
 
 def _tell_engine(session: Session, saved: SavedEngine, profile: Path) -> None:
     """Pin its image where another one would be taken, and tell the command that uses it."""
-    from orchestrator.engines.resolve import engine_sheet
+    from orchestrator.engines.resolve import computes_on, engine_sheet
 
-    here = engine_sheet(saved.engine).accelerator(session.host)
+    here = computes_on(engine_sheet(saved.engine), saved.target, session.host)
     if here is not saved.accelerator:
         text = f"{saved.engine} was saved for {saved.accelerator.value}; this machine computes on {here.value}."
         session.screen.result({"differs": saved.engine, "saved": saved.accelerator.value, "here": here.value}, text)
@@ -277,5 +278,5 @@ def _tell_engine(session: Session, saved: SavedEngine, profile: Path) -> None:
             put_pin(session, saved.engine, saved.image)
             text = f"{saved.image.name} is pinned for {saved.engine} now, as where it was saved."
             session.screen.result({"pinned": saved.image.reference, "engine": saved.engine}, text)
-    command = f"orch up {saved.engine} -p {profile} --target {saved.target}"
+    command = f"orch up {saved.engine} -p {shlex.quote(str(profile))} --target {saved.target}"
     session.screen.result({"next": command}, f"Serve it: {command}")

@@ -33,7 +33,8 @@ def status(as_json: AsJson = False) -> None:
         stopped = sorted(set(observed.desired) - set(observed.deployed))
         for name in stopped:
             session.screen.result({"stopped": name}, f"{name} is stopped.  orch up -p {name}")
-        if not observed.deployed and not observed.engines and observed.gateway.instance is None:
+        unreachable = [f"{name}: {error.message} {error.hint}" for name, error in observed.unreachable.items()]
+        if not observed.deployed and not observed.engines and observed.gateway.instance is None and not unreachable:
             if not stopped:
                 session.screen.result({"deployed": []}, "Nothing is deployed.  orch up llamacpp")
             return
@@ -46,7 +47,7 @@ def status(as_json: AsJson = False) -> None:
         drift = [line for name in observed.deployed for line in _drift(session, observed.desired[name], observed)]
         drift += _left_over(observed)
         drift += [f"{one.name}: {one.problem}; orch down --all" for one in observed.damaged]
-        drift += observed.unreadable
+        drift += [*observed.unreadable, *(() if observed.deployed else unreachable)]
         for line in drift:
             session.screen.result({"drift": line}, f"DRIFT {line}")
         if drift:

@@ -162,7 +162,10 @@ def artifacts_rm(
 ) -> None:
     """Remove entries that no deployment uses."""
     with session_of(as_json) as session, session.exclusive("artifacts rm"):
+        from orchestrator.core.refusals import refuse_unreachable
+
         observed = session.observe()
+        refuse_unreachable(observed)
         used = {key: e.instance.name for e in observed.engines for key in _keys_of(e.deployment)}
         for key in [_checked(session, key) for key in keys]:
             if key in used:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.errors import HostError, PlanRefused, ProfileError
+from orchestrator.errors import HostError, PlanRefused, ProfileError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.cli.session import Session
@@ -149,28 +150,27 @@ def door(session: Session, observed: Observed, asked: str | None, target: str) -
 
     listen = address(session, observed, asked)
     running = observed.gateway.instance
+    where = running.target if running is not None else target
+    if observed.gateway.well:
+        return Door(listen, where)
     if running is None and not is_loopback(listen) and session.settings.api_key is None and session.api_key() is None:
         raise PlanRefused(
             f"{listen} can be reached by others, so clients have to send an API key.",
             hint=f"Choose one: ORCH_API_KEY=$(openssl rand -hex 24) orch up --listen {listen}",
         )
-    if target != DOCKER or (running is not None and running.target != DOCKER):
-        return Door(listen, target)
+    if where != DOCKER:
+        return Door(listen, where)
     reference, base = session.gateway_image()
     if isinstance(base, str):
-        return Door(listen, target, (BuildImage(reference, base),))
-    return Door(listen, target, (PullImage(base), BuildImage(reference, base.reference)))
+        return Door(listen, where, (BuildImage(reference, base),))
+    return Door(listen, where, (PullImage(base), BuildImage(reference, base.reference)))
 
 
 def is_loopback(listen: str) -> bool:
     """Whether only this machine can reach HOST:PORT."""
-    import ipaddress
+    from orchestrator.gateway import sockets
 
-    host = listen.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return sockets.is_loopback(listen.rpartition(":")[0].strip("[]"))
 
 
 def chosen_target(session: Session, engine: str | None, asked: str | None, present: Desired | None) -> str:
@@ -198,21 +198,31 @@ def observed_for(session: Session, desired: Desired, observed: Observed) -> Obse
     return session.observe()
 
 
-def take_api_key(session: Session, observed: Observed) -> None:
-    """ORCH_API_KEY, if it is given, is what clients must send from now on."""
-    from orchestrator.drivers.keys import tell_of_change, write_key
-
-    key, running = session.settings.api_key, observed.gateway
-    if key is None or key == session.api_key():
+def check_api_key(session: Session, observed: Observed) -> None:
+    """ORCH_API_KEY, if it is given, must be one, and the gateway that runs must ask for one."""
+    key, status = session.settings.api_key, observed.gateway.status
+    if key is None:
         return
-    status = running.status
+    if not re.fullmatch(r"[!-~]+", key) or key.startswith("#"):
+        raise UsageError(
+            "ORCH_API_KEY is no API key.", hint="ASCII letters, digits and signs, without spaces, not beginning with #."
+        )
     if status is not None and not status.keys:
         raise PlanRefused(
             "The gateway that runs asks for no API key.",
             hint="orch down --all, then orch up with ORCH_API_KEY: it starts with one.",
         )
+
+
+def take_api_key(session: Session, observed: Observed) -> None:
+    """ORCH_API_KEY, if it is given, is what clients must send from now on, and nothing else is."""
+    from orchestrator.drivers.keys import tell_of_change, write_key
+
+    key, running = session.settings.api_key, observed.gateway
+    if key is None or key == session.api_key():
+        return
     write_key(session.settings.keys, key)
-    if status is not None and running.instance is not None and running.instance.pid is not None:
+    if running.status is not None and running.instance is not None and running.instance.pid is not None:
         tell_of_change(running.instance.pid)
 
 

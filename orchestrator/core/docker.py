@@ -26,7 +26,6 @@ class DockerFacts:
     hook: bool = False
     nodes: tuple[str, ...] = ()
     cgroup_driver: str = ""
-    live_restore: bool = False
     problem: str = ""
     hint: str = ""
 

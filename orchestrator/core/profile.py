@@ -96,12 +96,14 @@ class OllamaSettings(EngineSettings):
     which does not check them, but fails at every load when they do not go together."""
 
     recipes: tuple[Recipe, ...] = (Recipe.GGUF_Q6_K,)
-    keep_alive: Annotated[str, StringConstraints(pattern=r"^-?\d+(\.\d+)?(ms|s|m|h)?$")] = "-1"
+    keep_alive: Annotated[str, StringConstraints(pattern=r"^(-?\d+|-?\d+(\.\d+)?(ms|s|m|h))$")] = "-1"
     kv_cache_type: Literal["f16", "q8_0", "q4_0"] | None = None
     flash_attention: bool | None = None
 
     @model_validator(mode="after")
-    def _quantized_cache_needs_flash_attention(self) -> OllamaSettings:
+    def _what_ollama_does_not_check(self) -> OllamaSettings:
+        if re.fullmatch(r"-?0+(\.0+)?(ms|s|m|h)?", self.keep_alive):
+            raise ValueError("keep_alive 0 loads the model anew for every request; -1 keeps it")
         if self.kv_cache_type in ("q8_0", "q4_0") and self.flash_attention is False:
             raise ValueError(f"kv_cache_type {self.kv_cache_type} needs flash_attention")
         return self

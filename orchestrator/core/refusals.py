@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from orchestrator.core.launch import DOCKER
 from orchestrator.core.observed import Observed
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.resolved import Resolved
 from orchestrator.core.steps import FetchWeights, Skip
 from orchestrator.core.vram import GIB, Change, profile_key, suggest
-from orchestrator.errors import PlanRefused
+from orchestrator.errors import HostError, PlanRefused
 
 
 def refuse_unreachable(observed: Observed) -> None:
     """What runs there is not known, so nothing can be decided."""
-    for error in observed.unreachable.values():
-        raise error
+    for target, error in observed.unreachable.items():
+        hint = "Start it (systemctl start docker). If it is gone for good, delete containers/ in orch's data directory."
+        raise HostError(error.message, hint=hint if target == DOCKER else error.hint, detail=error.detail)
 
 
 def refuse_damaged(profile: str, observed: Observed) -> None:

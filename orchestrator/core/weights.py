@@ -105,7 +105,7 @@ class WeightsFacts:
     `source` names their content (`hub:REPO@COMMIT` or `dir:SHA256`), `key` their entry in the store (for a local
     directory: none is made), `path` where they are or will be, `fetch` what to download for it (None: a local
     directory). `size` in bytes is 0 and `shape` None until the files are there; `shape` also when config.json does not
-    tell it.
+    tell it. `linked` are the directories that its files are links into, as in the hub client's cache.
     """
 
     source: str
@@ -114,3 +114,4 @@ class WeightsFacts:
     fetch: HubSource | None = None
     size: int = 0
     shape: Shape | None = None
+    linked: tuple[str, ...] = ()

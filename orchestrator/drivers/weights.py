@@ -56,7 +56,8 @@ class WeightsCatalog:
         if changed:
             write_json(self._cache, cached)
         source = source_of_files(hashes)
-        return WeightsFacts(source, artifact_key(Recipe.WEIGHTS, source), str(root), None, total, read_shape(root))
+        key = artifact_key(Recipe.WEIGHTS, source)
+        return WeightsFacts(source, key, str(root), None, total, read_shape(root), link_directories(root))
 
     def _read_cache(self) -> dict[str, list[Any]]:
         try:
@@ -74,6 +75,11 @@ def _list(root: Path) -> list[Path]:
             f"The weights directory {root} cannot be read: {error.strerror}.",
             hint="weights.path in the profile names it.",
         ) from error
+
+
+def link_directories(root: Path) -> tuple[str, ...]:
+    """The directories that files of `root` are links into: in the hub client's cache all are."""
+    return tuple(sorted({str(path.resolve().parent) for path in root.iterdir() if path.is_symlink()}))
 
 
 def _sha256(path: Path, progress: Progress, done: int, total: int) -> str:

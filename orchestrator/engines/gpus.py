@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from orchestrator.core.deployment import Wish
-from orchestrator.core.docker import DockerFacts, extra_nodes, gpu_way
+from orchestrator.core.docker import HOOK, DockerFacts, extra_nodes, gpu_way
 from orchestrator.core.gpus import alike, best_gpus
 from orchestrator.core.host import Gpu, Host
 from orchestrator.core.launch import DOCKER
@@ -72,7 +72,8 @@ def seen_by(wish: Wish, gpus: tuple[Gpu, ...], host: Host, docker: DockerFacts |
     take its own first ones); a container is always given exactly what it is to see."""
     named = ",".join(gpu.uuid for gpu in gpus)
     if wish.target == DOCKER and docker is not None:
-        way = gpu_way(docker, gpus) if gpus else ""
+        # Without a daemon nothing is run, only shown.
+        way = HOOK if gpus and docker.problem else gpu_way(docker, gpus) if gpus else ""
         return {"gpu": named, "gpu_way": way, "gpu_nodes": extra_nodes(docker, way, gpus)}
     # A GPU that is lost still counts for CUDA.
     no_choice = len(host.gpus) == len(gpus) and [gpu.index for gpu in gpus] == list(range(len(gpus)))

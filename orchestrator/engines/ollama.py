@@ -6,6 +6,7 @@ time, so each adapter is a model of its own there, and going from one to another
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -99,7 +100,7 @@ class Ollama(Plain):
         return 1_000_000
 
     def upstream(self, deployment: Deployment, adapter: Adapter | None) -> str:
-        return deployment.served_name if adapter is None else _model_of(adapter)
+        return _base_of(deployment) if adapter is None else _model_of(adapter)
 
     def patch(self, deployment: Deployment, adapter: Adapter | None) -> dict[str, Any]:
         return {}
@@ -133,7 +134,7 @@ class Ollama(Plain):
         return "/api/tags"
 
     def recognises(self, deployment: Deployment, reply: Any) -> bool:
-        return _tag(deployment.served_name) in _tags(reply)
+        return _tag(_base_of(deployment)) in _tags(reply)
 
     def loaded(self, deployment: Deployment, reply: Any) -> tuple[tuple[str, str], ...] | None:
         tags = _tags(reply)
@@ -141,7 +142,7 @@ class Ollama(Plain):
 
     def import_requests(self, deployment: Deployment, digest: Digest) -> tuple[Exchange, ...]:
         blob = f"sha256:{digest(deployment.model_path)}"
-        body = {"model": deployment.served_name, "files": {"model.gguf": blob}, **_parameters(deployment)}
+        body = {"model": _base_of(deployment), "files": {"model.gguf": blob}, **_parameters(deployment)}
         found = [_upload(blob, deployment.model_path), Exchange("POST", "/api/create", body)]
         for adapter in deployment.adapters:
             found += self.load_requests(deployment, adapter, digest)
@@ -151,7 +152,7 @@ class Ollama(Plain):
         blob = f"sha256:{digest(adapter.gguf)}"
         body = {
             "model": _model_of(adapter),
-            "from": deployment.served_name,
+            "from": _base_of(deployment),
             "adapters": {"adapter.gguf": blob},
             **_parameters(deployment),
         }
@@ -189,7 +190,12 @@ class Ollama(Plain):
 
 def _model_of(adapter: Adapter) -> str:
     """The name of the adapter's model there: another version is another model, and any public name will do."""
-    return f"adapter-{adapter.digest[:12]}"
+    return f"adapter-{hashlib.sha256(f'{adapter.name} {adapter.digest}'.encode()).hexdigest()[:12]}"
+
+
+def _base_of(deployment: Deployment) -> str:
+    """The name of the base there: not every public name is one that Ollama takes as it is."""
+    return deployment.profile
 
 
 def _tag(name: str) -> str:

@@ -72,7 +72,7 @@ def resolve(
     key, model_path = _model_path(sheet, recipe, weights, shipped)
     launched = sheet.launch(Asked(profile, recipe, model_path, accelerator, on, environment, image), shipped.render)
     if image is not None:
-        container = _container(sheet, wish, image, key, model_path, accelerator, shipped)
+        container = _container(sheet, wish, image, key, model_path, weights.linked, accelerator, shipped)
         launched = replace(launched, launch=replace(launched.launch, container=container))
     deployment = _deployment(wish, sheet, recipe, weights, key, model_path, launched, adapters, accelerator)
     deployment = deployment.model_copy(update=seen_by(wish, gpus, host, shipped.docker))
@@ -114,7 +114,7 @@ def pinned_image(engine: str, host: Host, pins: Pins) -> bool:
     """Whether an image is pinned for what an engine would compute on in a container here."""
     sheet, pin = engine_sheet(engine), pins.get(engine)
     accelerator = computes_on(sheet, DOCKER, host)
-    return pin is not None and any(accelerator in image.accelerators for image in pin.docker)
+    return sheet.in_containers and pin is not None and any(accelerator in image.accelerators for image in pin.docker)
 
 
 def _image(
@@ -148,12 +148,13 @@ def _container(
     image: ImagePin,
     key: str,
     model_path: str,
+    linked: tuple[str, ...],
     accelerator: Accelerator,
     shipped: Shipped,
 ) -> Container:
     # The whole store, not the artifact: adapters come into it while the container runs.
     store = shipped.store_path(key).parent
-    reads = {str(store), *(() if Path(model_path).is_relative_to(store) else (model_path,))}
+    reads = {str(store), *(() if Path(model_path).is_relative_to(store) else (model_path, *linked))}
     return Container(
         image=image.reference,
         reads=tuple(sorted(reads)),

@@ -16,6 +16,8 @@ from orchestrator.gateway.switchboard import Claim, StoppingError, Switchboard, 
 # Seconds before each new try of a request of which the client has seen nothing yet: about 3 s in all.
 # The first is at once: an idle connection that the engine was just closing is the usual cause.
 PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.4)
+# When no new try is begun: an address that nobody has (a container that was stopped) costs 3 s a try.
+GIVE_UP_S = 6.0
 # How often an engine may be lost after it was sent a request. A request that kills every engine it meets
 # must not be handed on and on.
 LOSSES = 2
@@ -84,6 +86,7 @@ async def _with_retries(
     losses = 0
     headers = [*end_to_end(request.headers, _NOT_SENT_ON | clients.withheld), _JSON]
     session = clients.fresh if call.streams else clients.kept
+    until = asyncio.get_running_loop().time() + GIVE_UP_S
     for pause in (*PAUSES, None):
         with await board.admit(call.name) as claim:
             attempt = Attempt(request, headers, claim, board.totals)
@@ -95,7 +98,8 @@ async def _with_retries(
                 if attempt.answer is not None:
                     board.totals.errors += 1
                     return await attempt.break_off(attempt.answer, str(lost))
-                if pause is None or lost.final or losses > LOSSES:
+                late = asyncio.get_running_loop().time() > until
+                if pause is None or late or lost.final or losses > LOSSES:
                     break
         session = clients.fresh
         # Not claimed while it waits: a drain of the lost backend need not wait for this.

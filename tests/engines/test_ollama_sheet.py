@@ -61,6 +61,9 @@ def test_what_the_profile_does_not_say_is_left_to_it(settings: dict[str, Any], e
         ('keep_alive = "soon"', "engines.ollama.keep_alive"),
         ('keep_alive = "5m "', "engines.ollama.keep_alive"),
         ("keep_alive = 5", "engines.ollama.keep_alive"),
+        ('keep_alive = "1.5"', "engines.ollama.keep_alive"),
+        ('keep_alive = "0"', "loads the model anew"),
+        ('keep_alive = "0s"', "loads the model anew"),
     ],
 )
 def test_what_it_would_fail_with_at_each_load_is_refused_in_the_profile(lines: str, said: str) -> None:
@@ -69,7 +72,7 @@ def test_what_it_would_fail_with_at_each_load_is_refused_in_the_profile(lines: s
     assert said in refused.value.detail
 
 
-@pytest.mark.parametrize("keep_alive", ["5m", "-1", "0", "1.5h", "300ms", "24h"])
+@pytest.mark.parametrize("keep_alive", ["5m", "-1", "10", "1.5h", "300ms", "24h"])
 def test_keep_alive_as_it_writes_it(keep_alive: str) -> None:
     profile = parse_profile(f'{PROFILE}keep_alive = "{keep_alive}"', "x.toml")
     assert profile.engines.ollama.keep_alive == keep_alive

@@ -109,15 +109,11 @@ class DockerTarget:
 
         HostError when it still runs, unless its record is damaged.
         """
-        info = self._daemon.patiently(lambda: self._find(name)) if self.in_use else None
-        if info is not None:
-            if _state(info) is not InstanceState.STOPPED and not self._instance(info).problem:
-                raise HostError(f"{name} still runs.", "Stop it before it is removed.")
-            self.stop(name, silent)
-            self._remove_container(name, info)
+        if self.in_use:
+            self._daemon.patiently(lambda: self._remove(name))
         shutil.rmtree(self._directory(name), ignore_errors=True)
         if self.in_use:
-            self._tidy({instance.name for instance in self.observe()})
+            self._daemon.patiently(lambda: self._tidy({instance.name for instance in self._observe_all()}))
 
     def log_tail(self, name: str, lines: int) -> str:
         """The last lines of its latest start; empty when there is no log."""
@@ -133,6 +129,15 @@ class DockerTarget:
     def logs(self) -> tuple[str, ...]:
         """The containers of this home."""
         return tuple(instance.name for instance in self.observe())
+
+    def _remove(self, name: str) -> None:
+        info = self._find(name)
+        if info is None:
+            return
+        if _state(info) is not InstanceState.STOPPED and not self._instance(info).problem:
+            raise HostError(f"{name} still runs.", "Stop it before it is removed.")
+        self.stop(name, silent)
+        self._remove_container(name, info)
 
     def _tidy(self, living: set[str]) -> None:
         """Remove what containers have left that somebody else removed; the gateway's routes wait for it to be healed.
@@ -268,6 +273,9 @@ class DockerTarget:
         address = "" if container.host_network else self._network.free_address(before)
         labels = records.labels(self._home, name, launch, label, made.port)
         body = create_body(made, labels, self._network.name, address)
+        if self._daemon.relabels():
+            # The store is mounted as it is; a label of its own would take it away from everybody else.
+            body["HostConfig"]["SecurityOpt"].append("label=disable")
         if container.image not in (*facts.references, *facts.tags):
             body["Image"] = facts.id
         records.forget(self._directory(name))
@@ -308,7 +316,13 @@ class DockerTarget:
             raise
 
     def _remove_container(self, name: str, info: dict[str, Any]) -> None:
-        self._logs.save(name, info)
+        try:
+            self._logs.save(name, info)
+        except DaemonGone:
+            raise
+        except HostError:
+            # A full disk, a container that is half removed: what is to go goes, without a last word.
+            pass
         with self._daemon.told(f"remove {name}") as api, _gone_is_fine():
             api.remove_container(info["Id"], v=True, force=True)
 

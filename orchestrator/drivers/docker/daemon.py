@@ -27,8 +27,6 @@ PATIENCE_S = 90.0
 ANSWER_S = 60.0
 TICK_S = 0.1
 HOOKS = ("nvidia-container-runtime-hook", "nvidia-ctk")
-SNAP = Path("/var/snap/docker")
-
 HOOK_SAYS = re.compile(r"nvidia-container-cli: .+")
 
 # By a mark in what the daemon says; the first that fits decides.
@@ -41,11 +39,10 @@ HINTS: Mapping[str, str] = {
     "nvidia-container-cli: initialization error": "The toolkit finds no NVIDIA driver that works: nvidia-smi should "
     "work first (after an update of the driver, reboot); Docker from snap does not see it.",
     "no space left on device": "The disk is full: free some space where Docker keeps its data, and try again.",
-    "address already in use": "Another program has the address: choose another one with --listen HOST:PORT.",
-    "not supported": "This daemon lacks what an engine's container needs; Docker 20.10 or newer is expected.",
+    "ddress already in use": "Another program has the address: choose another one with --listen HOST:PORT.",
     "toomanyrequests": "The registry limits anonymous pulls: docker login, or wait.",
     "unauthorized": "The registry wants a login: docker login",
-    "denied": "The registry wants a login, or the image does not exist: docker login",
+    "requested access to the resource is denied": "The registry wants a login, or has no such image: docker login",
     "no such host": "The registry cannot be reached. Offline: orch images load FILE",
     "i/o timeout": "The registry cannot be reached. Offline: orch images load FILE",
     "connection refused": "The registry cannot be reached. Offline: orch images load FILE",
@@ -102,6 +99,12 @@ class Daemon:
                 hint="Is it overloaded? Run the command again when `docker ps` answers.",
             ) from error
         except (RequestException, HTTPError, DockerException, OSError) as error:
+            if "redentials store" in str(error) or "docker-credential" in str(error):
+                raise HostError(
+                    "The credential helper that Docker is configured with does not work.",
+                    hint="Remove credsStore (or credHelpers) from ~/.docker/config.json, or install that helper.",
+                    detail=str(error)[:300],
+                ) from error
             raise self._gone(error) from error
 
     def patiently(self, call: Callable[[], Value], progress: Progress = silent) -> Value:
@@ -112,6 +115,7 @@ class Daemon:
                 return call()
             except DaemonGone:
                 if not self._met or time.monotonic() > deadline:
+                    self._met = False  # it was waited for once; nobody waits for it again
                     raise
                 self.__dict__.pop("_api", None)
                 progress("waiting for the Docker daemon", 0, 0)
@@ -153,10 +157,13 @@ class Daemon:
             hook=any(shutil.which(name) for name in HOOKS),
             nodes=tuple(sorted(str(path) for path in Path("/dev").glob("nvidia*"))),
             cgroup_driver=str(info.get("CgroupDriver", "")),
-            live_restore=bool(info.get("LiveRestoreEnabled")),
             problem=problem,
             hint=hint,
         )
+
+    def relabels(self) -> bool:
+        """Whether SELinux keeps containers from files of this machine that are not labelled for them."""
+        return "name=selinux" in (self._info().get("SecurityOptions") or ())
 
     def _info(self) -> dict[str, Any]:
         with self.told("docker info") as api:

@@ -207,8 +207,10 @@ class DockerImages:
         for entry in entries:
             try:
                 facts = _facts(self._inspect(entry["Id"]))
-            except NotThere:
-                continue
+            except DaemonGone:
+                raise
+            except HostError:
+                continue  # gone meanwhile, or damaged: what needs it asks for it by name
             found.append(replace(facts, references=(*facts.references, *stands_for.get(facts.id, ()))))
         return found
 

@@ -28,9 +28,9 @@ class ContainerLogs:
     def tail(self, name: str, info: dict[str, Any] | None, lines: int) -> str:
         """The last lines of the latest start of a container, or of what was saved of it."""
         if info is not None:
-            # A container that waits to be restarted was started last before it ended.
-            since = _seconds(info["State"].get("StartedAt", ""))
-            return self._daemon.patiently(lambda: self._text(info, tail=lines, since=max(1.0, since)))
+            # What was restarted after a crash says why at the end of the start before; the new one may not have begun.
+            since = 0.0 if info.get("RestartCount") else max(1.0, _seconds(info["State"].get("StartedAt", "")))
+            return self._daemon.patiently(lambda: self._text(info, tail=lines, since=since))
         try:
             text = (self._saved / f"{name}.log").read_text(errors="replace")
         except FileNotFoundError:

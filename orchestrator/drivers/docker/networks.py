@@ -63,8 +63,9 @@ class Network:
 
     def remove(self) -> None:
         """Remove it when nothing is on it any more."""
-        with contextlib.suppress(NotThere), self._daemon.told(f"remove the network {self.name}") as api:
-            api.remove_network(self.name)
+        for name in (self.name, f"{self.name}-probe"):
+            with contextlib.suppress(NotThere), self._daemon.told(f"remove the network {name}") as api:
+                api.remove_network(name)
 
     def _subnet(self) -> ipaddress.IPv4Network | None:
         try:
@@ -75,11 +76,14 @@ class Network:
         return ipaddress.IPv4Network(found["IPAM"]["Config"][0]["Subnet"])
 
     def _make(self) -> ipaddress.IPv4Network:
-        labels = {HOME: str(self._home)}
+        labels, probe = {HOME: str(self._home)}, f"{self.name}-probe"
+        with contextlib.suppress(NotThere), self._daemon.told(f"remove the network {probe}") as api:
+            api.remove_network(probe)  # of one that was killed in between
         with self._daemon.told(f"make the network {self.name}") as api:
-            api.create_network(self.name, driver="bridge", internal=True, labels=labels)
-            subnet = api.inspect_network(self.name)["IPAM"]["Config"][0]["Subnet"]
-            api.remove_network(self.name)
+            # Under another name: the final one is for the network that can fix addresses.
+            api.create_network(probe, driver="bridge", internal=True, labels=labels)
+            subnet = api.inspect_network(probe)["IPAM"]["Config"][0]["Subnet"]
+            api.remove_network(probe)
             ipam = {"Driver": "default", "Config": [{"Subnet": subnet}]}
             api.create_network(self.name, driver="bridge", internal=True, labels=labels, ipam=ipam)
         return ipaddress.IPv4Network(subnet)
