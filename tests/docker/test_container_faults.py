@@ -99,6 +99,7 @@ def test_a_crash_loop_is_told_with_how_it_ends(orch: DockerOrch) -> None:
     assert re.search(r"exited with code 1", orch.engines()[ENGINE]["last_exit"])
     told = orch.run("up", "--timeout", "20", "--json", code=None).lines[-1]
     assert ENGINE in told["error"]
+    assert "not a directory" in told["error"], "what it said last stands in the log of the start before"
     model.unlink()
     orch.run("up")
     assert orch.says() == ANSWER
@@ -213,8 +214,32 @@ def test_what_is_inside_is_shut_in(up: DockerOrch) -> None:
     assert up.container(ENGINE).exec_run(["python3", "-c", probe]).exit_code == 7
 
 
+def test_what_a_kill_left_of_the_network_is_in_nobodys_way(orch: DockerOrch) -> None:
+    orch.run("up", "ollama", "-p", str(orch.profile))
+    (network,) = orch.client.networks.list(filters={"label": f"orch.home={orch.home}"})
+    name = network.name
+    orch.run("down", "--all")
+    orch.client.networks.create(f"{name}-probe", internal=True, labels={"orch.home": str(orch.home)})
+    orch.run("up")
+    assert orch.says() == ANSWER
+
+
+def test_two_names_of_one_adapter_come_and_go_alone(up: DockerOrch) -> None:
+    up.run("lora", "add", "twin", str(ASSETS / "lora-a"))
+    assert (up.says("twin"), up.says("alpha")) == (ALPHA, ALPHA)
+    up.run("lora", "rm", "twin")
+    assert up.chat("twin").status_code == 404
+    assert serves(up)
+    up.status()
+
+
 def test_a_key_is_nowhere_to_be_read(orch: DockerOrch) -> None:
     key = "the-secret-of-this-test"
+    for bad in ("with space", "#x", "schlüssel"):
+        orch.env["ORCH_API_KEY"] = bad
+        assert "no API key" in orch.run("up", "ollama", "-p", str(orch.profile), "--json", code=2).lines[-1]["error"]
+    del orch.env["ORCH_API_KEY"]
+    assert not (orch.home / "keys").exists()
     host, port = orch.listen.split(":")
     orch.env["ORCH_LISTEN"] = f"0.0.0.0:{port}"
     refused = orch.run("up", "ollama", "-p", str(orch.profile), "--json", code=5).lines[-1]

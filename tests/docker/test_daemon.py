@@ -75,6 +75,8 @@ def test_a_killed_daemon_takes_nothing_from_clients_and_is_told(up: DockerOrch, 
         error = up.run(*command, "--json", code=4).lines[-1]
         assert "does not answer" in error["error"]
         assert error["hint"]
+    used = next(line["key"] for line in up.run("artifacts", "ls", "--json").lines if "q6_k" in line["key"])
+    up.run("artifacts", "rm", used, code=4)
     daemon.start()
     wait_until(lambda: serves(up), seconds=60, what="what the daemon brought back")
     up.status()

@@ -170,6 +170,16 @@ def test_weights_outside_of_the_store_are_read_where_they_are() -> None:
     assert made.launch.container.reads == tuple(sorted((str(store_path("k").parent), "/weights/tiny")))
 
 
+def test_weights_that_are_links_are_read_where_they_lead() -> None:
+    """As in the hub client's cache."""
+    profile = tiny(engines={"vllm": {"recipes": ["weights"]}})
+    facts = replace(weights_of(profile), linked=("/cache/blobs",))
+    wish = Wish(profile=profile, engine="vllm", target="docker")
+    made = resolve(wish, (), facts, RTX_5090, replace(shipped(), docker=DAEMON)).deployment
+    assert made.launch.container is not None
+    assert "/cache/blobs" in made.launch.container.reads
+
+
 def test_memory_is_the_profiles_or_the_grounds_which_is_no_part_of_the_fingerprint() -> None:
     own, most = deployment("ollama", CPU, serving={"memory_mib": 4096}), deployment("ollama", CPU)
     assert [placed(made.launch, GROUND).memory_mib for made in (own, most)] == [4096, GROUND.memory_mib]
