@@ -24,7 +24,7 @@ images = typer.Typer(
 app.add_typer(images, name="images")
 
 VERIFIED = "verified.json"
-COLUMNS = ("for", "image", "accelerators", "short_digest", "here", "size", "needs", "runs_here", "stated_by")
+COLUMNS = ("for", "image", "short_digest", "state", "runs_here")
 
 
 def owner_names() -> list[str]:
@@ -236,6 +236,7 @@ def _row(session: Session, engine: str, pin: ImagePin, confirmed: Mapping[str, s
         "needs": requires.split()[0].split(",")[0] if requires else "",
         "runs_here": runs,
         "stated_by": "verified by a pull" if sure else pin.source,
+        "state": ("confirmed" if sure else "here") if details is not None else "not here" if asked else "?",
     }
 
 
@@ -261,6 +262,7 @@ def _gateway_rows(session: Session, confirmed: Mapping[str, str], asked: bool) -
             "here": "yes" if details is not None else "no" if asked else "?",
             "size": details.facts.size if details is not None else 0,
             "runs_here": "yes",
+            "state": "here" if details is not None else "not here" if asked else "?",
             "stated_by": "made here" if name == reference else "ORCH_GATEWAY_BASE",
         }
 
