@@ -17,6 +17,8 @@ import pytest
 GIB = 2**30
 # Folders whose tests run real parts (sockets, processes, environments); their tests belong to the level `parts`.
 PARTS = ("cli", "contract", "gateway", "hub", "local")
+# Folders whose tests take long, the longest first.
+LONG = ("e2e", "docker")
 
 
 def _llamacpp() -> str:
@@ -77,6 +79,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The long ones first, so that with several processes none is left alone with them at the end.
+    items.sort(key=lambda item: [*LONG, item.path.parent.name].index(item.path.parent.name))
     reasons = {name: needs() for name, needs in LEVELS.items()}
     for item in items:
         if item.path.parent.name in PARTS:

@@ -82,17 +82,17 @@ def test_up_interrupted_at_every_step_takes_back_what_it_started(either: Orch) -
         _forget_artifacts(either)
 
 
-def test_an_interrupted_migration_leaves_the_old_engine_serving(either: Orch) -> None:
-    either.run("up", either.engine, "-p", str(either.profile))
-    load = either.load("tiny", clients=3)
-    for step, name in to_try(either, either.actions(*MOVE, either.engine)):
-        told = either.signal_at(step, signal.SIGINT, *MOVE, either.engine)
+def test_an_interrupted_migration_leaves_the_old_engine_serving(orch: Orch) -> None:
+    orch.run("up", orch.engine, "-p", str(orch.profile))
+    load = orch.load("tiny", clients=3)
+    for step, name in to_try(orch, orch.actions(*MOVE, orch.engine)):
+        told = orch.signal_at(step, signal.SIGINT, *MOVE, orch.engine)
         assert told.code in (0, 130), told.out
-        assert either.says() == ANSWER
+        assert orch.says() == ANSWER
         if told.code == 130 and name in ("WriteFile", "EnsureEngine", "AwaitReady"):
-            check(either, "gguf-q6_k")
-        either.run(*BACK, either.engine)
-        check(either, "gguf-q6_k")
+            check(orch, "gguf-q6_k")
+        orch.run(*BACK, orch.engine)
+        check(orch, "gguf-q6_k")
     assert [stream.problem for stream in load.stop() if stream.problem] == []
 
 
