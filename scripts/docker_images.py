@@ -257,7 +257,13 @@ def ensure_images(which: Sequence[str], environments: Path) -> dict[str, str]:
     `environments` is the directory of engine environments, as in an ORCH_HOME; a second caller with the same one
     waits. `ollama` is left out, and the line says so, where its stand-in is not there. DockerException: no daemon,
     or it refused; OrchError: vLLM's environment cannot be made.
+
+    ORCH_IMAGES_MADE names a file of such a program run (images.json in `environments`): then nothing is looked at or
+    tidied, because several processes work with them.
     """
+    if made := os.environ.get("ORCH_IMAGES_MADE"):
+        known = json.loads(Path(made).read_text())
+        return {name: known[name] for name in which}
     client = docker.from_env(timeout=ANSWER_S)
     environments.mkdir(parents=True, exist_ok=True)
     references = {}
@@ -323,7 +329,8 @@ def main() -> int:
         parser.error(f"there is no image {', '.join(sorted(unknown))}; images: {', '.join(IMAGES)}")
     kept = options.environments or os.environ.get("ORCH_TEST_ENVIRONMENTS") or ROOT / ".images" / "environments"
     try:
-        ensure_images(options.images or list(IMAGES), Path(kept).absolute())
+        references = ensure_images(options.images or list(IMAGES), Path(kept).absolute())
+        (Path(kept) / "images.json").write_text(json.dumps(references))
     except OrchError as error:
         return _failed("\n".join(filter(None, (error.message, error.detail))), error.hint)
     except (DockerException, RequestException) as error:

@@ -52,7 +52,6 @@ def test_a_migration_killed_around_the_switch_converges(served: Orch, step: str)
     number = served.actions(*MIGRATE).index(step)
     killed = served.signal_at(number, signal.SIGKILL, *MIGRATE)
     assert killed.code == -signal.SIGKILL
-    assert step in killed.steps("started")[-2:], "a short step may end before the signal arrives"
     served.status(code=9)
     served.run(*MIGRATE)
     assert [stream.problem for stream in load.stop() if stream.problem] == []
