@@ -258,7 +258,7 @@ def ensure_images(which: Sequence[str], environments: Path) -> dict[str, str]:
     waits. `ollama` is left out, and the line says so, where its stand-in is not there. DockerException: no daemon,
     or it refused; OrchError: vLLM's environment cannot be made.
 
-    ORCH_IMAGES_MADE names a file of such a program run (images.json in `environments`): then nothing is looked at or
+    ORCH_IMAGES_MADE names a file of such a program run (.images.json in `environments`): then nothing is looked at or
     tidied, because several processes work with them.
     """
     if made := os.environ.get("ORCH_IMAGES_MADE"):
@@ -330,7 +330,7 @@ def main() -> int:
     kept = options.environments or os.environ.get("ORCH_TEST_ENVIRONMENTS") or ROOT / ".images" / "environments"
     try:
         references = ensure_images(options.images or list(IMAGES), Path(kept).absolute())
-        (Path(kept) / "images.json").write_text(json.dumps(references))
+        (Path(kept) / ".images.json").write_text(json.dumps(references))
     except OrchError as error:
         return _failed("\n".join(filter(None, (error.message, error.detail))), error.hint)
     except (DockerException, RequestException) as error:
