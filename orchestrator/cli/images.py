@@ -272,7 +272,7 @@ def _pull_items(
 ) -> Iterator[Action | Skip]:
     from orchestrator.core.steps import Action, BuildImage, PullImage, Skip
 
-    for engine in dict.fromkeys(engines or session.pins):
+    for engine in dict.fromkeys(engines or (name for name, pin in session.pins.items() if pin.docker)):
         kind = wanted or _computes_on(session, engine)
         pin = _first(session, engine, kind, wanted is None)
         if pin is None:
