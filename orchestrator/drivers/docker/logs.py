@@ -16,6 +16,7 @@ from orchestrator.errors import HostError
 
 SAVED_LINES = 20_000
 POLL_S = 0.2
+EARLY_S = 1.0
 
 
 class ContainerLogs:
@@ -29,7 +30,10 @@ class ContainerLogs:
         """The last lines of the latest start of a container, or of what was saved of it."""
         if info is not None:
             # What was restarted after a crash says why at the end of the start before; the new one may not have begun.
-            since = 0.0 if info.get("RestartCount") else max(1.0, _seconds(info["State"].get("StartedAt", "")))
+            # The daemon writes down when it started after it has: what is said at once is older than that.
+            since = (
+                0.0 if info.get("RestartCount") else max(1.0, _seconds(info["State"].get("StartedAt", "")) - EARLY_S)
+            )
             return self._daemon.patiently(lambda: self._text(info, tail=lines, since=since))
         try:
             text = (self._saved / f"{name}.log").read_text(errors="replace")
