@@ -19,7 +19,11 @@ pytestmark = pytest.mark.docker
 
 ULIMITS = re.compile(r"^    ulimits:\n      nofile:\n        soft: \d+\n        hard: \d+\n", re.MULTILINE)
 # What is another thing for compose by itself: names, its network, and how it writes down the same empty settings.
-OTHERWISE = {"NetworkMode", "Mounts", "Binds", "PortBindings", "VolumesFrom", "Ulimits", "ConsoleSize", "LogConfig"}
+OTHERWISE = {
+    *("NetworkMode", "Mounts", "Binds", "PortBindings", "VolumesFrom", "Ulimits", "ConsoleSize", "LogConfig"),
+    # Most of this machine's, where the profile names none: no figure for another machine.
+    *("Memory", "MemorySwap"),
+}
 
 
 def compose_words() -> list[str]:
