@@ -19,14 +19,25 @@ BUILDER_FORMAT = 1
 
 class Recipe(StrEnum):
     """What to make of the weights. WEIGHTS serves them as they are; ADAPTER and LORA_GGUF are a LoRA, as it came
-    and as llama.cpp reads it."""
+    and as llama.cpp reads it. NVFP4A16 leaves activations at 16 bit, NVFP4 does not (W4A4), nor does FP8."""
 
-    GGUF_Q6_K = "gguf-q6_k"
     GGUF_BF16 = "gguf-bf16"
+    GGUF_F16 = "gguf-f16"
+    GGUF_Q8_0 = "gguf-q8_0"
+    GGUF_Q6_K = "gguf-q6_k"
+    GGUF_Q5_K_M = "gguf-q5_k_m"
+    GGUF_Q4_K_M = "gguf-q4_k_m"
     NVFP4A16 = "nvfp4a16"
+    NVFP4 = "nvfp4"
+    FP8 = "fp8"
     WEIGHTS = "weights"
     ADAPTER = "adapter"
     LORA_GGUF = "lora-gguf"
+
+    @property
+    def quant(self) -> str:
+        """Of a GGUF of weights its type, such as q6_k; of all others nothing."""
+        return self.value.removeprefix("gguf-") if self.value.startswith("gguf-") else ""
 
 
 class FileEntry(BaseModel):

@@ -27,8 +27,14 @@ Change = Mapping[str, int | float]
 # Bytes per parameter: (matrices of the layers, embedding and head). Q6_K has 210 bytes for 256 weights; NVFP4 half a
 # byte and an FP8 scale per 16 of them, with embedding and head left at 16 bit.
 BYTES_OF: Mapping[Recipe, tuple[float, float]] = {
+    Recipe.GGUF_Q8_0: (34 / 32, 34 / 32),
     Recipe.GGUF_Q6_K: (210 / 256, 210 / 256),
+    # Mixtures: the value and down matrices of half of the layers are Q6_K, and so are the ends.
+    Recipe.GGUF_Q5_K_M: (0.71, 210 / 256),
+    Recipe.GGUF_Q4_K_M: (0.60, 210 / 256),
     Recipe.NVFP4A16: (0.5 + 1 / 16, 2.0),
+    Recipe.NVFP4: (0.5 + 1 / 16, 2.0),
+    Recipe.FP8: (1.0, 2.0),
 }
 
 

@@ -57,7 +57,7 @@ class Llamacpp(AdaptersAtStart):
         return f"The embedded llama.cpp needs a CPU with {', '.join(lacking)}.", "Use another engine on this machine."
 
     def cannot_serve(self, recipe: Recipe, accelerator: Accelerator, host: Host) -> str:
-        return "" if recipe in (Recipe.GGUF_Q6_K, Recipe.GGUF_BF16) else "llama.cpp serves GGUF files only"
+        return "" if recipe.quant else "llama.cpp serves GGUF files only"
 
     def model_file(self, recipe: Recipe) -> str:
         return "model.gguf"

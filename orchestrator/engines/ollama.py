@@ -62,7 +62,7 @@ class Ollama(Plain):
         )
 
     def cannot_serve(self, recipe: Recipe, accelerator: Accelerator, host: Host) -> str:
-        return "" if recipe in (Recipe.GGUF_Q6_K, Recipe.GGUF_BF16) else "Ollama imports Qwen3 as GGUF only"
+        return "" if recipe.quant else "Ollama imports Qwen3 as GGUF only"
 
     def model_file(self, recipe: Recipe) -> str:
         return "model.gguf"

@@ -129,15 +129,16 @@ class Vllm(Plain):
     def cannot_serve(self, recipe: Recipe, accelerator: Accelerator, host: Host) -> str:
         if recipe is Recipe.WEIGHTS:
             return ""
-        if recipe is not Recipe.NVFP4A16:
+        if recipe.quant:
             return "vLLM serves GGUF only experimentally, and not Qwen3's"
+        name = recipe.value.upper()
         if accelerator is Accelerator.CPU:
-            return "vLLM has no NVFP4A16 kernel for CPUs; it serves the weights as they are there"
+            return f"vLLM has no {name} kernel for CPUs; it serves the weights as they are there"
         if accelerator is not Accelerator.CUDA:
-            return "NVFP4 needs an NVIDIA GPU; vLLM serves the weights as they are on others"
+            return f"{name} needs an NVIDIA GPU; vLLM serves the weights as they are on others"
         best = max(gpu.compute_capability for gpu in host.gpus)
         if best < NVFP4_CAPABILITY:
-            return f"NVFP4 needs compute capability 7.5; the best GPU here has {best[0]}.{best[1]}"
+            return f"{name} needs compute capability 7.5; the best GPU here has {best[0]}.{best[1]}"
         return ""
 
     def model_file(self, recipe: Recipe) -> str:
