@@ -1,10 +1,10 @@
-"""safetensors to GGUF in one pass: dense Qwen3 in Q6_K or BF16, tensors byte for byte as llama.cpp writes them."""
+"""Weights to a GGUF file: dense Qwen3 in Q6_K or BF16, tensors byte for byte as llama.cpp writes them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,19 +14,16 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileType
 
-from orchestrator.artifacts import qwen3
+from orchestrator.artifacts import one_pass, qwen3
 from orchestrator.artifacts.disk import host_errors, pwrite_all, replacing, reserve
+from orchestrator.artifacts.one_pass import Block, Maker, Rows, Weights
 from orchestrator.artifacts.quantize import Quantizer
-from orchestrator.artifacts.safetensors import Checkpoint, Tensor, is_finite, read_finite, row_blocks, to_float32
-from orchestrator.artifacts.threads import in_order
+from orchestrator.artifacts.safetensors import Checkpoint, Tensor, is_finite, to_float32
 from orchestrator.artifacts.tokenizer import Tokenizer, read_tokenizer
 from orchestrator.core.progress import Progress
 from orchestrator.errors import SourceError
 
 Quant = Literal["q6_k", "bf16"]
-
-# Elements per block: 2 MB of bf16, 4 MB of float32. Two blocks per core are in flight.
-_BLOCK_ITEMS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -55,20 +52,61 @@ def build_gguf(
     """Converts the Hugging Face directory `source` to the file `out`, which appears only when it is whole.
 
     Works in row blocks: memory does not depend on the size of the weights, and nothing but `out` is written.
-    Quantizing starts from the checkpoint's own precision. `name` becomes general.name; without it the key is
-    left out, so that the bytes depend on the source's contents only. SourceError if the directory is no sound
-    dense Qwen3 or has NaN or Inf; HostError if the disk fails.
+    Quantizing starts from the checkpoint's own precision. SourceError if the directory is no sound dense Qwen3 or has
+    NaN or Inf; HostError if the disk fails.
     """
-    config = qwen3.read_config(source)
-    tokenizer = read_tokenizer(source, config.vocab_size)
-    with Checkpoint.open(source) as checkpoint:
-        qwen3.check(checkpoint, config)
-        outputs = plan_outputs(checkpoint, config, quant)
-        with host_errors(f"write {out}"), replacing(out) as partial:
+    one_pass.build(source, [WantedGguf(out, quant, quantizer, name)], progress)
+
+
+@dataclass(frozen=True)
+class WantedGguf:
+    """The file `out`, of the type `quant`. `name` becomes general.name; without it the key is left out, so that the
+    bytes depend on the source's contents only."""
+
+    out: Path
+    quant: Quant
+    quantizer: Quantizer
+    name: str | None = None
+
+    @contextmanager
+    def making(self, weights: Weights) -> Iterator[Maker]:
+        """See one_pass.Wanted."""
+        tokenizer = read_tokenizer(weights.directory, weights.config.vocab_size)
+        outputs = plan_outputs(weights.checkpoint, weights.config, self.quant)
+        with host_errors(f"write {self.out}"), replacing(self.out) as partial:
             writer = GGUFWriter(partial, "qwen3")
-            _add_metadata(writer, config, tokenizer, quant, outputs, name)
+            _add_metadata(writer, weights.config, tokenizer, self.quant, outputs, self.name)
             offset = write_head(writer, outputs)
-            _write_data(partial, offset, checkpoint, outputs, quantizer, progress)
+            descriptor = os.open(partial, os.O_WRONLY)
+            try:
+                yield _GgufMaker(descriptor, offset, outputs, self.quantizer)
+            finally:
+                os.close(descriptor)
+
+
+class _GgufMaker:
+    """Writes tensor data behind the head of a GGUF file, each block to its place."""
+
+    def __init__(self, descriptor: int, offset: int, outputs: list[Output], quantizer: Quantizer) -> None:
+        self._descriptor, self._quantizer = descriptor, quantizer
+        self._outputs: dict[str, tuple[Output, int]] = {}
+        for output in outputs:
+            self._outputs[output.source.name] = (output, offset)
+            offset += aligned(output.size)
+        reserve(descriptor, offset)
+
+    def needs_largest(self, tensor: Tensor) -> bool:
+        return False
+
+    def row_step(self, tensor: Tensor) -> int:
+        return 1
+
+    def convert(self, rows: Rows, block: Block, largest: float) -> Sequence[Block]:
+        return (_converted(self._outputs[rows.tensor.name][0], block, self._quantizer),)
+
+    def write(self, rows: Rows, parts: Sequence[Block]) -> None:
+        output, offset = self._outputs[rows.tensor.name]
+        pwrite_all(self._descriptor, parts[0].data, offset + rows.start * output.row_bytes)
 
 
 def plan_outputs(checkpoint: Checkpoint, config: qwen3.Qwen3Config, quant: Quant) -> list[Output]:
@@ -148,42 +186,6 @@ def write_head(writer: GGUFWriter, outputs: list[Output]) -> int:
 def aligned(size: int) -> int:
     """`size` rounded up to GGUF's alignment, at which every tensor begins."""
     return GGUFWriter.ggml_pad(size, gguf.GGUF_DEFAULT_ALIGNMENT)
-
-
-def _write_data(
-    path: Path,
-    offset: int,
-    checkpoint: Checkpoint,
-    outputs: list[Output],
-    quantizer: Quantizer,
-    progress: Progress,
-) -> None:
-    total = sum(output.source.size for output in outputs)
-    done = 0
-
-    def convert(job: tuple[int, Output, int, int]) -> npt.NDArray[Any]:
-        _, output, start, stop = job
-        return _converted(output, read_finite(checkpoint, output.source, start, stop), quantizer)
-
-    descriptor = os.open(path, os.O_WRONLY)
-    try:
-        reserve(descriptor, offset + sum(aligned(output.size) for output in outputs))
-        progress("converting", 0, total)
-        with closing(in_order(convert, _jobs(outputs, offset))) as blocks:
-            for (position, output, start, stop), block in blocks:
-                pwrite_all(descriptor, block.data, position)
-                done += (stop - start) * output.source.row_bytes
-                progress("converting", done, total)
-    finally:
-        os.close(descriptor)
-
-
-def _jobs(outputs: list[Output], offset: int) -> Iterator[tuple[int, Output, int, int]]:
-    """(position in the file, tensor, first row, row after the last)."""
-    for output in outputs:
-        for start, stop in row_blocks(output.source, _BLOCK_ITEMS):
-            yield offset + start * output.row_bytes, output, start, stop
-        offset += aligned(output.size)
 
 
 def _converted(output: Output, block: npt.NDArray[Any], quantizer: Quantizer) -> npt.NDArray[Any]:

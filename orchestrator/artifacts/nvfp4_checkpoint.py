@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.artifacts import qwen3
+from orchestrator.artifacts import one_pass, qwen3
 from orchestrator.artifacts.disk import host_errors, replacing, write_whole
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.nvfp4 import BLOCK, Floats, dequantize_rows, global_scale, quantize_rows, round_bf16
+from orchestrator.artifacts.one_pass import Block, Maker, Rows, Weights
 from orchestrator.artifacts.safetensors import (
     INDEX,
     Checkpoint,
     ShardWriter,
     Tensor,
-    read_finite,
-    row_blocks,
     to_float32,
 )
-from orchestrator.artifacts.threads import in_order
 from orchestrator.core.progress import Progress
 from orchestrator.errors import SourceError
 
@@ -78,62 +77,68 @@ QUANTIZATION_CONFIG: dict[str, Any] = {
     "version": "0.19.0",
 }
 
-_BLOCK_ITEMS = 1 << 19
-
-# Layers that vLLM fuses share one divisor.
-_JOINED = {
-    "self_attn.q_proj": "qkv",
-    "self_attn.k_proj": "qkv",
-    "self_attn.v_proj": "qkv",
-    "mlp.gate_proj": "gate_up",
-    "mlp.up_proj": "gate_up",
-}
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Rows `start` to `stop` of a tensor."""
-
-    tensor: Tensor
-    start: int
-    stop: int
-
-    @property
-    def size(self) -> int:
-        return (self.stop - self.start) * self.tensor.row_bytes
-
 
 def build_nvfp4(source: Path, outdir: Path, progress: Progress) -> None:
     """Quantizes the linear layers of the Hugging Face directory `source` into `outdir`, sharded as the source is.
 
-    Two passes over row blocks: the largest magnitudes first, because q, k, v (and gate, up) share one divisor
-    wherever their shards lie. Embedding, head and norms are copied. config.json is written last: without it
-    nothing takes the directory for finished. Weights in F16 or F32 are rounded to BF16 first.
-    SourceError if the source is no sound dense Qwen3 or has NaN or Inf; HostError if the disk fails.
+    Embedding, head and norms are copied. Weights in F16 or F32 are rounded to BF16 first. SourceError if the source is
+    no sound dense Qwen3 or has NaN or Inf; HostError if the disk fails.
     """
-    config = qwen3.read_config(source)
-    with Checkpoint.open(source) as checkpoint, host_errors(f"write {outdir}"):
-        qwen3.check(checkpoint, config)
-        tensors = [checkpoint.tensors[name] for name in qwen3.expected_tensors(config)]
-        _check_columns(tensors)
-        outdir.mkdir(parents=True, exist_ok=True)
-        (outdir / "config.json").unlink(missing_ok=True)
-        divisors = _divisors(checkpoint, tensors, progress)
-        weight_map: dict[str, str] = {}
-        total = sum(tensor.size for tensor in tensors)
-        done = 0
-        for file in checkpoint.files:
-            shard = [tensor for tensor in tensors if tensor.file == file]
-            if not shard:
-                continue
-            with replacing(outdir / file.name) as partial:
-                names = _write_shard(partial, checkpoint, shard, divisors, progress, done, total)
-            weight_map |= dict.fromkeys(names, file.name)
-            done += sum(tensor.size for tensor in shard)
-        _write_companions(source, outdir, weight_map)
+    one_pass.build(source, [WantedNvfp4(outdir)], progress)
 
 
-def _check_columns(tensors: list[Tensor]) -> None:
+@dataclass(frozen=True)
+class WantedNvfp4:
+    """A directory of NVFP4A16 weights. config.json is written last: without it nothing takes it for finished."""
+
+    outdir: Path
+
+    @contextmanager
+    def making(self, weights: Weights) -> Iterator[Maker]:
+        """See one_pass.Wanted."""
+        _check_columns(weights.tensors)
+        with host_errors(f"write {self.outdir}"):
+            self.outdir.mkdir(parents=True, exist_ok=True)
+            (self.outdir / "config.json").unlink(missing_ok=True)
+            writers: dict[Path, ShardWriter] = {}
+            with ExitStack() as stack:
+                for file in weights.checkpoint.files:
+                    shard = [tensor for tensor in weights.tensors if tensor.file == file]
+                    if shard:
+                        partial = stack.enter_context(replacing(self.outdir / file.name))
+                        writers[file] = stack.enter_context(ShardWriter(partial, _layout(shard)))
+                yield _Nvfp4Maker(writers)
+            weight_map = {name: file.name for file, writer in writers.items() for name in writer.tensors}
+            _write_companions(weights.directory, self.outdir, weight_map)
+
+
+class _Nvfp4Maker:
+    """Writes a shard for each of the source's."""
+
+    def __init__(self, writers: dict[Path, ShardWriter]) -> None:
+        self._writers = writers
+
+    def needs_largest(self, tensor: Tensor) -> bool:
+        return _is_linear(tensor)
+
+    def row_step(self, tensor: Tensor) -> int:
+        return 1
+
+    def convert(self, rows: Rows, block: Block, largest: float) -> Sequence[Block]:
+        if not _is_linear(rows.tensor):
+            return (block,)
+        divisor = global_scale(float(round_bf16(np.array([largest], np.float32))[0]))
+        codes, scales = quantize_rows(_as_bf16(block), divisor)
+        # Once per tensor is enough.
+        return (codes, scales) if rows.start else (codes, scales, divisor.reshape(1))
+
+    def write(self, rows: Rows, parts: Sequence[Block]) -> None:
+        writer = self._writers[rows.tensor.file]
+        for name, part in zip(_parts(rows.tensor), parts, strict=False):
+            writer.write(name, part, rows.start)
+
+
+def _check_columns(tensors: Sequence[Tensor]) -> None:
     odd = [f"{t.name} {list(t.shape)}" for t in tensors if _is_linear(t) and t.row_items % BLOCK]
     if odd:
         raise SourceError(
@@ -142,79 +147,13 @@ def _check_columns(tensors: list[Tensor]) -> None:
 
 
 def _is_linear(tensor: Tensor) -> bool:
-    return _split(tensor.name)[1] in qwen3.LINEAR
-
-
-def _split(name: str) -> tuple[str, str]:
-    """(`model.layers.N`, module) of a layer's tensor; other names come out without a module of qwen3.LINEAR."""
-    parts = name.removesuffix(".weight").split(".")
-    return ".".join(parts[:3]), ".".join(parts[3:])
-
-
-def _group(tensor: Tensor) -> str:
-    layer, module = _split(tensor.name)
-    return f"{layer}.{_JOINED.get(module, module)}"
-
-
-def _jobs(tensors: list[Tensor]) -> list[_Rows]:
-    return [_Rows(tensor, *rows) for tensor in tensors for rows in row_blocks(tensor, _BLOCK_ITEMS)]
+    return ".".join(tensor.name.removesuffix(".weight").split(".")[3:]) in qwen3.LINEAR
 
 
 def _as_bf16(block: npt.NDArray[Any]) -> Floats:
     """A block as float32 holding bf16 values."""
     rows = to_float32(block)
     return rows if block.dtype == np.uint16 else round_bf16(rows)
-
-
-def _divisors(checkpoint: Checkpoint, tensors: list[Tensor], progress: Progress) -> dict[str, np.float32]:
-    """Group to its global scale."""
-    linear = [tensor for tensor in tensors if _is_linear(tensor)]
-    largest = {_group(tensor): 0.0 for tensor in linear}
-    total = sum(tensor.size for tensor in linear)
-    done = 0
-
-    def amax(job: _Rows) -> float:
-        block = _as_bf16(read_finite(checkpoint, job.tensor, job.start, job.stop))
-        return max(float(block.max()), -float(block.min()))
-
-    with closing(in_order(amax, _jobs(linear))) as results:
-        for job, value in results:
-            group = _group(job.tensor)
-            largest[group] = max(largest[group], value)
-            done += job.size
-            progress("measuring weights", done, total)
-    return {group: global_scale(value) for group, value in largest.items()}
-
-
-def _write_shard(
-    path: Path,
-    checkpoint: Checkpoint,
-    tensors: list[Tensor],
-    divisors: dict[str, np.float32],
-    progress: Progress,
-    done: int,
-    total: int,
-) -> list[str]:
-    """Writes one output shard; returns the names of its tensors."""
-
-    def convert(job: _Rows) -> tuple[npt.NDArray[Any], ...]:
-        block = read_finite(checkpoint, job.tensor, job.start, job.stop)
-        if not _is_linear(job.tensor):
-            return (block,)
-        return quantize_rows(_as_bf16(block), divisors[_group(job.tensor)])
-
-    with ShardWriter(path, _layout(tensors)) as writer:
-        for tensor in tensors:
-            if _is_linear(tensor):
-                writer.write(f"{tensor.name}_global_scale", divisors[_group(tensor)].reshape(1), 0)
-        with closing(in_order(convert, _jobs(tensors))) as results:
-            for job, parts in results:
-                names = _parts(job.tensor)
-                for name, part in zip(names, parts, strict=False):
-                    writer.write(name, part, job.start)
-                done += job.size
-                progress("quantizing", done, total)
-        return list(writer.tensors)
 
 
 def _parts(tensor: Tensor) -> tuple[str, ...]:

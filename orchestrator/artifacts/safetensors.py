@@ -236,9 +236,9 @@ def read_finite(checkpoint: Checkpoint, tensor: Tensor, start: int, stop: int) -
     return block
 
 
-def row_blocks(tensor: Tensor, items: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) row ranges of about `items` elements, never less than one row."""
-    step = max(1, items // max(1, tensor.row_items))
+def row_blocks(tensor: Tensor, items: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """(start, stop) row ranges of about `items` elements, but of at least `multiple` rows; it divides every start."""
+    step = max(1, items // max(1, tensor.row_items) // multiple) * multiple
     for start in range(0, tensor.rows, step):
         yield start, min(start + step, tensor.rows)
 

@@ -165,10 +165,10 @@ def test_nan_is_refused_by_tensor_name(name: str, tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("during", ["measuring weights", "quantizing"])
-def test_an_interrupted_build_does_not_look_finished_and_can_be_repeated(during: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0, 0.5, 0.9])
+def test_an_interrupted_build_does_not_look_finished_and_can_be_repeated(share: float, tmp_path: Path) -> None:
     def stop(what: str, done: int, total: int) -> None:
-        if what == during and done > total * 0.9:
+        if done >= total * share:
             raise Interrupted
 
     build_nvfp4(UNTIED, tmp_path / "whole", silent)
@@ -188,7 +188,7 @@ def test_progress_ends_at_the_total(tmp_path: Path) -> None:
     for steps in seen.values():
         assert steps == sorted(steps)
         assert steps[-1][0] == steps[-1][1]
-    assert len(seen) == 2
+    assert len(seen) == 1
 
 
 def test_a_full_disk_is_a_host_error(tmp_path: Path) -> None:

@@ -1,0 +1,242 @@
+"""One read of the weights, any number of artifacts made from it.
+
+The weights come in row blocks; each block is read once, checked, and given to every Maker. Matrices that an engine
+fuses (q, k, v; gate, up) share one NVFP4 scale, so a Maker may ask for the largest magnitude of all of them before it
+converts any: such a unit is held in memory until it is measured. What is too large to be held is read twice.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.artifacts import qwen3
+from orchestrator.artifacts.qwen3 import Qwen3Config
+from orchestrator.artifacts.safetensors import Checkpoint, Tensor, read_finite, row_blocks, to_float32
+from orchestrator.artifacts.threads import in_order
+from orchestrator.core.progress import Progress
+
+Block = npt.NDArray[Any]
+
+# Elements of a block: 1 MB of bf16. Float32 copies of it stay in a core's cache; two per core are in flight.
+BLOCK_ITEMS = 1 << 19
+# Bytes of a unit that is held in memory; Qwen3-8B's largest, gate and up of a layer, has 201 MB. The unit after it is
+# read meanwhile, so there may be two.
+HELD_BYTES = 256 << 20
+
+_JOINED = {
+    "self_attn.q_proj": "qkv",
+    "self_attn.k_proj": "qkv",
+    "self_attn.v_proj": "qkv",
+    "mlp.gate_proj": "gate_up",
+    "mlp.up_proj": "gate_up",
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows `start` to `stop` of a tensor."""
+
+    tensor: Tensor
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Bytes that are read for them."""
+        return (self.stop - self.start) * self.tensor.row_bytes
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that were found sound: the directory, its config, and its tensors in the order in which they lie."""
+
+    directory: Path
+    config: Qwen3Config
+    checkpoint: Checkpoint
+    tensors: tuple[Tensor, ...]
+
+
+class Maker(Protocol):
+    """One artifact in the making; its files are open and have their final sizes."""
+
+    def needs_largest(self, tensor: Tensor) -> bool:
+        """Whether `convert` has to know the largest magnitude of the tensor and all that it is fused with."""
+        ...
+
+    def row_step(self, tensor: Tensor) -> int:
+        """Blocks of this tensor begin at multiples of so many rows."""
+        ...
+
+    def convert(self, rows: Rows, block: Block, largest: float) -> Sequence[Block]:
+        """What becomes of a block [rows, row_items] (BF16 as its bits). Runs in any thread; `block` is not changed."""
+        ...
+
+    def write(self, rows: Rows, parts: Sequence[Block]) -> None:
+        """Writes what `convert` made. Runs in one thread, block after block."""
+        ...
+
+
+class Wanted(Protocol):
+    """An artifact that is to be made, at a place of its own."""
+
+    def making(self, weights: Weights) -> AbstractContextManager[Maker]:
+        """Opens its files. It is whole when the block ends without an error; after one nothing looks finished."""
+        ...
+
+
+def build(source: Path, wanted: Sequence[Wanted], progress: Progress) -> None:
+    """Makes all of `wanted` from the Hugging Face directory `source`, in one read of it.
+
+    SourceError if the directory is no sound dense model or has NaN or Inf; HostError if the disk fails; whatever
+    `progress` raises passes through.
+    """
+    with opened(source) as weights, ExitStack() as stack:
+        makers = [stack.enter_context(one.making(weights)) for one in wanted]
+        _convert_all(weights, makers, progress)
+
+
+@contextmanager
+def opened(source: Path) -> Iterator[Weights]:
+    """The weights of a Hugging Face directory, checked against its config.json."""
+    config = qwen3.read_config(source)
+    with Checkpoint.open(source) as checkpoint:
+        qwen3.check(checkpoint, config)
+        shards = {file: number for number, file in enumerate(checkpoint.files)}
+        tensors = [checkpoint.tensors[name] for name in qwen3.expected_tensors(config)]
+        tensors.sort(key=lambda tensor: (shards[tensor.file], tensor.offset))
+        yield Weights(source, config, checkpoint, tuple(tensors))
+
+
+def fused_with(name: str) -> str:
+    """A name for the tensor `name` together with those that engines fuse it with."""
+    parts = name.removesuffix(".weight").split(".")
+    layer, module = ".".join(parts[:3]), ".".join(parts[3:])
+    return f"{layer}.{_JOINED[module]}" if module in _JOINED else name
+
+
+@dataclass
+class _Unit:
+    """Tensors that are converted only when all of them are measured; their blocks, as far as they are held."""
+
+    rows: list[Rows] = field(default_factory=list)
+    blocks: list[Block | None] = field(default_factory=list)
+    largest: float = 0.0
+    left: int = 0
+    measured: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """Read a block of a unit, hold it if there is room, and see how large its elements are."""
+
+    unit: _Unit
+    index: int
+
+
+@dataclass(frozen=True)
+class _Convert:
+    """Give a block to all makers. Without a unit it is read now, and its largest magnitude is not asked for."""
+
+    rows: Rows
+    unit: _Unit | None = None
+    index: int = 0
+
+
+def _convert_all(weights: Weights, makers: Sequence[Maker], progress: Progress) -> None:
+    checkpoint = weights.checkpoint
+
+    def work(job: _Measure | _Convert) -> list[Sequence[Block]]:
+        if isinstance(job, _Measure):
+            _measure(checkpoint, job.unit, job.index)
+            return []
+        block, largest = _block(checkpoint, job)
+        return [maker.convert(job.rows, block, largest) for maker in makers]
+
+    total, done = sum(tensor.size for tensor in weights.tensors), 0
+    progress("building", 0, total)
+    with closing(in_order(work, _jobs(weights, makers))) as results:
+        for job, made in results:
+            if isinstance(job, _Measure):
+                progress("building", done, total)
+                continue
+            for maker, parts in zip(makers, made, strict=True):
+                maker.write(job.rows, parts)
+            done += job.rows.size
+            progress("building", done, total)
+
+
+def _jobs(weights: Weights, makers: Sequence[Maker]) -> Iterator[_Measure | _Convert]:
+    """Measuring goes one unit ahead of converting, so that no core waits for the last block of a unit."""
+    waiting: _Unit | None = None
+    for tensors in _groups(weights.tensors):
+        rows = [piece for tensor in tensors for piece in _rows(tensor, makers)]
+        if not any(maker.needs_largest(tensor) for tensor in tensors for maker in makers):
+            yield from (_Convert(piece) for piece in rows)
+            continue
+        unit = _Unit(rows, [None] * len(rows), left=len(rows))
+        yield from (_Measure(unit, index) for index in range(len(rows)))
+        if waiting is not None:
+            yield from (_Convert(piece, waiting, index) for index, piece in enumerate(waiting.rows))
+        waiting = unit
+    if waiting is not None:
+        yield from (_Convert(piece, waiting, index) for index, piece in enumerate(waiting.rows))
+
+
+def _groups(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Tensors that are fused together, where the first of them lies: the others may be in another shard."""
+    groups: dict[str, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(fused_with(tensor.name), []).append(tensor)
+    return list(groups.values())
+
+
+def _rows(tensor: Tensor, makers: Sequence[Maker]) -> list[Rows]:
+    step = max((maker.row_step(tensor) for maker in makers), default=1)
+    return [Rows(tensor, *bounds) for bounds in row_blocks(tensor, BLOCK_ITEMS, step)]
+
+
+def _measure(checkpoint: Checkpoint, unit: _Unit, index: int) -> None:
+    rows, largest = unit.rows[index], 0.0
+    try:
+        block = read_finite(checkpoint, rows.tensor, rows.start, rows.stop)
+        largest = largest_of(block)
+        if sum(piece.size for piece in unit.rows) <= HELD_BYTES:
+            unit.blocks[index] = block
+    finally:
+        # Also after an error: those that wait for it must not wait for ever. The error itself comes out first.
+        with unit.lock:
+            unit.largest = max(unit.largest, largest)
+            unit.left -= 1
+            if not unit.left:
+                unit.measured.set()
+
+
+def _block(checkpoint: Checkpoint, job: _Convert) -> tuple[Block, float]:
+    rows, unit = job.rows, job.unit
+    if unit is None:
+        return read_finite(checkpoint, rows.tensor, rows.start, rows.stop), 0.0
+    # Every job that measures the unit was begun before this one: nobody waits in a circle.
+    unit.measured.wait()
+    block, unit.blocks[job.index] = unit.blocks[job.index], None
+    if block is None:
+        block = read_finite(checkpoint, rows.tensor, rows.start, rows.stop)
+    return block, unit.largest
+
+
+def largest_of(block: Block) -> float:
+    """The largest magnitude in a block of finite elements."""
+    if not block.size:
+        return 0.0
+    if block.dtype == np.uint16:
+        # Without their signs, bf16 bits are in the order of what they stand for.
+        return float(to_float32((block & np.uint16(0x7FFF)).max(keepdims=True))[0, 0])
+    return max(float(block.max()), -float(block.min()))
