@@ -1,6 +1,6 @@
 """The `orch` command: parse, load, observe, plan, run, render, exit.
 
-Verbs are in deploy (what serves), inspect (what is), materials (weights, artifacts, engines, profiles), images and
+Verbs are in deploy (what serves), inspect (what is), materials (weights, artifacts, engines, profiles), build, images and
 images_offline (container images). Everything heavy is imported inside them: `orch --help` pays for typer only.
 """
 
@@ -14,7 +14,7 @@ import sys
 def main() -> None:
     """The entry point; the exit codes are drawn in errors.py."""
     # Each adds its verbs to the app.
-    from orchestrator.cli import deploy, images, images_offline, inspect, materials  # noqa: F401
+    from orchestrator.cli import build, deploy, images, images_offline, inspect, materials  # noqa: F401
     from orchestrator.cli.options import app
     from orchestrator.errors import BUG, HostError
 

@@ -1,14 +1,9 @@
-"""The verbs for what engines are made of: pull, build, artifacts, engines, profile."""
+"""The verbs for what engines are made of: pull, artifacts, engines, profile."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
-import shutil
-import typing
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,18 +18,12 @@ if TYPE_CHECKING:
     from orchestrator.core.environment import EnvironmentSpec
     from orchestrator.core.steps import Plan, Step
 
-build = typer.Typer(help="Build one artifact, at a path of your own.", no_args_is_help=True)
 artifacts = typer.Typer(help="The store of weights and artifacts.", no_args_is_help=True)
 engines = typer.Typer(help="Engine environments, made and pinned by orch.", no_args_is_help=True)
 profiles = typer.Typer(help="Profiles of models, GPUs and engine pins.", no_args_is_help=True)
-app.add_typer(build, name="build")
 app.add_typer(artifacts, name="artifacts")
 app.add_typer(engines, name="engines")
 app.add_typer(profiles, name="profile")
-
-WeightsDirectory = Annotated[
-    Path, typer.Argument(help="A model directory: config, tokenizer, safetensors.", exists=True, file_okay=False)
-]
 
 
 @app.command()
@@ -71,60 +60,6 @@ def pull(
             return _one_step("pull", FetchWeights(source, key), done=session.store.get(key) is not None)
 
         session.carry_out("pull", make_plan, plan)
-
-
-@build.command("gguf")
-def build_gguf(
-    directory: WeightsDirectory,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The GGUF file to write.")],
-    quant: Annotated[
-        str, typer.Option(help="q6_k or bf16; with --in-container any that llama-quantize names.")
-    ] = "q6_k",
-    in_container: Annotated[
-        bool, typer.Option("--in-container", help="Use llama.cpp's own tools, which know most models, in their image.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Safetensors of a dense Qwen3 to GGUF in one pass, its tensors byte-identical to those of llama.cpp's own tools;
-    with --in-container other models too, by these tools."""
-    with session_of(as_json) as session:
-        from orchestrator.artifacts.gguf_file import Quant
-        from orchestrator.artifacts.gguf_file import build_gguf as build_file
-        from orchestrator.artifacts.quantize import Quantizer
-        from orchestrator.cli.gguf_container import build_gguf_in_container
-        from orchestrator.cli.session import quantizer_library
-
-        name = quant.lower()
-        if name not in typing.get_args(Quant) and not in_container:
-            raise PlanRefused(
-                f"orch does not know the quantization {quant}.", hint="Known: q6_k, bf16; others with --in-container"
-            )
-        if output.resolve().parent == directory.resolve() and output.exists():
-            raise PlanRefused(f"{output} is one of the files it would be built from.", hint="Write to another place.")
-        if in_container:
-            build_gguf_in_container(session, directory, output, quant)
-            _tell_file(session, output)
-            return
-        build_file(directory, output, typing.cast("Quant", name), Quantizer(quantizer_library()), session.progress)
-        _tell_file(session, output)
-
-
-@build.command("nvfp4")
-def build_nvfp4(
-    directory: WeightsDirectory,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The directory to write; must not exist.")],
-    mode: Annotated[str, typer.Option(help="a16: 4-bit weights, 16-bit activations; needs no data.")] = "a16",
-    as_json: AsJson = False,
-) -> None:
-    """Safetensors to NVFP4, in the layout that vLLM reads. Byte-identical to what llm-compressor writes."""
-    with session_of(as_json) as session:
-        from orchestrator.artifacts.nvfp4_checkpoint import build_nvfp4 as build_directory
-
-        if mode != "a16":
-            raise PlanRefused(f"orch does not know the NVFP4 mode {mode}.", hint="Known: a16")
-        with _whole_directory(output) as work:
-            build_directory(directory, work, session.progress)
-        _tell_file(session, output)
 
 
 @artifacts.command("ls")
@@ -285,35 +220,6 @@ def _one_step(verb: str, step: Step, done: bool) -> Plan:
 
     item = Skip(step.what, "it is there already") if done else Action(step)
     return Plan(verb, (item,), commit=1)
-
-
-@contextmanager
-def _whole_directory(output: Path) -> Iterator[Path]:
-    """A hidden sibling of `output` to build in; it takes the name once it is whole, and is removed on failure.
-
-    Its name is always the same: the next attempt removes what a killed one left.
-    """
-    from orchestrator.artifacts.disk import fsync_directory, host_errors
-
-    if os.path.lexists(output):
-        raise PlanRefused(f"{output} exists already.", hint="Name a directory that does not exist yet, or remove it.")
-    work = output.with_name(f".{output.name}.part")
-    try:
-        with host_errors(f"write {output}"):
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir()
-        yield work
-        with host_errors(f"write {output}"):
-            work.rename(output)
-            fsync_directory(output.absolute().parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _tell_file(session: Session, output: Path) -> None:
-    files = [path for path in output.rglob("*") if path.is_file()] if output.is_dir() else [output]
-    size = sum(path.stat().st_size for path in files)
-    session.screen.result({"built": str(output), "size": size}, f"{output}: {size / 1e6:.1f} MB.")
 
 
 def _checked(session: Session, key: str) -> str:
