@@ -5,7 +5,7 @@ Everything outside drivers/ (and the builders) sees only these. Drivers raise th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,8 @@ from orchestrator.core.weights import HubSnapshot, HubSource
 class Hub(Protocol):
     """The upstream of weights."""
 
-    def snapshot(self, source: HubSource, timeout: float) -> HubSnapshot:
-        """The source resolved to a commit, with the files to fetch."""
+    def snapshot(self, source: HubSource, timeout: float, names: Sequence[str] | None = None) -> HubSnapshot:
+        """The source resolved to a commit, with the files to fetch: those named, by default the weights."""
         ...
 
     def fetch(self, snapshot: HubSnapshot, into: Path, progress: Progress) -> tuple[FileEntry, ...]:

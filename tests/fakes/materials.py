@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,21 +99,22 @@ class FakeStore:
 
 
 class FakeHub:
-    """Every repository exists, at one commit, with one file."""
+    """Every repository exists, at one commit, with one file, or with those that are named."""
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
 
-    def snapshot(self, source: HubSource, timeout: float) -> HubSnapshot:
+    def snapshot(self, source: HubSource, timeout: float, names: Sequence[str] | None = None) -> HubSnapshot:
         with self._faults.call("hub.snapshot"):
             commit = source.revision if source.pinned else COMMIT
-            return HubSnapshot(HubSource(source.repo, commit), (HubFile("model.safetensors", SIZE, "0" * 64, None),))
+            files = tuple(HubFile(name, SIZE, "0" * 64, None) for name in names or ("model.safetensors",))
+            return HubSnapshot(HubSource(source.repo, commit), files)
 
     def fetch(self, snapshot: HubSnapshot, into: Path, progress: Progress) -> tuple[FileEntry, ...]:
         with self._faults.call("hub.fetch"):
             for done in (0, SIZE // 2, SIZE):
                 progress("downloading", done, SIZE)
-            return (FileEntry(path="model.safetensors", size=SIZE, sha256="0" * 64),)
+            return tuple(FileEntry(path=file.path, size=SIZE, sha256="0" * 64) for file in snapshot.files)
 
 
 @dataclass(frozen=True)

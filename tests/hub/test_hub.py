@@ -86,6 +86,49 @@ def test_a_repository_without_safetensors_is_refused(tmp_path: Path, names: tupl
     assert "safetensors" in caught.value.hint
 
 
+def test_a_named_file_comes_alone(tmp_path: Path) -> None:
+    names = ("x-Q4_K_M.gguf", "x-Q6_K.gguf", "Q8_0/x-00001-of-00002.gguf", "README.md")
+    root = repository(tmp_path / "repo", *names)
+    with hub_server.HubServer({"test/gguf": root}) as server:
+        hub, source = Hub(server.url), HubSource("test/gguf", "main")
+        for wanted in (["x-Q6_K.gguf"], ["Q8_0/x-00001-of-00002.gguf", "x-Q4_K_M.gguf"]):
+            snapshot = hub.snapshot(source, timeout=5, names=wanted)
+            into = tmp_path / wanted[0].replace("/", "-")
+            entries = hub.fetch(snapshot, into, silent)
+            assert [entry.path for entry in entries] == wanted
+            assert {name: (root / name).read_bytes() for name in wanted} == {
+                name: (into / name).read_bytes() for name in digests(into)
+            }
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("x-q6_k.gguf", "it has x-Q6_K.gguf"),
+        ("x-Q6_K.ggu", "it has x-Q6_K.gguf"),
+        ("something-else.gguf", "x-Q6_K.gguf, y.gguf"),
+        ("model.safetensors", "no file like it; it has README.md, x-Q6_K.gguf"),
+        ("../x-Q6_K.gguf", "x-Q6_K.gguf"),
+        ("", "README.md"),
+    ],
+)
+def test_a_named_file_that_is_not_there(tmp_path: Path, name: str, hint: str) -> None:
+    root = repository(tmp_path, "x-Q6_K.gguf", "y.gguf", "README.md")
+    with hub_server.HubServer({"test/gguf": root}) as server, pytest.raises(SourceError, match="has no file") as caught:
+        Hub(server.url).snapshot(HubSource("test/gguf", "main"), timeout=5, names=[name])
+    assert hint in caught.value.hint
+
+
+def test_a_hub_whose_names_lead_out_of_the_directory(tmp_path: Path) -> None:
+    root = repository(tmp_path, "x.gguf")
+    with hub_server.HubServer({"test/gguf": root}) as server:
+        for name in ("../x.gguf", "/etc/x.gguf", ".partial/x.gguf", "a//x.gguf", "a\\x.gguf"):
+            server.repos["test/gguf"].blobs[name] = server.repos["test/gguf"].blobs["x.gguf"]
+            server.repos["test/gguf"].blobs[name].name = name
+            with pytest.raises(SourceError, match="has no file"):
+                Hub(server.url).snapshot(HubSource("test/gguf", "main"), timeout=5, names=[name])
+
+
 def test_a_branch_becomes_a_commit_and_a_commit_stays(hub: Hub, server: Any) -> None:
     commit = server.repos[TINY.repo].commit
     resolved = hub.snapshot(TINY, timeout=5)

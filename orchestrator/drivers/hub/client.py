@@ -23,14 +23,14 @@ from urllib.parse import urlsplit
 
 from orchestrator.core.artifact import FileEntry
 from orchestrator.core.progress import Progress
-from orchestrator.core.weights import WANTED, HubFile, HubSnapshot, HubSource
+from orchestrator.core.weights import HubFile, HubSnapshot, HubSource
+from orchestrator.drivers.hub.choice import named, weights_of
 from orchestrator.drivers.hub.download import Meter, Stream, Sums, network_errors
 from orchestrator.errors import HostError, OrchError, SourceError
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+    from huggingface_hub.hf_api import ModelInfo
 
-PICKLED: Final = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # Where incomplete files lie inside the directory, named by their hash: bytes of another commit are never continued.
 PARTIAL: Final = ".partial"
 PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -81,11 +81,12 @@ class Hub:
     def __repr__(self) -> str:
         return f"Hub({self._endpoint or 'default endpoint'})"
 
-    def snapshot(self, source: HubSource, timeout: float) -> HubSnapshot:
+    def snapshot(self, source: HubSource, timeout: float, names: Sequence[str] | None = None) -> HubSnapshot:
         """Asks what the revision is now and which of its files orch would fetch, with sizes and hashes.
 
-        `timeout` (seconds) bounds each wait for the network. Raises SourceError (no such repository or revision, no
-        safetensors, another commit than the pinned one) and HostError (unreachable, access refused).
+        `names`: exactly these files (`Qwen3-8B-Q6_K.gguf`, `Q6_K/model.gguf`); None: safetensors with tokenizer and
+        config. `timeout` (seconds) bounds each wait for the network. Raises SourceError (no such repository, revision
+        or file, no safetensors, another commit than the pinned one) and HostError (unreachable, access refused).
         """
         self._ready(source)
         from huggingface_hub.errors import HFValidationError
@@ -103,7 +104,9 @@ class Hub:
         resolved = HubSource(source.repo, info.sha or "")
         if not resolved.pinned or (source.pinned and resolved != source):
             raise SourceError(f"The hub answers {source} with commit {info.sha}.", "check the revision and HF_ENDPOINT")
-        return HubSnapshot(resolved, _wanted(source, info.siblings or []))
+        siblings = info.siblings or []
+        files = weights_of(source, siblings) if names is None else named(source, siblings, names)
+        return HubSnapshot(resolved, files)
 
     def _info(self, source: HubSource, timeout: float) -> ModelInfo:
         from huggingface_hub import HfApi
@@ -161,6 +164,7 @@ class Hub:
                 part.unlink(missing_ok=True)
                 meter.done = base
                 continue
+            target.parent.mkdir(parents=True, exist_ok=True)
             part.replace(target)
             return sums.entry()
         hint = "the hub or a proxy before it serves other bytes than it states; try again later or pin another commit"
@@ -287,28 +291,6 @@ def _detail(error: Exception) -> str:
     """The error's text without the signatures of signed addresses and without a token that a header was refused for."""
     text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1?...", f"{type(error).__name__}: {error}")
     return re.sub(r"Bearer .*", "Bearer ...", text)
-
-
-def _wanted(source: HubSource, siblings: list[RepoSibling]) -> tuple[HubFile, ...]:
-    """The files that orch fetches, small ones first. Never pickles, never code, nothing below the top level."""
-    names = [sibling.rfilename for sibling in siblings]
-    if not any(name.endswith(".safetensors") and WANTED.fullmatch(name) for name in names):
-        pickled = any(name.endswith(PICKLED) for name in names)
-        what = "has its weights only as pickles, which can run code when they are read" if pickled else "has no weights"
-        hint = (
-            "take a repository with *.safetensors at its top level, or convert them yourself and use a local directory"
-        )
-        raise SourceError(f"{source} {what}.", hint)
-    files = [_stated(source, sibling) for sibling in siblings if WANTED.fullmatch(sibling.rfilename)]
-    return tuple(sorted(files, key=lambda file: (file.path.endswith(".safetensors"), file.path)))
-
-
-def _stated(source: HubSource, sibling: RepoSibling) -> HubFile:
-    sha256 = sibling.lfs.sha256 if sibling.lfs else None
-    size = sibling.lfs.size if sibling.lfs else sibling.size
-    if size is None or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", sha256 or sibling.blob_id or ""):
-        raise SourceError(f"The hub states no size and hash for {sibling.rfilename} of {source}.", "ask for a commit")
-    return HubFile(sibling.rfilename, size, sha256, sibling.blob_id)
 
 
 def _refuse_full(directory: Path, size: int) -> None:
