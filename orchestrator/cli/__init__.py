@@ -1,7 +1,7 @@
 """The `orch` command: parse, load, observe, plan, run, render, exit.
 
-Verbs are in deploy (what serves), inspect (what is), materials (weights, artifacts, engines, profiles), build, images and
-images_offline (container images). Everything heavy is imported inside them: `orch --help` pays for typer only.
+Verbs are in deploy (what serves), inspect (what is), materials (weights, artifacts, engines, profiles), build, images
+and images_offline (container images). Everything heavy is imported inside them: `orch --help` pays for typer only.
 """
 
 from __future__ import annotations
