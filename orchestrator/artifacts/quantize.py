@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from orchestrator.artifacts.gguf_types import QUANTIZED
 from orchestrator.errors import HostError
 
 _HINT = "Reinstall orch's dependencies; the quantizer comes with the embedded llama.cpp."
@@ -33,7 +34,7 @@ class Quantizer:
             raise HostError(f"The quantizer {library} cannot be loaded.", _HINT, str(error)) from error
         row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
         row_size.restype = ctypes.c_size_t
-        for kind in (GGMLQuantizationType.Q6_K, GGMLQuantizationType.Q8_0):
+        for kind in QUANTIZED:
             items, size = GGML_QUANT_SIZES[kind]
             if row_size(kind, items) != size:
                 raise HostError(f"The quantizer {library} has another layout of {kind.name}.", _HINT)
