@@ -208,6 +208,7 @@ def _fetch_weights(step: FetchWeights, world: World, progress: Progress) -> None
     with world.store.building(step.key, progress) as building:
         if building.manifest is None:
             snapshot = world.hub.snapshot(step.source, timeout=30.0)
+            building.expect(snapshot.size)
             files = world.hub.fetch(snapshot, building.work, progress)
             building.finish(Recipe.WEIGHTS, str(step.source), {}, files, progress)
 
@@ -216,7 +217,9 @@ def _build(step: BuildArtifact, world: World, progress: Progress) -> None:
     with world.store.building(step.key, progress, fresh=True) as building:
         if building.manifest is None:
             base = Path(step.base_path) if step.base_path is not None else None
-            world.builder.build(step.recipe, Path(step.source_path), building.work, progress, base)
+            source = Path(step.source_path)
+            building.expect(world.builder.expected_bytes(step.recipe, source), about=True)
+            world.builder.build(step.recipe, source, building.work, progress, base)
             versions = world.builder.versions(step.recipe)
             building.finish(step.recipe, step.source, versions, None, progress)
 
@@ -224,6 +227,7 @@ def _build(step: BuildArtifact, world: World, progress: Progress) -> None:
 def _import_adapter(origin: Path, key: str, digest: str, world: World, progress: Progress) -> None:
     with world.store.building(key, progress, fresh=True) as building:
         if building.manifest is None:
+            building.expect(world.builder.expected_bytes(Recipe.ADAPTER, origin))
             world.builder.build(Recipe.ADAPTER, origin, building.work, progress)
             building.finish(Recipe.ADAPTER, f"dir:{digest}", {}, None, progress)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.errors import HostError
+from orchestrator.errors import HostError, UsageError
 
 DEFAULT_LISTEN = "127.0.0.1:8484"
 # A unix socket's path has room for 107 bytes.
@@ -23,7 +24,8 @@ class Settings:
     ORCH_TORCH_INDEX, in place of the pin's own package index. offline: HF_HUB_OFFLINE. target: ORCH_TARGET, where
     engines run when nothing else is said. docker_host: DOCKER_HOST, the daemon's socket. gateway_base:
     ORCH_GATEWAY_BASE, in place of the pinned base image of the gateway's. api_key: ORCH_API_KEY, which clients of the
-    gateway must send from now on.
+    gateway must send from now on. shared_stores: ORCH_STORES, store directories of others, with colons between.
+    store_limit: ORCH_STORE_LIMIT, the most bytes that the own store may have.
     """
 
     data: Path
@@ -35,6 +37,8 @@ class Settings:
     docker_host: str | None = None
     gateway_base: str | None = None
     api_key: str | None = field(default=None, repr=False)
+    shared_stores: tuple[Path, ...] = ()
+    store_limit: int | None = None
 
     @property
     def store(self) -> Path:
@@ -95,7 +99,8 @@ class Settings:
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
-    """Settings from the environment. Raises HostError when there is no home to put the data directory in."""
+    """Settings from the environment. Raises HostError when there is no home to put the data directory in, UsageError
+    when a size is none."""
     home = environ.get("ORCH_HOME")
     if not home:
         base = environ.get("XDG_DATA_HOME") or (f"{environ['HOME']}/.local/share" if environ.get("HOME") else "")
@@ -105,8 +110,11 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             )
         home = f"{base}/orch"
     given = environ.get("ORCH_LISTEN")
+    data = Path(home).expanduser().resolve()
+    shared = (Path(place).expanduser().resolve() for place in environ.get("ORCH_STORES", "").split(":") if place)
+    limit = environ.get("ORCH_STORE_LIMIT")
     return Settings(
-        data=Path(home).expanduser().resolve(),
+        data=data,
         listen=given or DEFAULT_LISTEN,
         listen_given=bool(given),
         torch_index=environ.get("ORCH_TORCH_INDEX") or None,
@@ -115,4 +123,18 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         docker_host=environ.get("DOCKER_HOST") or None,
         gateway_base=environ.get("ORCH_GATEWAY_BASE") or None,
         api_key=environ.get("ORCH_API_KEY") or None,
+        shared_stores=tuple(dict.fromkeys(place for place in shared if place != data / "store")),
+        store_limit=_size("ORCH_STORE_LIMIT", limit) if limit else None,
     )
+
+
+def _size(name: str, text: str) -> int:
+    """Bytes, from such as 200GB (decimal), 186GiB (binary) or 200000000000."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMGT]I?)?B)?", text.strip(), re.IGNORECASE | re.ASCII)
+    unit = (found[2] or "").upper() if found else ""
+    size = (
+        int(float(found[1]) * (1024 if unit.endswith("I") else 1000) ** " KMGT".index(unit[:1] or " ")) if found else 0
+    )
+    if size <= 0:
+        raise UsageError(f"{name}={text} is no size.", hint="Write it as 200GB (decimal) or 186GiB (binary).")
+    return size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,11 +12,15 @@ from pathlib import Path
 from orchestrator.artifacts import qwen3
 from orchestrator.artifacts.disk import host_errors
 from orchestrator.artifacts.gguf_file import Quant, build_gguf
+from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.lora import CONFIG, WEIGHTS, Adapter, build_lora_gguf, check_fits, read_adapter
 from orchestrator.artifacts.nvfp4_checkpoint import build_nvfp4
 from orchestrator.artifacts.quantize import Quantizer
 from orchestrator.core.artifact import BUILDER_FORMAT, Recipe
 from orchestrator.core.progress import Progress
+from orchestrator.core.vram import artifact_bytes
+from orchestrator.core.weights import shape_of
+from orchestrator.errors import SourceError
 
 GGUF_FILE = "model.gguf"
 ADAPTER_FILE = "adapter.gguf"
@@ -59,6 +64,14 @@ class Builder:
         if recipe is Recipe.GGUF_Q6_K:
             found["ggml"] = Quantizer(self._library).version
         return found
+
+    def expected_bytes(self, recipe: Recipe, source: Path) -> int:
+        """About how large `recipe` of the directory `source` will be: as the source, where no shape is told."""
+        size = sum(path.stat().st_size for path in source.glob("*") if path.is_file())
+        with suppress(SourceError):
+            shape = shape_of(read_json(source / "config.json"))
+            return artifact_bytes(recipe, size, shape) if shape is not None else size
+        return size
 
     def build(self, recipe: Recipe, source: Path, work: Path, progress: Progress, base: Path | None = None) -> None:
         """Makes `recipe` of the directory `source` in the existing directory `work`.

@@ -2,20 +2,21 @@
 
     ROOT/KEY/             finished: its files and manifest.json
     ROOT/.partial/KEY/    being built; kept after a failure, so that a download goes on where it stopped
-    ROOT/.locks/KEY       flock of the one that builds or removes KEY
+    ROOT/.locks/KEY       flock of the one that builds, repairs or removes KEY
     ROOT/.trash/          renamed away, then deleted
 
 Finished means the rename from .partial to ROOT, after everything was fsynced: kill -9 or a power cut leave
 either all of an artifact or nothing that looks like one. It stays finished as long as its files are there with
 their sizes; an entry that lost one is broken, and is built anew like one that never was.
+
+Beside its own directory a store may know shared ones, of other machines perhaps: what is finished there counts and is
+used in place. They are never written.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
-import re
 import shutil
 import stat
 import time
@@ -24,28 +25,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 from orchestrator.artifacts.disk import fsync_directory, fsync_file, host_errors, write_whole
+from orchestrator.artifacts.shelf import MANIFEST, Damage, Shelf, files_below, hash_file, is_inside
 from orchestrator.core.artifact import FileEntry, Manifest, Recipe
 from orchestrator.core.progress import Progress, silent
-from orchestrator.errors import SourceError
+from orchestrator.errors import HostError, SourceError
 
-MANIFEST = "manifest.json"
-
-_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_CHUNK = 1 << 20
 _POLL_SECONDS = 0.05
-
-
-@dataclass(frozen=True)
-class Damage:
-    """What is wrong with one file of an artifact; `path` is relative to it."""
-
-    key: str
-    path: str
-    kind: Literal["missing", "size", "hash", "extra", "unreadable"]
-    reason: str
+# Adapters are small, and a container that runs sees one directory of them: they are always the store's own.
+_NEVER_SHARED = (f"{Recipe.ADAPTER.value}-", f"{Recipe.LORA_GGUF.value}-")
 
 
 @dataclass
@@ -56,6 +45,10 @@ class Building:
     key: str
     work: Path
     manifest: Manifest | None
+
+    def expect(self, size: int, about: bool = False) -> None:
+        """Says before the first byte how large it will be; HostError if the store must not grow so far."""
+        self.store.refuse_beyond_limit(self.key, size, about)
 
     def finish(
         self,
@@ -90,7 +83,7 @@ class Building:
             write_whole(self.work / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
             for directory, _, _ in os.walk(self.work, topdown=False):
                 fsync_directory(Path(directory))
-            final = self.store.path(self.key)
+            final = self.store.own.path(self.key)
             if os.path.lexists(final):
                 self.store.discard(final)
             self.work.rename(final)
@@ -100,37 +93,56 @@ class Building:
 
 
 class Store:
-    """Artifacts below `root`. Any number of processes may use one root; HostError where the disk refuses."""
+    """Artifacts below `root`, at most `limit` bytes of them, and in the `shared` stores.
 
-    def __init__(self, root: Path) -> None:
+    Any number of processes may use one root; HostError where the disk refuses.
+    """
+
+    def __init__(self, root: Path, shared: tuple[Path, ...] = (), limit: int | None = None) -> None:
         self.root = root
+        self.own = Shelf(root)
+        self.shared = tuple(Shelf(place) for place in shared)
+        self.limit = limit
+
+    @property
+    def shelves(self) -> tuple[Shelf, ...]:
+        """Where entries are looked for, in this order."""
+        return (self.own, *self.shared)
+
+    def shelf(self, key: str) -> Shelf:
+        """Where `key` is finished; the store's own directory if it is so nowhere."""
+        return next((shelf for shelf in self._shelves(key) if shelf.get(key) is not None), self.own)
 
     def path(self, key: str) -> Path:
-        """Where the files of `key` lie once it is finished."""
-        if not _KEY.fullmatch(key):
-            raise ValueError(f"not an artifact key: {key!r}")
-        return self.root / key
+        """Where the files of `key` lie, or will once it is finished."""
+        return self.shelf(key).path(key) if self.shared else self.own.path(key)
 
     def get(self, key: str) -> Manifest | None:
         """The manifest of a finished artifact; None if there is none or it is broken. Reads the manifest only."""
-        found = self._manifest(key)
-        return found if isinstance(found, Manifest) and not self._losses(found) else None
+        found = (shelf.get(key) for shelf in self._shelves(key))
+        return next((manifest for manifest in found if manifest is not None), None)
 
     def all(self) -> tuple[Manifest, ...]:
         """Every finished artifact, by key. What is broken is left out; see `broken`."""
-        found = (self.get(key) for key in self._keys())
-        return tuple(manifest for manifest in found if manifest is not None)
+        found: dict[str, Manifest] = {}
+        for shelf in self.shelves:
+            for key in shelf.names():
+                if key not in found and shelf in self._shelves(key) and (manifest := shelf.get(key)) is not None:
+                    found[key] = manifest
+        return tuple(found[key] for key in sorted(found))
+
+    def _shelves(self, key: str) -> tuple[Shelf, ...]:
+        return (self.own,) if key.startswith(_NEVER_SHARED) else self.shelves
 
     def broken(self) -> tuple[Damage, ...]:
-        """What is seen without reading: manifests that cannot be read, files that are gone or have another size."""
-        damages: list[Damage] = []
-        for key in self._keys():
-            found = self._manifest(key)
-            if isinstance(found, Manifest):
-                damages += self._losses(found)
-            elif found is not None:
-                damages.append(found)
-        return tuple(damages)
+        """What of the own entries is seen to be broken without reading their files."""
+        return self.own.broken()
+
+    def verify(self, key: str, progress: Progress = silent) -> list[Damage]:
+        """Reads every byte of the own artifact, or of the shared one in its place, and reports what is not as its
+        manifest says."""
+        shelf = self.own if self.own.manifest(key) is not None else self.shelf(key)
+        return shelf.verify(key, progress)
 
     @contextmanager
     def building(self, key: str, progress: Progress = silent, fresh: bool = False) -> Iterator[Building]:
@@ -140,8 +152,13 @@ class Store:
         `manifest` says whether it is finished already. `work` is the same directory every time and keeps what
         a failed attempt left, unless `fresh`.
         """
-        work = self.root / ".partial" / self.path(key).name
-        with self._locked(key, progress):
+        work = self.partial(key)
+        manifest = self.get(key)
+        if manifest is not None:
+            # No turn is needed to see it, and on a read-only disk there is none to be had.
+            yield Building(self, key, work, manifest)
+            return
+        with self.locked(key, progress):
             manifest = self.get(key)
             if manifest is None:
                 with host_errors(f"use the store {self.root}"):
@@ -152,28 +169,49 @@ class Store:
                     (work / MANIFEST).unlink(missing_ok=True)
             yield Building(self, key, work, manifest)
 
-    def verify(self, key: str, progress: Progress = silent) -> list[Damage]:
-        """Reads every byte of the artifact and reports what is not as its manifest says."""
-        manifest = self._manifest(key)
-        if not isinstance(manifest, Manifest):
-            return [manifest or Damage(key, "", "missing", "it is not in the store")]
-        damages: list[Damage] = []
-        root = self.path(key)
-        done = 0
-        with host_errors(f"verify {key}"):
-            found = _scan_any(root)
-            for entry in manifest.files:
-                damages += _damage_of(key, root, entry, found.get(entry.path), progress, (done, manifest.size))
-                done += entry.size
-            extra = found.keys() - {entry.path for entry in manifest.files} - {MANIFEST}
-        damages += [Damage(key, path, "extra", "it is not in the manifest") for path in sorted(extra)]
-        return damages
+    def partial(self, key: str) -> Path:
+        """Where `key` is built."""
+        return self.root / ".partial" / self.own.path(key).name
 
-    def remove(self, key: str, progress: Progress = silent) -> bool:
-        """Deletes the artifact and what an unfinished build left; False if there was neither."""
-        final = self.path(key)
-        with self._locked(key, progress), host_errors(f"remove {key}"):
-            there = [path for path in (final, self.root / ".partial" / key) if os.path.lexists(path)]
+    def unfinished(self) -> dict[str, tuple[int, float]]:
+        """What builds have left unfinished, by key: its bytes, and when it was last written to (seconds since 1970)."""
+        found = {}
+        with host_errors(f"read the store {self.root}"):
+            for work in sorted((self.root / ".partial").glob("*")):
+                inside = files_below(work).values()
+                times = [status.st_mtime for status in (*inside, work.stat())]
+                found[work.name] = (sum(status.st_size for status in inside), max(times))
+        return found
+
+    def used(self) -> int:
+        """Bytes of all files below the root: finished ones, unfinished ones, and what is still to be deleted."""
+        with host_errors(f"read the store {self.root}"):
+            return sum(status.st_size for status in files_below(self.root).values())
+
+    def refuse_beyond_limit(self, key: str, size: int, about: bool = False) -> None:
+        """HostError if the store would grow beyond its limit by `key` having `size` bytes; `about`: an estimate."""
+        if self.limit is None:
+            return
+        work = self.partial(key)
+        used = self.used() - sum(status.st_size for status in files_below(work).values())
+        if used + size > self.limit:
+            need = f"{'about ' if about else ''}{_amount(size)}"
+            raise HostError(
+                f"{key} needs {need}; the store has {_amount(used)} and may have {_amount(self.limit)}.",
+                hint="orch artifacts gc removes what nothing needs; ORCH_STORE_LIMIT is the limit.",
+            )
+
+    def remove(self, key: str, progress: Progress = silent, wait: bool = True, entry: bool = True) -> bool:
+        """Deletes the own artifact and what an unfinished build left; False if there was neither.
+
+        Without `wait` it is also False, and all stays, while another process is at it; without `entry` the finished
+        artifact stays.
+        """
+        there: list[Path] = []
+        with self.locked(key, progress, wait) as mine, host_errors(f"remove {key}"):
+            if mine:
+                paths = (self.own.path(key), self.partial(key)) if entry else (self.partial(key),)
+                there = [path for path in paths if os.path.lexists(path)]
             for path in there:
                 self.discard(path)
         return bool(there)
@@ -194,58 +232,20 @@ class Store:
         fsync_directory(path.parent)
         _delete(away)
 
-    def _keys(self) -> list[str]:
-        with host_errors(f"read the store {self.root}"):
-            if not self.root.is_dir():
-                return []
-            return sorted(entry.name for entry in self.root.iterdir() if _KEY.fullmatch(entry.name))
-
-    def _manifest(self, key: str) -> Manifest | Damage | None:
-        path = self.path(key) / MANIFEST
-        try:
-            manifest = Manifest.model_validate_json(path.read_bytes())
-        except FileNotFoundError as error:
-            if not os.path.lexists(path.parent):
-                return None
-            return Damage(key, MANIFEST, "unreadable", str(error))
-        except (OSError, ValueError) as error:
-            return Damage(key, MANIFEST, "unreadable", str(error))
-        if manifest.key != key:
-            return Damage(key, MANIFEST, "unreadable", f"it is the manifest of {manifest.key}")
-        if not all(_is_inside(entry.path) for entry in manifest.files):
-            return Damage(key, MANIFEST, "unreadable", "it names files outside of the artifact")
-        return manifest
-
-    def _losses(self, manifest: Manifest) -> list[Damage]:
-        """What lstat tells about the files of a manifest."""
-        root = self.path(manifest.key)
-        found = ((entry, _status(root / entry.path)) for entry in manifest.files)
-        return [damage for entry, status in found if (damage := _loss(manifest.key, entry, status)) is not None]
-
     @contextmanager
-    def _locked(self, key: str, progress: Progress) -> Iterator[None]:
+    def locked(self, key: str, progress: Progress, wait: bool = True) -> Iterator[bool]:
+        """The turn of one process at `key`. Without `wait` it may be another's: then the block runs with False."""
         with host_errors(f"use the store {self.root}"):
             (self.root / ".locks").mkdir(parents=True, exist_ok=True)
             # The file stays: removing it would let two processes lock two files of one name.
             descriptor = os.open(self.root / ".locks" / key, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            while not _try_lock(descriptor):
+            while not (mine := _try_lock(descriptor)) and wait:
                 progress(f"waiting for another build of {key}", 0, 0)
                 time.sleep(_POLL_SECONDS)
-            yield
+            yield mine
         finally:
             os.close(descriptor)
-
-
-def hash_file(path: Path, progress: Progress = silent, done: int = 0, total: int = 0) -> str:
-    """SHA-256 of a file in lowercase hex; reports `done` plus what it has read of `total`."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            done += len(chunk)
-            progress("hashing", done, total)
-    return digest.hexdigest()
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -256,24 +256,9 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _is_inside(path: str) -> bool:
-    parts = path.split("/")
-    return all(part not in ("", ".", "..") for part in parts) and path != MANIFEST
-
-
-def _scan_any(root: Path) -> dict[str, os.stat_result]:
-    """Everything below `root` that is no directory, by relative path; links are not followed."""
-    found = {}
-    for directory, subdirectories, names in os.walk(root):
-        for name in names + [name for name in subdirectories if (Path(directory) / name).is_symlink()]:
-            path = Path(directory) / name
-            found[path.relative_to(root).as_posix()] = path.lstat()
-    return found
-
-
 def _scan(work: Path) -> dict[str, os.stat_result]:
     """The files of a work directory; SourceError if one could not be part of an artifact."""
-    found = _scan_any(work)
+    found = files_below(work)
     for path, status in found.items():
         if not stat.S_ISREG(status.st_mode) or path == MANIFEST:
             raise SourceError(f"{work / path} cannot be stored: it is no plain file, or has a reserved name.")
@@ -293,7 +278,7 @@ def _hash_all(work: Path, found: dict[str, os.stat_result], progress: Progress) 
 
 def _keep_only(work: Path, found: dict[str, os.stat_result], files: tuple[FileEntry, ...]) -> None:
     for entry in files:
-        if not _is_inside(entry.path):
+        if not is_inside(entry.path):
             raise SourceError(f"{entry.path!r} cannot be stored: it is outside of the artifact, or reserved.")
         status = found.get(entry.path)
         if status is None or status.st_size != entry.size:
@@ -306,44 +291,6 @@ def _keep_only(work: Path, found: dict[str, os.stat_result], files: tuple[FileEn
             Path(directory).rmdir()
 
 
-def _status(path: Path) -> os.stat_result | None:
-    try:
-        return path.lstat()
-    except OSError:
-        return None
-
-
-def _loss(key: str, entry: FileEntry, status: os.stat_result | None) -> Damage | None:
-    """The damage that shows without reading the file."""
-    if status is None:
-        return Damage(key, entry.path, "missing", "the file is gone")
-    if not stat.S_ISREG(status.st_mode):
-        return Damage(key, entry.path, "unreadable", "it is no plain file")
-    if status.st_size != entry.size:
-        return Damage(key, entry.path, "size", f"it has {status.st_size} bytes instead of {entry.size}")
-    return None
-
-
-def _damage_of(
-    key: str,
-    root: Path,
-    entry: FileEntry,
-    status: os.stat_result | None,
-    progress: Progress,
-    position: tuple[int, int],
-) -> list[Damage]:
-    loss = _loss(key, entry, status)
-    if loss is not None:
-        return [loss]
-    try:
-        found = hash_file(root / entry.path, progress, *position)
-    except OSError as error:
-        return [Damage(key, entry.path, "unreadable", error.strerror or str(error))]
-    if found != entry.sha256:
-        return [Damage(key, entry.path, "hash", f"its SHA-256 is {found} instead of {entry.sha256}")]
-    return []
-
-
 def _delete(path: Path) -> None:
     """Deletes a tree; another process may be deleting the same one."""
     if not path.is_dir() or path.is_symlink():
@@ -351,3 +298,8 @@ def _delete(path: Path) -> None:
     while path.is_dir():
         with suppress(FileNotFoundError):
             shutil.rmtree(path)
+
+
+def _amount(size: int) -> str:
+    unit, name = next((pair for pair in ((10**9, "GB"), (10**6, "MB")) if size >= pair[0]), (10**3, "kB"))
+    return f"{size / unit:.1f} {name}"

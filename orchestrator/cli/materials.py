@@ -1,8 +1,7 @@
-"""The verbs for what engines are made of: pull, artifacts, engines, profile."""
+"""The verbs for what engines are made of: pull, engines, profile."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,18 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.options import AsJson, OnlyPlan, ProfileName, app, session_of
-from orchestrator.errors import DRIFT, HostError, PlanRefused, ProfileError, SourceError, UsageError
+from orchestrator.errors import HostError, PlanRefused, ProfileError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.cli.session import Session
-    from orchestrator.core.deployment import Deployment
     from orchestrator.core.environment import EnvironmentSpec
     from orchestrator.core.steps import Plan, Step
 
-artifacts = typer.Typer(help="The store of weights and artifacts.", no_args_is_help=True)
 engines = typer.Typer(help="Engine environments, made and pinned by orch.", no_args_is_help=True)
 profiles = typer.Typer(help="Profiles of models, GPUs and engine pins.", no_args_is_help=True)
-app.add_typer(artifacts, name="artifacts")
 app.add_typer(engines, name="engines")
 app.add_typer(profiles, name="profile")
 
@@ -60,55 +56,6 @@ def pull(
             return _one_step("pull", FetchWeights(source, key), done=session.store.get(key) is not None)
 
         session.carry_out("pull", make_plan, plan)
-
-
-@artifacts.command("ls")
-def artifacts_ls(as_json: AsJson = False) -> None:
-    """Finished entries, newest last."""
-    with session_of(as_json) as session:
-        rows = [
-            {"key": m.key, "recipe": m.recipe.value, "size": m.size, "created": m.created, "source": m.source}
-            for m in sorted(session.store.all(), key=lambda manifest: manifest.created)
-        ]
-        session.screen.table("Artifacts", ("key", "size", "created", "source"), rows)
-
-
-@artifacts.command("verify")
-def artifacts_verify(
-    keys: Annotated[list[str] | None, typer.Argument(help="Keys; default: all.")] = None, as_json: AsJson = False
-) -> None:
-    """Read every byte and compare it with the manifest. Exit code 9 on damage."""
-    with session_of(as_json) as session:
-        chosen = [_checked(session, key) for key in keys or ()] or [manifest.key for manifest in session.store.all()]
-        damages = list(session.store.broken()) if not keys else []
-        for key in chosen:
-            _known_key(session, key)
-            damages += session.store.verify(key, session.progress)
-        rows = [dataclasses.asdict(damage) for damage in damages]
-        if rows:
-            session.screen.table("Damage", ("key", "path", "kind", "reason"), rows)
-            raise typer.Exit(DRIFT)
-        session.screen.result({"verified": chosen}, f"{len(chosen)} verified, no damage.")
-
-
-@artifacts.command("rm")
-def artifacts_rm(
-    keys: Annotated[list[str], typer.Argument(help="Keys, as `orch artifacts ls` shows them.")], as_json: AsJson = False
-) -> None:
-    """Remove entries that no deployment uses."""
-    with session_of(as_json) as session, session.exclusive("artifacts rm"):
-        from orchestrator.core.refusals import refuse_unreachable
-
-        observed = session.observe()
-        refuse_unreachable(observed)
-        used = {key: e.instance.name for e in observed.engines for key in _keys_of(e.deployment)}
-        for key in [_checked(session, key) for key in keys]:
-            if key in used:
-                raise PlanRefused(f"{key} is in use by {used[key]}.", hint="orch down first.")
-            if not session.store.remove(key, session.progress):
-                _known_key(session, key)
-            session.screen.result({"removed": key}, f"Removed {key}.")
-        session.store.sweep()
 
 
 @engines.command("ls")
@@ -220,26 +167,6 @@ def _one_step(verb: str, step: Step, done: bool) -> Plan:
 
     item = Skip(step.what, "it is there already") if done else Action(step)
     return Plan(verb, (item,), commit=1)
-
-
-def _checked(session: Session, key: str) -> str:
-    """What was typed, if it can be a key at all: no path."""
-    try:
-        return session.store.path(key).name
-    except ValueError as error:
-        raise SourceError(f"{key} is no key of the store.", hint="orch artifacts ls") from error
-
-
-def _known_key(session: Session, key: str) -> None:
-    if session.store.get(key) is None and key not in {damage.key for damage in session.store.broken()}:
-        raise SourceError(f"There is no {key} in the store.", hint="orch artifacts ls")
-
-
-def _keys_of(deployment: Deployment) -> list[str]:
-    keys = [deployment.artifact_key]
-    for adapter in deployment.adapters:
-        keys += [adapter.key, adapter.gguf_key]
-    return keys
 
 
 def _spec(session: Session, engine: str) -> EnvironmentSpec:

@@ -83,7 +83,12 @@ class Session:
     def store(self) -> Store:
         from orchestrator.artifacts.store import Store
 
-        return Store(self.settings.store)
+        for place in self.settings.shared_stores:
+            if not place.is_dir():
+                raise HostError(
+                    f"The shared store {place} is not there.", hint="Mount it, or take it out of ORCH_STORES."
+                )
+        return Store(self.settings.store, self.settings.shared_stores, self.settings.store_limit)
 
     @cached_property
     def builder(self) -> Builder:

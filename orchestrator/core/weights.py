@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 REPOSITORY = r"[\w.-]+/[\w.-]+"
 # What weights may consist of: safetensors, tokenizer and config; never pickles, never code.
@@ -96,6 +97,27 @@ class Shape:
         attention = 3 * self.hidden + queries + 2 * keys + queries + self.hidden
         feed_forward = 2 * self.hidden + 2 * self.intermediate + self.intermediate + self.hidden
         return self.layers * (attention + feed_forward) + 2 * (self.vocab + self.hidden)
+
+
+def shape_of(config: Any) -> Shape | None:
+    """The sizes that the JSON of a config.json tells; None when it does not."""
+    try:
+        heads = int(config["num_attention_heads"])
+        shape = Shape(
+            layers=int(config["num_hidden_layers"]),
+            hidden=int(config["hidden_size"]),
+            heads=heads,
+            kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+            intermediate=int(config["intermediate_size"]),
+            vocab=int(config["vocab_size"]),
+            tied=bool(config.get("tie_word_embeddings")),
+            positions=int(config.get("max_position_embeddings") or 0),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+        return None
+    sizes = (shape.layers, shape.hidden, heads, shape.kv_heads, shape.head_dim, shape.intermediate, shape.vocab)
+    return shape if min(sizes) > 0 else None
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,11 @@ class Building(Protocol):
     work: Path
     manifest: Manifest | None
 
+    def expect(self, size: int, about: bool = False) -> None:
+        """Say before the first byte how large the entry will be (`about`: an estimate); HostError if the store must
+        not grow so far."""
+        ...
+
     def finish(
         self,
         recipe: Recipe,
@@ -92,6 +97,10 @@ class Builder(Protocol):
 
     def versions(self, recipe: Recipe) -> dict[str, str]:
         """The versions of everything whose output depends on it."""
+        ...
+
+    def expected_bytes(self, recipe: Recipe, source: Path) -> int:
+        """About how large the artifact will be."""
         ...
 
     def build(self, recipe: Recipe, source: Path, work: Path, progress: Progress, base: Path | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.core.artifact import Recipe, artifact_key, source_of_files
 from orchestrator.core.profile import Weights
 from orchestrator.core.progress import Progress
-from orchestrator.core.weights import WANTED, HubSource, Shape, WeightsFacts
+from orchestrator.core.weights import WANTED, HubSource, Shape, WeightsFacts, shape_of
 from orchestrator.drivers.base import Store
 from orchestrator.drivers.files import read_json, write_json
 from orchestrator.errors import HostError, SourceError
@@ -98,20 +98,6 @@ def _sha256(path: Path, progress: Progress, done: int, total: int) -> str:
 def read_shape(root: Path) -> Shape | None:
     """The sizes that config.json tells; None when it does not."""
     try:
-        config = json.loads((root / "config.json").read_bytes())
-        heads = int(config["num_attention_heads"])
-        shape = Shape(
-            layers=int(config["num_hidden_layers"]),
-            hidden=int(config["hidden_size"]),
-            heads=heads,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
-            intermediate=int(config["intermediate_size"]),
-            vocab=int(config["vocab_size"]),
-            tied=bool(config.get("tie_word_embeddings")),
-            positions=int(config.get("max_position_embeddings") or 0),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+        return shape_of(json.loads((root / "config.json").read_bytes()))
+    except (OSError, ValueError):
         return None
-    sizes = (shape.layers, shape.hidden, heads, shape.kv_heads, shape.head_dim, shape.intermediate, shape.vocab)
-    return shape if min(sizes) > 0 else None

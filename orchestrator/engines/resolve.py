@@ -152,9 +152,13 @@ def _container(
     accelerator: Accelerator,
     shipped: Shipped,
 ) -> Container:
-    # The whole store, not the artifact: adapters come into it while the container runs.
-    store = shipped.store_path(key).parent
-    reads = {str(store), *(() if Path(model_path).is_relative_to(store) else (model_path, *linked))}
+    # The whole store, not the artifact: adapters come into it while the container runs, and never into a shared one.
+    store, entry = shipped.store_path(artifact_key(Recipe.ADAPTER, "")).parent, shipped.store_path(key)
+    reads = {str(store)}
+    if Path(model_path).is_relative_to(entry):
+        reads |= {str(entry)} if entry.parent != store else set()
+    else:
+        reads |= {model_path, *linked}
     return Container(
         image=image.reference,
         reads=tuple(sorted(reads)),

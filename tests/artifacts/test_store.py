@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.artifacts.store import Damage, Store
+from orchestrator.artifacts.shelf import Damage
+from orchestrator.artifacts.store import Store
 from orchestrator.core.artifact import FileEntry, Recipe, artifact_key
 from orchestrator.errors import HostError, Interrupted, SourceError
 

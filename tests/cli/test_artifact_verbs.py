@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,6 +70,32 @@ def test_keys_that_are_none(orch: Orch, verb: str, name: str) -> None:
     done = orch.run("artifacts", verb, name, code=10)
     assert "orch artifacts ls" in done.err
     assert "Traceback" not in done.err
+
+
+def test_entries_of_a_shared_store_are_used_in_place_and_never_removed(orch: Orch, key: str, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    (orch.home / "store").rename(shared)
+    assert orch.run("artifacts", "ls", "--json").lines == []
+    orch.env["ORCH_STORES"] = str(shared)
+    (row,) = orch.run("artifacts", "ls", "--json").lines
+    assert (row["key"], row["place"]) == (key, str(shared))
+    assert str(shared) in orch.run("artifacts", "ls").out
+    assert orch.run("pull", "--repo", "test/tiny", "--json").steps("done") == []
+    assert orch.run("artifacts", "verify", "--json").lines[-1] == {"verified": [key]}
+    assert str(shared) in orch.run("artifacts", "rm", key, code=5).err
+    assert (shared / key / "manifest.json").exists()
+    orch.env["ORCH_STORES"] = str(tmp_path / "unmounted")
+    assert "ORCH_STORES" in orch.run("artifacts", "ls", code=4).err
+
+
+def test_a_pull_beyond_the_limit_is_refused_before_its_first_byte(orch: Orch, hub: Any) -> None:
+    orch.env["ORCH_STORE_LIMIT"] = "1MB"
+    done = orch.run("pull", "--repo", "test/tiny", code=4)
+    assert "may have 1.0 MB" in done.err
+    assert "orch artifacts gc" in done.err
+    assert [request.path for request in hub.requests if "/resolve/" in request.path] == []
+    orch.env["ORCH_STORE_LIMIT"] = "lots"
+    assert "ORCH_STORE_LIMIT" in orch.run("artifacts", "ls", code=2).err
 
 
 def test_engines_ls_says_what_each_runs_from(orch: Orch) -> None:

@@ -180,6 +180,22 @@ def test_weights_that_are_links_are_read_where_they_lead() -> None:
     assert "/cache/blobs" in made.launch.container.reads
 
 
+def test_an_entry_of_a_shared_store_is_read_where_it_is_and_adapters_from_the_own_store() -> None:
+    shared = Path("/shared/store")
+
+    def path(key: str) -> Path:
+        return shared / key if key.startswith("nvfp4") else store_path(key)
+
+    profile = tiny()
+    lora = (adapter("a", profile),)
+    wish = Wish(profile=profile, engine="vllm", target="docker")
+    made = resolve(wish, lora, weights_of(profile), RTX_5090, replace(shipped(), store_path=path)).deployment
+    assert made.launch.container is not None
+    assert made.model_path == str(shared / made.artifact_key)
+    assert made.launch.container.reads == (str(shared / made.artifact_key), str(store_path("k").parent))
+    assert made.adapters[0].path.startswith(str(store_path("k").parent))
+
+
 def test_memory_is_the_profiles_or_the_grounds_which_is_no_part_of_the_fingerprint() -> None:
     own, most = deployment("ollama", CPU, serving={"memory_mib": 4096}), deployment("ollama", CPU)
     assert [placed(made.launch, GROUND).memory_mib for made in (own, most)] == [4096, GROUND.memory_mib]

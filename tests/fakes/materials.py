@@ -62,6 +62,9 @@ class FakeBuilding:
         self.manifest = store.get(key)
         self._store = store
 
+    def expect(self, size: int, about: bool = False) -> None:
+        """There is room for everything."""
+
     def finish(
         self,
         recipe: Recipe,
@@ -136,6 +139,9 @@ class FakeBuilder:
 
     def versions(self, recipe: Recipe) -> dict[str, str]:
         return {"orch": "1"}
+
+    def expected_bytes(self, recipe: Recipe, source: Path) -> int:
+        return SIZE
 
     def build(self, recipe: Recipe, source: Path, work: Path, progress: Progress, base: Path | None = None) -> None:
         with self._faults.call(f"builder.build {recipe.value}"):

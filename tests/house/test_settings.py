@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import HostError
+from orchestrator.errors import HostError, UsageError
 from orchestrator.settings import DEFAULT_LISTEN, SOCKET_PATH_MAX, read_settings
 
 
@@ -64,3 +64,31 @@ def test_a_socket_fits_its_address_however_deep_the_data_directory_is() -> None:
     assert all(len(str(settings.admin_socket).encode()) <= SOCKET_PATH_MAX for settings in deep)
     assert len({settings.admin_socket for settings in deep}) == len(deep)
     assert read_settings({"ORCH_HOME": str(deep[0].data)}).admin_socket == deep[0].admin_socket
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("200GB", 200 * 10**9),
+        ("1.5 TiB", 3 * 2**39),
+        ("186gib", 186 * 2**30),
+        ("3kB", 3000),
+        ("7 B", 7),
+        ("12345", 12345),
+    ],
+)
+def test_the_limit_of_the_store(text: str, size: int) -> None:
+    assert read_settings({"HOME": "/c", "ORCH_STORE_LIMIT": text}).store_limit == size
+
+
+@pytest.mark.parametrize("text", ["much", "-1GB", "0", "0.0 GB", "200 G", "1e9", "200GBB", "1,5GB", "\u0665GB"])
+def test_a_limit_that_is_no_size(text: str) -> None:
+    with pytest.raises(UsageError, match="ORCH_STORE_LIMIT") as error:
+        read_settings({"HOME": "/c", "ORCH_STORE_LIMIT": text})
+    assert "200GB" in error.value.hint
+
+
+def test_shared_stores_are_each_named_once_and_never_the_own_one() -> None:
+    environ = {"ORCH_HOME": "/a", "ORCH_STORES": "/x:/a/store::/y/../x:/z"}
+    assert read_settings(environ).shared_stores == (Path("/x"), Path("/z"))
+    assert read_settings({"ORCH_HOME": "/a"}).shared_stores == ()

@@ -196,6 +196,7 @@ class Archive:
         with store.building(manifest.key, progress, fresh=True) as building:
             if building.manifest is not None:
                 return
+            building.expect(manifest.size)
             try:
                 with _disk(f"write {building.work}"):
                     for entry in manifest.files:

@@ -1,0 +1,97 @@
+"""The verbs for the store of weights and artifacts: ls, verify, rm."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.options import AsJson, app, session_of
+from orchestrator.errors import DRIFT, PlanRefused, SourceError
+
+if TYPE_CHECKING:
+    from orchestrator.cli.session import Session
+    from orchestrator.core.deployment import Deployment
+
+artifacts = typer.Typer(help="The store of weights and artifacts.", no_args_is_help=True)
+app.add_typer(artifacts, name="artifacts")
+
+
+@artifacts.command("ls")
+def artifacts_ls(as_json: AsJson = False) -> None:
+    """Finished entries, newest last."""
+    with session_of(as_json) as session:
+        rows = [
+            {
+                "key": m.key,
+                "recipe": m.recipe.value,
+                "size": m.size,
+                "created": m.created,
+                "place": str(session.store.shelf(m.key).root),
+                "source": m.source,
+            }
+            for m in sorted(session.store.all(), key=lambda manifest: manifest.created)
+        ]
+        place = ("place",) if session.store.shared else ()
+        session.screen.table("Artifacts", ("key", "size", "created", *place, "source"), rows)
+
+
+@artifacts.command("verify")
+def artifacts_verify(
+    keys: Annotated[list[str] | None, typer.Argument(help="Keys; default: all.")] = None, as_json: AsJson = False
+) -> None:
+    """Read every byte and compare it with the manifest. Exit code 9 on damage."""
+    with session_of(as_json) as session:
+        chosen = [_checked(session, key) for key in keys or ()] or [manifest.key for manifest in session.store.all()]
+        damages = list(session.store.broken()) if not keys else []
+        for key in chosen:
+            _known_key(session, key)
+            damages += session.store.verify(key, session.progress)
+        rows = [dataclasses.asdict(damage) for damage in damages]
+        if rows:
+            session.screen.table("Damage", ("key", "path", "kind", "reason"), rows)
+            raise typer.Exit(DRIFT)
+        session.screen.result({"verified": chosen}, f"{len(chosen)} verified, no damage.")
+
+
+@artifacts.command("rm")
+def artifacts_rm(
+    keys: Annotated[list[str], typer.Argument(help="Keys, as `orch artifacts ls` shows them.")], as_json: AsJson = False
+) -> None:
+    """Remove entries that no deployment uses."""
+    with session_of(as_json) as session, session.exclusive("artifacts rm"):
+        from orchestrator.core.refusals import refuse_unreachable
+
+        observed = session.observe()
+        refuse_unreachable(observed)
+        used = {key: e.instance.name for e in observed.engines for key in _keys_of(e.deployment)}
+        for key in [_checked(session, key) for key in keys]:
+            if key in used:
+                raise PlanRefused(f"{key} is in use by {used[key]}.", hint="orch down first.")
+            if not session.store.remove(key, session.progress):
+                _known_key(session, key)
+                place = session.store.shelf(key).root
+                raise PlanRefused(f"{key} lies in the shared store {place}.", hint="It is removed where it belongs.")
+            session.screen.result({"removed": key}, f"Removed {key}.")
+        session.store.sweep()
+
+
+def _checked(session: Session, key: str) -> str:
+    """What was typed, if it can be a key at all: no path."""
+    try:
+        return session.store.path(key).name
+    except ValueError as error:
+        raise SourceError(f"{key} is no key of the store.", hint="orch artifacts ls") from error
+
+
+def _known_key(session: Session, key: str) -> None:
+    if session.store.get(key) is None and key not in {damage.key for damage in session.store.broken()}:
+        raise SourceError(f"There is no {key} in the store.", hint="orch artifacts ls")
+
+
+def _keys_of(deployment: Deployment) -> list[str]:
+    keys = [deployment.artifact_key]
+    for adapter in deployment.adapters:
+        keys += [adapter.key, adapter.gguf_key]
+    return keys
