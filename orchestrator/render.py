@@ -30,8 +30,8 @@ SPINNER_PROGRESS_S = 0.1
 JSON_PROGRESS_S = 0.5
 # In a log, these are told when they begin; the others are over at once.
 LONG_STEPS = (
-    *("FetchWeights", "BuildArtifact", "EnsureEnvironment", "PullImage", "BuildImage"),
-    *("AwaitMemory", "ImportArtifact", "AwaitReady", "Drain"),
+    *("FetchWeights", "FetchArtifact", "BuildArtifact", "BuildTogether", "EnsureEnvironment", "PullImage"),
+    *("BuildImage", "AwaitMemory", "ImportArtifact", "AwaitReady", "Drain"),
 )
 LAST_COLUMN_MIN = 16
 
@@ -53,6 +53,9 @@ class Screen:
 
     def result(self, value: Mapping[str, Any], text: str) -> None:
         """An outcome: `value` for programs, `text` for people."""
+
+    def note(self, value: Mapping[str, Any], text: str) -> None:
+        """What is worth knowing on the way; no outcome."""
 
     def error(self, error: OrchError) -> None:
         """What went wrong, the evidence, and what to do."""
@@ -92,6 +95,9 @@ class JsonLines(Screen):
             self._line(row)
 
     def result(self, value: Mapping[str, Any], text: str) -> None:
+        self._line(value)
+
+    def note(self, value: Mapping[str, Any], text: str) -> None:
         self._line(value)
 
     def error(self, error: OrchError) -> None:
@@ -203,6 +209,10 @@ class Human(Screen):
         self._still()
         self._leave_gap()
         self._out.print(Text(text))
+
+    def note(self, value: Mapping[str, Any], text: str) -> None:
+        self._still()
+        self._print(self._err, "  .", text, "dim")
 
     def error(self, error: OrchError) -> None:
         from rich.text import Text

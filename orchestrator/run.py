@@ -6,6 +6,7 @@ One match over Step, and the whole of "how it is done" is the body of a case. De
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
@@ -34,10 +35,12 @@ from orchestrator.core.steps import (
     AwaitReady,
     BuildArtifact,
     BuildImage,
+    BuildTogether,
     Drain,
     EnsureEngine,
     EnsureEnvironment,
     EnsureGateway,
+    FetchArtifact,
     FetchWeights,
     ImportAdapter,
     ImportArtifact,
@@ -156,6 +159,10 @@ def _do(step: Step, world: World, progress: Progress) -> None:
             _fetch_weights(step, world, progress)
         case BuildArtifact():
             _build(step, world, progress)
+        case BuildTogether(builds):
+            _build_together(builds, world, progress)
+        case FetchArtifact():
+            _fetch_artifact(step, world, progress)
         case ImportAdapter(_, origin, key, digest):
             _import_adapter(Path(origin), key, digest, world, progress)
         case EnsureEnvironment(spec):
@@ -222,6 +229,36 @@ def _build(step: BuildArtifact, world: World, progress: Progress) -> None:
             world.builder.build(step.recipe, source, building.work, progress, base)
             versions = world.builder.versions(step.recipe)
             building.finish(step.recipe, step.source, versions, None, progress)
+
+
+def _build_together(builds: tuple[BuildArtifact, ...], world: World, progress: Progress) -> None:
+    with ExitStack() as stack:
+        # In the order of their keys: two processes that build the same ones would else wait for each other.
+        turns = {
+            build: stack.enter_context(world.store.building(build.key, progress, fresh=True))
+            for build in sorted(builds, key=lambda build: build.key)
+        }
+        left = {build: turn for build, turn in turns.items() if turn.manifest is None}
+        if left:
+            works = {build.recipe: turn.work for build, turn in left.items()}
+            world.builder.build_together(works, Path(builds[0].source_path), progress)
+        for build, turn in left.items():
+            turn.finish(build.recipe, build.source, world.builder.versions(build.recipe), None, progress)
+
+
+def _fetch_artifact(step: FetchArtifact, world: World, progress: Progress) -> None:
+    with world.store.building(step.key, progress) as building:
+        if building.manifest is not None:
+            return
+        if step.hub is not None:
+            snapshot = world.hub.snapshot(step.hub, timeout=30.0, names=[step.file] if step.file else None)
+            files = world.hub.fetch(snapshot, building.work, progress)
+            builder = {"repo": str(snapshot.source)}
+        else:
+            files = world.builder.copy_in(Path(step.path), building.work, progress)
+            builder = {}
+        files = world.builder.settle(step.recipe, building.work, files)
+        building.finish(step.recipe, step.source, builder, files, progress)
 
 
 def _import_adapter(origin: Path, key: str, digest: str, world: World, progress: Progress) -> None:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from orchestrator.artifacts import qwen3
+from orchestrator.artifacts import one_pass, qwen3
 from orchestrator.artifacts.disk import host_errors
-from orchestrator.artifacts.gguf_file import Quant, build_gguf
+from orchestrator.artifacts.gguf_file import Quant, WantedGguf
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.lora import CONFIG, WEIGHTS, Adapter, build_lora_gguf, check_fits, read_adapter
-from orchestrator.artifacts.nvfp4_checkpoint import build_nvfp4
+from orchestrator.artifacts.nvfp4_checkpoint import WantedNvfp4
+from orchestrator.artifacts.one_pass import Wanted
 from orchestrator.artifacts.quantize import Quantizer
-from orchestrator.core.artifact import BUILDER_FORMAT, Recipe
+from orchestrator.artifacts.ready_made import GGUF_FILE, copy_in, settle
+from orchestrator.core.artifact import BUILDER_FORMAT, FileEntry, Recipe
 from orchestrator.core.progress import Progress
 from orchestrator.core.vram import artifact_bytes
 from orchestrator.core.weights import shape_of
 from orchestrator.errors import SourceError
 
-GGUF_FILE = "model.gguf"
 ADAPTER_FILE = "adapter.gguf"
 
 
@@ -42,9 +44,6 @@ class Builder:
     def __init__(self, quantizer_library: Path) -> None:
         self._library = quantizer_library
         self._builds: dict[Recipe, Callable[[_Job], None]] = {
-            Recipe.GGUF_Q6_K: lambda job: self._gguf(job, "q6_k"),
-            Recipe.GGUF_BF16: lambda job: self._gguf(job, "bf16"),
-            Recipe.NVFP4A16: lambda job: build_nvfp4(job.source, job.work, job.progress),
             Recipe.ADAPTER: _adapter,
             Recipe.LORA_GGUF: _lora,
         }
@@ -59,9 +58,9 @@ class Builder:
     def versions(self, recipe: Recipe) -> dict[str, str]:
         """What made the bytes, for the manifest."""
         found = {"format": str(BUILDER_FORMAT), "numpy": version("numpy")}
-        if recipe is not Recipe.NVFP4A16:
+        if recipe.quant or recipe is Recipe.LORA_GGUF:
             found["gguf"] = version("gguf")
-        if recipe is Recipe.GGUF_Q6_K:
+        if recipe.quant not in ("", "bf16", "f16"):
             found["ggml"] = Quantizer(self._library).version
         return found
 
@@ -81,12 +80,32 @@ class Builder:
         claims; HostError if the disk or the quantizer fails; whatever `progress` raises passes through, leaving
         nothing that looks finished.
         """
-        if recipe not in self._builds:
+        if recipe.streamed:
+            self.build_together({recipe: work}, source, progress)
+        elif recipe in self._builds:
+            self._builds[recipe](_Job(source, work, progress, base))
+        else:
             raise ValueError(f"nothing is built for {recipe.value}")
-        self._builds[recipe](_Job(source, work, progress, base))
 
-    def _gguf(self, job: _Job, quant: Quant) -> None:
-        build_gguf(job.source, job.work / GGUF_FILE, quant, Quantizer(self._library), job.progress)
+    def build_together(self, works: Mapping[Recipe, Path], source: Path, progress: Progress) -> None:
+        """The same for several recipes, each with its directory, in one read of `source`."""
+        one_pass.build(source, [self.wanted(recipe, work) for recipe, work in works.items()], progress)
+
+    def wanted(self, recipe: Recipe, work: Path) -> Wanted:
+        """What a streamed recipe makes in the directory `work`."""
+        if recipe.quant in typing.get_args(Quant):
+            return WantedGguf(work / GGUF_FILE, typing.cast("Quant", recipe.quant), Quantizer(self._library))
+        if recipe is Recipe.NVFP4A16:
+            return WantedNvfp4(work)
+        raise ValueError(f"nothing is built for {recipe.value}")
+
+    def copy_in(self, path: Path, work: Path, progress: Progress) -> tuple[FileEntry, ...]:
+        """See ready_made.copy_in."""
+        return copy_in(path, work, progress)
+
+    def settle(self, recipe: Recipe, work: Path, files: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:
+        """See ready_made.settle."""
+        return settle(recipe, work, files)
 
 
 def _adapter(job: _Job) -> None:

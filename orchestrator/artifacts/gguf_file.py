@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileTy
 
 from orchestrator.artifacts import one_pass, qwen3
 from orchestrator.artifacts.disk import host_errors, pwrite_all, replacing, reserve
-from orchestrator.artifacts.one_pass import Block, Maker, Rows, Weights
+from orchestrator.artifacts.one_pass import Block, Cost, Maker, Rows, Weights, sampled
 from orchestrator.artifacts.quantize import Quantizer
 from orchestrator.artifacts.safetensors import Checkpoint, Tensor, is_finite, to_float32
 from orchestrator.artifacts.tokenizer import Tokenizer, read_tokenizer
@@ -68,16 +69,27 @@ class WantedGguf:
     quantizer: Quantizer
     name: str | None = None
 
+    def cost(self, weights: Weights) -> Cost:
+        """See one_pass.Wanted."""
+        outputs = plan_outputs(weights.checkpoint, weights.config, self.quant)
+        cpu_s = 0.0
+        for kind in {output.kind for output in outputs}:
+            alike = [output for output in outputs if output.kind is kind]
+            items = sum(output.source.rows * output.source.row_items for output in alike)
+            sample = replace(alike[0], source=replace(alike[0].source, dtype="BF16"))
+            cpu_s += sampled(partial(_converted, sample, quantizer=self.quantizer), sample.source.row_items, items)
+        return Cost(sum(aligned(output.size) for output in outputs), cpu_s)
+
     @contextmanager
     def making(self, weights: Weights) -> Iterator[Maker]:
         """See one_pass.Wanted."""
         tokenizer = read_tokenizer(weights.directory, weights.config.vocab_size)
         outputs = plan_outputs(weights.checkpoint, weights.config, self.quant)
-        with host_errors(f"write {self.out}"), replacing(self.out) as partial:
-            writer = GGUFWriter(partial, "qwen3")
+        with host_errors(f"write {self.out}"), replacing(self.out) as unfinished:
+            writer = GGUFWriter(unfinished, "qwen3")
             _add_metadata(writer, weights.config, tokenizer, self.quant, outputs, self.name)
             offset = write_head(writer, outputs)
-            descriptor = os.open(partial, os.O_WRONLY)
+            descriptor = os.open(unfinished, os.O_WRONLY)
             try:
                 yield _GgufMaker(descriptor, offset, outputs, self.quantizer)
             finally:

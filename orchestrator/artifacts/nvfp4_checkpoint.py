@@ -17,12 +17,13 @@ from orchestrator.artifacts import one_pass, qwen3
 from orchestrator.artifacts.disk import host_errors, replacing, write_whole
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.nvfp4 import BLOCK, Floats, dequantize_rows, global_scale, quantize_rows, round_bf16
-from orchestrator.artifacts.one_pass import Block, Maker, Rows, Weights
+from orchestrator.artifacts.one_pass import Block, Cost, Maker, Rows, Weights, sampled
 from orchestrator.artifacts.safetensors import (
     INDEX,
     Checkpoint,
     ShardWriter,
     Tensor,
+    tensor_bytes,
     to_float32,
 )
 from orchestrator.core.progress import Progress
@@ -92,6 +93,15 @@ class WantedNvfp4:
     """A directory of NVFP4A16 weights. config.json is written last: without it nothing takes it for finished."""
 
     outdir: Path
+
+    def cost(self, weights: Weights) -> Cost:
+        """See one_pass.Wanted."""
+        _check_columns(weights.tensors)
+        size = sum(tensor_bytes(*entry) for entry in _layout(list(weights.tensors)).values())
+        linear = [tensor for tensor in weights.tensors if _is_linear(tensor)]
+        items = sum(tensor.rows * tensor.row_items for tensor in linear)
+        cpu_s = sampled(lambda block: quantize_rows(_as_bf16(block), np.float32(1)), linear[0].row_items, items)
+        return Cost(size, cpu_s, holds=True)
 
     @contextmanager
     def making(self, weights: Weights) -> Iterator[Maker]:

@@ -8,7 +8,8 @@ converts any: such a unit is held in memory until it is measured. What is too la
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,9 @@ BLOCK_ITEMS = 1 << 19
 # Bytes of a unit that is held in memory; Qwen3-8B's largest, gate and up of a layer, has 201 MB. The unit after it is
 # read meanwhile, so there may be two.
 HELD_BYTES = 256 << 20
+
+# Elements of a block that is converted to see how long that takes.
+_SAMPLE_ITEMS = 1 << 18
 
 _JOINED = {
     "self_attn.q_proj": "qkv",
@@ -64,6 +68,25 @@ class Weights:
     tensors: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Bytes that are written, and CPU seconds, as far as a short sample tells. `holds`: units are held in memory."""
+
+    size: int
+    cpu_s: float
+    holds: bool = False
+
+
+def sampled(convert: Callable[[Block], object], row_items: int, items: int) -> float:
+    """CPU seconds for `items` elements in rows of `row_items`, from converting a few of them."""
+    rows = max(1, _SAMPLE_ITEMS // row_items)
+    values = np.random.default_rng(0).standard_normal((rows, row_items), np.float32)
+    block = (values.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    began = time.thread_time()
+    convert(block)
+    return (time.thread_time() - began) * items / block.size
+
+
 class Maker(Protocol):
     """One artifact in the making; its files are open and have their final sizes."""
 
@@ -86,6 +109,10 @@ class Maker(Protocol):
 
 class Wanted(Protocol):
     """An artifact that is to be made, at a place of its own."""
+
+    def cost(self, weights: Weights) -> Cost:
+        """What making it will take, on this machine."""
+        ...
 
     def making(self, weights: Weights) -> AbstractContextManager[Maker]:
         """Opens its files. It is whole when the block ends without an error; after one nothing looks finished."""

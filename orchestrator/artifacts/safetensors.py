@@ -71,6 +71,11 @@ class Tensor:
         return self.rows * self.row_bytes
 
 
+def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor."""
+    return math.prod(shape) * _NUMPY[dtype].itemsize
+
+
 class Checkpoint:
     """The tensors of one safetensors file or of all shards that an index names. Close it, or use `with`.
 

@@ -12,7 +12,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 # More would not help: the writer is one thread, and every block in flight is memory.
-_MAX_WORKERS = 16
+MAX_WORKERS = 16
 
 
 def in_order(function: Callable[[Job], Result], jobs: Iterable[Job]) -> Generator[tuple[Job, Result], None, None]:
@@ -21,7 +21,7 @@ def in_order(function: Callable[[Job], Result], jobs: Iterable[Job]) -> Generato
     The threads pay off because reading, numpy and the quantizer release the GIL. If the consumer stops or
     a job raises, the jobs not yet begun are dropped.
     """
-    workers = min(os.cpu_count() or 1, _MAX_WORKERS)
+    workers = min(len(os.sched_getaffinity(0)), MAX_WORKERS)
     pool = ThreadPoolExecutor(workers)
     pending: deque[tuple[Job, Future[Result]]] = deque()
     try:

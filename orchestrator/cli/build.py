@@ -2,28 +2,120 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.options import AsJson, app, session_of
+from orchestrator.cli.options import AsJson, OnlyPlan, ProfileName, Yes, app, session_of
 from orchestrator.errors import PlanRefused
 
 if TYPE_CHECKING:
+    from orchestrator.artifacts.one_pass import Wanted
     from orchestrator.cli.session import Session
+    from orchestrator.core.artifact import Recipe
+    from orchestrator.core.profile import Profile
+    from orchestrator.core.steps import Plan
 
-build = typer.Typer(help="Build one artifact, at a path of your own.", no_args_is_help=True)
+build = typer.Typer(invoke_without_command=True, help="Build a profile's artifacts, or one at a path of your own.")
 app.add_typer(build, name="build")
 
 WeightsDirectory = Annotated[
     Path, typer.Argument(help="A model directory: config, tokenizer, safetensors.", exists=True, file_okay=False)
 ]
+
+
+@build.callback()
+def build_all(
+    context: typer.Context,
+    profile: ProfileName = None,
+    recipes: Annotated[
+        list[str] | None, typer.Option("--recipe", help="Only this; may be said again. Default: all that it names.")
+    ] = None,
+    plan: OnlyPlan = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Have every artifact of a profile in the store: pulled, built in one read of the weights, or taken ready-made."""
+    if context.invoked_subcommand is not None:
+        return
+    with session_of(as_json) as session:
+        from orchestrator.cli.deploy import confirm_download
+        from orchestrator.cli.wishes import default_profile, load_profile, pinned
+
+        observed = session.observe()
+        loaded = pinned(session, load_profile(profile or default_profile(observed), observed), observed)
+        chosen = _recipes_of(loaded, recipes or [])
+        make_plan = partial(_plan_build, session, loaded, chosen)
+        first = make_plan()
+        if plan:
+            session.screen.plan(first)
+            return
+        if profile is None:
+            confirm_download(session, first, yes)
+        with session.exclusive("build"):
+            # In two parts: what a build takes is known when the weights are here.
+            session.run(make_plan(fetch_only=True))
+            _tell_estimate(session, todo := make_plan())
+            session.run(todo)
+
+
+def _recipes_of(profile: Profile, named: list[str]) -> tuple[Recipe, ...]:
+    """Those that were named, else all that its engines may serve; not the weights themselves."""
+    from orchestrator.cli.deploy import recipe_named
+    from orchestrator.core.artifact import Recipe
+
+    if named:
+        return tuple(dict.fromkeys(recipe for name in named if (recipe := recipe_named(name)) is not None))
+    settings = (profile.engines.ollama, profile.engines.llamacpp, profile.engines.vllm)
+    found = dict.fromkeys(recipe for engine in settings for recipe in engine.recipes)
+    return tuple(recipe for recipe in found if recipe is not Recipe.WEIGHTS)
+
+
+def _plan_build(session: Session, profile: Profile, recipes: tuple[Recipe, ...], fetch_only: bool = False) -> Plan:
+    """Everything that the recipes take, those that can be in one read of the weights."""
+    from orchestrator.cli.wishes import weights_facts
+    from orchestrator.core.plan import plan_supply
+    from orchestrator.core.steps import Action, BuildArtifact, BuildTogether, FetchWeights, Plan
+    from orchestrator.engines.resolve import artifact_supply
+
+    observed = session.observe()
+    weights, shipped = weights_facts(session, profile), session.shipped(observed, profile)
+    steps = dict.fromkeys(step for recipe in recipes for step in artifact_supply(recipe, weights, shipped))
+    streamed = tuple(step for step in steps if isinstance(step, BuildArtifact) and step.recipe.streamed)
+    others = tuple(step for step in steps if step not in streamed)
+    together = (BuildTogether(streamed),) if len(streamed) > 1 else streamed
+    plan = plan_supply("build", (*others, *together), observed)
+    if not fetch_only:
+        return plan
+    items = tuple(item for item in plan.items if isinstance(item, Action) and isinstance(item.step, FetchWeights))
+    return Plan("build", items, commit=len(items))
+
+
+def _tell_estimate(session: Session, plan: Plan) -> None:
+    """What the builds to be done will take; HostError where the disk has no room for them."""
+    from orchestrator.artifacts.estimate import estimate, refuse_full
+    from orchestrator.core.steps import BuildArtifact, BuildTogether
+
+    for action in plan.actions:
+        match action.step:
+            case BuildTogether(builds):
+                streamed = builds
+            case BuildArtifact() as one if one.recipe.streamed:
+                streamed = (one,)
+            case _:
+                continue
+        wanted = [session.builder.wanted(one.recipe, session.store.path(one.key)) for one in streamed]
+        found = estimate(Path(streamed[0].source_path), wanted)
+        refuse_full(session.store.root, found)
+        session.screen.note({"estimate": dataclasses.asdict(found)}, found.text)
 
 
 @build.command("gguf")
@@ -41,8 +133,7 @@ def build_gguf(
     """Safetensors of a dense Qwen3 to GGUF in one pass, its tensors byte-identical to those of llama.cpp's own tools;
     with --in-container other models too, by these tools."""
     with session_of(as_json) as session:
-        from orchestrator.artifacts.gguf_file import Quant
-        from orchestrator.artifacts.gguf_file import build_gguf as build_file
+        from orchestrator.artifacts.gguf_file import Quant, WantedGguf
         from orchestrator.artifacts.quantize import Quantizer
         from orchestrator.cli.gguf_container import build_gguf_in_container
         from orchestrator.cli.session import quantizer_library
@@ -58,7 +149,8 @@ def build_gguf(
             build_gguf_in_container(session, directory, output, quant)
             _tell_file(session, output)
             return
-        build_file(directory, output, typing.cast("Quant", name), Quantizer(quantizer_library()), session.progress)
+        wanted = WantedGguf(output, typing.cast("Quant", name), Quantizer(quantizer_library()))
+        _build(session, directory, output, wanted)
         _tell_file(session, output)
 
 
@@ -71,13 +163,23 @@ def build_nvfp4(
 ) -> None:
     """Safetensors to NVFP4, in the layout that vLLM reads. Byte-identical to what llm-compressor writes."""
     with session_of(as_json) as session:
-        from orchestrator.artifacts.nvfp4_checkpoint import build_nvfp4 as build_directory
+        from orchestrator.artifacts.nvfp4_checkpoint import WantedNvfp4
 
         if mode != "a16":
             raise PlanRefused(f"orch does not know the NVFP4 mode {mode}.", hint="Known: a16")
         with _whole_directory(output) as work:
-            build_directory(directory, work, session.progress)
+            _build(session, directory, output, WantedNvfp4(work))
         _tell_file(session, output)
+
+
+def _build(session: Session, directory: Path, output: Path, wanted: Wanted) -> None:
+    from orchestrator.artifacts.estimate import estimate, refuse_full
+    from orchestrator.artifacts.one_pass import build as build_wanted
+
+    found = estimate(directory, [wanted])
+    refuse_full(output.absolute().parent, found)
+    session.screen.note({"estimate": dataclasses.asdict(found)}, found.text)
+    build_wanted(directory, [wanted], session.progress)
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def _resolved(session: Session, desired: Desired, observed: Observed) -> Resolve
     from orchestrator.core.docker import DockerFacts
     from orchestrator.engines.resolve import fitted, resolve
 
-    weights, shipped = weights_facts(session, desired.wish.profile), session.shipped(observed)
+    weights, shipped = weights_facts(session, desired.wish.profile), session.shipped(observed, desired.wish.profile)
     if session.docker_facts.problem:
         # Nobody tells how a GPU gets into a container there; in most places it is the NVIDIA toolkit's hook.
         shipped = replace(shipped, docker=DockerFacts(hook=True))

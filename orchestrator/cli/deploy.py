@@ -71,7 +71,7 @@ def up(
             if not plan:
                 take_api_key(session, observed)
             if not plan and profile is None and present is None:
-                _confirm_download(session, made, yes)
+                confirm_download(session, made, yes)
             return made
 
         _carry_out(session, f"up {engine or ''}".strip(), make_plan, plan)
@@ -95,7 +95,7 @@ def migrate(
 
         where = chosen_target(session, to, target, present)
         return present.changed_to(
-            present.wish.model_copy(update={"engine": to, "target": where, "recipe": _recipe(recipe)})
+            present.wish.model_copy(update={"engine": to, "target": where, "recipe": recipe_named(recipe)})
         )
 
     _change_deployed("migrate", f"--to {to}", change, profile, (timeout, drain), plan, as_json)
@@ -257,13 +257,13 @@ def _wanted(
     where = chosen_target(session, engine, target, present)
     loaded = pinned(session, loaded, observed)
     if present is None:
-        desired = Desired(wish=Wish(profile=loaded, engine=engine or "", target=where, recipe=_recipe(recipe)))
+        desired = Desired(wish=Wish(profile=loaded, engine=engine or "", target=where, recipe=recipe_named(recipe)))
     else:
         update: dict[str, object] = {"profile": loaded, "target": where}
         if engine is not None and engine != present.wish.engine:
             update |= {"engine": engine, "recipe": None}
         if recipe is not None:
-            update["recipe"] = _recipe(recipe)
+            update["recipe"] = recipe_named(recipe)
         desired = present.changed_to(present.wish.model_copy(update=update))
     if profile is None and present is not None:
         return desired
@@ -294,7 +294,7 @@ def _limits(ready_s: float, drain_s: float) -> Limits:
     return Limits(ready_s, drain_s)
 
 
-def _recipe(name: str | None) -> Recipe | None:
+def recipe_named(name: str | None) -> Recipe | None:
     from orchestrator.core.artifact import Recipe
 
     if name is None:
@@ -302,23 +302,39 @@ def _recipe(name: str | None) -> Recipe | None:
     try:
         return Recipe(name)
     except ValueError as error:
-        known = ", ".join(recipe.value for recipe in Recipe if recipe not in (Recipe.LORA_GGUF, Recipe.ADAPTER))
+        known = ", ".join(recipe.value for recipe in Recipe if recipe.served)
         raise PlanRefused(f"orch does not know the recipe {name}.", hint=f"Known: {known}") from error
 
 
-def _confirm_download(session: Session, plan: Plan, yes: bool) -> None:
+def confirm_download(session: Session, plan: Plan, yes: bool) -> None:
     """The default profile was taken because none was named: show what that will download, and ask."""
-    from orchestrator.core.steps import FetchWeights
-
-    fetch = next((action.step for action in plan.actions if isinstance(action.step, FetchWeights)), None)
-    if fetch is None or yes:
+    if yes:
         return
-    size = session.world.hub.snapshot(fetch.source, timeout=30.0).size
+    sizes = download_sizes(session, plan)
+    size = sum(sizes.values())
     if size < ASK_ABOVE_BYTES:
         return
-    question = f"No profile was named: orch will download {fetch.source.repo}, {size / 1e9:.1f} GB."
+    question = f"No profile was named: orch will download {', '.join(sizes)}, {size / 1e9:.1f} GB."
     if not session.ask(f"{question} Go on?"):
         raise UsageError(f"{question} Nobody said yes.", hint="--yes, or name a profile: --profile NAME")
+
+
+def download_sizes(session: Session, plan: Plan) -> dict[str, int]:
+    """Bytes that a plan will download, by repository, as the hub says."""
+    from orchestrator.core.steps import FetchArtifact, FetchWeights
+
+    sizes: dict[str, int] = {}
+    for action in plan.actions:
+        match action.step:
+            case FetchWeights(source, _):
+                names = None
+            case FetchArtifact(hub=source, file=file) if source is not None:
+                names = [file] if file else None
+            case _:
+                continue
+        size = session.world.hub.snapshot(source, 30.0, names).size
+        sizes[source.repo] = sizes.get(source.repo, 0) + size
+    return sizes
 
 
 def _check_adapter_name(name: str) -> None:

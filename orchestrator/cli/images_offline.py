@@ -153,12 +153,19 @@ def _take_engine(session: Session, found: _Found, desired: Desired, observed: Ob
 
 def _take_step(session: Session, found: _Found, step: Supply, engine: str, profile: str, served: str) -> None:
     """What a step of `up` would provide: it has to be here by now."""
-    from orchestrator.core.steps import BuildArtifact, EnsureEnvironment, FetchWeights, ImportAdapter, PullImage
+    from orchestrator.core.steps import (
+        BuildArtifact,
+        EnsureEnvironment,
+        FetchArtifact,
+        FetchWeights,
+        ImportAdapter,
+        PullImage,
+    )
 
     match step:
         case FetchWeights(_, key) if key == served:
             _take_entry(session, found, key, f"orch pull -p {profile}")
-        case BuildArtifact() | ImportAdapter():
+        case BuildArtifact() | FetchArtifact() | ImportAdapter():
             _take_entry(session, found, step.key, f"orch up {engine} -p {profile}")
         case PullImage(pin):
             _take_image(session, found, pin.name, pin.reference, f"orch images pull {engine}")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from orchestrator.core.launch import Launch
     from orchestrator.core.observed import Observed
     from orchestrator.core.pins import ImagePin
+    from orchestrator.core.profile import Profile
     from orchestrator.core.steps import Plan
     from orchestrator.drivers.base import World
     from orchestrator.drivers.docker.containers import DockerTarget
@@ -224,8 +225,8 @@ class Session:
 
         return observe(self.world)
 
-    def shipped(self, observed: Observed) -> Shipped:
-        """Pins, templates and the store's layout, for resolving."""
+    def shipped(self, observed: Observed, profile: Profile) -> Shipped:
+        """Pins, templates and the store's layout, for resolving a profile."""
         from orchestrator import resources
         from orchestrator.engines.resolve import Shipped
 
@@ -237,6 +238,10 @@ class Session:
             torch_index=self.settings.torch_index,
             docker=self.docker_facts if self.docker.in_use else None,
             images=observed.images,
+            ready={
+                recipe: self.catalog.of_ready_made(recipe, ready, self.progress)
+                for recipe, ready in profile.artifacts.items()
+            },
         )
 
     @contextmanager

@@ -71,20 +71,31 @@ def deployed(profile: str | None, observed: Observed) -> Desired:
 
 
 def pinned(session: Session, profile: Profile, observed: Observed) -> Profile:
-    """The profile with its hub revision resolved to a commit; offline, the commit that is deployed already."""
+    """The profile with its hub revisions resolved to commits; offline, the commits that are deployed already."""
+    present = observed.desired.get(profile.name)
+    known = present.wish.profile if present is not None else None
     source = profile.weights.hub
-    if source is None or source.pinned:
-        return profile
+    if source is not None and not source.pinned:
+        commit = _commit(session, source, known.weights.hub if known is not None else None)
+        weights = profile.weights.model_copy(update={"revision": commit})
+        profile = profile.model_copy(update={"weights": weights})
+    artifacts = dict(profile.artifacts)
+    for recipe, ready in profile.artifacts.items():
+        if ready.hub is not None and not ready.hub.pinned:
+            before = known.artifacts.get(recipe) if known is not None else None
+            commit = _commit(session, ready.hub, before.hub if before is not None else None, ready.file)
+            artifacts[recipe] = ready.model_copy(update={"revision": commit})
+    return profile.model_copy(update={"artifacts": artifacts})
+
+
+def _commit(session: Session, source: HubSource, known: HubSource | None, file: str | None = None) -> str:
     try:
-        commit = session.world.hub.snapshot(source, timeout=30.0).source.revision
+        names = [file] if file is not None else None
+        return session.world.hub.snapshot(source, 30.0, names).source.revision
     except HostError:
-        present = observed.desired.get(profile.name)
-        known = present.wish.profile.weights if present is not None else None
-        if known is None or known.repo != source.repo or known.revision is None:
+        if known is None or known.repo != source.repo:
             raise
-        commit = known.revision
-    weights = profile.weights.model_copy(update={"revision": commit})
-    return profile.model_copy(update={"weights": weights})
+        return known.revision
 
 
 def weights_facts(session: Session, profile: Profile) -> WeightsFacts:
@@ -101,7 +112,7 @@ def resolve_desired(
     """What is wanted, on this host; with it the same with its adapters fitted to these weights."""
     from orchestrator.engines.resolve import fitted, resolve
 
-    shipped = session.shipped(observed)
+    shipped = session.shipped(observed, desired.wish.profile)
     weights = weights_facts(session, desired.wish.profile)
     adapters = tuple(fitted(a.name, a.digest, a.rank, a.origin, weights, shipped) for a in desired.adapters)
     desired = desired.model_copy(update={"adapters": adapters})
@@ -118,7 +129,7 @@ def read_adapter(session: Session, name: str, directory: Path, desired: Desired,
     digest = facts.source.removeprefix("dir:")
     known = next((a for a in desired.adapters if a.name == name and a.digest == digest), None)
     origin = known.origin if known is not None else str(directory.resolve())
-    return fitted(name, digest, facts.rank, origin, weights, session.shipped(observed))
+    return fitted(name, digest, facts.rank, origin, weights, session.shipped(observed, desired.wish.profile))
 
 
 def with_adapter(desired: Desired, adapter: Adapter) -> Desired:

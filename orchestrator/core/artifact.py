@@ -39,6 +39,16 @@ class Recipe(StrEnum):
         """Of a GGUF of weights its type, such as q6_k; of all others nothing."""
         return self.value.removeprefix("gguf-") if self.value.startswith("gguf-") else ""
 
+    @property
+    def served(self) -> bool:
+        """Whether engines serve it; a LoRA they serve only beside it."""
+        return self not in (Recipe.ADAPTER, Recipe.LORA_GGUF)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether it is made in one read of the weights, together with others of its kind."""
+        return self.served and self not in (Recipe.WEIGHTS, Recipe.NVFP4)
+
 
 class FileEntry(BaseModel):
     """One file of a manifest: path relative to the artifact, size in bytes, lowercase hex SHA-256."""

@@ -28,10 +28,12 @@ from orchestrator.core.steps import (
     AwaitReady,
     BuildArtifact,
     BuildImage,
+    BuildTogether,
     Drain,
     EnsureEngine,
     EnsureEnvironment,
     EnsureGateway,
+    FetchArtifact,
     FetchWeights,
     ImportAdapter,
     ImportArtifact,
@@ -118,6 +120,12 @@ def plan_deploy(
         if engine.deployment.instance != chosen.instance:
             after += _retire(engine, limits.drain_s)
     return Plan(verb, (*before, *after), len(before), resolved.budget if match is None else None)
+
+
+def plan_supply(verb: str, supply: tuple[Supply, ...], observed: Observed) -> Plan:
+    """Have all of this; nothing that serves is touched."""
+    items = tuple(_supply(supply, observed))
+    return Plan(verb, items, commit=len(items))
 
 
 def plan_down(profile: str, observed: Observed, limits: Limits, forget: bool = False) -> Plan:
@@ -222,7 +230,7 @@ def _chosen(wanted: Deployment, mine: tuple[EngineObserved, ...], match: EngineO
 
 
 def _supply(supply: tuple[Supply, ...], observed: Observed) -> Iterator[Action | Skip]:
-    made = [step.key for step in supply if isinstance(step, BuildArtifact)]
+    made = [build.key for step in supply for build in _builds(step)]
     built = [step.reference for step in supply if isinstance(step, BuildImage)]
     for step in supply:
         match step:
@@ -245,11 +253,27 @@ def _supply(supply: tuple[Supply, ...], observed: Observed) -> Iterator[Action |
                 if reference in observed.images:
                     yield Skip(step.what, "it is here")
                     continue
-            case FetchWeights() | BuildArtifact() | ImportAdapter():
+            case BuildTogether(builds):
+                yield from (Skip(build.what, "in the store") for build in builds if build.key in observed.finished)
+                left = tuple(build for build in builds if build.key not in observed.finished)
+                if left:
+                    yield Action(BuildTogether(left) if len(left) > 1 else left[0])
+                continue
+            case FetchWeights() | FetchArtifact() | BuildArtifact() | ImportAdapter():
                 if step.key in observed.finished:
                     yield Skip(step.what, "in the store")
                     continue
         yield Action(step)
+
+
+def _builds(step: Supply) -> tuple[BuildArtifact, ...]:
+    match step:
+        case BuildArtifact():
+            return (step,)
+        case BuildTogether(builds):
+            return builds
+        case _:
+            return ()
 
 
 def _gateway(door: Door, observed: Observed) -> Iterator[Action | Skip]:

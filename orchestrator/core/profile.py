@@ -54,6 +54,31 @@ class Weights(Part):
         return HubSource(self.repo, self.revision) if self.repo and self.revision else None
 
 
+class ReadyMade(Part):
+    """An artifact that others have built, to be taken instead of building it: of a hub repository one `file` (GGUF) or
+    what an engine needs of it (NVFP4, FP8); or a file or directory here, relative to the profile's file."""
+
+    repo: Annotated[str, StringConstraints(pattern=f"^{REPOSITORY}$")] | None = None
+    revision: Annotated[str, StringConstraints(min_length=1)] | None = None
+    file: Annotated[str, StringConstraints(pattern=r"^[\w-][\w./-]*\.gguf$")] | None = None
+    path: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ReadyMade:
+        if (self.path is None) == (self.repo is None):
+            raise ValueError("give either repo and revision, or path")
+        if self.repo is not None and self.revision is None:
+            raise ValueError("repo needs a revision; best a 40-digit commit")
+        if self.path is not None and (self.revision is not None or self.file is not None):
+            raise ValueError("revision and file go with repo, not with path")
+        return self
+
+    @property
+    def hub(self) -> HubSource | None:
+        """The hub source, or None for what is here."""
+        return HubSource(self.repo, self.revision) if self.repo and self.revision else None
+
+
 class Serving(Part):
     """What every engine must offer. context is in tokens per request, prompt and answer together.
 
@@ -153,6 +178,17 @@ class Profile(Part):
     lora: Lora = Lora()
     engines: Engines = Engines()
     adapters: tuple[AdapterEntry, ...] = ()
+    artifacts: dict[Recipe, ReadyMade] = {}
+
+    @model_validator(mode="after")
+    def _artifacts_served(self) -> Profile:
+        for recipe, ready in self.artifacts.items():
+            if not recipe.served or recipe is Recipe.WEIGHTS:
+                raise ValueError(f"artifacts.{recipe.value}: no artifact; weights are named under [weights]")
+            if ready.repo is not None and bool(recipe.quant) != (ready.file is not None):
+                what = "a GGUF is one file of a repository: name it with file" if recipe.quant else "file is for GGUFs"
+                raise ValueError(f"artifacts.{recipe.value}: {what}")
+        return self
 
     @model_validator(mode="after")
     def _names_unique(self) -> Profile:
@@ -219,4 +255,10 @@ def _absolute(profile: Profile, base: Path) -> Profile:
         entry.model_copy(update={"path": str((base / Path(entry.path).expanduser()).resolve())})
         for entry in profile.adapters
     )
-    return profile.model_copy(update={"weights": weights, "adapters": adapters})
+    artifacts = {
+        recipe: ready.model_copy(update={"path": str((base / Path(ready.path).expanduser()).resolve())})
+        if ready.path is not None
+        else ready
+        for recipe, ready in profile.artifacts.items()
+    }
+    return profile.model_copy(update={"weights": weights, "adapters": adapters, "artifacts": artifacts})

@@ -9,7 +9,9 @@ from orchestrator.core.routes import Route
 from orchestrator.core.steps import (
     BuildArtifact,
     BuildImage,
+    BuildTogether,
     EnsureEnvironment,
+    FetchArtifact,
     FetchWeights,
     ImportAdapter,
     PullImage,
@@ -17,7 +19,16 @@ from orchestrator.core.steps import (
 )
 from orchestrator.core.vram import Budget
 
-Supply = FetchWeights | BuildArtifact | ImportAdapter | EnsureEnvironment | PullImage | BuildImage
+Supply = (
+    FetchWeights
+    | FetchArtifact
+    | BuildArtifact
+    | BuildTogether
+    | ImportAdapter
+    | EnsureEnvironment
+    | PullImage
+    | BuildImage
+)
 
 
 @dataclass(frozen=True)

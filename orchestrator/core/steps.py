@@ -47,6 +47,37 @@ class BuildArtifact:
 
 
 @dataclass(frozen=True)
+class BuildTogether:
+    """Make several artifacts of the same weights, in one read of them."""
+
+    builds: tuple[BuildArtifact, ...]
+
+    @property
+    def what(self) -> str:
+        return f"build {', '.join(build.key for build in self.builds)} in one read"
+
+
+@dataclass(frozen=True)
+class FetchArtifact:
+    """Have a ready-made artifact: `file` of a hub repository or all of it, or what lies at `path`. It is checked to be
+    what the recipe says."""
+
+    recipe: Recipe
+    key: str
+    source: str
+    hub: HubSource | None = None
+    file: str = ""
+    path: str = ""
+
+    @property
+    def what(self) -> str:
+        if self.hub is None:
+            return f"take {self.path} as {self.recipe.value}"
+        file = f"{self.file} of " if self.file else ""
+        return f"pull {file}{self.hub.repo} at {self.hub.revision[:12]}"
+
+
+@dataclass(frozen=True)
 class ImportAdapter:
     """Copy a PEFT directory into the store, so that it outlives the place it came from."""
 
@@ -282,6 +313,8 @@ class RemoveEngine:
 Step = (
     FetchWeights
     | BuildArtifact
+    | BuildTogether
+    | FetchArtifact
     | ImportAdapter
     | EnsureEnvironment
     | PullImage

@@ -10,7 +10,7 @@ REPOSITORY = r"[\w.-]+/[\w.-]+"
 # What weights may consist of: safetensors, tokenizer and config; never pickles, never code.
 WANTED = re.compile(
     r"[\w-][\w.-]*\.safetensors|model\.safetensors\.index\.json|(generation_|tokenizer_|adapter_)?config\.json"
-    r"|tokenizer\.json|vocab\.json|merges\.txt|chat_template\.jinja|(special_tokens_map|added_tokens)\.json",
+    r"|tokenizer\.json|vocab\.json|merges\.txt|chat_template\.jinja|(special_tokens_map|added_tokens)\.json|hf_quant_config\.json",
     re.ASCII,
 )
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -118,6 +118,20 @@ def shape_of(config: Any) -> Shape | None:
         return None
     sizes = (shape.layers, shape.hidden, heads, shape.kv_heads, shape.head_dim, shape.intermediate, shape.vocab)
     return shape if min(sizes) > 0 else None
+
+
+@dataclass(frozen=True)
+class ReadyFacts:
+    """A ready-made artifact as this machine knows it before any work: `source` names its content, `key` its entry in
+    the store; it is `file` of `hub` or all that is wanted of it, or what lies at `path`. `shape` is None until it is
+    in the store."""
+
+    source: str
+    key: str
+    hub: HubSource | None = None
+    file: str = ""
+    path: str = ""
+    shape: Shape | None = None
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,18 @@ class Builder(Protocol):
         """Make the artifact's files in `work`."""
         ...
 
+    def build_together(self, works: Mapping[Recipe, Path], source: Path, progress: Progress) -> None:
+        """Make several artifacts in one read of the weights, each in its directory."""
+        ...
+
+    def copy_in(self, path: Path, work: Path, progress: Progress) -> tuple[FileEntry, ...]:
+        """Copy a ready-made artifact, a file or a directory, into `work`."""
+        ...
+
+    def settle(self, recipe: Recipe, work: Path, files: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:
+        """Check that what was brought into `work` is what the recipe says; its files as engines look for them."""
+        ...
+
 
 class Environments(Protocol):
     """Engine environments: virtual environments that orch makes and owns."""

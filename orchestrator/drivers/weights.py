@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.core.artifact import Recipe, artifact_key, source_of_files
-from orchestrator.core.profile import Weights
+from orchestrator.core.profile import ReadyMade, Weights
 from orchestrator.core.progress import Progress
-from orchestrator.core.weights import WANTED, HubSource, Shape, WeightsFacts, shape_of
+from orchestrator.core.weights import WANTED, HubSource, ReadyFacts, Shape, WeightsFacts, shape_of
 from orchestrator.drivers.base import Store
 from orchestrator.drivers.files import read_json, write_json
 from orchestrator.errors import HostError, SourceError
@@ -19,7 +20,8 @@ CHUNK = 1 << 20
 
 
 class WeightsCatalog:
-    """Identifies weights; hashes of local files are cached by path, size, time and inode in `cache`."""
+    """Identifies weights and ready-made artifacts; hashes of local files are cached by path, size, time and inode in
+    `cache`."""
 
     def __init__(self, store: Store, cache: Path) -> None:
         self._store = store
@@ -34,16 +36,41 @@ class WeightsCatalog:
         shape = read_shape(path) if manifest is not None else None
         return WeightsFacts(str(source), key, str(path), source, size, shape)
 
+    def of_ready_made(self, recipe: Recipe, ready: ReadyMade, progress: Progress) -> ReadyFacts:
+        """Facts of a ready-made artifact; its hub revision must be a commit. A local one is read once, then only its
+        stat."""
+        if ready.hub is not None:
+            source = f"{ready.hub}/{ready.file}" if ready.file is not None else str(ready.hub)
+            facts = ReadyFacts(source, artifact_key(recipe, source), ready.hub, ready.file or "")
+        else:
+            path = Path(ready.path or "")
+            files = [path] if path.is_file() else _wanted(path)
+            hashes = self._hashes(files, progress)
+            source = f"file:{hashes[path.name]}" if path.is_file() else source_of_files(hashes)
+            facts = ReadyFacts(source, artifact_key(recipe, source), path=str(path))
+        if self._store.get(facts.key) is None:
+            return facts
+        path = self._store.path(facts.key)
+        return replace(facts, shape=read_shape(path))
+
     def of_directory(self, weights: Weights, progress: Progress) -> WeightsFacts:
         """Facts of a local directory; reads all of it once, then only its stat."""
         root = Path(weights.path or "")
-        files = sorted(p for p in _list(root) if WANTED.fullmatch(p.name) and p.is_file())
+        files = _wanted(root)
         if not any(path.suffix == ".safetensors" for path in files):
             hint = "weights.path is a model directory as on the hub: config.json, tokenizer.json, *.safetensors."
             raise SourceError(f"{root} holds no safetensors files.", hint)
+        source = source_of_files(self._hashes(files, progress))
+        total = sum(path.stat().st_size for path in files)
+        key = artifact_key(Recipe.WEIGHTS, source)
+        return WeightsFacts(source, key, str(root), None, total, read_shape(root), link_directories(root))
+
+    def _hashes(self, files: list[Path], progress: Progress) -> dict[str, str]:
+        """SHA-256 by file name; what has not changed since it was read is not read again."""
         total = sum(path.stat().st_size for path in files)
         cached = self._read_cache()
-        hashes, done, changed = {}, 0, False
+        hashes: dict[str, str] = {}
+        done, changed = 0, False
         for path in files:
             stat = path.stat()
             stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
@@ -55,9 +82,7 @@ class WeightsCatalog:
             done += stat.st_size
         if changed:
             write_json(self._cache, cached)
-        source = source_of_files(hashes)
-        key = artifact_key(Recipe.WEIGHTS, source)
-        return WeightsFacts(source, key, str(root), None, total, read_shape(root), link_directories(root))
+        return hashes
 
     def _read_cache(self) -> dict[str, list[Any]]:
         try:
@@ -65,6 +90,10 @@ class WeightsCatalog:
         except ValueError:
             return {}
         return value if isinstance(value, dict) else {}
+
+
+def _wanted(root: Path) -> list[Path]:
+    return sorted(path for path in _list(root) if WANTED.fullmatch(path.name) and path.is_file())
 
 
 def _list(root: Path) -> list[Path]:

@@ -17,9 +17,17 @@ from orchestrator.core.pins import Accelerator, ImagePin
 from orchestrator.core.profile import Profile
 from orchestrator.core.resolved import Resolved, Supply
 from orchestrator.core.routes import Route
-from orchestrator.core.steps import BuildArtifact, EnsureEnvironment, FetchWeights, ImportAdapter, PullImage, Skip
+from orchestrator.core.steps import (
+    BuildArtifact,
+    EnsureEnvironment,
+    FetchArtifact,
+    FetchWeights,
+    ImportAdapter,
+    PullImage,
+    Skip,
+)
 from orchestrator.core.vram import Budget, Place, artifact_bytes, places_of
-from orchestrator.core.weights import WeightsFacts
+from orchestrator.core.weights import ReadyFacts, WeightsFacts
 from orchestrator.engines import ENGINES
 from orchestrator.engines.base import Asked, EngineSheet, Launched, Pins, Render
 from orchestrator.engines.gpus import gpus_for, gpus_left_out, seen_by
@@ -31,7 +39,7 @@ AMD_NODES = ("/dev/kfd", "/dev/dri")
 @dataclass(frozen=True)
 class Shipped:
     """What resolving needs besides wish and host: pins, templates, the store's layout and its finished sizes; for
-    containers the daemon and the images that it has."""
+    containers the daemon and the images that it has; the profile's ready-made artifacts."""
 
     pins: Pins
     render: Render
@@ -40,6 +48,7 @@ class Shipped:
     torch_index: str | None = None
     docker: DockerFacts | None = None
     images: Mapping[str, ImageFacts] = field(default_factory=dict)
+    ready: Mapping[Recipe, ReadyFacts] = field(default_factory=dict)
 
 
 def engine_sheet(name: str) -> EngineSheet:
@@ -78,11 +87,19 @@ def resolve(
     deployment = deployment.model_copy(update=seen_by(wish, gpus, host, shipped.docker))
     return Resolved(
         deployment=deployment,
-        supply=_supply(sheet, recipe, key, weights, image or environment, adapters),
+        supply=_supply(sheet, recipe, weights, image or environment, adapters, shipped),
         passed_over=(*gpus_left_out(sheet, profile, accelerator, host), *older, *passed_over),
         routes=_routes(sheet, deployment, profile),
         budget=_budget(
-            sheet, wish, recipe, shipped.finished.get(key), weights, accelerator, places_of(host, gpus), len(adapters)
+            sheet,
+            wish,
+            recipe,
+            shipped.finished.get(key),
+            weights,
+            accelerator,
+            places_of(host, gpus),
+            len(adapters),
+            shipped.ready.get(recipe),
         ),
     )
 
@@ -177,14 +194,16 @@ def _budget(
     accelerator: Accelerator,
     places: tuple[Place, ...],
     adapters: int,
+    ready: ReadyFacts | None,
 ) -> Budget | None:
     """None as long as nothing is known of the weights."""
-    if not weights.size or weights.shape is None:
+    shape = weights.shape or (ready.shape if ready is not None else None)
+    if shape is None or not (weights.size or finished):
         return None
     if accelerator is Accelerator.ROCM:
         return None  # NVML does not know its memory
-    size = finished or artifact_bytes(recipe, weights.size, weights.shape)
-    ask = sheet.ask(wish.profile, size, weights.shape, accelerator, adapters)
+    size = finished or artifact_bytes(recipe, weights.size, shape)
+    ask = sheet.ask(wish.profile, size, shape, accelerator, adapters)
     return Budget.of(ask, places)
 
 
@@ -270,7 +289,7 @@ def _environment(sheet: EngineSheet, accelerator: Accelerator, shipped: Shipped)
 def _model_path(sheet: EngineSheet, recipe: Recipe, weights: WeightsFacts, shipped: Shipped) -> tuple[str, str]:
     if recipe is Recipe.WEIGHTS:
         return weights.key, weights.path
-    key = artifact_key(recipe, weights.source)
+    key = key_of(recipe, weights, shipped)
     path = shipped.store_path(key)
     return key, str(path / sheet.model_file(recipe)) if sheet.model_file(recipe) else str(path)
 
@@ -309,19 +328,34 @@ def _deployment(
     )
 
 
+def key_of(recipe: Recipe, weights: WeightsFacts, shipped: Shipped) -> str:
+    """Where the artifact lies in the store."""
+    ready = shipped.ready.get(recipe)
+    return ready.key if ready is not None else artifact_key(recipe, weights.source)
+
+
+def artifact_supply(recipe: Recipe, weights: WeightsFacts, shipped: Shipped) -> tuple[Supply, ...]:
+    """What it takes to have an artifact: it is ready-made, or built from the weights, or the weights are it."""
+    if (ready := shipped.ready.get(recipe)) is not None:
+        return (FetchArtifact(recipe, ready.key, ready.source, ready.hub, ready.file, ready.path),)
+    fetch: tuple[Supply, ...] = (FetchWeights(weights.fetch, weights.key),) if weights.fetch is not None else ()
+    if recipe is Recipe.WEIGHTS:
+        return fetch
+    return (*fetch, BuildArtifact(recipe, key_of(recipe, weights, shipped), weights.source, weights.path))
+
+
 def _supply(
     sheet: EngineSheet,
     recipe: Recipe,
-    key: str,
     weights: WeightsFacts,
     program: EnvironmentSpec | ImagePin | None,
     adapters: tuple[Adapter, ...],
+    shipped: Shipped,
 ) -> tuple[Supply, ...]:
-    steps: list[Supply] = []
-    if weights.fetch is not None:
+    steps = list(artifact_supply(recipe, weights, shipped))
+    if adapters and sheet.model_file(recipe) and weights.fetch is not None and recipe in shipped.ready:
+        # A LoRA is converted for the weights that it belongs to, whoever has built the artifact.
         steps.append(FetchWeights(weights.fetch, weights.key))
-    if recipe is not Recipe.WEIGHTS:
-        steps.append(BuildArtifact(recipe, key, weights.source, weights.path))
     for adapter in adapters:
         steps.append(ImportAdapter(adapter.name, adapter.origin, adapter.key, adapter.digest))
         if sheet.model_file(recipe):

@@ -148,6 +148,20 @@ class FakeBuilder:
             progress("building", 1, 2)
             progress("building", 2, 2)
 
+    def build_together(self, works: Mapping[Recipe, Path], source: Path, progress: Progress) -> None:
+        with self._faults.call(f"builder.build_together {' '.join(works)}"):
+            progress("building", 1, 2)
+            progress("building", 2, 2)
+
+    def copy_in(self, path: Path, work: Path, progress: Progress) -> tuple[FileEntry, ...]:
+        with self._faults.call(f"builder.copy_in {path}"):
+            progress("copying", 1, 2)
+            return (FileEntry(path=path.name, size=SIZE, sha256="0" * 64),)
+
+    def settle(self, recipe: Recipe, work: Path, files: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:
+        with self._faults.call(f"builder.settle {recipe.value}"):
+            return files
+
 
 class FakeEnvironments:
     """Environments by name; `problems` names the broken ones and why."""

@@ -1,0 +1,75 @@
+"""What a build will take, told before it begins: time, disk, memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.artifacts.disk import host_errors
+from orchestrator.artifacts.one_pass import BLOCK_ITEMS, HELD_BYTES, Wanted, fused_with, opened
+from orchestrator.artifacts.threads import MAX_WORKERS
+from orchestrator.errors import HostError
+
+# Python with numpy and gguf, and the tokenizer's tables.
+_ITSELF = 150 << 20
+# A block as bf16 and as float32, what is made of it, and what that takes on the way; two are in flight for each core.
+_BLOCK_BYTES = BLOCK_ITEMS * 16
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """`reads` and `writes` in bytes; `seconds` on an otherwise idle machine whose disk keeps up; `memory` in bytes, at
+    most."""
+
+    reads: int
+    writes: int
+    seconds: float
+    memory: int
+    cores: int
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        minutes = f"{self.seconds / 60:.0f} min" if self.seconds >= 90 else f"{max(1, self.seconds):.0f} s"
+        return (
+            f"Reads {_amount(self.reads)} once and writes {_amount(self.writes)}; takes about {minutes} on "
+            f"{self.cores} idle cores, and up to {_amount(self.memory)} of memory."
+        )
+
+
+def estimate(source: Path, wanted: Sequence[Wanted]) -> Estimate:
+    """What it will take to make all of `wanted` from `source`. SourceError where that cannot be made at all."""
+    with opened(source) as weights:
+        costs = [one.cost(weights) for one in wanted]
+        units: dict[str, int] = {}
+        for tensor in weights.tensors:
+            units[fused_with(tensor.name)] = units.get(fused_with(tensor.name), 0) + tensor.size
+        reads = sum(tensor.size for tensor in weights.tensors)
+    cores = min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+    held = 2 * min(max(units.values()), HELD_BYTES) if any(cost.holds for cost in costs) else 0
+    return Estimate(
+        reads=reads,
+        writes=sum(cost.size for cost in costs),
+        seconds=sum(cost.cpu_s for cost in costs) / cores,
+        memory=_ITSELF + held + 2 * cores * _BLOCK_BYTES,
+        cores=cores,
+    )
+
+
+def refuse_full(place: Path, needed: Estimate) -> None:
+    """HostError when the disk of `place` has no room for what will be written."""
+    there = next(path for path in (place, *place.parents) if path.exists())
+    with host_errors(f"write {place}"):
+        free = shutil.disk_usage(there).free
+    if needed.writes > free:
+        raise HostError(
+            f"{place} has {_amount(free)} free, and {_amount(needed.writes)} are to be written.",
+            "Free some disk space, or write to another disk.",
+        )
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

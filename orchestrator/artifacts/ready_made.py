@@ -1,0 +1,59 @@
+"""Artifacts that others have built: brought in, checked to be what they claim, and named as engines look for them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from orchestrator.artifacts.disk import host_errors
+from orchestrator.core.artifact import FileEntry, Recipe
+from orchestrator.core.progress import Progress
+from orchestrator.core.weights import WANTED
+from orchestrator.errors import SourceError
+
+GGUF_FILE = "model.gguf"
+_CHUNK = 1 << 20
+
+
+def copy_in(path: Path, work: Path, progress: Progress) -> tuple[FileEntry, ...]:
+    """Copies a file, or of a directory what weights consist of, into `work`, hashing on the way."""
+    files = [path] if path.is_file() else sorted(p for p in _list(path) if WANTED.fullmatch(p.name) and p.is_file())
+    if not files:
+        raise SourceError(f"{path} holds no weights.", "Name a GGUF file, or a directory with safetensors.")
+    with host_errors(f"copy {path}"):
+        total, done = sum(file.stat().st_size for file in files), 0
+        entries = []
+        for file in files:
+            digest, size = hashlib.sha256(), 0
+            with file.open("rb") as source, (work / file.name).open("wb") as copy:
+                while chunk := source.read(_CHUNK):
+                    copy.write(chunk)
+                    digest.update(chunk)
+                    size += len(chunk)
+                    progress(f"copying {path.name}", done + size, total)
+            done += size
+            entries.append(FileEntry(path=file.name, size=size, sha256=digest.hexdigest()))
+        return tuple(entries)
+
+
+def settle(recipe: Recipe, work: Path, files: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:
+    """Checks what has been brought into `work`, and gives a GGUF the name that engines are told.
+
+    SourceError if it is not what `recipe` says.
+    """
+    if not recipe.quant:
+        return files
+    if len(files) != 1:
+        raise SourceError(f"A GGUF is one file; these are {len(files)}: {', '.join(file.path for file in files)}.")
+    with host_errors(f"name {files[0].path}"):
+        # A link, not a rename: killed right after it, the download is still found under its own name.
+        if files[0].path != GGUF_FILE:
+            (work / GGUF_FILE).unlink(missing_ok=True)
+            os.link(work / files[0].path, work / GGUF_FILE)
+    return (files[0].model_copy(update={"path": GGUF_FILE}),)
+
+
+def _list(directory: Path) -> list[Path]:
+    with host_errors(f"read {directory}"):
+        return list(directory.iterdir())
