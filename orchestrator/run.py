@@ -240,6 +240,8 @@ def _build_together(builds: tuple[BuildArtifact, ...], world: World, progress: P
         }
         left = {build: turn for build, turn in turns.items() if turn.manifest is None}
         if left:
+            for build, turn in left.items():
+                turn.expect(world.builder.expected_bytes(build.recipe, Path(build.source_path)), about=True)
             works = {build.recipe: turn.work for build, turn in left.items()}
             world.builder.build_together(works, Path(builds[0].source_path), progress)
         for build, turn in left.items():
@@ -252,6 +254,7 @@ def _fetch_artifact(step: FetchArtifact, world: World, progress: Progress) -> No
             return
         if step.hub is not None:
             snapshot = world.hub.snapshot(step.hub, timeout=30.0, names=[step.file] if step.file else None)
+            building.expect(snapshot.size)
             files = world.hub.fetch(snapshot, building.work, progress)
             builder = {"repo": str(snapshot.source)}
         else:
