@@ -14,7 +14,7 @@ import sys
 def main() -> None:
     """The entry point; the exit codes are drawn in errors.py."""
     # Each adds its verbs to the app.
-    from orchestrator.cli import artifacts, build, deploy, images, images_offline, inspect, materials  # noqa: F401
+    from orchestrator.cli import artifacts, build, deploy, images, images_offline, inspect, lock, materials  # noqa: F401
     from orchestrator.cli.options import app
     from orchestrator.errors import BUG, HostError
 

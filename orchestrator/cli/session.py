@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from orchestrator.drivers.docker.images import DockerImages
     from orchestrator.drivers.local.environments import Environments
     from orchestrator.drivers.local.processes import LocalTarget
+    from orchestrator.drivers.records import LockFiles
     from orchestrator.drivers.weights import WeightsCatalog
     from orchestrator.engines.base import Pins
     from orchestrator.engines.resolve import Shipped
@@ -178,6 +179,12 @@ class Session:
             records=Records(self.settings.records),
             clock=SystemClock(),
         )
+
+    @cached_property
+    def lock_files(self) -> LockFiles:
+        from orchestrator.drivers.records import LockFiles
+
+        return LockFiles(self.settings.records)
 
     def api_key(self) -> str | None:
         """The key that the gateway asks for, if it asks for one."""

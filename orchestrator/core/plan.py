@@ -74,6 +74,12 @@ class Door:
     supply: tuple[Supply, ...] = ()
 
 
+def plan_supply(verb: str, supply: tuple[Supply, ...], observed: Observed) -> Plan:
+    """Have these things, and serve nothing of them."""
+    items = tuple(_supply(supply, observed))
+    return Plan(verb, items, commit=len(items))
+
+
 def plan_deploy(
     verb: str,
     resolved: Resolved,

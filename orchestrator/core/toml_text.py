@@ -21,7 +21,9 @@ def _table(value: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
     for key, item in present.items():
         inner = (*path, key)
         if isinstance(item, Mapping):
-            lines += ["", f"[{'.'.join(map(_key, inner))}]", *_table(item, inner)]
+            # A table of tables alone needs no line of its own.
+            head = [] if item and all(map(_is_table, item.values())) else ["", f"[{'.'.join(map(_key, inner))}]"]
+            lines += [*head, *_table(item, inner)]
         elif _is_table(item):
             for entry in item:
                 lines += ["", f"[[{'.'.join(map(_key, inner))}]]", *_table(entry, inner)]

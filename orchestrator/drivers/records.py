@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -53,6 +54,32 @@ class Records:
         elif path.exists():
             path.unlink()
             sync_directory(path.parent)
+
+
+class LockFiles:
+    """`ROOT/locks/`: where the lock files are that were written or checked here, a file each, which needs no lock."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "locks"
+
+    def remember(self, path: Path) -> None:
+        """Know of this lock file from now on."""
+        text = str(path.resolve())
+        write_atomic(self._root / hashlib.sha256(os.fsencode(text)).hexdigest()[:16], os.fsencode(text))
+
+    def known(self) -> tuple[Path, ...]:
+        """Those that are there still, sorted."""
+        return tuple(sorted(path for path in self._notes().values() if path.is_file()))
+
+    def forget_gone(self) -> None:
+        """Know no longer of those that are gone."""
+        for note, path in self._notes().items():
+            if not path.is_file():
+                note.unlink(missing_ok=True)
+
+    def _notes(self) -> dict[Path, Path]:
+        notes = self._root.iterdir() if self._root.is_dir() else ()
+        return {note: Path(os.fsdecode(note.read_bytes())) for note in notes if not note.name.startswith(".")}
 
 
 class Journal:

@@ -368,6 +368,19 @@ def _supply(
     return tuple(steps)
 
 
+def materials(
+    profile: Profile, weights: WeightsFacts, adapters: tuple[Adapter, ...], shipped: Shipped
+) -> tuple[Supply, ...]:
+    """What it takes to have all that the profile's engines may serve, on whatever host: weights first, each once."""
+    steps: dict[str, Supply] = {}
+    for sheet in ENGINES.values():
+        for recipe in getattr(profile.engines, sheet.name).recipes:
+            key, _ = _model_path(sheet, recipe, weights, shipped)
+            for step in _supply(sheet, recipe, key, weights, None, adapters):
+                steps.setdefault(step.what, step)
+    return tuple(steps.values())
+
+
 def _routes(sheet: EngineSheet, deployment: Deployment, profile: Profile) -> tuple[Route, ...]:
     """One Route per public name; where it leads is filled in when the engine runs."""
     named: list[tuple[str, Adapter | None]] = [(name, None) for name in deployment.public_names]
