@@ -7,8 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf import GGUFReader, LlamaFileType
+from gguf import LlamaFileType
 
+from orchestrator.artifacts.gguf_reader import GgufFile
 from orchestrator.errors import HostError, PlanRefused, SourceError
 
 # As llama-quantize calls them for short.
@@ -64,14 +65,16 @@ def room_needed(weights: int, wanted: FileType, first: FileType | None) -> int:
 def architecture(path: Path, wanted: FileType) -> str:
     """What a finished file says it is. HostError when it is no sound GGUF of the wanted type, all tensors in it."""
     try:
-        fields = GGUFReader(path).fields
-        name, found = fields["general.architecture"].contents(), fields["general.file_type"].contents()
-    except (OSError, ValueError, IndexError, KeyError) as error:
-        raise HostError(f"{path.name} is no sound GGUF file.", "Build it again.", str(error)) from error
+        with GgufFile.open(path) as made:
+            name, found = made.fields.get("general.architecture"), made.fields.get("general.file_type")
+    except SourceError as error:
+        raise HostError(f"{path.name} is no sound GGUF file.", "Build it again.", error.message) from error
+    if not isinstance(name, str) or not isinstance(found, int):
+        raise HostError(f"{path.name} does not say what it holds.", "Build it again.")
     if found != wanted.number:
         names = {int(kind): _plain(kind.name) for kind in LlamaFileType}
         raise HostError(
             f"{path.name} is {names.get(found, found)}, and {wanted.name} was asked for.",
             "Use another image: orch images pin tools IMAGE:TAG",
         )
-    return str(name)
+    return name

@@ -61,9 +61,14 @@ class Tensor:
         return math.prod(self.shape[:-1])
 
     @property
+    def read_as(self) -> np.dtype[Any]:
+        """The numpy type of what is read of it."""
+        return _NUMPY[self.dtype]
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return self.row_items * _NUMPY[self.dtype].itemsize
+        return self.row_items * self.read_as.itemsize
 
     @property
     def size(self) -> int:
@@ -136,19 +141,7 @@ class Checkpoint:
         SourceError if the file has become shorter since it was opened.
         """
         stop = tensor.rows if stop is None else stop
-        block = np.empty((stop - start, tensor.row_items), _NUMPY[tensor.dtype])
-        view = block.data.cast("B") if block.size else memoryview(b"")
-        offset = tensor.offset + start * tensor.row_bytes
-        while view:
-            try:
-                count = os.preadv(self._descriptors[tensor.file], [view], offset)
-            except OSError as error:
-                raise SourceError(f"{tensor.file} cannot be read: {error.strerror}.") from error
-            if count == 0:
-                _lie(tensor.file, f"it ends inside tensor {tensor.name}; it was cut while being read")
-            view = view[count:]
-            offset += count
-        return block
+        return read_rows(self._descriptors[tensor.file], tensor, start, stop)
 
     def close(self) -> None:
         """Gives the descriptors back."""
@@ -162,6 +155,29 @@ class Checkpoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def read_rows(descriptor: int, tensor: Tensor, start: int, stop: int) -> npt.NDArray[Any]:
+    """Rows `start` to `stop` of a tensor of the open file, as [rows, elements of `read_as`].
+
+    SourceError if the file has become shorter since its header was read.
+    """
+    block = np.empty((stop - start, tensor.row_bytes // tensor.read_as.itemsize), tensor.read_as)
+    view = block.data.cast("B") if block.size else memoryview(b"")
+    offset = tensor.offset + start * tensor.row_bytes
+    while view:
+        try:
+            count = os.preadv(descriptor, [view], offset)
+        except OSError as error:
+            raise SourceError(f"{tensor.file} cannot be read: {error.strerror}.") from error
+        if count == 0:
+            raise SourceError(
+                f"{tensor.file} ends inside tensor {tensor.name}: it was cut while being read.",
+                "Download it again, or build it anew.",
+            )
+        view = view[count:]
+        offset += count
+    return block
 
 
 class ShardWriter:

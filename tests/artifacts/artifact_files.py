@@ -94,3 +94,35 @@ def gguf_metadata(file: Path) -> dict[str, Any]:
 def expected_gguf(name: str) -> dict[str, tuple[str, str]]:
     """The oracle in the form of `gguf_tensors`."""
     return {key: (tensor["type"], tensor["sha256"]) for key, tensor in oracles()[name]["tensors"].items()}
+
+
+def gguf_string(text: str | bytes) -> bytes:
+    """A string as GGUF has it."""
+    raw = text if isinstance(text, bytes) else text.encode()
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def gguf_key(key: str | bytes, kind: int, value: bytes) -> bytes:
+    """A key of the value type `kind`."""
+    return gguf_string(key) + kind.to_bytes(4, "little") + value
+
+
+def gguf_info(name: str | bytes, shape: tuple[int, ...], kind: int = 0, offset: int = 0) -> bytes:
+    """What is told of a tensor; `shape` in GGUF's order, the innermost dimension first."""
+    sizes = b"".join(size.to_bytes(8, "little") for size in shape)
+    return (
+        gguf_string(name)
+        + len(shape).to_bytes(4, "little")
+        + sizes
+        + kind.to_bytes(4, "little")
+        + offset.to_bytes(8, "little")
+    )
+
+
+def raw_gguf(keys: list[bytes], infos: list[bytes], data: bytes = b"", /, **counts: int) -> bytes:
+    """A GGUF file of any head, sound or not; `counts` may lie about `version`, `tensors`, `keys`."""
+    head = b"GGUF" + counts.get("version", 3).to_bytes(4, "little")
+    head += counts.get("tensors", len(infos)).to_bytes(8, "little")
+    head += counts.get("keys", len(keys)).to_bytes(8, "little")
+    head += b"".join(keys + infos)
+    return head + bytes(-len(head) % 32) + data
