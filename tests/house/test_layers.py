@@ -29,6 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "drivers.files": {"errors"},
     "drivers.host": {"core", "drivers.nvml", "errors"},
     "drivers.keys": {"drivers.files", "errors"},
+    "drivers.hub": {"core", "drivers.base", "drivers.files", "drivers.local.proc", "errors"},
     "drivers.ports": {"drivers.local.proc", "errors"},
     "drivers.local": {"core", "drivers.base", "drivers.files", "drivers.ports", "errors"},
     "drivers.docker": {"core", "drivers.base", "drivers.files", "drivers.ports", "errors"},

@@ -1,5 +1,6 @@
-"""The Hugging Face hub. `client` asks what a revision means and gets its files, `download` reads the bytes."""
+"""The Hugging Face hub. `client` asks what a revision means and gets its files; `transfer` brings the bytes."""
 
-from orchestrator.drivers.hub.client import Hub, Secret
+from orchestrator.drivers.hub.client import Hub
+from orchestrator.drivers.hub.token import Secret
 
 __all__ = ["Hub", "Secret"]

@@ -3,8 +3,12 @@
 The hub's own client answers what is where (revisions, names, errors, redirects, tokens). The bytes are read here,
 because its download path, as of huggingface_hub 2.4, cannot do what orch promises: `hf_hub_download` writes to a file
 with a random name that no later call finds again, deletes it on any error, and hands over 10 MiB at a time, so that a
-killed download starts anew and an interrupt waits for the network; hf-xet writes to that same file. What lies in xet
-storage comes here over plain HTTP, which the hub serves for every file up to 50 GB.
+killed download starts anew and an interrupt waits for the network; hf-xet writes to that same file.
+
+What lies in xet storage comes over plain HTTP too, which the hub serves for every file up to 50 GB, in ranges. hf-xet
+1.8 can stream a range of a file, so it could be resumed as well. It is not used because it would be a second way for
+the same bytes, with retries, buffers and proxies of its own, for the public hub only (mirrors speak plain HTTP); the
+line is filled by several connections either way, and what xet saves by not sending blocks twice is little for weights.
 """
 
 from __future__ import annotations
@@ -12,11 +16,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Sequence
-from io import BufferedWriter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -25,45 +28,30 @@ from orchestrator.core.artifact import FileEntry
 from orchestrator.core.progress import Progress
 from orchestrator.core.weights import HubFile, HubSnapshot, HubSource
 from orchestrator.drivers.hub.choice import named, weights_of
-from orchestrator.drivers.hub.download import Meter, Stream, Sums, network_errors
+from orchestrator.drivers.hub.here import Here
+from orchestrator.drivers.hub.meter import Meter
+from orchestrator.drivers.hub.part import PIECE
+from orchestrator.drivers.hub.refusals import detail, retry_after, transient, translated
+from orchestrator.drivers.hub.stream import network_errors
+from orchestrator.drivers.hub.token import Secret, read_token
+from orchestrator.drivers.hub.transfer import Line, Transfer
 from orchestrator.errors import HostError, OrchError, SourceError
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
-# Where incomplete files lie inside the directory, named by their hash: bytes of another commit are never continued.
-PARTIAL: Final = ".partial"
 PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-TRANSIENT: Final = (408, 429, 500, 502, 503, 504)
+PARALLEL: Final = 4
 FULL: Final = "free some disk space and run it again: it goes on where it stopped"
-NETWORK: Final = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE; the download goes on where it stopped"
-
-
-class Secret:
-    """A token that does not print."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value.strip()
-
-    def __repr__(self) -> str:
-        return "Secret(***)"
-
-    def reveal(self) -> str:
-        """The token itself, for a request's header and nothing else."""
-        return self._value
-
-
-class _UnlikeError(Exception):
-    """Bytes that are not what the hub states; says what was expected and what came."""
 
 
 class Hub:
     """The hub at `endpoint` (default: HF_ENDPOINT, else the public one).
 
-    `token` defaults to HF_TOKEN or the login that the hub's client keeps. Offline, every request is a HostError.
-    `pauses`: seconds before each new try after a failure of the network or the hub; when they are used up, it is final.
+    The token is `token`, else what `token_file` holds, else HF_TOKEN, the file at HF_TOKEN_PATH or the login that the
+    hub's client keeps. Offline, every request is a HostError. `pauses`: seconds before each new try after a failure of
+    the network or the hub; when they are used up, it is final. `parallel`: so many requests at once, of files and of
+    `piece` bytes of one file.
     """
 
     def __init__(
@@ -72,11 +60,17 @@ class Hub:
         token: Secret | None = None,
         offline: bool = False,
         pauses: Sequence[float] = PAUSES,
+        token_file: Path | None = None,
+        parallel: int = PARALLEL,
+        piece: int = PIECE,
     ) -> None:
         self._endpoint = endpoint.rstrip("/") if endpoint else None
         self._token = token
+        self._token_file = token_file
         self._offline = offline
         self._pauses = pauses
+        self._parallel = parallel
+        self._piece = piece
 
     def __repr__(self) -> str:
         return f"Hub({self._endpoint or 'default endpoint'})"
@@ -95,12 +89,12 @@ class Hub:
             info = self._info(source, timeout)
         except HFValidationError as error:
             what = f"{source.repo} is not a repository's name."
-            raise SourceError(what, "write OWNER/NAME", _detail(error)) from error
+            raise SourceError(what, "write OWNER/NAME", detail(error)) from error
         except network_errors() as error:
-            raise self._translated(error, source) from error
+            raise translated(error, source, self._where()) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             hint = "HF_ENDPOINT must be a hub; a proxy may have answered instead"
-            raise HostError(f"{self._where()} did not answer like a hub.", hint, _detail(error)) from error
+            raise HostError(f"{self._where()} did not answer like a hub.", hint, detail(error)) from error
         resolved = HubSource(source.repo, info.sha or "")
         if not resolved.pinned or (source.pinned and resolved != source):
             raise SourceError(f"The hub answers {source} with commit {info.sha}.", "check the revision and HF_ENDPOINT")
@@ -109,119 +103,77 @@ class Hub:
         return HubSnapshot(resolved, files)
 
     def _info(self, source: HubSource, timeout: float) -> ModelInfo:
+        """What the hub knows of a revision; asked again where that may help, after `timeout` seconds at most."""
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
 
         api = HfApi(endpoint=self._endpoint, token=self._auth(), library_name="orch")
+        ask = partial(api.model_info, source.repo, revision=source.revision, timeout=timeout, files_metadata=True)
         for pause in self._pauses[:2]:
             try:
-                return api.model_info(source.repo, revision=source.revision, timeout=timeout, files_metadata=True)
+                return ask()
             except HfHubHTTPError as error:
-                if not _transient(error):
+                wait = max(pause, retry_after(error) or 0.0)
+                if not transient(error) or wait > timeout:
                     raise
-                time.sleep(pause)
-        return api.model_info(source.repo, revision=source.revision, timeout=timeout, files_metadata=True)
+                time.sleep(wait)
+        return ask()
 
     def fetch(self, snapshot: HubSnapshot, into: Path, progress: Progress) -> tuple[FileEntry, ...]:
         """Brings every file of the snapshot into `into`, which holds nothing else of the hub's afterwards.
 
         Files that are there and right stay; an incomplete one is continued, also after kill -9. Progress counts bytes
-        over all files and may raise Interrupted, which leaves what came so far. Raises SourceError (bytes that twice
-        were not what the hub states) and HostError (unreachable, access refused, disk full).
+        over all files, tells of each that is under way, and may raise Interrupted, which leaves what came so far.
+        Raises SourceError (bytes that twice were not what the hub states) and HostError (unreachable, access refused,
+        disk full).
         """
-        meter = Meter(progress, snapshot.source.repo, snapshot.size)
+        source, meter = snapshot.source, Meter(progress, snapshot.source.repo, snapshot.size)
         try:
-            (into / PARTIAL).mkdir(parents=True, exist_ok=True)
-            _refuse_full(into, snapshot.size)
-            entries = tuple(self._file(snapshot.source, file, into, meter) for file in snapshot.files)
-            shutil.rmtree(into / PARTIAL)
-            _sync(into)
+            here = Here(into, snapshot.files, self._piece)
+            found = here.check(progress, source.repo)
+            _refuse_full(into, here.missing(found))
+            meter.done = sum(entry.size for entry in found.values())
+            coming = [file for file in snapshot.files if file.path not in found]
+            transfer = Transfer(coming, here, self._line(source), meter)
+            entries = found | (transfer.run() if coming else {})
+            here.settle()
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             what = f"{into} cannot be written: {error.strerror}."
-            raise HostError(what, FULL if full else "check the directory", _detail(error)) from error
+            raise HostError(what, FULL if full else "check the directory", detail(error)) from error
         meter.report()
-        return entries
+        return tuple(entries[file.path] for file in snapshot.files)
 
-    def _file(self, source: HubSource, file: HubFile, into: Path, meter: Meter) -> FileEntry:
-        target = into / file.path
-        base = meter.done
-        if target.is_file() and not target.is_symlink() and target.stat().st_size == file.size:
-            sums = Sums(file)
-            sums.read(target, file.size, meter)
-            if sums.problem() is None:
-                return sums.entry()
-            meter.done = base
-        part = into / PARTIAL / (file.sha256 or file.blob_id or "")
-        problem = ""
-        for _ in range(2):
-            try:
-                sums = self._download(source, file, part, meter)
-                if (unlike := sums.problem()) is not None:
-                    raise _UnlikeError(unlike)
-            except _UnlikeError as error:
-                problem = str(error)
-                part.unlink(missing_ok=True)
-                meter.done = base
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part.replace(target)
-            return sums.entry()
+    def _line(self, source: HubSource) -> Line:
         hint = "the hub or a proxy before it serves other bytes than it states; try again later or pin another commit"
-        raise SourceError(f"{file.path} of {source} is not what the hub states: {problem}.", hint)
 
-    def _download(self, source: HubSource, file: HubFile, part: Path, meter: Meter) -> Sums:
-        """Continues `part` until it has the stated size, through as many failures in a row as there are pauses."""
-        failures, sums = 0, Sums(file)
-        with part.open("ab") as out:
-            if out.tell() > file.size:
-                out.seek(out.truncate(0))
-            sums.read(part, out.tell(), meter)
-            while sums.size < file.size:
-                before = sums.size
-                try:
-                    self._stream(source, file, out, sums, meter)
-                except network_errors() as error:
-                    failures = 0 if sums.size > before else failures
-                    if failures == len(self._pauses) or not _transient(error):
-                        raise self._translated(error, source, file.path) from error
-                    meter.pause(self._pauses[failures])
-                    failures += 1
-            out.flush()
-            os.fsync(out.fileno())
-        return sums
+        def unlike(problem: str, file: HubFile) -> OrchError:
+            return SourceError(f"{file.path} of {source} is not what the hub states: {problem}.", hint)
 
-    def _stream(self, source: HubSource, file: HubFile, out: BufferedWriter, sums: Sums, meter: Meter) -> None:
-        """One GET of what is missing, appended to `out`."""
+        def explain(error: Exception, file: HubFile) -> OrchError:
+            return translated(error, source, self._where(), file.path)
+
+        return Line(partial(self._request, source), explain, unlike, self._pauses, self._parallel)
+
+    def _request(
+        self, source: HubSource, file: HubFile, begin: int, end: int | None, direct: str
+    ) -> tuple[str, dict[str, str]]:
+        """Address and headers for bytes of a file. Where the hub has redirected to before, no token is shown."""
         self._ready(source)
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-        url = hf_hub_url(source.repo, file.path, revision=source.revision, endpoint=self._endpoint)
-        headers = build_hf_headers(token=self._auth(), library_name="orch") | {"Accept-Encoding": "identity"}
-        if sums.size:
-            headers["Range"] = f"bytes={sums.size}-"
-        with Stream(url, headers, meter.report) as stream:
-            start, total = stream.extent()
-            if total is not None and total != file.size:
-                raise _UnlikeError(f"expected {file.size} bytes, got {total}")
-            if start == 0 and sums.size:
-                out.truncate(0)
-                meter.add(-sums.size)
-                sums.restart()
-            if start != sums.size:
-                raise _UnlikeError(f"expected bytes from {sums.size}, got them from {start}")
-            while chunk := stream.chunk():
-                if sums.size + len(chunk) > file.size:
-                    raise _UnlikeError(f"expected {file.size} bytes, got more")
-                out.write(chunk)
-                sums.add(chunk)
-                meter.add(len(chunk))
-        if sums.size < file.size:
-            raise _UnlikeError(f"expected {file.size} bytes, got {sums.size}")
+        url = direct or hf_hub_url(source.repo, file.path, revision=source.revision, endpoint=self._endpoint)
+        headers = build_hf_headers(token=False if direct else self._auth(), library_name="orch")
+        headers["Accept-Encoding"] = "identity"
+        if begin or end is not None:
+            headers["Range"] = f"bytes={begin}-{'' if end is None else end - 1}"
+        return url, headers
 
-    def _auth(self) -> str | bool | None:
-        return self._token.reveal() if self._token else None
+    def _auth(self) -> str | None:
+        if self._token is not None:
+            return self._token.reveal()
+        return read_token(self._token_file).reveal() if self._token_file is not None else None
 
     def _where(self) -> str:
         from huggingface_hub import constants
@@ -229,7 +181,7 @@ class Hub:
         return self._endpoint or constants.ENDPOINT
 
     def _ready(self, source: HubSource) -> None:
-        """Before every request: orch is online, the client is quiet, the endpoint is an address."""
+        """Before every request: orch is online, the client is quiet, endpoint and proxy are addresses."""
         if self._offline:
             raise HostError(f"{source} is not here, and orch is offline.", "go online once to download it")
         _quiet()
@@ -240,33 +192,13 @@ class Hub:
             sound = False
         if not sound:
             raise HostError(f"{self._where()} is not the address of a hub.", "write HF_ENDPOINT as https://HOST")
+        from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
-    def _translated(self, error: Exception, source: HubSource, path: str = "") -> OrchError:
-        """What the client's error means to the user; a signed URL's secrets do not get into `detail`."""
-        from huggingface_hub import errors
-
-        what, detail = f"{path} of {source}" if path else str(source), _detail(error)
-        if isinstance(error, errors.OfflineModeIsEnabled):
-            return HostError(f"{what} is not here, and HF_HUB_OFFLINE is set.", "unset it to download", detail)
-        if not isinstance(error, errors.HfHubHTTPError):
-            return HostError(f"{self._where()} cannot be reached.", NETWORK, detail)
-        status = error.response.status_code
-        if isinstance(error, errors.GatedRepoError):
-            hint = f"accept its licence at {self._where()}/{source.repo}, then set HF_TOKEN to a token of that account"
-            return HostError(f"Access to {source.repo} has to be granted first.", hint, detail)
-        if isinstance(error, errors.RepositoryNotFoundError):
-            hint = "check the spelling (OWNER/NAME); if it is private, set HF_TOKEN"
-            return SourceError(f"The hub has no repository {source.repo}, or does not show it.", hint, detail)
-        if status in (401, 403):
-            return HostError(f"The hub refuses {what} ({status}).", "set HF_TOKEN to a token that may read it", detail)
-        if isinstance(error, errors.RevisionNotFoundError):
-            hint = "name a branch, a tag or a commit of it"
-            return SourceError(f"{source.repo} has no revision {source.revision}.", hint, detail)
-        if status in (404, 410):
-            return SourceError(f"The hub does not have {what}.", "check the repository's files", detail)
-        return HostError(
-            f"The hub failed at {what} ({status}).", "try again later: it goes on where it stopped", detail
-        )
+        try:
+            get_session()
+        except (ImportError, ValueError) as error:
+            hint = "write HTTPS_PROXY, HTTP_PROXY and ALL_PROXY as http://HOST:PORT; orch does not speak SOCKS"
+            raise HostError("The proxy that the environment names cannot be used.", hint, detail(error)) from error
 
 
 def _quiet() -> None:
@@ -279,33 +211,9 @@ def _quiet() -> None:
     hub_logging.set_verbosity(logging.CRITICAL)
 
 
-def _transient(error: Exception) -> bool:
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.HfHubHTTPError):
-        return error.response.status_code in TRANSIENT
-    return not isinstance(error, errors.OfflineModeIsEnabled)
-
-
-def _detail(error: Exception) -> str:
-    """The error's text without the signatures of signed addresses and without a token that a header was refused for."""
-    text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1?...", f"{type(error).__name__}: {error}")
-    return re.sub(r"Bearer .*", "Bearer ...", text)
-
-
 def _refuse_full(directory: Path, size: int) -> None:
-    """Says before the first byte that `size` bytes, less what lies here already, will not fit."""
-    needed = size - sum(path.lstat().st_size for path in directory.rglob("*") if path.is_file())
+    """Says before the first byte that `size` bytes more will not fit."""
     free = shutil.disk_usage(directory).free
-    if needed > free:
-        what = f"{directory} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are still to come."
+    if size > free:
+        what = f"{directory} has {free / 1e9:.1f} GB free, and {size / 1e9:.1f} GB are still to come."
         raise HostError(what, FULL)
-
-
-def _sync(directory: Path) -> None:
-    """Makes the names in a directory as durable as the files."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
