@@ -119,15 +119,15 @@ class Wanted(Protocol):
         ...
 
 
-def build(source: Path, wanted: Sequence[Wanted], progress: Progress) -> None:
+def build(source: Path, wanted: Sequence[Wanted], progress: Progress, held_bytes: int = HELD_BYTES) -> None:
     """Makes all of `wanted` from the Hugging Face directory `source`, in one read of it.
 
-    SourceError if the directory is no sound dense model or has NaN or Inf; HostError if the disk fails; whatever
-    `progress` raises passes through.
+    `held_bytes` bounds a unit that is held. SourceError if the directory is no sound dense model or has NaN or Inf;
+    HostError if the disk fails; whatever `progress` raises passes through.
     """
     with opened(source) as weights, ExitStack() as stack:
         makers = [stack.enter_context(one.making(weights)) for one in wanted]
-        _convert_all(weights, makers, progress)
+        _convert_all(weights, makers, progress, held_bytes)
 
 
 @contextmanager
@@ -153,8 +153,9 @@ def fused_with(name: str) -> str:
 class _Unit:
     """Tensors that are converted only when all of them are measured; their blocks, as far as they are held."""
 
-    rows: list[Rows] = field(default_factory=list)
-    blocks: list[Block | None] = field(default_factory=list)
+    rows: list[Rows]
+    blocks: list[Block | None]
+    held: bool
     largest: float = 0.0
     left: int = 0
     measured: threading.Event = field(default_factory=threading.Event)
@@ -178,7 +179,7 @@ class _Convert:
     index: int = 0
 
 
-def _convert_all(weights: Weights, makers: Sequence[Maker], progress: Progress) -> None:
+def _convert_all(weights: Weights, makers: Sequence[Maker], progress: Progress, held_bytes: int) -> None:
     checkpoint = weights.checkpoint
 
     def work(job: _Measure | _Convert) -> list[Sequence[Block]]:
@@ -190,7 +191,7 @@ def _convert_all(weights: Weights, makers: Sequence[Maker], progress: Progress) 
 
     total, done = sum(tensor.size for tensor in weights.tensors), 0
     progress("building", 0, total)
-    with closing(in_order(work, _jobs(weights, makers))) as results:
+    with closing(in_order(work, _jobs(weights, makers, held_bytes))) as results:
         for job, made in results:
             if isinstance(job, _Measure):
                 progress("building", done, total)
@@ -201,7 +202,7 @@ def _convert_all(weights: Weights, makers: Sequence[Maker], progress: Progress) 
             progress("building", done, total)
 
 
-def _jobs(weights: Weights, makers: Sequence[Maker]) -> Iterator[_Measure | _Convert]:
+def _jobs(weights: Weights, makers: Sequence[Maker], held_bytes: int) -> Iterator[_Measure | _Convert]:
     """Measuring goes one unit ahead of converting, so that no core waits for the last block of a unit."""
     waiting: _Unit | None = None
     for tensors in _groups(weights.tensors):
@@ -209,7 +210,8 @@ def _jobs(weights: Weights, makers: Sequence[Maker]) -> Iterator[_Measure | _Con
         if not any(maker.needs_largest(tensor) for tensor in tensors for maker in makers):
             yield from (_Convert(piece) for piece in rows)
             continue
-        unit = _Unit(rows, [None] * len(rows), left=len(rows))
+        held = sum(piece.size for piece in rows) <= held_bytes
+        unit = _Unit(rows, [None] * len(rows), held, left=len(rows))
         yield from (_Measure(unit, index) for index in range(len(rows)))
         if waiting is not None:
             yield from (_Convert(piece, waiting, index) for index, piece in enumerate(waiting.rows))
@@ -236,7 +238,7 @@ def _measure(checkpoint: Checkpoint, unit: _Unit, index: int) -> None:
     try:
         block = read_finite(checkpoint, rows.tensor, rows.start, rows.stop)
         largest = largest_of(block)
-        if sum(piece.size for piece in unit.rows) <= HELD_BYTES:
+        if unit.held:
             unit.blocks[index] = block
     finally:
         # Also after an error: those that wait for it must not wait for ever. The error itself comes out first.

@@ -8,7 +8,7 @@ from orchestrator.core.launch import DOCKER
 from orchestrator.core.observed import Observed
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.resolved import Resolved
-from orchestrator.core.steps import FetchWeights, Skip
+from orchestrator.core.steps import FetchArtifact, FetchWeights, Skip
 from orchestrator.core.vram import GIB, Change, profile_key, suggest
 from orchestrator.errors import HostError, PlanRefused
 
@@ -52,7 +52,9 @@ def unknown_room(resolved: Resolved, observed: Observed) -> Iterator[Skip]:
     """Why nothing can be said of the memory, where nothing can."""
     if resolved.budget is not None:
         return
-    to_come = any(isinstance(s, FetchWeights) and s.key not in observed.finished for s in resolved.supply)
+    to_come = any(
+        isinstance(s, FetchWeights | FetchArtifact) and s.key not in observed.finished for s in resolved.supply
+    )
     if to_come:
         why = "nothing is known of the weights before they are here"
     elif resolved.deployment.accelerator is Accelerator.ROCM:

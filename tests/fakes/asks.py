@@ -20,7 +20,7 @@ from orchestrator.core.plan import Door, Limits, plan_deploy, plan_down, plan_do
 from orchestrator.core.profile import Profile
 from orchestrator.core.resolved import Resolved
 from orchestrator.core.steps import BuildImage, Plan, PullImage
-from orchestrator.core.weights import Shape, WeightsFacts
+from orchestrator.core.weights import ReadyFacts, Shape, WeightsFacts
 from orchestrator.engines.resolve import Shipped, fitted, resolve
 
 LISTEN = "127.0.0.1:8484"
@@ -114,6 +114,16 @@ def weights_of(profile: Profile) -> WeightsFacts:
     return WeightsFacts(str(source), key, str(store_path(key)), source)
 
 
+def ready_of(profile: Profile) -> dict[Recipe, ReadyFacts]:
+    """What is known of its ready-made artifacts, before they are here."""
+    found = {}
+    for recipe, ready in profile.artifacts.items():
+        source = f"{ready.hub}/{ready.file}" if ready.hub is not None else f"file:{ready.path}"
+        key = artifact_key(recipe, source)
+        found[recipe] = ReadyFacts(source, key, ready.hub, ready.file or "", ready.path or "")
+    return found
+
+
 def _render(name: str, values: Mapping[str, Any]) -> str:
     """The shipped templates, each text made once: thousands of plans are made of a dozen deployments."""
     key = (name, repr(sorted(values.items())))
@@ -129,9 +139,10 @@ def shipped(
     finished: Mapping[str, int] | None = None,
     docker: DockerFacts = DAEMON,
     images: Mapping[str, ImageFacts] | None = None,
+    ready: Mapping[Recipe, ReadyFacts] | None = None,
 ) -> Shipped:
     """The shipped templates, pins of our own, and the fake store."""
-    return Shipped(PINS, _render, store_path, finished or {}, docker=docker, images=images or {})
+    return Shipped(PINS, _render, store_path, finished or {}, docker=docker, images=images or {}, ready=ready or {})
 
 
 def adapter(text: str, profile: Profile) -> Adapter:
@@ -151,7 +162,8 @@ def resolved(
 ) -> Resolved:
     """What is wanted, on this host."""
     wish = desired.wish
-    return resolve(wish, desired.adapters, weights_of(wish.profile), host, shipped(finished, docker, images))
+    around = shipped(finished, docker, images, ready_of(wish.profile))
+    return resolve(wish, desired.adapters, weights_of(wish.profile), host, around)
 
 
 def wanted(command: str, profile: Profile, observed: Observed) -> Desired:

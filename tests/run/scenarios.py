@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -16,7 +16,9 @@ from orchestrator.core.host import Host
 from orchestrator.core.profile import Profile
 from orchestrator.core.steps import Plan
 
-HUB = {"repo": "owner/name", "revision": "0123456789012345678901234567890123456789"}
+COMMIT = "0123456789012345678901234567890123456789"
+HUB = {"weights": {"repo": "owner/name", "revision": COMMIT}}
+READY = HUB | {"artifacts": {"gguf-q6_k": {"repo": "owner/name-GGUF", "revision": COMMIT, "file": "name-Q6_K.gguf"}}}
 WITH_OLLAMA = replace(CPU, ollama="/usr/bin/ollama")
 RTX_5090 = gpu("GeForce RTX 5090", (12, 0), 32)
 WITH_GPU = replace(WITH_OLLAMA, gpus=(RTX_5090,), driver="580.65.06", cuda=(13, 0))
@@ -32,13 +34,13 @@ class Scenario:
     before: tuple[str, ...]
     command: str
     host: Host = CPU
-    weights: tuple[tuple[str, str], ...] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)
     again: str = ""
     takes_away: tuple[str, ...] = ()
 
     @property
     def profile(self) -> Profile:
-        return tiny(weights=dict(self.weights)) if self.weights else tiny()
+        return tiny(**self.changes)
 
     def plan(self, world: FakeWorld) -> Plan:
         return plan_of(self.command, self.profile, world.observe())
@@ -47,7 +49,7 @@ class Scenario:
 ALL = ("tiny", "tiny:latest")
 
 SCENARIOS = {
-    "first-up-llamacpp": Scenario((), "up llamacpp", weights=tuple(HUB.items())),
+    "first-up-llamacpp": Scenario((), "up llamacpp", changes=HUB),
     "first-up-vllm": Scenario((), "up vllm"),
     "first-up-ollama": Scenario((), "up ollama", WITH_OLLAMA),
     "migrate": Scenario(("up llamacpp", "lora add a"), "migrate vllm"),
@@ -56,6 +58,7 @@ SCENARIOS = {
     "lora-add-vllm": Scenario(("up vllm", "lora add a"), "lora add b"),
     "lora-new-version-vllm": Scenario(("up vllm", "lora add a"), "lora add a@2"),
     "lora-rm-vllm": Scenario(("up vllm", "lora add a", "lora add b"), "lora rm a", takes_away=("a",)),
+    "first-up-ready-made": Scenario((), "up llamacpp", changes=READY),
     "first-up-docker": Scenario((), "up vllm --target docker", WITH_GPU),
     "migrate-to-docker": Scenario(("up ollama", "lora add a"), "migrate vllm --target docker", WITH_GPU),
     "migrate-from-docker": Scenario(
