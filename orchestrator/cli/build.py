@@ -82,17 +82,14 @@ def _recipes_of(profile: Profile, named: list[str]) -> tuple[Recipe, ...]:
 def _plan_build(session: Session, profile: Profile, recipes: tuple[Recipe, ...], fetch_only: bool = False) -> Plan:
     """Everything that the recipes take, those that can be in one read of the weights."""
     from orchestrator.cli.wishes import weights_facts
-    from orchestrator.core.plan import plan_supply
-    from orchestrator.core.steps import Action, BuildArtifact, BuildTogether, FetchWeights, Plan
+    from orchestrator.core.plan import in_one_read, plan_supply
+    from orchestrator.core.steps import Action, FetchWeights, Plan
     from orchestrator.engines.resolve import artifact_supply
 
     observed = session.observe()
     weights, shipped = weights_facts(session, profile), session.shipped(observed, profile)
     steps = dict.fromkeys(step for recipe in recipes for step in artifact_supply(recipe, weights, shipped))
-    streamed = tuple(step for step in steps if isinstance(step, BuildArtifact) and step.recipe.streamed)
-    others = tuple(step for step in steps if step not in streamed)
-    together = (BuildTogether(streamed),) if len(streamed) > 1 else streamed
-    plan = plan_supply("build", (*others, *together), observed)
+    plan = plan_supply("build", in_one_read(tuple(steps)), observed)
     if not fetch_only:
         return plan
     items = tuple(item for item in plan.items if isinstance(item, Action) and isinstance(item.step, FetchWeights))

@@ -52,7 +52,7 @@ def write(
         absent = sorted(key for key, entry in made.entries.items() if not entry.files and key != made.weights)
         told = f"{output}: {made.source}, {len(made.entries)} store entries."
         if absent:
-            told += f"\nWithout hashes, because not built here yet: {', '.join(absent)}."
+            told += f"\nWithout hashes, because not here yet: {', '.join(absent)}."
         session.screen.result({"lock": str(output), "entries": sorted(made.entries), "absent": absent}, told)
 
 
@@ -178,7 +178,7 @@ def lock_of(session: Session, profile: Profile, observed: Observed, ask_hub: boo
 def _locked_entry(session: Session, step: Supply) -> tuple[str, LockedEntry]:
     from orchestrator.core.artifact import Recipe
     from orchestrator.core.lock_file import LockedEntry, stated
-    from orchestrator.core.steps import BuildArtifact, FetchWeights, ImportAdapter
+    from orchestrator.core.steps import BuildArtifact, FetchArtifact, FetchWeights, ImportAdapter
 
     builder: dict[str, str] = {}
     match step:
@@ -188,6 +188,8 @@ def _locked_entry(session: Session, step: Supply) -> tuple[str, LockedEntry]:
             recipe, key, source = Recipe.ADAPTER, step.key, f"dir:{step.digest}"
         case BuildArtifact(recipe, key, source):
             builder = session.builder.versions(recipe)
+        case FetchArtifact(recipe, key, source):
+            pass
         case _:
             raise AssertionError(step)
     manifest = session.store.get(key)
@@ -201,7 +203,7 @@ def _materials(session: Session, profile: Profile, weights: WeightsFacts, observ
     """What it takes to have all that the profile's engines may serve, with its adapters."""
     from orchestrator.engines.resolve import materials
 
-    return materials(profile, weights, _adapters(session, profile, observed), session.shipped(observed))
+    return materials(profile, weights, _adapters(session, profile, observed), session.shipped(observed, profile))
 
 
 def _adapters(session: Session, profile: Profile, observed: Observed) -> tuple[Adapter, ...]:
@@ -220,11 +222,11 @@ def _adapters(session: Session, profile: Profile, observed: Observed) -> tuple[A
 
 def _make_missing(session: Session, file: Path, profile: Profile, observed: Observed) -> None:
     from orchestrator.cli.wishes import weights_facts
-    from orchestrator.core.plan import plan_supply
+    from orchestrator.core.plan import in_one_read, plan_supply
 
     def make_plan() -> Plan:
         supply = _materials(session, profile, weights_facts(session, profile), observed)
-        return plan_supply("lock check", supply, observed)
+        return plan_supply("lock check", in_one_read(supply), observed)
 
     session.carry_out(f"lock check {file}", make_plan, only_plan=False)
 

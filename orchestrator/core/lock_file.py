@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,13 +18,16 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from orchestrator.core.artifact import FileEntry, Recipe
 from orchestrator.core.pins import Accelerator, EnginePin
-from orchestrator.core.profile import Part, Profile
+from orchestrator.core.profile import Part, PartT, Profile
 from orchestrator.core.toml_text import toml_text
-from orchestrator.core.weights import COMMIT, HubFile
+from orchestrator.core.weights import HubFile, HubSource
 from orchestrator.errors import SourceError
 
 FORMAT = 1
 DEFAULT_FILE = "orch.lock"
+
+# A source in a hub, perhaps with a file: as WeightsFacts and ReadyFacts have it.
+_HUB = re.compile(r"hub:([^@]+)@([0-9a-f]{40})(?:/.+)?")
 
 # What is known of a file: SHA-256, or the git blob id that a hub states of a small one, and its size in bytes.
 Stated = Annotated[str, StringConstraints(pattern=r"^(sha256:[0-9a-f]{64}|git:[0-9a-f]{40}) \d+$")]
@@ -110,21 +114,27 @@ def parse_lock(text: str, where: str) -> Lock:
 
 
 def profile_digest(profile: Profile) -> str:
-    """Over all that a profile says itself, but its description, its weights and where its adapters lie: what these are
-    is known by their hashes."""
-    own = profile.model_dump(mode="json", exclude={"weights", "description", "adapters"}, exclude_defaults=True)
+    """Over all that a profile says itself, but its description, and where weights, adapters and ready-made artifacts come
+    from: what these are is known by their keys."""
+    elsewhere = {"description", "weights", "adapters", "artifacts"}
+    own = profile.model_dump(mode="json", exclude=elsewhere, exclude_defaults=True)
     own["adapters"] = [entry.name for entry in profile.adapters]
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def pinned_by(lock: Lock, profile: Profile) -> Profile:
-    """The profile at the commit that is locked, where it names the same repository at a branch."""
-    source = profile.weights.hub
-    repo, _, commit = lock.source.removeprefix("hub:").rpartition("@")
-    if source is None or source.pinned or repo != source.repo or not COMMIT.fullmatch(commit):
-        return profile
-    weights = profile.weights.model_copy(update={"revision": commit})
-    return profile.model_copy(update={"weights": weights})
+    """The profile at the commits that are locked, where it names the same repositories at branches."""
+    sources = (_HUB.fullmatch(entry.source) for entry in lock.entries.values())
+    commits = {found[1]: found[2] for found in sources if found is not None}
+    artifacts = {recipe: _at_commit(ready, ready.hub, commits) for recipe, ready in profile.artifacts.items()}
+    weights = _at_commit(profile.weights, profile.weights.hub, commits)
+    return profile.model_copy(update={"weights": weights, "artifacts": artifacts})
+
+
+def _at_commit(named: PartT, source: HubSource | None, commits: Mapping[str, str]) -> PartT:
+    if source is None or source.pinned or source.repo not in commits:
+        return named
+    return named.model_copy(update={"revision": commits[source.repo]})
 
 
 def stated(files: tuple[FileEntry, ...] | tuple[HubFile, ...]) -> dict[str, str]:

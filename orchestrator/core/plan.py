@@ -74,12 +74,6 @@ class Door:
     supply: tuple[Supply, ...] = ()
 
 
-def plan_supply(verb: str, supply: tuple[Supply, ...], observed: Observed) -> Plan:
-    """Have these things, and serve nothing of them."""
-    items = tuple(_supply(supply, observed))
-    return Plan(verb, items, commit=len(items))
-
-
 def plan_deploy(
     verb: str,
     resolved: Resolved,
@@ -126,6 +120,13 @@ def plan_deploy(
         if engine.deployment.instance != chosen.instance:
             after += _retire(engine, limits.drain_s)
     return Plan(verb, (*before, *after), len(before), resolved.budget if match is None else None)
+
+
+def in_one_read(supply: tuple[Supply, ...]) -> tuple[Supply, ...]:
+    """The same, but what can be made in one read of the weights is made together, at the end."""
+    streamed = tuple(step for step in supply if isinstance(step, BuildArtifact) and step.recipe.streamed)
+    others = tuple(step for step in supply if step not in streamed)
+    return (*others, BuildTogether(streamed)) if len(streamed) > 1 else supply
 
 
 def plan_supply(verb: str, supply: tuple[Supply, ...], observed: Observed) -> Plan:

@@ -371,14 +371,10 @@ def _supply(
 def materials(
     profile: Profile, weights: WeightsFacts, adapters: tuple[Adapter, ...], shipped: Shipped
 ) -> tuple[Supply, ...]:
-    """What it takes to have all that the profile's engines may serve, on whatever host: weights first, each once."""
-    steps: dict[str, Supply] = {}
-    for sheet in ENGINES.values():
-        for recipe in getattr(profile.engines, sheet.name).recipes:
-            key, _ = _model_path(sheet, recipe, weights, shipped)
-            for step in _supply(sheet, recipe, key, weights, None, adapters):
-                steps.setdefault(step.what, step)
-    return tuple(steps.values())
+    """What it takes to have all that the profile's engines may serve, on whatever host."""
+    wanted = ((sheet, recipe) for sheet in ENGINES.values() for recipe in getattr(profile.engines, sheet.name).recipes)
+    steps = (_supply(sheet, recipe, weights, None, adapters, shipped) for sheet, recipe in wanted)
+    return tuple(dict.fromkeys(step for supply in steps for step in supply))
 
 
 def _routes(sheet: EngineSheet, deployment: Deployment, profile: Profile) -> tuple[Route, ...]:

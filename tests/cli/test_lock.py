@@ -47,7 +47,7 @@ def test_another_machine_makes_the_same_bits_or_tells_what_differs(
     file = tmp_path / "orch.lock"
     words = ("lock", "check", str(file), "-p", profile, "--json")
     made = orch.run("lock", "-p", profile, "-o", str(file))
-    assert "not built here yet: gguf-q6_k-" in made.out
+    assert "not here yet: gguf-q6_k-" in made.out
     assert not (orch.home / "store").exists()
     assert kinds(orch.run(*words, "--no-build", code=9)) == ["unknown", "missing"]
     hub.requests.clear()

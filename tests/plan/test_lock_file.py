@@ -147,6 +147,8 @@ def test_the_digest_of_a_profile_is_of_what_it_says_and_not_of_where_things_lie(
 def test_a_branch_is_taken_at_the_locked_commit_and_a_commit_is_left_alone() -> None:
     branch = tiny(weights={"repo": "owner/name", "revision": "main"})
     assert pinned_by(lock(), branch).weights.revision == COMMIT
+    ready = tiny(artifacts={"gguf-q6_k": {"repo": "owner/name", "revision": "main", "file": "q6.gguf"}})
+    assert [one.revision for one in pinned_by(lock(), ready).artifacts.values()] == [COMMIT]
     for kept in (
         tiny(weights={"repo": "owner/name", "revision": "d" * 40}),
         tiny(weights={"repo": "owner/other", "revision": "main"}),
