@@ -40,6 +40,9 @@ def build_all(
         list[str] | None, typer.Option("--recipe", help="Only this; may be said again. Default: all that it names.")
     ] = None,
     plan: OnlyPlan = False,
+    locked: Annotated[
+        Path | None, typer.Option(help="A lock file: refuse what differs from it.", dir_okay=False)
+    ] = None,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
@@ -48,23 +51,31 @@ def build_all(
         return
     with session_of(as_json) as session:
         from orchestrator.cli.deploy import confirm_download
+        from orchestrator.cli.lock import check_built, check_locked, locked_profile, read_lock
         from orchestrator.cli.wishes import default_profile, load_profile, pinned
 
-        observed = session.observe()
-        loaded = pinned(session, load_profile(profile or default_profile(observed), observed), observed)
+        lock = read_lock(session, locked) if locked is not None else None
+        if lock is not None:
+            loaded, observed = locked_profile(session, lock, profile)
+            check_locked(session, lock, loaded, observed)
+        else:
+            observed = session.observe()
+            loaded = pinned(session, load_profile(profile or default_profile(observed), observed), observed)
         chosen = _recipes_of(loaded, recipes or [])
         make_plan = partial(_plan_build, session, loaded, chosen)
         first = make_plan()
         if plan:
             session.screen.plan(first)
             return
-        if profile is None:
+        if profile is None and lock is None:
             confirm_download(session, first, yes)
         with session.exclusive("build"):
             # In two parts: what a build takes is known when the weights are here.
             session.run(make_plan(fetch_only=True))
             _tell_estimate(session, todo := make_plan())
             session.run(todo)
+        if lock is not None:
+            check_built(session, lock, loaded, observed)
 
 
 def _recipes_of(profile: Profile, named: list[str]) -> tuple[Recipe, ...]:
@@ -82,14 +93,14 @@ def _recipes_of(profile: Profile, named: list[str]) -> tuple[Recipe, ...]:
 def _plan_build(session: Session, profile: Profile, recipes: tuple[Recipe, ...], fetch_only: bool = False) -> Plan:
     """Everything that the recipes take, those that can be in one read of the weights."""
     from orchestrator.cli.wishes import weights_facts
-    from orchestrator.core.plan import in_one_read, plan_supply
+    from orchestrator.core.plan import plan_supply
     from orchestrator.core.steps import Action, FetchWeights, Plan
     from orchestrator.engines.resolve import artifact_supply
 
     observed = session.observe()
     weights, shipped = weights_facts(session, profile), session.shipped(observed, profile)
     steps = dict.fromkeys(step for recipe in recipes for step in artifact_supply(recipe, weights, shipped))
-    plan = plan_supply("build", in_one_read(tuple(steps)), observed)
+    plan = plan_supply("build", tuple(steps), observed)
     if not fetch_only:
         return plan
     items = tuple(item for item in plan.items if isinstance(item, Action) and isinstance(item.step, FetchWeights))

@@ -138,7 +138,7 @@ def check_built(session: Session, locked: Lock, profile: Profile, observed: Obse
     from orchestrator.core.lock_file import differences
 
     found = differences(locked, lock_of(session, profile, observed))
-    _tell(session, tuple(one for one in found if one.kind in ("files", "missing")))
+    _tell(session, tuple(one for one in found if one.kind == "files"))
 
 
 def lock_of(session: Session, profile: Profile, observed: Observed, ask_hub: bool = False) -> Lock:
@@ -184,6 +184,8 @@ def _locked_entry(session: Session, step: Supply) -> tuple[str, LockedEntry]:
     match step:
         case FetchWeights(hub, key):
             recipe, source = Recipe.WEIGHTS, str(hub)
+        case FetchArtifact(recipe, key, source):
+            pass
         case ImportAdapter():
             recipe, key, source = Recipe.ADAPTER, step.key, f"dir:{step.digest}"
         case BuildArtifact(recipe, key, source):
@@ -222,11 +224,11 @@ def _adapters(session: Session, profile: Profile, observed: Observed) -> tuple[A
 
 def _make_missing(session: Session, file: Path, profile: Profile, observed: Observed) -> None:
     from orchestrator.cli.wishes import weights_facts
-    from orchestrator.core.plan import in_one_read, plan_supply
+    from orchestrator.core.plan import plan_supply
 
     def make_plan() -> Plan:
         supply = _materials(session, profile, weights_facts(session, profile), observed)
-        return plan_supply("lock check", in_one_read(supply), observed)
+        return plan_supply("lock check", supply, observed)
 
     session.carry_out(f"lock check {file}", make_plan, only_plan=False)
 

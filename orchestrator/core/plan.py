@@ -122,7 +122,7 @@ def plan_deploy(
     return Plan(verb, (*before, *after), len(before), resolved.budget if match is None else None)
 
 
-def in_one_read(supply: tuple[Supply, ...]) -> tuple[Supply, ...]:
+def _in_one_read(supply: tuple[Supply, ...]) -> tuple[Supply, ...]:
     """The same, but what can be made in one read of the weights is made together, at the end."""
     streamed = tuple(step for step in supply if isinstance(step, BuildArtifact) and step.recipe.streamed)
     others = tuple(step for step in supply if step not in streamed)
@@ -130,8 +130,8 @@ def in_one_read(supply: tuple[Supply, ...]) -> tuple[Supply, ...]:
 
 
 def plan_supply(verb: str, supply: tuple[Supply, ...], observed: Observed) -> Plan:
-    """Have all of this; nothing that serves is touched."""
-    items = tuple(_supply(supply, observed))
+    """Have all of this, what can be in one read of the weights; nothing that serves is touched."""
+    items = tuple(_supply(_in_one_read(supply), observed))
     return Plan(verb, items, commit=len(items))
 
 

@@ -29,12 +29,12 @@ def builds(*recipes: Recipe) -> tuple[BuildArtifact, ...]:
 
 def test_what_is_finished_is_left_out_of_the_read() -> None:
     one, two, three = builds(Recipe.GGUF_Q6_K, Recipe.GGUF_Q8_0, Recipe.NVFP4A16)
-    together = BuildTogether((one, two, three))
-    plan = plan_supply("build", (together,), world(**{two.key: 1}))
+    together = (one, two, three)
+    plan = plan_supply("build", together, world(**{two.key: 1}))
     assert shown(plan).splitlines()[0] == "= build gguf-q8_0-*: in the store"
     assert [action.step for action in plan.actions] == [BuildTogether((one, three))]
-    assert plan_supply("build", (together,), world(**{two.key: 1, three.key: 1})).actions[0].step == one
-    assert plan_supply("build", (together,), world(**{one.key: 1, two.key: 1, three.key: 1})).actions == ()
+    assert plan_supply("build", together, world(**{two.key: 1, three.key: 1})).actions[0].step == one
+    assert plan_supply("build", together, world(**{one.key: 1, two.key: 1, three.key: 1})).actions == ()
 
 
 def test_weights_are_pulled_only_for_what_is_left_to_build() -> None:
@@ -42,7 +42,7 @@ def test_weights_are_pulled_only_for_what_is_left_to_build() -> None:
     assert isinstance(fetch, FetchWeights)
     assert isinstance(one, BuildArtifact)
     two = builds(Recipe.NVFP4A16)[0]
-    supply = (fetch, BuildTogether((one, two)))
+    supply = (fetch, one, two)
     assert plan_supply("build", supply, world(**{one.key: 1, two.key: 1})).actions == ()
     assert [action.step for action in plan_supply("build", supply, world(**{one.key: 1})).actions] == [fetch, two]
 
