@@ -109,21 +109,12 @@ def _plan_build(session: Session, profile: Profile, recipes: tuple[Recipe, ...],
 
 def _tell_estimate(session: Session, plan: Plan) -> None:
     """What the builds to be done will take; HostError where the disk has no room for them."""
-    from orchestrator.artifacts.estimate import estimate, refuse_full
-    from orchestrator.core.steps import BuildArtifact, BuildTogether
+    from orchestrator.core.plan import builds_of
 
-    for action in plan.actions:
-        match action.step:
-            case BuildTogether(builds):
-                streamed = builds
-            case BuildArtifact() as one if one.recipe.streamed:
-                streamed = (one,)
-            case _:
-                continue
+    streamed = [build for build in builds_of(plan) if build.recipe.streamed]
+    if streamed:
         wanted = [session.builder.wanted(one.recipe, session.store.path(one.key)) for one in streamed]
-        found = estimate(Path(streamed[0].source_path), wanted)
-        refuse_full(session.store.root, found)
-        session.screen.note({"estimate": dataclasses.asdict(found)}, found.text)
+        _estimate(session, Path(streamed[0].source_path), wanted, session.store.root)
 
 
 @build.command("gguf")
@@ -172,21 +163,29 @@ def build_nvfp4(
     """Safetensors to NVFP4, in the layout that vLLM reads. Byte-identical to what llm-compressor writes."""
     with session_of(as_json) as session:
         from orchestrator.artifacts.nvfp4_checkpoint import WantedNvfp4
+        from orchestrator.core.artifact import Recipe
 
         if mode != "a16":
             raise PlanRefused(f"orch does not know the NVFP4 mode {mode}.", hint="Known: a16")
         with _whole_directory(output) as work:
-            _build(session, directory, output, WantedNvfp4(work))
+            _build(session, directory, output, WantedNvfp4(work), Recipe.NVFP4A16.loss)
         _tell_file(session, output)
 
 
-def _build(session: Session, directory: Path, output: Path, wanted: Wanted) -> None:
+def _estimate(session: Session, source: Path, wanted: list[Wanted], place: Path) -> None:
     from orchestrator.artifacts.estimate import estimate, refuse_full
+
+    found = estimate(source, wanted)
+    refuse_full(place, found)
+    session.screen.note({"estimate": dataclasses.asdict(found)}, found.text)
+
+
+def _build(session: Session, directory: Path, output: Path, wanted: Wanted, loss: str = "") -> None:
     from orchestrator.artifacts.one_pass import build as build_wanted
 
-    found = estimate(directory, [wanted])
-    refuse_full(output.absolute().parent, found)
-    session.screen.note({"estimate": dataclasses.asdict(found)}, found.text)
+    _estimate(session, directory, [wanted], output.absolute().parent)
+    if loss:
+        session.screen.note({"loss": loss}, loss)
     build_wanted(directory, [wanted], session.progress)
 
 

@@ -262,9 +262,12 @@ class Session:
     def run(self, plan: Plan) -> None:
         """Run a plan under the screen's eyes and the journal's."""
         from orchestrator.core.events import EventKind
+        from orchestrator.core.plan import builds_of
         from orchestrator.drivers.records import Journal
         from orchestrator.run import run
 
+        for text in dict.fromkeys(build.recipe.loss for build in builds_of(plan) if build.recipe.loss):
+            self.screen.note({"loss": text}, text)
         journal: Journal | None = Journal(self.settings.data / "journal.jsonl")
 
         def emit(event: Event) -> None:

@@ -135,6 +135,11 @@ def plan_supply(verb: str, supply: tuple[Supply, ...], observed: Observed) -> Pl
     return Plan(verb, items, commit=len(items))
 
 
+def builds_of(plan: Plan) -> tuple[BuildArtifact, ...]:
+    """All that it builds."""
+    return tuple(build for action in plan.actions for build in _builds(action.step))
+
+
 def plan_down(profile: str, observed: Observed, limits: Limits, forget: bool = False) -> Plan:
     """Stop serving a profile: routes first, then its engines. Artifacts stay; so do wish and adapters, unless `forget`.
 
@@ -273,7 +278,7 @@ def _supply(supply: tuple[Supply, ...], observed: Observed) -> Iterator[Action |
         yield Action(step)
 
 
-def _builds(step: Supply) -> tuple[BuildArtifact, ...]:
+def _builds(step: Step) -> tuple[BuildArtifact, ...]:
     match step:
         case BuildArtifact():
             return (step,)

@@ -14,6 +14,8 @@ import pytest
 from conftest import hub_server
 from orch_command import ASSETS, Orch, Outcome
 
+from orchestrator.core.artifact import Recipe
+
 TINY = ASSETS / "tiny-qwen3"
 
 
@@ -30,6 +32,7 @@ def test_every_artifact_is_built_in_one_read_and_once(orch: Orch, hub: Any, hub_
     first = orch.run("build", "-p", hub_profile, "--json")
     assert steps(first) == ["FetchWeights", "BuildTogether"]
     (told,) = (line["estimate"] for line in first.lines if "estimate" in line)
+    assert [line["loss"] for line in first.lines if "loss" in line] == [Recipe.NVFP4A16.loss]
     made = entries(orch)
     assert made.keys() == {"weights", "gguf-q6_k", "nvfp4a16"}
     assert told["writes"] < made["gguf-q6_k"]["size"] + made["nvfp4a16"]["size"] < told["writes"] + 800_000
