@@ -27,7 +27,7 @@ FILE_TYPES: dict[Quant, LlamaFileType] = {
 # What the converter writes by itself; the others need a pass of the quantizer over its file.
 CONVERTED: frozenset[Quant] = frozenset({"f16", "bf16", "q8_0"})
 
-_MAIN: dict[Quant, GGMLQuantizationType] = {
+MAIN: dict[Quant, GGMLQuantizationType] = {
     "f16": GGMLQuantizationType.F16,
     "bf16": GGMLQuantizationType.BF16,
     "q8_0": GGMLQuantizationType.Q8_0,
@@ -37,7 +37,7 @@ _MAIN: dict[Quant, GGMLQuantizationType] = {
 }
 
 # For columns that no block of the wanted type divides.
-_SMALLER_BLOCKS = {
+SMALLER_BLOCKS = {
     GGMLQuantizationType.Q4_K: GGMLQuantizationType.Q5_0,
     GGMLQuantizationType.Q5_K: GGMLQuantizationType.Q5_1,
     GGMLQuantizationType.Q6_K: GGMLQuantizationType.Q8_0,
@@ -45,7 +45,7 @@ _SMALLER_BLOCKS = {
 
 # Every type that needs the quantizer.
 QUANTIZED = tuple(
-    dict.fromkeys([*(_MAIN[quant] for quant in ("q8_0", "q6_k", "q5_k_m", "q4_k_m")), *_SMALLER_BLOCKS.values()])
+    dict.fromkeys([*(MAIN[quant] for quant in ("q8_0", "q6_k", "q5_k_m", "q4_k_m")), *SMALLER_BLOCKS.values()])
 )
 
 
@@ -78,7 +78,7 @@ def tensor_types(quant: Quant, shapes: Mapping[str, Shape], attention: Attention
 def _type(quant: Quant, name: str, shape: Shape, attention: Attention, tied: bool) -> GGMLQuantizationType:
     if len(shape) < 2:
         return GGMLQuantizationType.F32
-    main, columns = _MAIN[quant], shape[-1]
+    main, columns = MAIN[quant], shape[-1]
     if quant in CONVERTED:
         return main if _divides(main, columns) else GGMLQuantizationType.F16
     if name == "output.weight" or (tied and name == "token_embd.weight"):
@@ -97,7 +97,7 @@ def _sensitive(quant: Quant, name: str, attention: Attention) -> GGMLQuantizatio
         return GGMLQuantizationType.Q6_K
     if quant == "q4_k_m" and name.endswith(".attn_v.weight") and attention.counts_as_70b:
         return GGMLQuantizationType.Q5_K
-    return _MAIN[quant]
+    return MAIN[quant]
 
 
 def _more_bits(layer: int, layers: int) -> bool:
@@ -108,7 +108,7 @@ def _more_bits(layer: int, layers: int) -> bool:
 
 def _from_wanted(wanted: GGMLQuantizationType) -> list[GGMLQuantizationType]:
     """What is tried in turn."""
-    return [wanted, _SMALLER_BLOCKS.get(wanted, GGMLQuantizationType.F16), GGMLQuantizationType.F16]
+    return [wanted, SMALLER_BLOCKS.get(wanted, GGMLQuantizationType.F16), GGMLQuantizationType.F16]
 
 
 def _divides(kind: GGMLQuantizationType, columns: int) -> bool:

@@ -6,7 +6,9 @@ import hashlib
 import os
 from pathlib import Path
 
+from orchestrator.artifacts.claims import check_fp8, check_nvfp4
 from orchestrator.artifacts.disk import host_errors
+from orchestrator.artifacts.gguf_claims import check_gguf
 from orchestrator.core.artifact import FileEntry, Recipe
 from orchestrator.core.progress import Progress
 from orchestrator.core.weights import WANTED
@@ -42,6 +44,10 @@ def settle(recipe: Recipe, work: Path, files: tuple[FileEntry, ...]) -> tuple[Fi
 
     SourceError if it is not what `recipe` says.
     """
+    if recipe is Recipe.FP8:
+        check_fp8(work)
+    elif recipe in (Recipe.NVFP4, Recipe.NVFP4A16):
+        check_nvfp4(work, recipe)
     if not recipe.quant:
         return files
     if len(files) != 1:
@@ -51,6 +57,7 @@ def settle(recipe: Recipe, work: Path, files: tuple[FileEntry, ...]) -> tuple[Fi
         if files[0].path != GGUF_FILE:
             (work / GGUF_FILE).unlink(missing_ok=True)
             os.link(work / files[0].path, work / GGUF_FILE)
+    check_gguf(work / GGUF_FILE, recipe)
     return (files[0].model_copy(update={"path": GGUF_FILE}),)
 
 

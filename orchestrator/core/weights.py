@@ -114,7 +114,7 @@ def shape_of(config: Any) -> Shape | None:
             tied=bool(config.get("tie_word_embeddings")),
             positions=int(config.get("max_position_embeddings") or 0),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
         return None
     sizes = (shape.layers, shape.hidden, heads, shape.kv_heads, shape.head_dim, shape.intermediate, shape.vocab)
     return shape if min(sizes) > 0 else None

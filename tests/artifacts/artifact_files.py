@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 
 from orchestrator.artifacts.quantize import Quantizer
 from orchestrator.artifacts.safetensors import Checkpoint
@@ -126,3 +127,53 @@ def raw_gguf(keys: list[bytes], infos: list[bytes], data: bytes = b"", /, **coun
     head += counts.get("keys", len(keys)).to_bytes(8, "little")
     head += b"".join(keys + infos)
     return head + bytes(-len(head) % 32) + data
+
+
+def gguf_model(path: Path, **changes: Any) -> Path:
+    """A tiny Q6_K file of zeros, of one layer. `changes` replace keys and tensors (type, shape); `...` removes one."""
+    told: dict[str, Any] = {
+        "general.architecture": "qwen3",
+        "general.type": "model",
+        "general.file_type": 18,
+        "qwen3.block_count": 1,
+        "qwen3.context_length": 512,
+        "qwen3.embedding_length": 256,
+        "qwen3.feed_forward_length": 256,
+        "qwen3.attention.head_count": 4,
+        "qwen3.attention.head_count_kv": 2,
+        "qwen3.attention.key_length": 64,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": ["a", "b", "c", "d"],
+        "token_embd.weight": ("Q6_K", (4, 256)),
+        "output_norm.weight": ("F32", (256,)),
+        "blk.0.attn_q.weight": ("Q6_K", (256, 256)),
+        "blk.0.attn_k.weight": ("Q6_K", (128, 256)),
+        "blk.0.attn_v.weight": ("Q6_K", (128, 256)),
+        "blk.0.attn_output.weight": ("Q6_K", (256, 256)),
+        "blk.0.ffn_gate.weight": ("Q6_K", (256, 256)),
+        "blk.0.ffn_up.weight": ("Q6_K", (256, 256)),
+        "blk.0.ffn_down.weight": ("Q6_K", (256, 256)),
+    }
+    keys, infos, size = [], [], 0
+    for name, value in (told | changes).items():
+        if isinstance(value, tuple):
+            kind, shape = GGMLQuantizationType[value[0]], value[1]
+            infos.append(gguf_info(name, shape[::-1], kind, size))
+            items, block = GGML_QUANT_SIZES[kind]
+            size += -(-math.prod(shape) // items * block // 32) * 32
+        elif value is not ...:
+            keys.append(gguf_value(name, value))
+    path.write_bytes(raw_gguf(keys, infos, bytes(size)))
+    return path
+
+
+def gguf_value(key: str, value: str | int | list[Any]) -> bytes:
+    """A key with a text, a 32-bit number, or a list of one of them."""
+    if isinstance(value, list):
+        items = [gguf_value("", item)[8:] for item in value]
+        return gguf_key(key, 9, items[0][:4] + len(items).to_bytes(8, "little") + b"".join(i[4:] for i in items))
+    return (
+        gguf_key(key, 8, gguf_string(value))
+        if isinstance(value, str)
+        else gguf_key(key, 4, value.to_bytes(4, "little"))
+    )
