@@ -174,14 +174,17 @@ class Store:
         return self.root / ".partial" / self.own.path(key).name
 
     def unfinished(self) -> dict[str, tuple[int, float]]:
-        """What builds have left unfinished, by key: its bytes, and when it was last written to (seconds since 1970)."""
-        found = {}
+        """What builds have left unfinished, by key: the extent of each."""
         with host_errors(f"read the store {self.root}"):
-            for work in sorted((self.root / ".partial").glob("*")):
-                inside = files_below(work).values()
-                times = [status.st_mtime for status in (*inside, work.stat())]
-                found[work.name] = (sum(status.st_size for status in inside), max(times))
-        return found
+            works = sorted((self.root / ".partial").glob("*"))
+        return {work.name: self.extent(work) for work in works}
+
+    def extent(self, directory: Path) -> tuple[int, float]:
+        """Bytes of all files in a directory of the store, and when it was last written to (seconds since 1970)."""
+        with host_errors(f"read {directory}"):
+            inside = files_below(directory).values()
+            times = [status.st_mtime for status in (*inside, directory.stat())]
+        return sum(status.st_size for status in inside), max(times)
 
     def used(self) -> int:
         """Bytes of all files below the root: finished ones, unfinished ones, and what is still to be deleted."""

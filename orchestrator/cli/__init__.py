@@ -1,7 +1,8 @@
 """The `orch` command: parse, load, observe, plan, run, render, exit.
 
-Verbs are in deploy (what serves), inspect (what is), materials (weights, artifacts, engines, profiles), build, images
-and images_offline (container images). Everything heavy is imported inside them: `orch --help` pays for typer only.
+Verbs are in deploy (what serves), inspect (what is), materials (weights, engines, profiles), build, artifacts and
+artifacts_gc (the store), lock, images and images_offline (container images). Everything heavy is imported inside them:
+`orch --help` pays for typer only.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ import sys
 def main() -> None:
     """The entry point; the exit codes are drawn in errors.py."""
     # Each adds its verbs to the app.
-    from orchestrator.cli import artifacts, build, deploy, images, images_offline, inspect, lock, materials  # noqa: F401
+    from orchestrator.cli import (  # noqa: F401
+        artifacts,
+        artifacts_gc,
+        build,
+        deploy,
+        images,
+        images_offline,
+        inspect,
+        lock,
+        materials,
+    )
     from orchestrator.cli.options import app
     from orchestrator.errors import BUG, HostError
 

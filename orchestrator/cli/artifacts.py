@@ -12,7 +12,6 @@ from orchestrator.errors import DRIFT, PlanRefused, SourceError
 
 if TYPE_CHECKING:
     from orchestrator.cli.session import Session
-    from orchestrator.core.deployment import Deployment
 
 artifacts = typer.Typer(help="The store of weights and artifacts.", no_args_is_help=True)
 app.add_typer(artifacts, name="artifacts")
@@ -61,14 +60,15 @@ def artifacts_rm(
 ) -> None:
     """Remove entries that no deployment uses."""
     with session_of(as_json) as session, session.exclusive("artifacts rm"):
+        from orchestrator.core.needs import needed_by_engines
         from orchestrator.core.refusals import refuse_unreachable
 
         observed = session.observe()
         refuse_unreachable(observed)
-        used = {key: e.instance.name for e in observed.engines for key in _keys_of(e.deployment)}
+        used = needed_by_engines(observed)
         for key in [_checked(session, key) for key in keys]:
             if key in used:
-                raise PlanRefused(f"{key} is in use by {used[key]}.", hint="orch down first.")
+                raise PlanRefused(f"{key} cannot be removed: {used[key]}.", hint="orch down first.")
             if not session.store.remove(key, session.progress):
                 _known_key(session, key)
                 place = session.store.shelf(key).root
@@ -88,10 +88,3 @@ def _checked(session: Session, key: str) -> str:
 def _known_key(session: Session, key: str) -> None:
     if session.store.get(key) is None and key not in {damage.key for damage in session.store.broken()}:
         raise SourceError(f"There is no {key} in the store.", hint="orch artifacts ls")
-
-
-def _keys_of(deployment: Deployment) -> list[str]:
-    keys = [deployment.artifact_key]
-    for adapter in deployment.adapters:
-        keys += [adapter.key, adapter.gguf_key]
-    return keys

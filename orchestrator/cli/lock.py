@@ -203,7 +203,7 @@ def _locked_entry(session: Session, step: Supply) -> tuple[str, LockedEntry]:
 
 def _materials(session: Session, profile: Profile, weights: WeightsFacts, observed: Observed) -> tuple[Supply, ...]:
     """What it takes to have all that the profile's engines may serve, with its adapters."""
-    from orchestrator.engines.resolve import materials
+    from orchestrator.engines.supply import materials
 
     return materials(profile, weights, _adapters(session, profile, observed), session.shipped(observed, profile))
 

@@ -114,8 +114,8 @@ def parse_lock(text: str, where: str) -> Lock:
 
 
 def profile_digest(profile: Profile) -> str:
-    """Over all that a profile says itself, but its description, and where weights, adapters and ready-made artifacts
-    come from: what these are is known by their keys."""
+    """Over all that a profile says itself. Its description does not count, nor where weights, adapters and ready-made
+    artifacts come from: what these are is known by their keys."""
     elsewhere = {"description", "weights", "adapters", "artifacts"}
     own = profile.model_dump(mode="json", exclude=elsewhere, exclude_defaults=True)
     own["adapters"] = [entry.name for entry in profile.adapters]

@@ -87,7 +87,7 @@ def resolve(
     deployment = deployment.model_copy(update=seen_by(wish, gpus, host, shipped.docker))
     return Resolved(
         deployment=deployment,
-        supply=_supply(sheet, recipe, weights, image or environment, adapters, shipped),
+        supply=supply_of(sheet, recipe, weights, image or environment, adapters, shipped),
         passed_over=(*gpus_left_out(sheet, profile, accelerator, host), *older, *passed_over),
         routes=_routes(sheet, deployment, profile),
         budget=_budget(
@@ -344,7 +344,7 @@ def artifact_supply(recipe: Recipe, weights: WeightsFacts, shipped: Shipped) -> 
     return (*fetch, BuildArtifact(recipe, key_of(recipe, weights, shipped), weights.source, weights.path))
 
 
-def _supply(
+def supply_of(
     sheet: EngineSheet,
     recipe: Recipe,
     weights: WeightsFacts,
@@ -352,6 +352,7 @@ def _supply(
     adapters: tuple[Adapter, ...],
     shipped: Shipped,
 ) -> tuple[Supply, ...]:
+    """What it takes to serve a recipe with these adapters, its program included."""
     steps = list(artifact_supply(recipe, weights, shipped))
     if adapters and sheet.model_file(recipe) and weights.fetch is not None and recipe in shipped.ready:
         # A LoRA is converted for the weights that it belongs to, whoever has built the artifact.
@@ -366,15 +367,6 @@ def _supply(
     elif program is not None:
         steps.append(EnsureEnvironment(program))
     return tuple(steps)
-
-
-def materials(
-    profile: Profile, weights: WeightsFacts, adapters: tuple[Adapter, ...], shipped: Shipped
-) -> tuple[Supply, ...]:
-    """What it takes to have all that the profile's engines may serve, on whatever host."""
-    wanted = ((sheet, recipe) for sheet in ENGINES.values() for recipe in getattr(profile.engines, sheet.name).recipes)
-    steps = (_supply(sheet, recipe, weights, None, adapters, shipped) for sheet, recipe in wanted)
-    return tuple(dict.fromkeys(step for supply in steps for step in supply))
 
 
 def _routes(sheet: EngineSheet, deployment: Deployment, profile: Profile) -> tuple[Route, ...]:

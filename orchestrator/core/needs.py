@@ -1,0 +1,116 @@
+"""What of the store is needed, by whom, and so what garbage collection removes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from orchestrator.core.deployment import Adapter
+from orchestrator.core.lock_file import Lock
+from orchestrator.core.observed import Observed
+from orchestrator.core.resolved import Supply
+from orchestrator.core.steps import BuildArtifact, FetchArtifact, FetchWeights, ImportAdapter
+from orchestrator.errors import PlanRefused
+
+# Keys, and who needs each, in words. The first one that says so is believed.
+Needs = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Something in the store: an entry, or what is left of an `unfinished` build; its bytes, when it was made or last
+    written to, and its source as far as it is known."""
+
+    key: str
+    size: int
+    at: datetime
+    source: str = ""
+    unfinished: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether something stays, and why."""
+
+    stored: Stored
+    stays: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Thrift:
+    """How much is given up: what is younger than `age` stays; weights go when all that is made of them is there
+    (`weights`), and so do all unfinished builds (`unfinished`)."""
+
+    age: timedelta
+    weights: bool = False
+    unfinished: bool = False
+
+
+def refuse_unknown(observed: Observed, unreadable: tuple[str, ...]) -> None:
+    """Who needs what cannot be told as long as a record cannot be read."""
+    damaged = tuple(f"{instance.name}: {instance.problem}" for instance in observed.damaged)
+    if damaged or unreadable:
+        raise PlanRefused(
+            "What is needed cannot be told: not every record can be read.",
+            hint="orch status names them; orch down ends what they tell of.",
+            detail="\n".join((*damaged, *unreadable)),
+        )
+
+
+def needed_by_engines(observed: Observed) -> Needs:
+    """What the engines that are there were started with."""
+    needs: dict[str, str] = {}
+    for engine in observed.engines:
+        for key in (engine.deployment.artifact_key, *_keys_of(engine.deployment.adapters)):
+            needs.setdefault(key, f"{engine.instance.name} uses it")
+    return needs
+
+
+def needed_for(
+    why: str, supply: tuple[Supply, ...], adapters: tuple[Adapter, ...], finished: Collection[str], thrift: Thrift
+) -> Needs:
+    """What a wish takes; `supply` is all that it may be served with."""
+    made = [step.key for step in supply if isinstance(step, BuildArtifact | FetchArtifact)]
+    keys = [step.key for step in supply if isinstance(step, BuildArtifact | FetchArtifact | ImportAdapter)]
+    if not (thrift.weights and made and all(key in finished for key in made)):
+        keys += [step.key for step in supply if isinstance(step, FetchWeights)]
+    return dict.fromkeys((*keys, *_keys_of(adapters)), why)
+
+
+def needed_by_lock(why: str, lock: Lock, finished: Collection[str], thrift: Thrift) -> Needs:
+    """What a lock file names."""
+    made = [key for key in lock.entries if key != lock.weights]
+    spare = thrift.weights and made and all(key in finished for key in made)
+    return dict.fromkeys(made if spare else lock.entries, why)
+
+
+def sort_out(
+    stored: Iterable[Stored], needs: Needs, doubts: Iterable[str], now: datetime, thrift: Thrift
+) -> tuple[Verdict, ...]:
+    """What stays and what goes, each with its reason. `doubts` are reasons to keep all that came from directories of
+    this machine: who needs it is not known."""
+    all_stored = tuple(stored)
+    finished = {one.key for one in all_stored if not one.unfinished}
+    return tuple(_verdict(one, needs, tuple(doubts), finished, now, thrift) for one in all_stored)
+
+
+def _verdict(
+    one: Stored, needs: Needs, doubts: tuple[str, ...], finished: Collection[str], now: datetime, thrift: Thrift
+) -> Verdict:
+    young = now - one.at < thrift.age
+    if one.unfinished and thrift.unfinished:
+        return Verdict(one, False, "unfinished")
+    if one.key in needs and not (one.unfinished and one.key in finished):
+        return Verdict(one, True, needs[one.key])
+    if doubts and one.source.startswith(("dir:", "file:")):
+        return Verdict(one, True, doubts[0])
+    if young:
+        hours = thrift.age.total_seconds() / 3600
+        return Verdict(one, True, f"{'written to' if one.unfinished else 'made'} in the last {hours:g} h")
+    return Verdict(one, False, "unfinished, and nobody goes on with it" if one.unfinished else "nothing needs it")
+
+
+def _keys_of(adapters: tuple[Adapter, ...]) -> tuple[str, ...]:
+    return tuple(key for adapter in adapters for key in (adapter.key, adapter.gguf_key))

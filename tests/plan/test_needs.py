@@ -1,0 +1,143 @@
+"""Garbage collection of the store, decided: what stays, what goes, and why."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from fakes.asks import CPU, adapter, plan_of, shipped, tiny, weights_of
+from fakes.world import FakeWorld
+
+from orchestrator.core.artifact import Recipe, artifact_key
+from orchestrator.core.deployment import Wish
+from orchestrator.core.launch import Instance
+from orchestrator.core.lock_file import Lock, LockedEntry, LockedProfile
+from orchestrator.core.needs import (
+    Stored,
+    Thrift,
+    needed_by_engines,
+    needed_by_lock,
+    needed_for,
+    refuse_unknown,
+    sort_out,
+)
+from orchestrator.core.profile import Profile
+from orchestrator.engines.supply import materials, needed
+from orchestrator.errors import PlanRefused
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+DAY = Thrift(timedelta(hours=24))
+NO_AGE = Thrift(timedelta(0))
+HUB = {"repo": "owner/name", "revision": "c" * 40}
+
+
+def stored(key: str, hours: float = 100, source: str = "hub:a/b@c", unfinished: bool = False) -> Stored:
+    return Stored(key, 10, NOW - timedelta(hours=hours), source, unfinished)
+
+
+@pytest.mark.parametrize(
+    ("one", "thrift", "stays", "why"),
+    [
+        (stored("a"), DAY, False, "nothing needs it"),
+        (stored("needed"), DAY, True, "tiny is served with it"),
+        (stored("needed"), Thrift(timedelta(0), weights=True, unfinished=True), True, "tiny is served with it"),
+        (stored("a", hours=23), DAY, True, "made in the last 24 h"),
+        (stored("a", hours=23), NO_AGE, False, "nothing needs it"),
+        (stored("a", hours=-1), Thrift(timedelta(hours=0.5)), True, "made in the last 0.5 h"),
+        (stored("a", unfinished=True), DAY, False, "unfinished, and nobody goes on with it"),
+        (stored("a", hours=1, unfinished=True), DAY, True, "written to in the last 24 h"),
+        (stored("needed", unfinished=True), DAY, True, "tiny is served with it"),
+        (stored("needed", unfinished=True), Thrift(timedelta(0), unfinished=True), False, "unfinished"),
+        (stored("a", source="dir:1"), DAY, False, "nothing needs it"),
+    ],
+)
+def test_what_stays_and_why(one: Stored, thrift: Thrift, stays: bool, why: str) -> None:
+    (verdict,) = sort_out([one], {"needed": "tiny is served with it"}, (), NOW, thrift)
+    assert (verdict.stays, verdict.why) == (stays, why)
+
+
+def test_what_is_left_of_a_build_that_another_one_finished_is_not_needed() -> None:
+    both = [stored("needed"), stored("needed", unfinished=True)]
+    assert [verdict.stays for verdict in sort_out(both, {"needed": "x"}, (), NOW, DAY)] == [True, False]
+
+
+def test_where_a_directory_cannot_be_read_all_that_came_from_directories_stays() -> None:
+    found = sort_out([stored("a", source="dir:1"), stored("b")], {}, ["tiny may need it: gone"], NOW, DAY)
+    assert [(verdict.stays, verdict.why) for verdict in found] == [
+        (True, "tiny may need it: gone"),
+        (False, "nothing needs it"),
+    ]
+
+
+def needs_of(profile: Profile, engine: str, finished: set[str], thrift: Thrift, recipe: str = "") -> set[str]:
+    """The recipes of what a wish needs."""
+    wish = Wish(profile=profile, engine=engine, target="local", recipe=Recipe(recipe) if recipe else None)
+    adapters = (adapter("a", profile),)
+    supply = needed(wish, weights_of(profile), adapters, shipped())
+    return {key.rpartition("-")[0] for key in needed_for("why", supply, adapters, finished, thrift)}
+
+
+def test_a_wish_needs_all_that_its_engine_may_serve() -> None:
+    lora = {"adapter", "lora-gguf"}
+    assert needs_of(tiny(weights=HUB), "llamacpp", set(), DAY) == {"weights", "gguf-q6_k"} | lora
+    assert needs_of(tiny(weights=HUB), "vllm", set(), DAY) == {"weights", "nvfp4a16"} | lora
+    assert needs_of(tiny(weights=HUB), "vllm", set(), DAY, "gguf-bf16") == {"weights", "gguf-bf16"} | lora
+    # Weights in a directory are no entry of the store.
+    assert needs_of(tiny(), "llamacpp", set(), DAY) == {"gguf-q6_k"} | lora
+
+
+def test_weights_go_only_when_asked_and_when_all_that_is_made_of_them_is_there() -> None:
+    profile, thrift = tiny(weights=HUB), Thrift(timedelta(0), weights=True)
+    source = str(profile.weights.hub)
+    gguf, a = artifact_key(Recipe.GGUF_Q6_K, source), adapter("a", profile)
+    assert "weights" in needs_of(profile, "llamacpp", {gguf}, thrift)
+    assert "weights" not in needs_of(profile, "llamacpp", {gguf, a.gguf_key}, thrift)
+    assert "weights" in needs_of(profile, "llamacpp", {gguf, a.gguf_key}, DAY)
+    served = tiny(weights=HUB, engines={"vllm": {"recipes": ["weights"]}})
+    assert "weights" in needs_of(served, "vllm", {gguf}, thrift)
+
+
+def test_a_profile_may_be_served_with_all_that_any_of_its_engines_takes() -> None:
+    profile = tiny(weights=HUB)
+    whats = [step.what.rpartition("-")[0] for step in materials(profile, weights_of(profile), (), shipped())]
+    assert sorted(whats) == ["", "build gguf-q6_k", "build nvfp4a16"]
+
+
+def test_a_lock_needs_its_entries() -> None:
+    entry = LockedEntry(recipe=Recipe.WEIGHTS, source="hub:a/b@" + "c" * 40)
+    lock = Lock(
+        format=1,
+        orch="1",
+        weights="w",
+        profile=LockedProfile(name="tiny", digest="1"),
+        entries={"w": entry, "g": entry},
+    )
+    spare = Thrift(timedelta(0), weights=True)
+    assert needed_by_lock("why", lock, {"w", "g"}, DAY) == {"w": "why", "g": "why"}
+    assert needed_by_lock("why", lock, {"w"}, spare) == {"w": "why", "g": "why"}
+    assert needed_by_lock("why", lock, {"w", "g"}, spare) == {"g": "why"}
+
+
+def test_engines_need_what_they_were_started_with() -> None:
+    world = FakeWorld(CPU)
+    world.run(plan_of("up llamacpp", tiny(), world.observe()))
+    world.run(plan_of("lora add a", tiny(), world.observe()))
+    a = adapter("a", tiny())
+    needs = needed_by_engines(world.observe())
+    assert needs.keys() == {artifact_key(Recipe.GGUF_Q6_K, "dir:tiny"), a.key, a.gguf_key}
+    assert all("tiny-llamacpp-g" in why for why in needs.values())
+
+
+def test_records_that_cannot_be_read_are_a_refusal() -> None:
+    observed = FakeWorld(CPU).observe()
+    refuse_unknown(observed, ())
+    with pytest.raises(PlanRefused, match="not every record"):
+        refuse_unknown(observed, ("x.json cannot be read",))
+    world = FakeWorld(CPU)
+    world.run(plan_of("up llamacpp", tiny(), world.observe()))
+    (process,) = [one for name, one in world.target.processes.items() if name != "gateway"]
+    process.label = "?"
+    with pytest.raises(PlanRefused) as error:
+        refuse_unknown(world.observe(), ())
+    assert "tiny-llamacpp-g1" in error.value.detail
+    assert all(isinstance(one, Instance) for one in world.observe().damaged)
