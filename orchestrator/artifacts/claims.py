@@ -73,7 +73,7 @@ def refuse(path: Path, wanted: str, problems: list[str]) -> NoReturn:
     """SourceError: the path is not what is wanted, because of the problems."""
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     raise SourceError(
-        f"{path} is no sound {wanted}: {problems[0]}{more}.",
+        f"{path} is not the {wanted} that it should be: {problems[0]}{more}.",
         "Get it again, or name another file, repository or commit.",
         "\n".join(problems),
     )
