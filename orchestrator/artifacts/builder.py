@@ -12,6 +12,7 @@ from pathlib import Path
 
 from orchestrator.artifacts import one_pass, qwen3
 from orchestrator.artifacts.disk import host_errors
+from orchestrator.artifacts.fp8_checkpoint import WantedFp8
 from orchestrator.artifacts.gguf_file import Quant, WantedGguf
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.lora import CONFIG, WEIGHTS, Adapter, build_lora_gguf, check_fits, read_adapter
@@ -75,7 +76,7 @@ class Builder:
     def build(self, recipe: Recipe, source: Path, work: Path, progress: Progress, base: Path | None = None) -> None:
         """Makes `recipe` of the directory `source` in the existing directory `work`.
 
-        GGUF recipes write `model.gguf`; NVFP4A16 a Hugging Face directory; ADAPTER copies a PEFT directory;
+        GGUF recipes write `model.gguf`; NVFP4A16 and FP8 a Hugging Face directory; ADAPTER copies a PEFT directory;
         LORA_GGUF writes `adapter.gguf`, for the weights in `base`. SourceError if the source is not what it
         claims; HostError if the disk or the quantizer fails; whatever `progress` raises passes through, leaving
         nothing that looks finished.
@@ -97,6 +98,8 @@ class Builder:
             return WantedGguf(work / GGUF_FILE, typing.cast("Quant", recipe.quant), Quantizer(self._library))
         if recipe is Recipe.NVFP4A16:
             return WantedNvfp4(work)
+        if recipe is Recipe.FP8:
+            return WantedFp8(work)
         raise ValueError(f"nothing is built for {recipe.value}")
 
     def copy_in(self, path: Path, work: Path, progress: Progress) -> tuple[FileEntry, ...]:

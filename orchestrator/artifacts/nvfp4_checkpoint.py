@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,9 @@ from orchestrator.artifacts.safetensors import (
 )
 from orchestrator.core.progress import Progress
 from orchestrator.errors import SourceError
+
+# Dtype and shape by name.
+Layout = dict[str, tuple[str, tuple[int, ...]]]
 
 # Copied beside the weights where the source has them.
 COMPANIONS = (
@@ -100,26 +103,38 @@ class WantedNvfp4:
         size = sum(tensor_bytes(*entry) for entry in _layout(list(weights.tensors)).values())
         linear = [tensor for tensor in weights.tensors if _is_linear(tensor)]
         items = sum(tensor.rows * tensor.row_items for tensor in linear)
-        cpu_s = sampled(lambda block: quantize_rows(_as_bf16(block), np.float32(1)), linear[0].row_items, items)
+        cpu_s = sampled(lambda block: quantize_rows(as_bf16(block), np.float32(1)), linear[0].row_items, items)
         return Cost(size, cpu_s, holds=True)
 
     @contextmanager
     def making(self, weights: Weights) -> Iterator[Maker]:
         """See one_pass.Wanted."""
         _check_columns(weights.tensors)
-        with host_errors(f"write {self.outdir}"):
-            self.outdir.mkdir(parents=True, exist_ok=True)
-            (self.outdir / "config.json").unlink(missing_ok=True)
-            writers: dict[Path, ShardWriter] = {}
-            with ExitStack() as stack:
-                for file in weights.checkpoint.files:
-                    shard = [tensor for tensor in weights.tensors if tensor.file == file]
-                    if shard:
-                        partial = stack.enter_context(replacing(self.outdir / file.name))
-                        writers[file] = stack.enter_context(ShardWriter(partial, _layout(shard)))
-                yield _Nvfp4Maker(writers)
-            weight_map = {name: file.name for file, writer in writers.items() for name in writer.tensors}
-            _write_companions(weights.directory, self.outdir, weight_map)
+        with shards(self.outdir, weights, _layout, QUANTIZATION_CONFIG) as writers:
+            yield _Nvfp4Maker(writers)
+
+
+@contextmanager
+def shards(
+    outdir: Path, weights: Weights, layout: Callable[[list[Tensor]], Layout], quantization: dict[str, Any]
+) -> Iterator[dict[Path, ShardWriter]]:
+    """Writers for a directory of quantized weights in compressed-tensors layout, by the source's shards.
+
+    `layout` says which tensors a shard's become. At the end the companions are copied and config.json written.
+    """
+    with host_errors(f"write {outdir}"):
+        outdir.mkdir(parents=True, exist_ok=True)
+        (outdir / "config.json").unlink(missing_ok=True)
+        writers: dict[Path, ShardWriter] = {}
+        with ExitStack() as stack:
+            for file in weights.checkpoint.files:
+                shard = [tensor for tensor in weights.tensors if tensor.file == file]
+                if shard:
+                    partial = stack.enter_context(replacing(outdir / file.name))
+                    writers[file] = stack.enter_context(ShardWriter(partial, layout(shard)))
+            yield writers
+        weight_map = {name: file.name for file, writer in writers.items() for name in writer.tensors}
+        _write_companions(weights.directory, outdir, weight_map, quantization)
 
 
 class _Nvfp4Maker:
@@ -138,7 +153,7 @@ class _Nvfp4Maker:
         if not _is_linear(rows.tensor):
             return (block,)
         divisor = global_scale(float(round_bf16(np.array([largest], np.float32))[0]))
-        codes, scales = quantize_rows(_as_bf16(block), divisor)
+        codes, scales = quantize_rows(as_bf16(block), divisor)
         # Once per tensor is enough.
         return (codes, scales) if rows.start else (codes, scales, divisor.reshape(1))
 
@@ -160,7 +175,7 @@ def _is_linear(tensor: Tensor) -> bool:
     return ".".join(tensor.name.removesuffix(".weight").split(".")[3:]) in qwen3.LINEAR
 
 
-def _as_bf16(block: npt.NDArray[Any]) -> Floats:
+def as_bf16(block: npt.NDArray[Any]) -> Floats:
     """A block as float32 holding bf16 values."""
     rows = to_float32(block)
     return rows if block.dtype == np.uint16 else round_bf16(rows)
@@ -173,7 +188,7 @@ def _parts(tensor: Tensor) -> tuple[str, ...]:
     return tuple(f"{tensor.name}_{part}" for part in ("packed", "scale", "global_scale"))
 
 
-def _layout(tensors: list[Tensor]) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _layout(tensors: list[Tensor]) -> Layout:
     layout: dict[str, tuple[str, tuple[int, ...]]] = {}
     for tensor in tensors:
         if not _is_linear(tensor):
@@ -187,7 +202,7 @@ def _layout(tensors: list[Tensor]) -> dict[str, tuple[str, tuple[int, ...]]]:
     return layout
 
 
-def _write_companions(source: Path, outdir: Path, weight_map: dict[str, str]) -> None:
+def _write_companions(source: Path, outdir: Path, weight_map: dict[str, str], quantization: dict[str, Any]) -> None:
     if len(set(weight_map.values())) > 1 or "model.safetensors" not in weight_map.values():
         total = 0
         for file in set(weight_map.values()):
@@ -199,7 +214,7 @@ def _write_companions(source: Path, outdir: Path, weight_map: dict[str, str]) ->
         if (source / name).is_file():
             with replacing(outdir / name) as partial:
                 shutil.copyfile(source / name, partial)
-    config = read_json(source / "config.json") | {"quantization_config": QUANTIZATION_CONFIG}
+    config = read_json(source / "config.json") | {"quantization_config": quantization}
     write_whole(outdir / "config.json", _json(config))
 
 

@@ -172,6 +172,22 @@ def build_nvfp4(
         _tell_file(session, output)
 
 
+@build.command("fp8")
+def build_fp8(
+    directory: WeightsDirectory,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The directory to write; must not exist.")],
+    as_json: AsJson = False,
+) -> None:
+    """Safetensors to FP8 with a scale per channel, activations quantized while it is served. Byte-identical to what
+    llm-compressor writes."""
+    with session_of(as_json) as session:
+        from orchestrator.artifacts.fp8_checkpoint import WantedFp8
+
+        with _whole_directory(output) as work:
+            _build(session, directory, output, WantedFp8(work))
+        _tell_file(session, output)
+
+
 def _estimate(session: Session, source: Path, wanted: list[Wanted], place: Path) -> None:
     from orchestrator.artifacts.estimate import estimate, refuse_full
 

@@ -20,7 +20,9 @@ from orchestrator.engines.base import Asked, Digest, Exchange, Failure, Launched
 
 # The only values --max-lora-rank takes.
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-NVFP4_CAPABILITY = (7, 5)
+# Of all three: where a GPU has no FP4 (below 10.0) or no FP8 (below 8.9), Marlin unpacks the weights to 16 bit, and the
+# activations stay so (vllm/model_executor/layers/quantization/compressed_tensors/schemes/, get_min_capability).
+QUANTIZED_CAPABILITY = (7, 5)
 BF16_CAPABILITY = (8, 0)
 # ASSUMPTION: activations, CUDA graphs, CUDA context and 16-bit logits of a GPU; between 1.0 and 1.5 GiB.
 ON_GPU_BYTES = int(1.2 * 2**30)
@@ -133,11 +135,13 @@ class Vllm(Plain):
             return "vLLM serves GGUF only experimentally, and not Qwen3's"
         name = recipe.value.upper()
         if accelerator is Accelerator.CPU:
+            if recipe is Recipe.FP8:
+                return ""
             return f"vLLM has no {name} kernel for CPUs; it serves the weights as they are there"
         if accelerator is not Accelerator.CUDA:
             return f"{name} needs an NVIDIA GPU; vLLM serves the weights as they are on others"
         best = max(gpu.compute_capability for gpu in host.gpus)
-        if best < NVFP4_CAPABILITY:
+        if best < QUANTIZED_CAPABILITY:
             return f"{name} needs compute capability 7.5; the best GPU here has {best[0]}.{best[1]}"
         return ""
 

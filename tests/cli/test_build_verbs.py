@@ -87,6 +87,17 @@ def test_nvfp4_tensors_are_those_of_the_oracle(orch: Orch, tmp_path: Path) -> No
     assert config["quantization_config"] == ORACLES["nvfp4a16"]["quantization_config"]
 
 
+def test_fp8_tensors_are_those_of_the_oracle(orch: Orch, tmp_path: Path) -> None:
+    out = tmp_path / "fp8"
+    orch.run("build", "fp8", str(TINY), "-o", str(out))
+    made = {
+        name: f"{entry['dtype']} {entry['shape']} {sha256(data)}"
+        for name, (entry, data) in safetensors(out / "model.safetensors").items()
+    }
+    expected = json.loads((ASSETS / "oracles-fp8.json").read_bytes())["tiny"]
+    assert {name: made[name] for name in expected} == expected
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
