@@ -16,6 +16,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.events import Event, EventKind, plan_json
+from orchestrator.core.going import Going, PartLine, amount
+from orchestrator.core.progress import split_part
 from orchestrator.core.steps import Action, Plan
 from orchestrator.core.vram import Budget
 from orchestrator.errors import OrchError
@@ -23,6 +25,7 @@ from orchestrator.errors import OrchError
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status as Spinner
+    from rich.text import Text
 
 # A log is not a screen: progress of one step is told at most this often there.
 PLAIN_PROGRESS_S = 5.0
@@ -34,6 +37,11 @@ LONG_STEPS = (
     *("BuildImage", "AwaitMemory", "ImportArtifact", "AwaitReady", "Drain"),
 )
 LAST_COLUMN_MIN = 16
+SPINNER_WIDTH = 2
+# Files that come at once: a name, a bar, and what stands around and after it.
+BAR = 20
+PART_TAIL = BAR + len("    100 % of 999.9 GB") + 1
+PARTS_SHOWN = 8
 
 
 class Screen:
@@ -76,16 +84,17 @@ class JsonLines(Screen):
             self._line({"budget": plan.budget.to_json()})
 
     def event(self, event: Event) -> None:
-        if event.kind is not EventKind.PROGRESS or self._is_time():
+        if event.kind is not EventKind.PROGRESS or self._is_time(event.what):
             self._line(event.to_json())
 
     def progress(self, what: str, done: int, total: int) -> None:
-        if total and self._is_time():
+        if total and self._is_time(what):
             self._line({"event": "progress", "what": what, "done": done, "total": total})
 
-    def _is_time(self) -> bool:
+    def _is_time(self, what: str) -> bool:
+        """Of parts nothing is told: the whole is what programs wait for."""
         now = time.monotonic()
-        if now - self._told < JSON_PROGRESS_S:
+        if split_part(what)[1] or now - self._told < JSON_PROGRESS_S:
             return False
         self._told = now
         return True
@@ -126,6 +135,7 @@ class Human(Screen):
         self._out: Console = Pipe(highlight=False, soft_wrap=True)
         self._err: Console = Pipe(stderr=True, highlight=False, soft_wrap=True)
         self._spinner: Spinner | None = None
+        self._going = Going()
         self._told = time.monotonic()
         self._gap = False
 
@@ -180,10 +190,11 @@ class Human(Screen):
     def progress(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
         wait = SPINNER_PROGRESS_S if self._err.is_terminal else PLAIN_PROGRESS_S
-        if not total or now - self._told < wait:
+        if not total and not split_part(what)[1]:
             return
-        self._told = now
-        self._move(f"{what}   {_amount(done, total)} of {_amount(total)} ({100 * done // total} %)")
+        if self._going.tell(what, done, total, now) and now - self._told >= wait:
+            self._told = now
+            self._move(self._going.line, self._going.parts)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
         from rich.text import Text
@@ -227,17 +238,21 @@ class Human(Screen):
     def close(self) -> None:
         self._still()
 
-    def _move(self, what: str) -> None:
+    def _move(self, what: str, parts: Sequence[PartLine] = ()) -> None:
         if not self._err.is_terminal:
-            self._err.print(f"  . {what}", markup=False)
-        elif self._spinner is None:
-            self._spinner = self._err.status(_escaped(what))
+            remarks = "".join(f"   ({part.name})" for part in parts if part.share is None)
+            self._err.print(f"  . {what}{remarks}", markup=False)
+            return
+        told = _moving(what, parts, self._err.width - SPINNER_WIDTH, self._err.encoding.startswith("utf"))
+        if self._spinner is None:
+            self._spinner = self._err.status(told)
             self._spinner.start()
         else:
-            self._spinner.update(_escaped(what))
+            self._spinner.update(told)
 
     def _still(self) -> None:
         self._told = time.monotonic()
+        self._going = Going()
         if self._spinner is not None:
             self._spinner.stop()
             self._spinner = None
@@ -254,8 +269,28 @@ class Human(Screen):
         console.print(Text.assemble((f"{mark} {what}", style), (rest, "dim")))
 
 
-def _escaped(text: str) -> str:
-    return text.replace("[", "\\[")
+def _moving(what: str, parts: Sequence[PartLine], width: int, is_utf: bool) -> Text:
+    """What moves, in lines of `width` at most: the whole, and below it what is under way, each with a bar."""
+    from rich.text import Text
+
+    done, still = ("\u2501", "\u2500") if is_utf else ("#", ".")
+    text = Text(_cropped(what, width))
+    named = min(max((len(part.name) for part in parts if part.share is not None), default=0), width - PART_TAIL)
+    for part in parts[:PARTS_SHOWN]:
+        if part.share is None:
+            text.append("\n" + _cropped(f"  {part.name}", width), style="yellow")
+            continue
+        filled = int(BAR * part.share)
+        text.append(f"\n  {_cropped(part.name, named):<{named}}  ", style="dim")
+        text.append(done * filled, style="cyan").append(still * (BAR - filled), style="bright_black")
+        text.append(f" {int(100 * part.share):>3} % of {part.amount}", style="dim")
+    if len(parts) > PARTS_SHOWN:
+        text.append(f"\n  and {len(parts) - PARTS_SHOWN} more", style="dim")
+    return text
+
+
+def _cropped(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(0, width - 3)] + "..."
 
 
 def _indented(text: str) -> str:
@@ -265,7 +300,7 @@ def _indented(text: str) -> str:
 def _cell(column: str, value: Any) -> str:
     """A value for people; programs get it whole from --json."""
     if column == "size" and isinstance(value, int):
-        return _amount(value) if value else ""
+        return amount(value) if value else ""
     if column == "created":
         return datetime.fromisoformat(str(value)).astimezone().strftime("%Y-%m-%d %H:%M")
     if column == "source":
@@ -292,14 +327,3 @@ def _aligned(table: list[list[str]], right: set[int], width: int | None) -> list
         lines.append("  ".join(cells).rstrip())
         lines += [" " * indent + more for more in last[1:]]
     return lines
-
-
-def _amount(count: int, total: int = 0) -> str:
-    """Bytes in the unit that people read, the total's if there is one; small numbers (files, packages) as they are."""
-    whole = max(count, total)
-    if whole < 10_000:
-        return str(count)
-    for unit, size in (("GB", 10**9), ("MB", 10**6)):
-        if whole >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1000:.0f} kB"

@@ -27,7 +27,7 @@ from orchestrator.core.events import Event, EventKind, step_name
 from orchestrator.core.images import driver_cannot
 from orchestrator.core.launch import InstanceState
 from orchestrator.core.pins import Accelerator, ImagePin
-from orchestrator.core.progress import Progress, silent
+from orchestrator.core.progress import Progress, silent, split_part
 from orchestrator.core.steps import (
     GATEWAY,
     Action,
@@ -107,7 +107,7 @@ def _progress(verb: str, index: int, step: Step, emit: Emit, interrupted: Callab
     def progress(what: str, done: int, total: int) -> None:
         if interrupted():
             raise Interrupted()
-        if total:
+        if total or split_part(what)[1]:
             emit(Event(EventKind.PROGRESS, verb, index, step_name(step), what, done=done, total=total))
 
     return progress

@@ -12,6 +12,8 @@ from pathlib import Path
 from orchestrator.errors import HostError, UsageError
 
 DEFAULT_LISTEN = "127.0.0.1:8484"
+DEFAULT_PULL_PARALLEL = 4
+MOST_PULL_PARALLEL = 16
 # A unix socket's path has room for 107 bytes.
 SOCKET_PATH_MAX = 100
 
@@ -25,7 +27,9 @@ class Settings:
     engines run when nothing else is said. docker_host: DOCKER_HOST, the daemon's socket. gateway_base:
     ORCH_GATEWAY_BASE, in place of the pinned base image of the gateway's. api_key: ORCH_API_KEY, which clients of the
     gateway must send from now on. shared_stores: ORCH_STORES, store directories of others, with colons between.
-    store_limit: ORCH_STORE_LIMIT, the most bytes that the own store may have.
+    store_limit: ORCH_STORE_LIMIT, the most bytes that the own store may have. hf_token_file:
+    ORCH_HF_TOKEN_FILE, a file with the hub's token in it. pull_parallel: ORCH_PULL_PARALLEL, requests at once when
+    weights are downloaded.
     """
 
     data: Path
@@ -37,6 +41,8 @@ class Settings:
     docker_host: str | None = None
     gateway_base: str | None = None
     api_key: str | None = field(default=None, repr=False)
+    hf_token_file: Path | None = None
+    pull_parallel: int = DEFAULT_PULL_PARALLEL
     shared_stores: tuple[Path, ...] = ()
     store_limit: int | None = None
 
@@ -125,7 +131,16 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         api_key=environ.get("ORCH_API_KEY") or None,
         shared_stores=tuple(dict.fromkeys(place for place in shared if place != data / "store")),
         store_limit=_size("ORCH_STORE_LIMIT", limit) if limit else None,
+        hf_token_file=Path(token_file).expanduser() if (token_file := environ.get("ORCH_HF_TOKEN_FILE")) else None,
+        pull_parallel=_pull_parallel(environ.get("ORCH_PULL_PARALLEL") or str(DEFAULT_PULL_PARALLEL)),
     )
+
+
+def _pull_parallel(said: str) -> int:
+    if not said.isdecimal() or not 1 <= int(said) <= MOST_PULL_PARALLEL:
+        hint = f"Requests at once when weights are downloaded: 1 to {MOST_PULL_PARALLEL}."
+        raise UsageError(f"ORCH_PULL_PARALLEL={said} is no such number.", hint=hint)
+    return int(said)
 
 
 def _size(name: str, text: str) -> int:

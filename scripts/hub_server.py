@@ -15,6 +15,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,12 +40,13 @@ class Fault:
     size     the stated size is off by this
     hash     the stated SHA-256 or blob id is of something else
     commit   the API answers with another commit
-    status   HTTP status; `code` is the X-Error-Code
-    slow     bytes per second
+    status   HTTP status; `code` is the X-Error-Code, `headers` more of them (Retry-After)
+    slow     bytes per second and request
     expired  the address that LFS files are redirected to answers 403
     html     the API answers with a page, as a proxy would
     stall    the body stops after so many bytes, and the connection stays open
     whole    Range is ignored
+    stingy   a range is answered with so many bytes of it at most
     """
 
     kind: str
@@ -52,16 +54,19 @@ class Fault:
     value: int = 0
     times: int | None = None
     code: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it came: `range` is the Range header or "", `token` the Authorization header or ""."""
+    """One request as it came, `at` in seconds of the monotonic clock: `range` is the Range header or "", `token` the
+    Authorization header or ""."""
 
     method: str
     path: str
     range: str
     token: str
+    at: float
 
 
 class Blob:
@@ -87,7 +92,8 @@ class Repo:
 class HubServer(ThreadingHTTPServer):
     """Serves `repos` (`OWNER/NAME` to directory) on 127.0.0.1 while the context is open.
 
-    `url` is the endpoint, `requests` what was asked, `faults` what goes wrong and may be changed at any time.
+    `url` is the endpoint, `requests` what was asked, `sent` the bytes of files that went out, `bodies` how many go out
+    now; `faults` what goes wrong and may be changed at any time.
     """
 
     def __init__(self, repos: dict[str, Path], faults: Sequence[Fault] = (), port: int = 0) -> None:
@@ -95,6 +101,7 @@ class HubServer(ThreadingHTTPServer):
         self.repos = {name: Repo(root) for name, root in repos.items()}
         self.faults = list(faults)
         self.requests: list[Request] = []
+        self.sent = self.bodies = 0
         self.connections: list[socket] = []
         self.closing = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -118,6 +125,12 @@ class HubServer(ThreadingHTTPServer):
         """Clients that go away are no news."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
+
+    def count(self, sent: int = 0, bodies: int = 0) -> None:
+        """So many bytes of a file went out, so many bodies began (or ended: -1)."""
+        with self._lock:
+            self.sent += sent
+            self.bodies += bodies
 
     def fault(self, kind: str, path: str) -> Fault | None:
         """The fault that applies now; one of its times is used up."""
@@ -146,7 +159,7 @@ class _Exchange(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         asked, token = self.headers.get("Range", ""), self.headers.get("Authorization", "")
-        self.server.requests.append(Request(self.command, path, asked, token))
+        self.server.requests.append(Request(self.command, path, asked, token, time.monotonic()))
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/([^/]+)", path):
             self._info(*found.groups())
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
@@ -200,37 +213,49 @@ class _Exchange(BaseHTTPRequestHandler):
         if fault is None and repo and revision in ("main", repo.commit):
             return repo
         missing = "RevisionNotFound" if repo else "RepoNotFound"
-        self._fail(fault.value if fault else 404, fault.code if fault else missing)
+        if fault:
+            self._fail(fault.value, fault.code, dict(fault.headers))
+        else:
+            self._fail(404, missing)
         return None
 
     def _body(self, blob: Blob, headers: dict[str, str]) -> None:
         data, size, start = blob.data, len(blob.data), 0
+        end = size
         if fault := self.server.fault("corrupt", blob.name):
             data = data[: fault.value] + bytes([data[fault.value] ^ 1]) + data[fault.value + 1 :]
         headers |= {"ETag": f'"{blob.sha256 if blob.lfs else blob.blob_id}"', "Accept-Ranges": "bytes"}
-        ranged = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        ranged = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if ranged and not self.server.fault("whole", blob.name):
-            start = int(ranged[1])
-            headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}" if start < size else f"bytes */{size}"
+            start, end = int(ranged[1]), min(int(ranged[2]) + 1 if ranged[2] else size, size)
+            if stingy := self.server.fault("stingy", blob.name):
+                end = min(end, start + stingy.value)
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}" if start < size else f"bytes */{size}"
         status = 416 if start > 0 and start >= size else 206 if "Content-Range" in headers else 200
-        self._send(status, headers, max(0, size - start))
+        self._send(status, headers, max(0, end - start))
         if self.command == "GET":
-            self._write(blob.name, data[start:])
+            self.server.count(bodies=1)
+            try:
+                self._write(blob.name, memoryview(data)[start:end])
+            finally:
+                self.server.count(bodies=-1)
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _write(self, name: str, data: memoryview) -> None:
         cut, stall, slow = (self.server.fault(kind, name) for kind in ("cut", "stall", "slow"))
         end = min([len(data), *(fault.value for fault in (cut, stall) if fault)])
         step = min(CHUNK, 1 + slow.value // 20) if slow else CHUNK
         self.close_connection = bool(cut or stall)
         for at in range(0, end, step):
             self.wfile.write(data[at : min(at + step, end)])
+            self.server.count(min(at + step, end) - at)
             if slow and self.server.closing.wait(step / slow.value):
                 break
         if stall:
             self.server.closing.wait()
 
-    def _fail(self, status: int, code: str) -> None:
-        self._send(status, {"X-Error-Code": code, "X-Error-Message": f"{code} on {self.path}"} if code else {})
+    def _fail(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
+        told = {"X-Error-Code": code, "X-Error-Message": f"{code} on {self.path}"} if code else {}
+        self._send(status, told | (headers or {}))
 
     def _send(self, status: int, headers: dict[str, str], length: int = 0) -> None:
         self.send_response(status)

@@ -166,7 +166,11 @@ class Session:
 
         return World(
             host=read_host,
-            hub=Hub(offline=self.settings.offline),
+            hub=Hub(
+                offline=self.settings.offline,
+                token_file=self.settings.hf_token_file,
+                parallel=self.settings.pull_parallel,
+            ),
             store=self.store,
             builder=self.builder,
             environments=self.environments,

@@ -92,3 +92,19 @@ def test_shared_stores_are_each_named_once_and_never_the_own_one() -> None:
     environ = {"ORCH_HOME": "/a", "ORCH_STORES": "/x:/a/store::/y/../x:/z"}
     assert read_settings(environ).shared_stores == (Path("/x"), Path("/z"))
     assert read_settings({"ORCH_HOME": "/a"}).shared_stores == ()
+
+
+def test_requests_at_once() -> None:
+    assert read_settings({"HOME": "/c"}).pull_parallel == 4
+    assert [read_settings({"HOME": "/c", "ORCH_PULL_PARALLEL": n}).pull_parallel for n in ("1", "16", "")] == [1, 16, 4]
+    for wrong in ("0", "17", "-1", "many", "4.0"):
+        with pytest.raises(UsageError, match="ORCH_PULL_PARALLEL") as caught:
+            read_settings({"HOME": "/c", "ORCH_PULL_PARALLEL": wrong})
+        assert "1 to 16" in caught.value.hint
+
+
+def test_a_token_file_is_named_not_read() -> None:
+    assert read_settings({"HOME": "/c", "ORCH_HF_TOKEN_FILE": "/run/secrets/hf"}).hf_token_file == Path(
+        "/run/secrets/hf"
+    )
+    assert read_settings({"HOME": "/c"}).hf_token_file is None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hub_repos import ASSETS, ROOT, TINY, UNTIED, digests, hub_server
 
-from orchestrator.core.progress import silent
+from orchestrator.core.progress import silent, split_part
 from orchestrator.core.weights import HubSource
 from orchestrator.drivers.hub import Hub, Secret
 from orchestrator.errors import HostError, SourceError
@@ -180,10 +180,13 @@ def test_only_what_is_missing_or_damaged_is_fetched(hub: Hub, server: Any, tmp_p
 
 def test_progress_counts_bytes_over_all_files(hub: Hub, tmp_path: Path) -> None:
     snapshot = hub.snapshot(UNTIED, timeout=5)
-    calls: list[tuple[str, int, int]] = []
-    hub.fetch(snapshot, tmp_path, lambda what, done, total: calls.append((what, done, total)))
-    assert {(what, total) for what, _, total in calls} == {(UNTIED.repo, snapshot.size)}
-    done = [call[1] for call in calls]
+    calls: list[tuple[str, str, int, int]] = []
+    hub.fetch(snapshot, tmp_path, lambda what, done, total: calls.append((*split_part(what), done, total)))
+    assert {(job, total) for job, part, _, total in calls if not part} == {(UNTIED.repo, snapshot.size)}
+    sizes = {file.path: file.size for file in snapshot.files}
+    assert all(done <= sizes[part] == total for _, part, done, total in calls if part)
+    assert "model-00001-of-00003.safetensors" in {part for _, part, _, _ in calls}
+    done = [done for _, part, done, _ in calls if not part]
     assert done == sorted(done)
     assert done[-1] == snapshot.size
     assert len(set(done)) > 5
@@ -217,7 +220,7 @@ def test_offline_asks_nobody(server: Any, hub: Hub, tmp_path: Path) -> None:
 PULL = """
 import sys
 from pathlib import Path
-from orchestrator.core.progress import silent
+from orchestrator.core.progress import silent, split_part
 from orchestrator.core.weights import HubSource
 from orchestrator.drivers.hub import Hub
 assert not {"huggingface_hub", "httpx2", "httpx"} & set(sys.modules), "imported before it is needed"

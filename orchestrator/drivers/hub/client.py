@@ -131,8 +131,9 @@ class Hub:
         try:
             here = Here(into, snapshot.files, self._piece)
             found = here.check(progress, source.repo)
-            _refuse_full(into, here.missing(found))
-            meter.done = sum(entry.size for entry in found.values())
+            missing = here.missing(found)
+            _refuse_full(into, missing)
+            meter.done = snapshot.size - missing
             coming = [file for file in snapshot.files if file.path not in found]
             transfer = Transfer(coming, here, self._line(source), meter)
             entries = found | (transfer.run() if coming else {})

@@ -15,8 +15,8 @@ PartReport = tuple[str, int, int]
 
 
 class Meter:
-    """Counts bytes over all files; reports every MiB, and with the files under way every tick. The reports are also
-    how a job is told to stop."""
+    """Counts bytes over all files, and reports every MiB or tick, with the files under way; the reports are also how a
+    job is told to stop."""
 
     def __init__(self, progress: Progress, what: str, total: int) -> None:
         self._progress, self._what, self._total = progress, what, total
@@ -30,11 +30,8 @@ class Meter:
 
     def tick(self) -> None:
         """To be called often: reports when it is time."""
-        if time.monotonic() - self._ticked >= TICK:
+        if abs(self.done - self._reported) >= REPORT_BYTES or time.monotonic() - self._ticked >= TICK:
             self.report()
-        elif abs(self.done - self._reported) >= REPORT_BYTES:
-            self._reported = self.done
-            self._progress(self._what, self.done, self._total)
 
     def report(self) -> None:
         self._reported, self._ticked = self.done, time.monotonic()

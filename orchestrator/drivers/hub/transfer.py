@@ -168,7 +168,6 @@ class Transfer:
     def _open(self, file: HubFile) -> None:
         part = self.here.open(file)
         self._coming.append(Coming(file, part, Follower(file, part, self._lane), self._all_wants(part)))
-        self.meter.add(part.arrived)
 
     @staticmethod
     def _all_wants(part: Part) -> list[Want]:
