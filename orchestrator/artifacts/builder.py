@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from orchestrator.artifacts import one_pass, qwen3
+from orchestrator.artifacts import families, one_pass
 from orchestrator.artifacts.disk import host_errors
 from orchestrator.artifacts.fp8_checkpoint import WantedFp8
-from orchestrator.artifacts.gguf_file import Quant, WantedGguf
+from orchestrator.artifacts.gguf_file import WantedGguf
+from orchestrator.artifacts.gguf_types import Quant
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.lora import CONFIG, WEIGHTS, Adapter, build_lora_gguf, check_fits, read_adapter
 from orchestrator.artifacts.nvfp4_checkpoint import WantedNvfp4
@@ -53,7 +54,7 @@ class Builder:
         """The adapter in a PEFT directory: SourceError if it cannot be served, PlanRefused if not with `base`."""
         adapter = read_adapter(directory)
         if base is not None:
-            check_fits(directory, adapter, qwen3.read_config(base))
+            check_fits(directory, adapter, families.read_config(base))
         return adapter
 
     def versions(self, recipe: Recipe) -> dict[str, str]:
@@ -122,4 +123,4 @@ def _adapter(job: _Job) -> None:
 def _lora(job: _Job) -> None:
     if job.base is None:
         raise ValueError("an adapter is built for a base")
-    build_lora_gguf(job.source, qwen3.read_config(job.base), job.work / ADAPTER_FILE, job.progress)
+    build_lora_gguf(job.source, families.read_config(job.base), job.work / ADAPTER_FILE, job.progress)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.artifacts import one_pass, qwen3
+from orchestrator.artifacts import one_pass
 from orchestrator.artifacts.fp8 import quantize_rows
 from orchestrator.artifacts.nvfp4_checkpoint import Layout, as_bf16, shards
 from orchestrator.artifacts.one_pass import Block, Cost, Maker, Rows, Weights, sampled
@@ -67,7 +67,7 @@ class WantedFp8:
     def cost(self, weights: Weights) -> Cost:
         """See one_pass.Wanted."""
         size = sum(tensor_bytes(*entry) for entry in _layout(list(weights.tensors)).values())
-        linear = [tensor for tensor in weights.tensors if _is_linear(tensor)]
+        linear = [tensor for tensor in weights.tensors if is_linear(tensor.name)]
         items = sum(tensor.rows * tensor.row_items for tensor in linear)
         cpu_s = sampled(lambda block: quantize_rows(as_bf16(block)), linear[0].row_items, items)
         return Cost(size, cpu_s, holds=False)
@@ -92,7 +92,7 @@ class _Fp8Maker:
         return 1
 
     def convert(self, rows: Rows, block: Block, largest: float) -> Sequence[Block]:
-        if not _is_linear(rows.tensor):
+        if not is_linear(rows.tensor.name):
             return (block,)
         codes, scales = quantize_rows(as_bf16(block))
         return codes, (scales.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
@@ -103,14 +103,10 @@ class _Fp8Maker:
             writer.write(name, part, rows.start)
 
 
-def _is_linear(tensor: Tensor) -> bool:
-    return ".".join(tensor.name.removesuffix(".weight").split(".")[3:]) in qwen3.LINEAR
-
-
 def _layout(tensors: list[Tensor]) -> Layout:
     layout: dict[str, tuple[str, tuple[int, ...]]] = {}
     for tensor in tensors:
-        linear = _is_linear(tensor)
+        linear = is_linear(tensor.name)
         layout[tensor.name] = ("F8_E4M3" if linear else tensor.dtype, tensor.shape)
         if linear:
             layout[f"{tensor.name}_scale"] = ("BF16", (tensor.shape[0], 1))

@@ -1,50 +1,60 @@
-"""Weights to a GGUF file: dense Qwen3 in Q6_K or BF16, tensors byte for byte as llama.cpp writes them."""
+"""Weights to a GGUF file: dense models in six types, tensors byte for byte as llama.cpp writes them."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import gguf
 import numpy as np
-import numpy.typing as npt
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
-from orchestrator.artifacts import one_pass, qwen3
+from orchestrator.artifacts import families, one_pass
 from orchestrator.artifacts.disk import host_errors, pwrite_all, replacing, reserve
+from orchestrator.artifacts.families import ModelConfig
+from orchestrator.artifacts.gguf_types import CONVERTED, FILE_TYPES, Attention, Quant, Shape, tensor_types
 from orchestrator.artifacts.one_pass import Block, Cost, Maker, Rows, Weights, sampled
 from orchestrator.artifacts.quantize import Quantizer
+from orchestrator.artifacts.rope import llama3_factors
 from orchestrator.artifacts.safetensors import Checkpoint, Tensor, is_finite, to_float32
-from orchestrator.artifacts.tokenizer import Tokenizer, read_tokenizer
+from orchestrator.artifacts.tokenizer import read_tokenizer
+from orchestrator.artifacts.vocabulary import Tokenizer
 from orchestrator.core.progress import Progress
 from orchestrator.errors import SourceError
 
-Quant = Literal["q6_k", "bf16"]
+_ROPE_FACTORS = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
 class Output:
-    """One tensor of the GGUF: its name, its ggml type and where its elements come from."""
+    """One tensor of a GGUF: its name, its ggml type, its shape (outermost dimension first), and the name of the tensor
+    that its elements come from, or nothing when they follow from the configuration."""
 
     name: str
     kind: GGMLQuantizationType
-    source: Tensor
+    shape: Shape
+    source: str = ""
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one row as written."""
         items, size = GGML_QUANT_SIZES[self.kind]
-        return self.source.row_items // items * size
+        return self.shape[-1] // items * size
+
+    @property
+    def elements(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
 
     @property
     def size(self) -> int:
         """Bytes of the whole tensor as written, without padding."""
-        return self.source.rows * self.row_bytes
+        return self.elements // self.shape[-1] * self.row_bytes
 
 
 def build_gguf(
@@ -53,7 +63,7 @@ def build_gguf(
     """Converts the Hugging Face directory `source` to the file `out`, which appears only when it is whole.
 
     Works in row blocks: memory does not depend on the size of the weights, and nothing but `out` is written.
-    Quantizing starts from the checkpoint's own precision. SourceError if the directory is no sound dense Qwen3 or has
+    Quantizing starts from the checkpoint's own precision. SourceError if the directory is no sound dense model or has
     NaN or Inf; HostError if the disk fails.
     """
     one_pass.build(source, [WantedGguf(out, quant, quantizer, name)], progress)
@@ -75,23 +85,23 @@ class WantedGguf:
         cpu_s = 0.0
         for kind in {output.kind for output in outputs}:
             alike = [output for output in outputs if output.kind is kind]
-            items = sum(output.source.rows * output.source.row_items for output in alike)
-            sample = replace(alike[0], source=replace(alike[0].source, dtype="BF16"))
-            cpu_s += sampled(partial(_converted, sample, quantizer=self.quantizer), sample.source.row_items, items)
+            items, columns = sum(output.elements for output in alike), alike[0].shape[-1]
+            cpu_s += sampled(partial(converted, kind, quantizer=self.quantizer), columns, items)
         return Cost(sum(aligned(output.size) for output in outputs), cpu_s)
 
     @contextmanager
     def making(self, weights: Weights) -> Iterator[Maker]:
         """See one_pass.Wanted."""
-        tokenizer = read_tokenizer(weights.directory, weights.config.vocab_size)
-        outputs = plan_outputs(weights.checkpoint, weights.config, self.quant)
+        config = weights.config
+        tokenizer = read_tokenizer(weights.directory, config)
+        outputs = plan_outputs(weights.checkpoint, config, self.quant)
         with host_errors(f"write {self.out}"), replacing(self.out) as unfinished:
-            writer = GGUFWriter(unfinished, "qwen3")
-            _add_metadata(writer, weights.config, tokenizer, self.quant, outputs, self.name)
+            writer = GGUFWriter(unfinished, config.family.architecture)
+            _add_metadata(writer, config, tokenizer, self.quant, outputs, self.name)
             offset = write_head(writer, outputs)
             descriptor = os.open(unfinished, os.O_WRONLY)
             try:
-                yield _GgufMaker(descriptor, offset, outputs, self.quantizer)
+                yield _GgufMaker(descriptor, places(outputs, offset), config, self.quantizer)
             finally:
                 os.close(descriptor)
 
@@ -99,63 +109,75 @@ class WantedGguf:
 class _GgufMaker:
     """Writes tensor data behind the head of a GGUF file, each block to its place."""
 
-    def __init__(self, descriptor: int, offset: int, outputs: list[Output], quantizer: Quantizer) -> None:
-        self._descriptor, self._quantizer = descriptor, quantizer
-        self._outputs: dict[str, tuple[Output, int]] = {}
-        for output in outputs:
-            self._outputs[output.source.name] = (output, offset)
-            offset += aligned(output.size)
-        reserve(descriptor, offset)
+    def __init__(
+        self, descriptor: int, outputs: Mapping[str, tuple[Output, int]], config: ModelConfig, quantizer: Quantizer
+    ) -> None:
+        self._descriptor, self._config, self._quantizer = descriptor, config, quantizer
+        self._outputs = {output.source: (output, offset) for output, offset in outputs.values()}
+        reserve(descriptor, max(offset + aligned(output.size) for output, offset in outputs.values()))
+        if _ROPE_FACTORS in outputs:
+            pwrite_all(descriptor, llama3_factors(config.rope, config.head_dim).data, outputs[_ROPE_FACTORS][1])
 
     def needs_largest(self, tensor: Tensor) -> bool:
         return False
 
     def row_step(self, tensor: Tensor) -> int:
-        return 1
+        """Rows change their places within a head, so a block holds whole heads."""
+        return self._config.head_dim if families.is_reordered(self._config, tensor.name) else 1
 
     def convert(self, rows: Rows, block: Block, largest: float) -> Sequence[Block]:
-        return (_converted(self._outputs[rows.tensor.name][0], block, self._quantizer),)
+        if families.is_reordered(self._config, rows.tensor.name):
+            if len(rows.tensor.shape) == 1:
+                block = families.pairs_together(block.reshape(-1), self._config.head_dim).reshape(block.shape)
+            else:
+                block = families.pairs_together(block, self._config.head_dim)
+        try:
+            return (converted(self._outputs[rows.tensor.name][0].kind, block, self._quantizer),)
+        except OverflowError as error:
+            raise SourceError(
+                f"{rows.tensor.file}: {rows.tensor.name} is too large for F16, which its {rows.tensor.row_items} "
+                "columns are to become.",
+                "Build gguf-bf16: it holds every number that the weights can.",
+            ) from error
 
     def write(self, rows: Rows, parts: Sequence[Block]) -> None:
         output, offset = self._outputs[rows.tensor.name]
         pwrite_all(self._descriptor, parts[0].data, offset + rows.start * output.row_bytes)
 
 
-def plan_outputs(checkpoint: Checkpoint, config: qwen3.Qwen3Config, quant: Quant) -> list[Output]:
-    """The tensors in the order of llama.cpp: its converter's for bf16, its quantizer's for q6_k."""
-    expected = qwen3.expected_tensors(config)
+def plan_outputs(checkpoint: Checkpoint, config: ModelConfig, quant: Quant) -> list[Output]:
+    """The tensors in the order of llama.cpp: its converter's for what that writes, else its quantizer's."""
     shards = {file: number for number, file in enumerate(checkpoint.files)}
-    sources = sorted((checkpoint.tensors[name] for name in expected), key=lambda t: (shards[t.file], t.name))
-    outputs = [Output(qwen3.gguf_name(tensor.name), _kind(tensor, quant), tensor) for tensor in sources]
-    if quant == "q6_k":
-        outputs.sort(key=lambda output: (_layer(output.name), output.name))
-    return outputs
+    sources = sorted(
+        (checkpoint.tensors[name] for name in families.expected_tensors(config)),
+        key=lambda tensor: (shards[tensor.file], tensor.name),
+    )
+    shapes: dict[str, Shape] = {families.gguf_name(tensor.name): tensor.shape for tensor in sources}
+    names = {families.gguf_name(tensor.name): tensor.name for tensor in sources}
+    if config.rope.kind == "llama3":
+        shapes = {_ROPE_FACTORS: (config.head_dim // 2,)} | shapes
+    attention = Attention(
+        config.family.architecture, config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads
+    )
+    kinds = tensor_types(quant, shapes, attention)
+    outputs = [Output(name, kind, shapes[name], names.get(name, "")) for name, kind in kinds.items()]
+    return outputs if quant in CONVERTED else sorted(outputs, key=lambda output: quantizers_order(output.name))
 
 
-def _kind(tensor: Tensor, quant: Quant) -> GGMLQuantizationType:
-    if len(tensor.shape) == 1:
-        return GGMLQuantizationType.F32
-    if quant == "bf16":
-        return GGMLQuantizationType.BF16
-    for kind in (GGMLQuantizationType.Q6_K, GGMLQuantizationType.Q8_0):
-        if tensor.row_items % GGML_QUANT_SIZES[kind][0] == 0:
-            return kind
-    return GGMLQuantizationType.F16
-
-
-def _layer(name: str) -> int:
-    return int(name.split(".")[1]) if name.startswith("blk.") else -1
+def quantizers_order(name: str) -> tuple[int, str]:
+    """A key to sort tensors by, as llama.cpp's quantizer does: what is in no layer comes first."""
+    return (int(name.split(".")[1]) if name.startswith("blk.") else -1), name
 
 
 def _add_metadata(
     writer: GGUFWriter,
-    config: qwen3.Qwen3Config,
+    config: ModelConfig,
     tokenizer: Tokenizer,
     quant: Quant,
     outputs: list[Output],
     name: str | None,
 ) -> None:
-    parameters = sum(output.source.rows * output.source.row_items for output in outputs)
+    parameters = sum(output.elements for output in outputs)
     writer.add_type("model")
     if name:
         writer.add_name(name)
@@ -166,11 +188,18 @@ def _add_metadata(
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_freq_base(config.rope_theta)
+    if config.rope.kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope.factor)
+    writer.add_rope_freq_base(config.rope.theta)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_file_type(LlamaFileType.MOSTLY_Q6_K if quant == "q6_k" else LlamaFileType.MOSTLY_BF16)
+    if config.tells_head_dim:
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+    writer.add_file_type(FILE_TYPES[quant])
+    if config.family.writes_vocab_size:
+        writer.add_vocab_size(config.vocab_size)
+        writer.add_rope_dimension_count(config.head_dim)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     tokenizer.add_to(writer)
 
@@ -181,9 +210,7 @@ def write_head(writer: GGUFWriter, outputs: list[Output]) -> int:
     GGUFWriter would hold whole tensors to write their data, so that is done here.
     """
     for output in outputs:
-        writer.add_tensor_info(
-            output.name, output.source.shape, np.dtype(np.float32), output.size, raw_dtype=output.kind
-        )
+        writer.add_tensor_info(output.name, output.shape, np.dtype(np.float32), output.size, raw_dtype=output.kind)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -195,14 +222,23 @@ def write_head(writer: GGUFWriter, outputs: list[Output]) -> int:
     return aligned(writer.path.stat().st_size)
 
 
+def places(outputs: Sequence[Output], offset: int) -> dict[str, tuple[Output, int]]:
+    """Name to tensor and where its data begins, when that of the first begins at `offset`."""
+    found = {}
+    for output in outputs:
+        found[output.name] = (output, offset)
+        offset += aligned(output.size)
+    return found
+
+
 def aligned(size: int) -> int:
     """`size` rounded up to GGUF's alignment, at which every tensor begins."""
     return GGUFWriter.ggml_pad(size, gguf.GGUF_DEFAULT_ALIGNMENT)
 
 
-def _converted(output: Output, block: npt.NDArray[Any], quantizer: Quantizer) -> npt.NDArray[Any]:
-    kind = output.kind
-    if kind is GGMLQuantizationType.BF16 and output.source.dtype == "BF16":
+def converted(kind: GGMLQuantizationType, block: Block, quantizer: Quantizer) -> Block:
+    """A block of weights (BF16 as its bits) in the type `kind`. OverflowError if F16 cannot hold it."""
+    if kind is GGMLQuantizationType.BF16 and block.dtype == np.uint16:
         return block
     rows = to_float32(block)
     if kind is GGMLQuantizationType.F32:
@@ -213,9 +249,6 @@ def _converted(output: Output, block: npt.NDArray[Any], quantizer: Quantizer) ->
         with np.errstate(over="ignore"):
             half = rows.astype(np.float16)
         if not is_finite(half):
-            raise SourceError(
-                f"{output.source.file}: {output.source.name} is too large for F16, "
-                f"and its {output.source.row_items} columns fit no quantized type."
-            )
+            raise OverflowError
         return half
     return quantizer(kind, rows)

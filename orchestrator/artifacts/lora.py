@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 
-from orchestrator.artifacts import qwen3
+from orchestrator.artifacts import families
 from orchestrator.artifacts.disk import host_errors, pwrite_all, replacing, reserve
-from orchestrator.artifacts.gguf_file import Output, aligned, write_head
+from orchestrator.artifacts.families import ModelConfig
+from orchestrator.artifacts.gguf_file import Output, aligned, places, write_head
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.safetensors import Checkpoint, Tensor, is_finite, read_finite, to_float32
 from orchestrator.core.artifact import source_of_files
@@ -137,7 +139,7 @@ def _digest(directory: Path) -> str:
 
 
 def build_lora_gguf(
-    adapter_dir: Path, base_config: qwen3.Qwen3Config, out: Path, progress: Progress, name: str | None = None
+    adapter_dir: Path, base_config: ModelConfig, out: Path, progress: Progress, name: str | None = None
 ) -> None:
     """Converts a PEFT directory to a GGUF adapter in F16, which appears at `out` only when it is whole.
 
@@ -147,18 +149,19 @@ def build_lora_gguf(
     with _open(adapter_dir) as checkpoint, host_errors(f"write {out}"):
         pairs = _check(checkpoint, adapter, base_config)
         with replacing(out) as partial:
-            writer = GGUFWriter(partial, "qwen3")
+            writer = GGUFWriter(partial, base_config.family.architecture)
             writer.add_type(gguf.GGUFType.ADAPTER)
             writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
             if name:
                 writer.add_name(name)
             writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, adapter.alpha)
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-            outputs = [Output(name, GGMLQuantizationType.F16, tensor) for name, tensor in pairs]
-            _write_data(partial, write_head(writer, outputs), checkpoint, outputs, progress)
+            outputs = [Output(name, GGMLQuantizationType.F16, tensor.shape, tensor.name) for name, tensor in pairs]
+            offset = write_head(writer, outputs)
+            _write_data(partial, places(outputs, offset), checkpoint, base_config, progress)
 
 
-def check_fits(directory: Path, adapter: Adapter, config: qwen3.Qwen3Config) -> None:
+def check_fits(directory: Path, adapter: Adapter, config: ModelConfig) -> None:
     """PlanRefused, with every problem, when the adapter does not belong to weights of this config."""
     with closing(_open(directory)) as checkpoint:
         try:
@@ -167,11 +170,11 @@ def check_fits(directory: Path, adapter: Adapter, config: qwen3.Qwen3Config) -> 
             raise PlanRefused(error.message, error.hint, error.detail) from error
 
 
-def _check(checkpoint: Checkpoint, adapter: Adapter, config: qwen3.Qwen3Config) -> list[tuple[str, Tensor]]:
+def _check(checkpoint: Checkpoint, adapter: Adapter, config: ModelConfig) -> list[tuple[str, Tensor]]:
     """(GGUF name, tensor) in the file's order of names; SourceError with every problem, a line each."""
     shapes = {
         name.removesuffix(".weight"): shape
-        for name, shape in qwen3.expected_tensors(config).items()
+        for name, shape in families.expected_tensors(config).items()
         if len(shape) == 2 and name != "model.embed_tokens.weight"
     }
     problems = []
@@ -183,9 +186,9 @@ def _check(checkpoint: Checkpoint, adapter: Adapter, config: qwen3.Qwen3Config) 
             problems.append(f"no such linear layer in the base: {name}")
             continue
         expected = (adapter.rank, shape[1]) if part == "lora_a" else (shape[0], adapter.rank)
-        if tensor.shape != expected or tensor.dtype not in qwen3.FLOATS:
+        if tensor.shape != expected or tensor.dtype not in families.FLOATS:
             problems.append(f"{name} is {tensor.dtype} {list(tensor.shape)}, the base needs {list(expected)}")
-        pairs.append((f"{qwen3.gguf_name(module)}.{part}", tensor))
+        pairs.append((f"{families.gguf_name(f'{module}.weight')}.{part}", tensor))
     names = {name for name, _ in pairs}
     other = {"a": "b", "b": "a"}
     problems += [
@@ -211,22 +214,30 @@ def _module(name: str) -> tuple[str, str]:
     return "", ""
 
 
-def _write_data(path: Path, offset: int, checkpoint: Checkpoint, outputs: list[Output], progress: Progress) -> None:
+def _write_data(
+    path: Path,
+    outputs: Mapping[str, tuple[Output, int]],
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    progress: Progress,
+) -> None:
     """Adapters are small: tensor by tensor, without threads."""
-    total = sum(output.source.size for output in outputs)
-    done = 0
+    tensors = [checkpoint.tensors[output.source] for output, _ in outputs.values()]
+    total, done = sum(tensor.size for tensor in tensors), 0
     descriptor = os.open(path, os.O_WRONLY)
     try:
-        reserve(descriptor, offset + sum(aligned(output.size) for output in outputs))
+        reserve(descriptor, max(offset + aligned(output.size) for output, offset in outputs.values()))
         progress("converting", 0, total)
-        for output in outputs:
-            tensor = output.source
+        for tensor, (_, offset) in zip(tensors, outputs.values(), strict=True):
             with np.errstate(over="ignore"):
                 half = to_float32(read_finite(checkpoint, tensor, 0, tensor.rows)).astype(np.float16)
             if not is_finite(half):
                 raise SourceError(f"{tensor.file}: {tensor.name} is too large for F16.")
+            module, part = _module(tensor.name)
+            # B's rows are the base's: where those have another order in GGUF, so have these.
+            if part == "lora_b" and families.is_reordered(config, f"{module}.weight"):
+                half = families.pairs_together(half, config.head_dim)
             pwrite_all(descriptor, half.data, offset)
-            offset += aligned(output.size)
             done += tensor.size
             progress("converting", done, total)
     finally:

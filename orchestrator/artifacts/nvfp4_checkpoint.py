@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.artifacts import one_pass, qwen3
+from orchestrator.artifacts import one_pass
 from orchestrator.artifacts.disk import host_errors, replacing, write_whole
+from orchestrator.artifacts.families import is_linear
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.nvfp4 import BLOCK, Floats, dequantize_rows, global_scale, quantize_rows, round_bf16
 from orchestrator.artifacts.one_pass import Block, Cost, Maker, Rows, Weights, sampled
@@ -36,6 +37,7 @@ Layout = dict[str, tuple[str, tuple[int, ...]]]
 COMPANIONS = (
     "generation_config.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -85,8 +87,8 @@ QUANTIZATION_CONFIG: dict[str, Any] = {
 def build_nvfp4(source: Path, outdir: Path, progress: Progress) -> None:
     """Quantizes the linear layers of the Hugging Face directory `source` into `outdir`, sharded as the source is.
 
-    Embedding, head and norms are copied. Weights in F16 or F32 are rounded to BF16 first. SourceError if the source is
-    no sound dense Qwen3 or has NaN or Inf; HostError if the disk fails.
+    Embedding, head, norms and biases are copied. Weights in F16 or F32 are rounded to BF16 first. SourceError if the
+    source is no sound dense model or has NaN or Inf; HostError if the disk fails.
     """
     one_pass.build(source, [WantedNvfp4(outdir)], progress)
 
@@ -101,7 +103,7 @@ class WantedNvfp4:
         """See one_pass.Wanted."""
         _check_columns(weights.tensors)
         size = sum(tensor_bytes(*entry) for entry in _layout(list(weights.tensors)).values())
-        linear = [tensor for tensor in weights.tensors if _is_linear(tensor)]
+        linear = [tensor for tensor in weights.tensors if is_linear(tensor.name)]
         items = sum(tensor.rows * tensor.row_items for tensor in linear)
         cpu_s = sampled(lambda block: quantize_rows(as_bf16(block), np.float32(1)), linear[0].row_items, items)
         return Cost(size, cpu_s, holds=True)
@@ -144,13 +146,13 @@ class _Nvfp4Maker:
         self._writers = writers
 
     def needs_largest(self, tensor: Tensor) -> bool:
-        return _is_linear(tensor)
+        return is_linear(tensor.name)
 
     def row_step(self, tensor: Tensor) -> int:
         return 1
 
     def convert(self, rows: Rows, block: Block, largest: float) -> Sequence[Block]:
-        if not _is_linear(rows.tensor):
+        if not is_linear(rows.tensor.name):
             return (block,)
         divisor = global_scale(float(round_bf16(np.array([largest], np.float32))[0]))
         codes, scales = quantize_rows(as_bf16(block), divisor)
@@ -164,15 +166,11 @@ class _Nvfp4Maker:
 
 
 def _check_columns(tensors: Sequence[Tensor]) -> None:
-    odd = [f"{t.name} {list(t.shape)}" for t in tensors if _is_linear(t) and t.row_items % BLOCK]
+    odd = [f"{t.name} {list(t.shape)}" for t in tensors if is_linear(t.name) and t.row_items % BLOCK]
     if odd:
         raise SourceError(
             f"{odd[0]}: NVFP4 needs columns divisible by {BLOCK}.", "Build a GGUF instead.", "\n".join(odd)
         )
-
-
-def _is_linear(tensor: Tensor) -> bool:
-    return ".".join(tensor.name.removesuffix(".weight").split(".")[3:]) in qwen3.LINEAR
 
 
 def as_bf16(block: npt.NDArray[Any]) -> Floats:
@@ -183,7 +181,7 @@ def as_bf16(block: npt.NDArray[Any]) -> Floats:
 
 def _parts(tensor: Tensor) -> tuple[str, ...]:
     """Names of what becomes of a tensor; the row-wise ones first."""
-    if not _is_linear(tensor):
+    if not is_linear(tensor.name):
         return (tensor.name,)
     return tuple(f"{tensor.name}_{part}" for part in ("packed", "scale", "global_scale"))
 
@@ -191,7 +189,7 @@ def _parts(tensor: Tensor) -> tuple[str, ...]:
 def _layout(tensors: list[Tensor]) -> Layout:
     layout: dict[str, tuple[str, tuple[int, ...]]] = {}
     for tensor in tensors:
-        if not _is_linear(tensor):
+        if not is_linear(tensor.name):
             layout[tensor.name] = (tensor.dtype, tensor.shape)
             continue
         rows, items = tensor.shape

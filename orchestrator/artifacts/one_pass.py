@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.artifacts import qwen3
-from orchestrator.artifacts.qwen3 import Qwen3Config
+from orchestrator.artifacts import families
+from orchestrator.artifacts.families import ModelConfig
 from orchestrator.artifacts.safetensors import Checkpoint, Tensor, read_finite, row_blocks, to_float32
 from orchestrator.artifacts.threads import in_order
 from orchestrator.core.progress import Progress
@@ -63,7 +63,7 @@ class Weights:
     """Weights that were found sound: the directory, its config, and its tensors in the order in which they lie."""
 
     directory: Path
-    config: Qwen3Config
+    config: ModelConfig
     checkpoint: Checkpoint
     tensors: tuple[Tensor, ...]
 
@@ -133,11 +133,11 @@ def build(source: Path, wanted: Sequence[Wanted], progress: Progress, held_bytes
 @contextmanager
 def opened(source: Path) -> Iterator[Weights]:
     """The weights of a Hugging Face directory, checked against its config.json."""
-    config = qwen3.read_config(source)
+    config = families.read_config(source)
     with Checkpoint.open(source) as checkpoint:
-        qwen3.check(checkpoint, config)
+        families.check(checkpoint, config)
         shards = {file: number for number, file in enumerate(checkpoint.files)}
-        tensors = [checkpoint.tensors[name] for name in qwen3.expected_tensors(config)]
+        tensors = [checkpoint.tensors[name] for name in families.expected_tensors(config)]
         tensors.sort(key=lambda tensor: (shards[tensor.file], tensor.offset))
         yield Weights(source, config, checkpoint, tuple(tensors))
 

@@ -122,17 +122,21 @@ def build_gguf(
     directory: WeightsDirectory,
     output: Annotated[Path, typer.Option("-o", "--output", help="The GGUF file to write.")],
     quant: Annotated[
-        str, typer.Option(help="q6_k or bf16; with --in-container any that llama-quantize names.")
+        str,
+        typer.Option(
+            help="f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m; with --in-container any that llama-quantize names."
+        ),
     ] = "q6_k",
     in_container: Annotated[
         bool, typer.Option("--in-container", help="Use llama.cpp's own tools, which know most models, in their image.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Safetensors of a dense Qwen3 to GGUF in one pass, its tensors byte-identical to those of llama.cpp's own tools;
-    with --in-container other models too, by these tools."""
+    """Safetensors of a dense Qwen2, Qwen3, Llama or Mistral to GGUF in one pass, its tensors byte-identical to those of
+    llama.cpp's own tools; with --in-container other models too, by these tools."""
     with session_of(as_json) as session:
-        from orchestrator.artifacts.gguf_file import Quant, WantedGguf
+        from orchestrator.artifacts.gguf_file import WantedGguf
+        from orchestrator.artifacts.gguf_types import Quant
         from orchestrator.artifacts.quantize import Quantizer
         from orchestrator.cli.gguf_container import build_gguf_in_container
         from orchestrator.cli.session import quantizer_library
@@ -140,7 +144,8 @@ def build_gguf(
         name = quant.lower()
         if name not in typing.get_args(Quant) and not in_container:
             raise PlanRefused(
-                f"orch does not know the quantization {quant}.", hint="Known: q6_k, bf16; others with --in-container"
+                f"orch does not know the quantization {quant}.",
+                hint=f"Known: {', '.join(typing.get_args(Quant))}; others with --in-container",
             )
         if output.resolve().parent == directory.resolve() and output.exists():
             raise PlanRefused(f"{output} is one of the files it would be built from.", hint="Write to another place.")

@@ -85,10 +85,10 @@ def gguf_tensors(file: Path) -> dict[str, tuple[str, str]]:
     }
 
 
-def gguf_metadata(file: Path) -> dict[str, Any]:
+def gguf_metadata(file: Path | GGUFReader) -> dict[str, Any]:
     """The keys of a GGUF, without the tokenizer's long lists."""
-    long = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges")
-    fields = GGUFReader(file).fields
+    long = tuple(f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges", "scores"))
+    fields = (GGUFReader(file) if isinstance(file, Path) else file).fields
     return {key: field.contents() for key, field in fields.items() if not key.startswith("GGUF.") and key not in long}
 
 

@@ -24,7 +24,8 @@ from artifact_files import (
 )
 from gguf import GGMLQuantizationType, GGUFReader, dequantize
 
-from orchestrator.artifacts.gguf_file import Quant, build_gguf
+from orchestrator.artifacts.gguf_file import build_gguf
+from orchestrator.artifacts.gguf_types import Quant
 from orchestrator.artifacts.quantize import Quantizer
 from orchestrator.core.progress import silent
 from orchestrator.errors import HostError, Interrupted, SourceError

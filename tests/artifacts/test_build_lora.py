@@ -18,14 +18,14 @@ from artifact_files import (
 )
 from gguf import GGUFReader
 
-from orchestrator.artifacts import qwen3
+from orchestrator.artifacts import families
 from orchestrator.artifacts.lora import build_lora_gguf, check_fits, read_adapter
 from orchestrator.artifacts.safetensors import Checkpoint
 from orchestrator.core.progress import silent
 from orchestrator.errors import Interrupted, PlanRefused, SourceError
 
 LORA_A = ASSETS / "lora-a"
-BASE = qwen3.read_config(TINY)
+BASE = families.read_config(TINY)
 FIRST = "base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight"
 
 
@@ -127,7 +127,7 @@ def test_a_directory_without_an_adapter_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_adapter_of_another_base_is_refused_with_every_tensor(tmp_path: Path) -> None:
-    other = qwen3.Qwen3Config(**vars(BASE) | {"hidden_size": 512, "num_hidden_layers": 3})
+    other = families.ModelConfig(**vars(BASE) | {"hidden_size": 512, "num_hidden_layers": 3})
     with pytest.raises(SourceError) as caught:
         build_lora_gguf(LORA_A, other, tmp_path / "adapter.gguf", silent)
     lines = caught.value.detail.splitlines()
@@ -141,7 +141,7 @@ def test_an_adapter_of_another_base_is_refused_with_every_tensor(tmp_path: Path)
 def test_whether_an_adapter_fits_is_known_without_building_it() -> None:
     adapter = read_adapter(LORA_A)
     check_fits(LORA_A, adapter, BASE)
-    other = qwen3.Qwen3Config(**vars(BASE) | {"hidden_size": 512, "num_hidden_layers": 3})
+    other = families.ModelConfig(**vars(BASE) | {"hidden_size": 512, "num_hidden_layers": 3})
     with pytest.raises(PlanRefused, match="20 tensors do not fit") as caught:
         check_fits(LORA_A, adapter, other)
     assert len(caught.value.detail.splitlines()) == 20
@@ -178,7 +178,7 @@ def test_an_adapter_on_an_untied_head_is_taken(copied: Path, tmp_path: Path) -> 
         "base_model.model.lm_head.lora_B.weight": np.ones((4128, 8), np.float32),
     }
     write_safetensors(copied / "adapter_model.safetensors", tensors_of(copied) | halves)
-    build_lora_gguf(copied, qwen3.read_config(UNTIED), tmp_path / "adapter.gguf", silent)
+    build_lora_gguf(copied, families.read_config(UNTIED), tmp_path / "adapter.gguf", silent)
     assert {"output.weight.lora_a", "output.weight.lora_b"} < gguf_tensors(tmp_path / "adapter.gguf").keys()
 
 

@@ -12,7 +12,8 @@ from artifact_files import TINY, UNTIED, gguf_model, quantizer, raw_safetensors
 
 from orchestrator.artifacts.claims import check_fp8, check_nvfp4, scheme_of
 from orchestrator.artifacts.gguf_claims import check_gguf
-from orchestrator.artifacts.gguf_file import Quant, build_gguf
+from orchestrator.artifacts.gguf_file import build_gguf
+from orchestrator.artifacts.gguf_types import Quant
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.nvfp4_checkpoint import build_nvfp4
 from orchestrator.core.artifact import Recipe

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import tokenizers
 from artifact_files import TINY, UNTIED, copy_tiny, edit_json, quantizer
 from gguf import TokenType
 
+from orchestrator.artifacts.families import read_config
 from orchestrator.artifacts.gguf_file import build_gguf
-from orchestrator.artifacts.tokenizer import QWEN2_SPLIT, read_tokenizer
+from orchestrator.artifacts.tokenizer import read_tokenizer
+from orchestrator.artifacts.tokenizer_bpe import QWEN2_SPLIT
+from orchestrator.artifacts.vocabulary import Tokenizer
 from orchestrator.core.progress import silent
 from orchestrator.errors import SourceError
 
@@ -25,6 +29,10 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, 
 def added(number: int, content: str, **changes: object) -> dict[str, object]:
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {"id": number, "content": content} | plain | changes
+
+
+def tokenizer_of(directory: Path, vocab_size: int) -> Tokenizer:
+    return read_tokenizer(directory, replace(read_config(TINY), vocab_size=vocab_size))
 
 
 @pytest.fixture
@@ -39,13 +47,13 @@ def edit_bpe(source: Path, **changes: object) -> None:
 
 
 def test_pre_tokenizers_are_told_by_their_split() -> None:
-    assert read_tokenizer(TINY, 4096).pre == "gpt-2"
-    assert read_tokenizer(UNTIED, 4128).pre == "qwen2"
+    assert tokenizer_of(TINY, 4096).pre == "gpt-2"
+    assert tokenizer_of(UNTIED, 4128).pre == "qwen2"
 
 
 def test_ids_beyond_the_tokenizer_are_padded_as_unused() -> None:
     known = tokenizers.Tokenizer.from_file(str(UNTIED / "tokenizer.json")).get_vocab_size()
-    found = read_tokenizer(UNTIED, 4128)
+    found = tokenizer_of(UNTIED, 4128)
     assert len(found.tokens) == len(found.types) == 4128
     assert found.tokens[known:] == tuple(f"[PAD{number}]" for number in range(known, 4128))
     assert set(found.types[known:]) == {TokenType.UNUSED}
@@ -59,7 +67,7 @@ def test_added_tokens_are_control_or_user_defined(source: Path) -> None:
     bpe["vocab"] = {text: number for text, number in bpe["vocab"].items() if number < 4000}
     bpe["merges"] = bpe["merges"][:100]
     edit_json(source / "tokenizer.json", added_tokens=tokens + more, model=bpe)
-    found = read_tokenizer(source, 4096)
+    found = tokenizer_of(source, 4096)
     kinds = {text: TokenType(kind).name for text, kind in zip(found.tokens, found.types, strict=True)}
     assert kinds["<|im_start|>"] == "CONTROL"
     assert kinds["<think>"] == "USER_DEFINED"
@@ -108,14 +116,15 @@ def test_a_tokenizer_that_gguf_would_get_wrong_is_refused(
 ) -> None:
     edit_json(source / "tokenizer.json", **changes)
     with pytest.raises(SourceError, match=reason) as caught:
-        read_tokenizer(source, 4096)
+        tokenizer_of(source, 4096)
     assert caught.value.hint
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"byte_fallback": True}, "byte_fallback"),
+        ({"byte_fallback": True}, "normalizer None"),
+        ({"byte_fallback": 1}, "byte_fallback"),
         ({"ignore_merges": True}, "ignore_merges"),
         ({"dropout": 0.1}, "dropout"),
         ({"vocab": {}}, "no vocabulary"),
@@ -131,31 +140,31 @@ def test_a_tokenizer_that_gguf_would_get_wrong_is_refused(
 def test_a_vocabulary_that_contradicts_itself_is_refused(changes: dict[str, object], reason: str, source: Path) -> None:
     edit_bpe(source, **changes)
     with pytest.raises(SourceError, match=reason):
-        read_tokenizer(source, 4096)
+        tokenizer_of(source, 4096)
 
 
 def test_a_vocabulary_larger_than_the_weights_is_refused() -> None:
     with pytest.raises(SourceError, match="vocab_size 4095"):
-        read_tokenizer(TINY, 4095)
+        tokenizer_of(TINY, 4095)
 
 
 def test_a_special_token_outside_of_the_vocabulary_is_refused(source: Path) -> None:
     edit_json(source / "config.json", bos_token_id=5000)
     with pytest.raises(SourceError, match="bos token 5000"):
-        read_tokenizer(source, 4096)
+        tokenizer_of(source, 4096)
 
 
 @pytest.mark.parametrize("template", [[{"name": 1, "template": "x"}], [5], "\ud800"])
 def test_a_chat_template_that_is_no_text_is_refused(template: object, source: Path) -> None:
     edit_json(source / "tokenizer_config.json", chat_template=template)
     with pytest.raises(SourceError, match="chat_template"):
-        read_tokenizer(source, 4096)
+        tokenizer_of(source, 4096)
 
 
 def test_a_missing_tokenizer_is_refused(source: Path) -> None:
     (source / "tokenizer.json").unlink()
     with pytest.raises(SourceError, match=r"tokenizer\.json cannot be read"):
-        read_tokenizer(source, 4096)
+        tokenizer_of(source, 4096)
 
 
 SERVER = """

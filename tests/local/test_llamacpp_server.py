@@ -16,7 +16,7 @@ import httpx
 import pytest
 from conditions import Seen, only, wait_until
 
-from orchestrator.artifacts import lora, qwen3
+from orchestrator.artifacts import families, lora
 from orchestrator.artifacts.gguf_file import build_gguf
 from orchestrator.core.launch import Launch
 from orchestrator.core.progress import silent
@@ -155,7 +155,7 @@ def test_adapters_are_off_until_a_request_asks(target: LocalTarget, gguf: Path, 
     options = []
     for name in ("lora-a", "lora-b"):
         path = tmp_path / f"{name}.gguf"
-        lora.build_lora_gguf(ASSETS / name, qwen3.read_config(ASSETS / "tiny-qwen3"), path, silent)
+        lora.build_lora_gguf(ASSETS / name, families.read_config(ASSETS / "tiny-qwen3"), path, silent)
         options.append(f"--lora={path}")
     with serve(target, launch(gguf, *options, context=1536, parallel=3)) as client:
         assert [adapter["scale"] for adapter in client.get("/lora-adapters").json()] == [0.0, 0.0]

@@ -20,7 +20,7 @@ import httpx
 import numpy as np
 from orch_command import ASSETS, ROOT, free_port, wait_until
 
-from orchestrator.artifacts import lora, qwen3
+from orchestrator.artifacts import families, lora
 from orchestrator.artifacts.gguf_file import build_gguf
 from orchestrator.core.progress import silent
 
@@ -55,7 +55,7 @@ def make_files(directory: Path) -> Files:
     made = Files(*(directory / f"{name}.gguf" for name in ("tiny", "lora-a", "lora-b", "other")))
     build_gguf(ASSETS / "tiny-qwen3", made.tiny, "bf16", NoQuantizer(), silent)  # type: ignore[arg-type]
     for path in (made.lora_a, made.lora_b):
-        lora.build_lora_gguf(ASSETS / path.stem, qwen3.read_config(ASSETS / "tiny-qwen3"), path, silent)
+        lora.build_lora_gguf(ASSETS / path.stem, families.read_config(ASSETS / "tiny-qwen3"), path, silent)
     writer = gguf.GGUFWriter(made.other, "qwen3")
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")

@@ -1,0 +1,88 @@
+"""How positions are scaled: what config.json says of it, and the factors that llama.cpp wants for Llama 3."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+PLAIN = "default"
+
+# What each kind has beside its name and rope_theta.
+_FIELDS: dict[str, tuple[str, ...]] = {
+    PLAIN: (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions: their base, and the kind of scaling with the numbers of that kind."""
+
+    theta: float
+    kind: str = PLAIN
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 1.0
+    original_max_position_embeddings: float = 1.0
+
+
+def read_rope(raw: Mapping[str, Any], known: tuple[str, ...], usual_theta: object, problems: list[str]) -> Rope:
+    """From `rope_parameters` of newer configurations, or `rope_scaling` beside `rope_theta` of older ones.
+
+    What is wrong is appended to `problems`; kinds that are not among `known` are.
+    """
+    found: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        value = raw.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, dict):
+            problems.append(f"{name} is not an object")
+        elif found and found != value:
+            problems.append("rope_scaling and rope_parameters contradict each other")
+        else:
+            found = value
+    theta = number({"rope_theta": usual_theta, **found, **raw}, "rope_theta", problems)
+    if found.get("rope_theta", theta) != theta:
+        problems.append(f"rope_theta is {theta}, in rope_parameters {found['rope_theta']}")
+    kind = found.get("rope_type", found.get("type", PLAIN))
+    if kind not in known or found.keys() - {"rope_type", "type", "rope_theta", *_FIELDS[kind]}:
+        problems.append(f"scaled positions of a kind that is not known here: {found!r}")
+        return Rope(theta)
+    rope = Rope(theta, kind, **{name: number(found, name, problems) for name in _FIELDS[kind]})
+    if kind == "llama3" and not rope.low_freq_factor < rope.high_freq_factor:
+        problems.append("high_freq_factor is not greater than low_freq_factor")
+    return rope
+
+
+def number(raw: Mapping[str, Any], name: str, problems: list[str]) -> float:
+    """A positive number; what is wrong is appended to `problems`."""
+    value = raw.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
+        problems.append(f"{name} is {value!r}, not a positive number")
+        return 0.0
+    return float(value)
+
+
+def llama3_factors(rope: Rope, head_dim: int) -> npt.NDArray[np.float32]:
+    """By what each rotary frequency is divided, [head_dim / 2]: `rope_freqs.weight` of a GGUF.
+
+    Fast ones stay, slow ones are divided by `factor`, those between in between. The steps are those of llama.cpp's
+    converter and so round as they do: powers are exact, and a number is divided by a tensor as number * (1 / tensor).
+    """
+    one = np.float32(1)
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = one / np.power(rope.theta, exponents.astype(np.float64)).astype(np.float32)
+    waves = np.float32(2 * math.pi) * (one / frequencies)
+    context, factor = rope.original_max_position_embeddings, np.float32(rope.factor)
+    span = np.float32(rope.high_freq_factor - rope.low_freq_factor)
+    smooth = (np.float32(context) * (one / waves) - np.float32(rope.low_freq_factor)) / span
+    between = one / ((one - smooth) / factor + smooth)
+    slow = np.where(waves > np.float32(context / rope.low_freq_factor), factor, between)
+    return np.where(waves < np.float32(context / rope.high_freq_factor), one, slow).astype(np.float32)

@@ -1,0 +1,143 @@
+"""GGUF files of every family and type against the bytes of llama.cpp's own converter and quantizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from artifact_files import (
+    ASSETS,
+    edit_json,
+    gguf_metadata,
+    quantizer,
+    read_safetensors,
+    write_safetensors,
+)
+from gguf import GGUFReader
+from tiny_models import MODELS, write_model
+
+from orchestrator.artifacts import one_pass
+from orchestrator.artifacts.gguf_file import WantedGguf, build_gguf
+from orchestrator.artifacts.gguf_types import CONVERTED, FILE_TYPES, Quant
+from orchestrator.artifacts.rope import Rope, llama3_factors
+from orchestrator.core.progress import silent
+from orchestrator.errors import SourceError
+
+# Bits of the factors that are neither 1 nor the whole factor.
+LLAMA_31_FACTORS = [1067093717, 1069995594, 1073852189, 1076654894, 1080806094, 1084767238]
+LLAMA_32_FACTORS = [1070816962, 1079161967, 1092266734]
+# What llama.cpp's converter takes from the directory's name.
+_NAMED = ("general.name", "general.version", "general.basename")
+
+
+@cache
+def oracle(name: str) -> dict[str, Any]:
+    return dict(json.loads((ASSETS / "families.json").read_bytes())[name])
+
+
+@dataclass(frozen=True)
+class Found:
+    """A built file as the oracle describes one. It is read once: gguf's reader is slow with vocabularies."""
+
+    tensors: dict[str, str]
+    metadata: dict[str, Any]
+    vocabulary: str
+
+
+def read(file: Path) -> Found:
+    reader = GGUFReader(file)
+    tensors = {
+        tensor.name: f"{tensor.tensor_type.name} {'x'.join(str(int(size)) for size in reversed(tensor.shape))} "
+        + hashlib.sha256(tensor.data.tobytes()).hexdigest()[:16]
+        for tensor in reader.tensors
+    }
+    digest = hashlib.sha256()
+    for key in ("tokens", "token_type", "scores", "merges"):
+        if (field := reader.fields.get(f"tokenizer.ggml.{key}")) is not None:
+            digest.update(json.dumps([key, field.contents()]).encode())
+    return Found(tensors, gguf_metadata(reader), digest.hexdigest())
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[Quant, Found]]:
+    """(name of a tiny model, its GGUF of every type), all made in one pass."""
+    directory = tmp_path_factory.mktemp(request.param)
+    source = write_model(request.param, directory / "source")
+    quants: tuple[Quant, ...] = ("bf16", "q4_k_m") if request.param == "llama-smol" else tuple(FILE_TYPES)
+    wanted = [WantedGguf(directory / f"{quant}.gguf", quant, quantizer()) for quant in quants]
+    one_pass.build(source, wanted, silent)
+    return request.param, {one.quant: read(one.out) for one in wanted}
+
+
+def test_tensors_are_those_of_llama_cpp_byte_for_byte_and_in_order(built: tuple[str, dict[Quant, Found]]) -> None:
+    name, files = built
+    for quant, found in files.items():
+        assert list(found.tensors.items()) == list(oracle(name)[quant]["tensors"].items()), quant
+
+
+def test_metadata_is_that_of_llama_cpp(built: tuple[str, dict[Quant, Found]]) -> None:
+    name, files = built
+    for quant, found in files.items():
+        expected = {key: value for key, value in oracle(name)[quant]["metadata"].items() if key not in _NAMED}
+        assert found.metadata == expected, quant
+        if quant in CONVERTED:
+            assert list(found.metadata) == list(expected), quant
+
+
+def test_the_vocabulary_is_that_of_llama_cpp(built: tuple[str, dict[Quant, Found]]) -> None:
+    name, files = built
+    if MODELS[name].tokenizer == "spm-json":
+        # llama.cpp's converter writes one score for all pieces: see test_scores_are_made_anew_from_merges.
+        assert oracle(name)["vocabulary"] not in {found.vocabulary for found in files.values()}
+    else:
+        assert {found.vocabulary for found in files.values()} == {oracle(name)["vocabulary"]}
+
+
+def test_rows_change_places_within_heads_wherever_blocks_end(tmp_path: Path) -> None:
+    source = write_model("mistral", tmp_path / "source")
+    heads, head_dim, hidden = 4, 96, 2048
+    edit_json(source / "config.json", hidden_size=hidden, head_dim=head_dim, num_hidden_layers=1, vocab_size=520)
+    rows = {"q_proj": heads * head_dim, "k_proj": heads * head_dim // 2, "v_proj": heads * head_dim // 2}
+    random = np.random.default_rng(0)
+    tensors = {}
+    for name, tensor in read_safetensors(source).items():
+        if "layers.1." not in name:
+            shape = [rows.get(name.split(".")[-2], tensor.shape[0]), *[hidden] * (tensor.ndim - 1)]
+            shape = [hidden, 256] if "down_proj" in name else [hidden, heads * head_dim] if "o_proj" in name else shape
+            tensors[name] = random.standard_normal([hidden] if tensor.ndim == 1 else shape, np.float32)
+    write_safetensors(source / "model.safetensors", tensors)
+    build_gguf(source, tmp_path / "model.gguf", "f16", quantizer(), silent)
+    query = tensors["model.layers.0.self_attn.q_proj.weight"]
+    assert query.size > one_pass.BLOCK_ITEMS
+    # What Hugging Face rotates together lies half a head apart; for llama.cpp it lies side by side.
+    order = [head * head_dim + half + pair for head in range(heads) for pair in range(48) for half in (0, 48)]
+    found = {tensor.name: tensor.data for tensor in GGUFReader(tmp_path / "model.gguf").tensors}
+    assert np.array_equal(found["blk.0.attn_q.weight"], query[order].astype(np.float16))
+    value = tensors["model.layers.0.self_attn.v_proj.weight"]
+    assert np.array_equal(found["blk.0.attn_v.weight"], value.astype(np.float16))
+
+
+def test_factors_of_llama_3_are_those_of_the_published_models() -> None:
+    """Recorded from llama.cpp's converter (torch) for Llama 3.1 8B and 3.2 1B."""
+    for head_dim, factor, expected in ((128, 8.0, LLAMA_31_FACTORS), (64, 32.0, LLAMA_32_FACTORS)):
+        found = llama3_factors(Rope(500000.0, "llama3", factor, 1.0, 4.0, 8192.0), head_dim)
+        between = found[(found != 1) & (found != factor)]
+        assert between.view(np.uint32).tolist() == expected
+        assert sorted(found.tolist()) == found.tolist()
+
+
+def test_f16_that_cannot_hold_the_weights_is_refused(tmp_path: Path) -> None:
+    source = write_model("mistral", tmp_path / "source")
+    tensors = read_safetensors(source)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = 7e4
+    write_safetensors(source / "model.safetensors", tensors)
+    with pytest.raises(SourceError, match=r"layers\.1\.mlp\.up_proj\.weight is too large for F16") as caught:
+        build_gguf(source, tmp_path / "model.gguf", "f16", quantizer(), silent)
+    assert "gguf-bf16" in caught.value.hint
+    assert list(tmp_path.iterdir()) == [source]
