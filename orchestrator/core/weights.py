@@ -10,7 +10,8 @@ REPOSITORY = r"[\w.-]+/[\w.-]+"
 # What weights may consist of: safetensors, tokenizer and config; never pickles, never code.
 WANTED = re.compile(
     r"[\w-][\w.-]*\.safetensors|model\.safetensors\.index\.json|(generation_|tokenizer_|adapter_)?config\.json"
-    r"|tokenizer\.(json|model)|vocab\.json|merges\.txt|chat_template\.jinja|(special_tokens_map|added_tokens)\.json|hf_quant_config\.json",
+    r"|tokenizer\.(json|model)|vocab\.json|merges\.txt|chat_template\.jinja"
+    r"|(special_tokens_map|added_tokens|hf_quant_config)\.json",
     re.ASCII,
 )
 COMMIT = re.compile(r"[0-9a-f]{40}")

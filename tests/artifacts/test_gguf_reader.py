@@ -10,8 +10,9 @@ import pytest
 from artifact_files import TINY, UNTIED, gguf_info, gguf_key, gguf_string, quantizer, raw_gguf
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 
-from orchestrator.artifacts.gguf_file import Quant, build_gguf
+from orchestrator.artifacts.gguf_file import build_gguf
 from orchestrator.artifacts.gguf_reader import GgufFile
+from orchestrator.artifacts.gguf_types import Quant
 from orchestrator.core.progress import silent
 from orchestrator.errors import SourceError
 
