@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.artifacts import one_pass
+from orchestrator.artifacts.families import is_linear
 from orchestrator.artifacts.fp8 import quantize_rows
 from orchestrator.artifacts.nvfp4_checkpoint import Layout, as_bf16, shards
 from orchestrator.artifacts.one_pass import Block, Cost, Maker, Rows, Weights, sampled
