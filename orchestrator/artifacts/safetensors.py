@@ -57,8 +57,8 @@ class Tensor:
 
     @property
     def rows(self) -> int:
-        """Rows of `row_items` elements."""
-        return math.prod(self.shape[:-1])
+        """Rows of `row_items` elements; none, where a row has none."""
+        return math.prod(self.shape[:-1]) if self.row_items else 0
 
     @property
     def read_as(self) -> np.dtype[Any]:

@@ -1,0 +1,36 @@
+"""10^5 mutated files for the readers, and JSON that they find beside them. ORCH_FUZZ=N makes it N times as many."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TIMES = int(os.environ.get("ORCH_FUZZ", "1"))
+PROGRAM = Path(__file__).with_name("fuzz_readers.py")
+GROWN_KIB = 16 << 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "least_read"), [("gguf", 55_000, 5_000), ("safetensors", 45_000, 1_000), ("json", 3_000, 500)]
+)
+def test_a_mutated_file_is_refused_or_read(kind: str, count: int, least_read: int) -> None:
+    seed = 1 if TIMES == 1 else TIMES
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), kind, str(count * TIMES), str(seed)],
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120 * TIMES,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen.pop("grown_kib") < GROWN_KIB
+    assert sum(seen.values()) == count * TIMES
+    assert seen["refused"] > least_read
+    assert seen["read"] > least_read
