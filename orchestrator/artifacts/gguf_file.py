@@ -86,6 +86,8 @@ class WantedGguf:
         for kind in {output.kind for output in outputs}:
             alike = [output for output in outputs if output.kind is kind]
             items, columns = sum(output.elements for output in alike), alike[0].shape[-1]
+            if kind is GGMLQuantizationType.Q6_K:
+                self.quantizer.expect(items)
             cpu_s += sampled(partial(converted, kind, quantizer=self.quantizer), columns, items)
         return Cost(sum(aligned(output.size) for output in outputs), cpu_s)
 

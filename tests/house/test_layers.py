@@ -45,7 +45,7 @@ PACKAGES: dict[str, set[str]] = {
     "resources": {"jinja2"},
     "core": {"pydantic"},
     "engines": {"jinja2"},
-    "artifacts": {"numpy", "gguf"},
+    "artifacts": {"numpy", "gguf", "numba"},
     "observe": {"pydantic"},
     "drivers.docker": {"docker", "requests", "urllib3", "pydantic", "packaging"},
     "drivers.engine_http": {"httpx"},
