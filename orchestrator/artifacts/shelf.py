@@ -122,6 +122,19 @@ def hash_file(path: Path, progress: Progress = silent, done: int = 0, total: int
     return digest.hexdigest()
 
 
+def hash_all(root: Path, progress: Progress) -> tuple[FileEntry, ...]:
+    """Every file below `root`, read, by path."""
+    found = files_below(root)
+    total = sum(status.st_size for status in found.values())
+    done = 0
+    entries = []
+    for path, status in sorted(found.items()):
+        sha256 = hash_file(root / path, progress, done, total)
+        entries.append(FileEntry(path=path, size=status.st_size, sha256=sha256))
+        done += status.st_size
+    return tuple(entries)
+
+
 def is_inside(path: str) -> bool:
     """Whether a relative path can be that of an artifact's file."""
     parts = path.split("/")

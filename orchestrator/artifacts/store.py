@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.artifacts.disk import fsync_directory, fsync_file, host_errors, write_whole
-from orchestrator.artifacts.shelf import MANIFEST, Damage, Shelf, files_below, hash_file, is_inside
+from orchestrator.artifacts.shelf import MANIFEST, Damage, Shelf, files_below, hash_all, is_inside
 from orchestrator.core.artifact import FileEntry, Manifest, Recipe
 from orchestrator.core.progress import Progress, silent
 from orchestrator.errors import HostError, SourceError
@@ -67,7 +67,7 @@ class Building:
         with host_errors(f"store {self.key}"):
             found = _scan(self.work)
             if files is None:
-                files = _hash_all(self.work, found, progress)
+                files = hash_all(self.work, progress)
             else:
                 _keep_only(self.work, found, files)
             manifest = Manifest(
@@ -266,17 +266,6 @@ def _scan(work: Path) -> dict[str, os.stat_result]:
         if not stat.S_ISREG(status.st_mode) or path == MANIFEST:
             raise SourceError(f"{work / path} cannot be stored: it is no plain file, or has a reserved name.")
     return found
-
-
-def _hash_all(work: Path, found: dict[str, os.stat_result], progress: Progress) -> tuple[FileEntry, ...]:
-    total = sum(status.st_size for status in found.values())
-    done = 0
-    entries = []
-    for path, status in sorted(found.items()):
-        sha256 = hash_file(work / path, progress, done, total)
-        entries.append(FileEntry(path=path, size=status.st_size, sha256=sha256))
-        done += status.st_size
-    return tuple(entries)
 
 
 def _keep_only(work: Path, found: dict[str, os.stat_result], files: tuple[FileEntry, ...]) -> None:

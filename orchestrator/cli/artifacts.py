@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ from orchestrator.cli.options import AsJson, app, session_of
 from orchestrator.errors import DRIFT, PlanRefused, SourceError
 
 if TYPE_CHECKING:
+    from orchestrator.artifacts.shelf import Damage
     from orchestrator.cli.session import Session
 
 artifacts = typer.Typer(help="The store of weights and artifacts.", no_args_is_help=True)
@@ -38,17 +40,24 @@ def artifacts_ls(as_json: AsJson = False) -> None:
 
 @artifacts.command("verify")
 def artifacts_verify(
-    keys: Annotated[list[str] | None, typer.Argument(help="Keys; default: all.")] = None, as_json: AsJson = False
+    keys: Annotated[list[str] | None, typer.Argument(help="Keys; default: all.")] = None,
+    mend: Annotated[bool, typer.Option("--repair", help="Pull or build again what is damaged.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Read every byte and compare it with the manifest. Exit code 9 on damage."""
-    with session_of(as_json) as session:
-        chosen = [_checked(session, key) for key in keys or ()] or [manifest.key for manifest in session.store.all()]
-        damages = list(session.store.broken()) if not keys else []
+    """Read every byte and compare it with the manifest. Exit code 9 on damage that stays."""
+    with session_of(as_json) as session, session.exclusive("artifacts verify") if mend else nullcontext():
+        chosen = [_checked(session, key) for key in keys or ()] or _all_keys(session)
+        damages: list[Damage] = []
         for key in chosen:
             _known_key(session, key)
             damages += session.store.verify(key, session.progress)
-        rows = [dataclasses.asdict(damage) for damage in damages]
-        if rows:
+        if mend and damages:
+            from orchestrator.cli.repair import repair
+
+            done, damages = repair(session, damages)
+            session.screen.table("Repaired", ("key", "path", "how"), done)
+        if damages:
+            rows = [dataclasses.asdict(damage) for damage in damages]
             session.screen.table("Damage", ("key", "path", "kind", "reason"), rows)
             raise typer.Exit(DRIFT)
         session.screen.result({"verified": chosen}, f"{len(chosen)} verified, no damage.")
@@ -75,6 +84,11 @@ def artifacts_rm(
                 raise PlanRefused(f"{key} lies in the shared store {place}.", hint="It is removed where it belongs.")
             session.screen.result({"removed": key}, f"Removed {key}.")
         session.store.sweep()
+
+
+def _all_keys(session: Session) -> list[str]:
+    """What is finished anywhere, and what of the own entries is broken."""
+    return sorted({*session.store.own.names(), *(manifest.key for manifest in session.store.all())})
 
 
 def _checked(session: Session, key: str) -> str:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from orchestrator.core.deployment import Desired
     from orchestrator.core.needs import Needs, Stored, Thrift, Verdict
     from orchestrator.core.observed import Observed
-    from orchestrator.core.resolved import Supply
 
 
 @artifacts.command("gc")
@@ -65,7 +64,8 @@ def _row(verdict: Verdict) -> dict[str, object]:
 
 
 def _verdicts(session: Session, thrift: Thrift) -> tuple[Verdict, ...]:
-    from orchestrator.core.needs import needed_by_engines, refuse_unknown, sort_out
+    from orchestrator.cli.wishes import supply_of_wish
+    from orchestrator.core.needs import needed_by_engines, needed_for, refuse_unknown, sort_out
     from orchestrator.core.refusals import refuse_unreachable
 
     observed = session.observe()
@@ -75,11 +75,11 @@ def _verdicts(session: Session, thrift: Thrift) -> tuple[Verdict, ...]:
     for name, desired in sorted(observed.desired.items()):
         for role, wanted in _wishes(name, desired):
             try:
-                of_wish = _needed_for_wish(session, role, wanted, observed, thrift)
+                supply, adapters = supply_of_wish(session, wanted, observed)
             except OrchError as error:
                 doubts.append(f"{name} may need it: {error.message}")
             else:
-                needs = {**of_wish, **needs}
+                needs = {**needed_for(role, supply, adapters, observed.finished, thrift), **needs}
     needs = {**_needed_by_locks(session, observed, thrift), **needs}
     return sort_out(_stored(session), needs, doubts, datetime.now(UTC), thrift)
 
@@ -90,19 +90,6 @@ def _wishes(name: str, desired: Desired) -> tuple[tuple[str, Desired], ...]:
     if desired.previous is None:
         return (now,)
     return (now, (f"rollback of {name} goes back to it", desired.model_copy(update={"wish": desired.previous})))
-
-
-def _needed_for_wish(session: Session, why: str, desired: Desired, observed: Observed, thrift: Thrift) -> Needs:
-    from orchestrator.cli.wishes import weights_facts
-    from orchestrator.core.needs import needed_for
-    from orchestrator.engines.resolve import fitted
-    from orchestrator.engines.supply import needed
-
-    profile = desired.wish.profile
-    weights, shipped = weights_facts(session, profile), session.shipped(observed, profile)
-    adapters = tuple(fitted(a.name, a.digest, a.rank, a.origin, weights, shipped) for a in desired.adapters)
-    supply: tuple[Supply, ...] = needed(desired.wish, weights, adapters, shipped)
-    return needed_for(why, supply, adapters, observed.finished, thrift)
 
 
 def _needed_by_locks(session: Session, observed: Observed, thrift: Thrift) -> Needs:

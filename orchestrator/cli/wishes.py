@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from orchestrator.core.observed import Observed
     from orchestrator.core.plan import Door
     from orchestrator.core.profile import Profile
-    from orchestrator.core.resolved import Resolved
+    from orchestrator.core.resolved import Resolved, Supply
     from orchestrator.core.weights import HubSource, WeightsFacts
 
 DEFAULT_PROFILE = "qwen3-8b"
@@ -117,6 +117,19 @@ def resolve_desired(
     adapters = tuple(fitted(a.name, a.digest, a.rank, a.origin, weights, shipped) for a in desired.adapters)
     desired = desired.model_copy(update={"adapters": adapters})
     return resolve(desired.wish, adapters, weights, observed.host, shipped, to_run), desired
+
+
+def supply_of_wish(
+    session: Session, desired: Desired, observed: Observed
+) -> tuple[tuple[Supply, ...], tuple[Adapter, ...]]:
+    """What it takes to have all that a wish may be served with, on whatever host; with its adapters, fitted."""
+    from orchestrator.engines.resolve import fitted
+    from orchestrator.engines.supply import needed
+
+    profile = desired.wish.profile
+    weights, shipped = weights_facts(session, profile), session.shipped(observed, profile)
+    adapters = tuple(fitted(a.name, a.digest, a.rank, a.origin, weights, shipped) for a in desired.adapters)
+    return needed(desired.wish, weights, adapters, shipped), adapters
 
 
 def read_adapter(session: Session, name: str, directory: Path, desired: Desired, observed: Observed) -> Adapter:

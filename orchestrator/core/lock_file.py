@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,14 +19,11 @@ from orchestrator.core.artifact import FileEntry, Recipe
 from orchestrator.core.pins import Accelerator, EnginePin
 from orchestrator.core.profile import Part, PartT, Profile
 from orchestrator.core.toml_text import toml_text
-from orchestrator.core.weights import HubFile, HubSource
+from orchestrator.core.weights import HubFile, HubSource, hub_source
 from orchestrator.errors import SourceError
 
 FORMAT = 1
 DEFAULT_FILE = "orch.lock"
-
-# A source in a hub, perhaps with a file: as WeightsFacts and ReadyFacts have it.
-_HUB = re.compile(r"hub:([^@]+)@([0-9a-f]{40})(?:/.+)?")
 
 # What is known of a file: SHA-256, or the git blob id that a hub states of a small one, and its size in bytes.
 Stated = Annotated[str, StringConstraints(pattern=r"^(sha256:[0-9a-f]{64}|git:[0-9a-f]{40}) \d+$")]
@@ -124,8 +120,8 @@ def profile_digest(profile: Profile) -> str:
 
 def pinned_by(lock: Lock, profile: Profile) -> Profile:
     """The profile at the commits that are locked, where it names the same repositories at branches."""
-    sources = (_HUB.fullmatch(entry.source) for entry in lock.entries.values())
-    commits = {found[1]: found[2] for found in sources if found is not None}
+    sources = (hub_source(entry.source) for entry in lock.entries.values())
+    commits = {found[0].repo: found[0].revision for found in sources if found is not None}
     artifacts = {recipe: _at_commit(ready, ready.hub, commits) for recipe, ready in profile.artifacts.items()}
     weights = _at_commit(profile.weights, profile.weights.hub, commits)
     return profile.model_copy(update={"weights": weights, "artifacts": artifacts})

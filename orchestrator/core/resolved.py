@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.core.artifact import Recipe
 from orchestrator.core.deployment import Deployment
 from orchestrator.core.routes import Route
 from orchestrator.core.steps import (
@@ -18,6 +19,7 @@ from orchestrator.core.steps import (
     Skip,
 )
 from orchestrator.core.vram import Budget
+from orchestrator.core.weights import hub_source
 
 Supply = (
     FetchWeights
@@ -29,6 +31,18 @@ Supply = (
     | PullImage
     | BuildImage
 )
+
+
+def way_of(key: str, recipe: Recipe, source: str, weights: str, ready: bool) -> Supply | None:
+    """How an entry of this recipe and source is made, as far as they tell: pulled, taken ready-made (`ready`), or built
+    from its weights in the directory `weights`. None for a LoRA and for a directory's files: where they lay is not
+    said."""
+    hub, file = hub_source(source) or (None, "")
+    if recipe is Recipe.WEIGHTS:
+        return FetchWeights(hub, key) if hub is not None else None
+    if hub is not None and (ready or file):
+        return FetchArtifact(recipe, key, source, hub, file)
+    return BuildArtifact(recipe, key, source, weights) if recipe.served else None
 
 
 @dataclass(frozen=True)

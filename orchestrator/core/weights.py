@@ -33,6 +33,12 @@ class HubSource:
         return f"hub:{self.repo}@{self.revision}"
 
 
+def hub_source(text: str) -> tuple[HubSource, str] | None:
+    """The commit and the file (or nothing) that a source in words names: `hub:REPO@COMMIT`, `hub:REPO@COMMIT/FILE`."""
+    found = re.fullmatch(rf"hub:({REPOSITORY})@([0-9a-f]{{40}})(?:/(.+))?", text, re.ASCII)
+    return (HubSource(found[1], found[2]), found[3] or "") if found is not None else None
+
+
 @dataclass(frozen=True)
 class HubFile:
     """A file as the hub states it: size in bytes; sha256 for LFS/xet files, else the git blob id (SHA-1)."""
