@@ -7,15 +7,13 @@ score for all pieces, with which text is split wrongly. Here the scores are made
 from __future__ import annotations
 
 import re
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
 
-from orchestrator.artifacts.disk import host_errors
 from orchestrator.artifacts.json_file import read_json
+from orchestrator.artifacts.spm_model import read_pieces
 from orchestrator.artifacts.vocabulary import (
     Token,
     Tokenizer,
@@ -26,21 +24,12 @@ from orchestrator.artifacts.vocabulary import (
     refuse,
     written,
 )
-from orchestrator.errors import SourceError
 
 SPACE = "\u2581"
 
 # As llama.cpp's converter scores what SentencePiece does not.
 _ADDED_SCORE, _PAD_SCORE = -1000.0, -10000.0
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-_MAX_MODEL = 100_000_000
-
-# sentencepiece_model.proto: field numbers of ModelProto, SentencePiece, TrainerSpec and NormalizerSpec.
-_PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
-_PIECE, _SCORE, _TYPE = 1, 2, 3
-_MODEL_TYPE, _BPE = 3, 2
-_CHARACTER_MAP, _ADD_DUMMY_PREFIX, _REMOVE_EXTRA_WHITESPACES, _ESCAPE_WHITESPACES = 2, 3, 4, 5
-_USER_DEFINED = 4
 
 
 def read_model(directory: Path, vocab_size: int) -> Tokenizer:
@@ -50,7 +39,7 @@ def read_model(directory: Path, vocab_size: int) -> Tokenizer:
     """
     file = directory / "tokenizer.model"
     vocabulary = Vocabulary(file, vocab_size)
-    for number, token in enumerate(_pieces(file)):
+    for number, token in enumerate(read_pieces(file)):
         vocabulary.place(number, token)
     added = directory / "added_tokens.json"
     if added.is_file():
@@ -142,11 +131,13 @@ def _check_spaces(file: Path, raw: dict[str, Any]) -> None:
 def _check_merges(file: Path, texts: list[str], merges: object) -> None:
     """SentencePiece joins any two neighbours whose union is a piece, the earliest piece first: so must the merges."""
     ids = {text: number for number, text in enumerate(texts)}
-    pairs = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else merge for merge in merges or ()]  # type: ignore[attr-defined]
+    if not isinstance(merges, list):
+        refuse(file, "it has no merges")
+    pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges]
     joined: set[tuple[str, str]] = set()
     last = 0
     for pair in pairs:
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(half, str) for half in pair):
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(half, str) for half in pair):
             refuse(file, f"its merges hold {pair!r}")
         left, right = pair
         number = ids.get(left + right)
@@ -160,71 +151,3 @@ def _check_merges(file: Path, texts: list[str], merges: object) -> None:
         for cut in range(1, len(text)):
             if text[:cut] in ids and text[cut:] in ids and (text[:cut], text[cut:]) not in joined:
                 refuse(file, f"its merges do not join {text[:cut]!r} and {text[cut:]!r}, as SentencePiece would")
-
-
-def _pieces(file: Path) -> list[Token]:
-    with host_errors(f"read {file}"), file.open("rb") as opened:
-        raw = opened.read(_MAX_MODEL + 1)
-    try:
-        if len(raw) > _MAX_MODEL:
-            raise ValueError("it is too large")
-        found = list(_fields(memoryview(raw)))
-        tokens = [_piece(dict(_fields(value))) for number, value in found if number == _PIECES]
-        specs = {number: dict(_fields(value)) for number, value in found if number in (_TRAINER, _NORMALIZER)}
-        if not tokens:
-            raise ValueError("it has no pieces")
-    except (ValueError, TypeError, IndexError, KeyError, struct.error) as error:
-        raise SourceError(
-            f"{file} is no sound SentencePiece model: {error}.",
-            "Download it again; if tokenizer.json beside it is the real one, remove this file.",
-        ) from error
-    if specs.get(_TRAINER, {}).get(_MODEL_TYPE) != _BPE:
-        refuse(file, "its SentencePiece model is no BPE")
-    spaces = specs.get(_NORMALIZER, {})
-    if spaces.get(_CHARACTER_MAP):
-        refuse(file, "it rewrites characters before it splits text")
-    # Each of them is true where nothing is said.
-    if not spaces.get(_ADD_DUMMY_PREFIX, 1) or spaces.get(_REMOVE_EXTRA_WHITESPACES, 1):
-        refuse(file, "it puts no space in front, or drops repeated ones")
-    if not spaces.get(_ESCAPE_WHITESPACES, 1):
-        refuse(file, "it does not write spaces as a letter")
-    return tokens
-
-
-def _piece(fields: dict[int, Any]) -> Token:
-    kind = fields.get(_TYPE, TokenType.NORMAL)
-    # As llama.cpp's converter, which does not ask for user-defined ones.
-    kind = TokenType.NORMAL if kind == _USER_DEFINED else TokenType(kind)
-    return Token(bytes(fields[_PIECE]).decode(), kind, struct.unpack("<f", fields.get(_SCORE, bytes(4)))[0])
-
-
-def _fields(raw: memoryview) -> Iterator[tuple[int, Any]]:
-    """(field number, value) of a protobuf message: an int, or the bytes of what is longer."""
-    position = 0
-    while position < len(raw):
-        key, position = _varint(raw, position)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, position = _varint(raw, position)
-            yield number, value
-            continue
-        if wire == 2:
-            size, position = _varint(raw, position)
-        else:
-            size = {1: 8, 5: 4}[wire]
-        if position + size > len(raw):
-            raise ValueError("it is cut short")
-        yield number, raw[position : position + size]
-        position += size
-
-
-def _varint(raw: memoryview, position: int) -> tuple[int, int]:
-    """(number, position behind it)."""
-    number = 0
-    for shift in range(0, 64, 7):
-        byte = raw[position]
-        position += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, position
-    raise ValueError("a number has no end")

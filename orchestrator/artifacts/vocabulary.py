@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,9 @@ from gguf import GGUFWriter, TokenType
 
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.errors import SourceError
+
+# Its warnings are about keys that it does not write; without a handler they would land on the terminal.
+logging.getLogger("gguf").addHandler(logging.NullHandler())
 
 _SUPPORTED = (
     "Supported are byte-level BPE with the splits of GPT-2, Qwen2, Llama 3 and SmolLM, and SentencePiece BPE as in "

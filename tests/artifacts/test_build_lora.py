@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from artifact_files import (
     write_safetensors,
 )
 from gguf import GGUFReader
+from tiny_models import MODELS, write_adapter
 
 from orchestrator.artifacts import families
 from orchestrator.artifacts.lora import build_lora_gguf, check_fits, read_adapter
@@ -47,6 +49,18 @@ def test_adapters_are_those_of_llama_cpp_byte_for_byte(name: str, title: str, tm
     assert list(gguf_tensors(out).items()) == list(expected_gguf(f"gguf-lora/{name}").items())
     assert gguf_metadata(out) == oracles()[f"gguf-lora/{name}"]["metadata"]
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("name", ["qwen2-tied", "llama-spm", "mistral"])
+def test_adapters_of_other_families_are_those_of_llama_cpp(name: str, tmp_path: Path) -> None:
+    """Llama's have their rows of q and k in llama.cpp's order, as the base has."""
+    adapter, out = write_adapter(name, tmp_path / "adapter"), tmp_path / "adapter.gguf"
+    (tmp_path / "config.json").write_text(json.dumps(MODELS[name].config))
+    build_lora_gguf(adapter, families.read_config(tmp_path), out, silent)
+    expected = json.loads((ASSETS / "families.json").read_bytes())[name]["lora"]
+    found = {key: (kind, digest[:16]) for key, (kind, digest) in gguf_tensors(out).items()}
+    assert found == {key: (text.split()[0], text.split()[2]) for key, text in expected["tensors"].items()}
+    assert gguf_metadata(out) == {key: value for key, value in expected["metadata"].items() if key != "general.name"}
 
 
 def test_an_adapter_is_read() -> None:

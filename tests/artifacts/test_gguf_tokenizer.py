@@ -1,18 +1,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tokenizers
 from artifact_files import TINY, UNTIED, copy_tiny, edit_json, quantizer
 from gguf import TokenType
+from llamacpp_serving import post, serving
 
 from orchestrator.artifacts.families import read_config
 from orchestrator.artifacts.gguf_file import build_gguf
@@ -167,21 +164,6 @@ def test_a_missing_tokenizer_is_refused(source: Path) -> None:
         tokenizer_of(source, 4096)
 
 
-SERVER = """
-import sys
-import xllamacpp
-
-params = xllamacpp.CommonParams()
-params.model.path = sys.argv[1]
-params.n_ctx = 256
-params.warmup = False
-params.ui = False
-params.port = 0
-server = xllamacpp.Server(params)
-print(server.listening_address, flush=True)
-sys.stdin.read()
-"""
-
 TEXTS = (
     "Hello, world!",
     "def f(x):\n\treturn  x+1\r\n\r\n    # done   ",
@@ -204,24 +186,8 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     source = TINY.parent / request.param
     out = tmp_path_factory.mktemp("served") / "model.gguf"
     build_gguf(source, out, "q6_k", quantizer(), silent)
-    arguments = [sys.executable, "-c", SERVER, str(out)]
-    with (
-        (out.parent / "log").open("wb") as log,
-        subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as child,
-    ):
-        assert child.stdout is not None
-        address = child.stdout.readline().strip()
-        try:
-            assert address.startswith("http://127.0.0.1:"), (out.parent / "log").read_text()[-2000:]
-            yield source, address
-        finally:
-            child.kill()
-
-
-def post(url: str, body: dict[str, object]) -> dict[str, Any]:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as response:
-        return dict(json.loads(response.read()))
+    with serving(out) as address:
+        yield source, address
 
 
 @pytest.mark.llamacpp

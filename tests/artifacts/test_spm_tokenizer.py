@@ -1,0 +1,221 @@
+"""SentencePiece tokenizers: tokenizer.model read without sentencepiece, and tokenizer.json with scores made anew."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from artifact_files import edit_json
+from gguf import TokenType
+from tiny_models import MODELS, SPM
+
+from orchestrator.artifacts.families import ModelConfig, read_config
+from orchestrator.artifacts.tokenizer import read_tokenizer
+from orchestrator.artifacts.vocabulary import Tokenizer
+from orchestrator.errors import SourceError
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """The tokenizer's files beside a config.json that fits them; no weights."""
+    directory = Path(shutil.copytree(SPM, tmp_path / "source"))
+    (directory / "config.json").write_text(json.dumps(MODELS["llama-spm"].config))
+    return directory
+
+
+def config_of(source: Path, vocab_size: int = 512) -> ModelConfig:
+    edit_json(source / "config.json", vocab_size=vocab_size)
+    return read_config(source)
+
+
+def tokenizer_of(source: Path, vocab_size: int = 512) -> Tokenizer:
+    return read_tokenizer(source, config_of(source, vocab_size))
+
+
+def edit_model(source: Path, **changes: object) -> None:
+    """Of tokenizer.json, which counts only where tokenizer.model is not."""
+    (source / "tokenizer.model").unlink(missing_ok=True)
+    file = source / "tokenizer.json"
+    edit_json(file, model=json.loads(file.read_bytes())["model"] | changes)
+
+
+def test_scores_are_made_anew_from_merges(source: Path) -> None:
+    trained = tokenizer_of(source, 520)
+    (source / "tokenizer.model").unlink()
+    translated = tokenizer_of(source, 520)
+    assert translated.tokens == trained.tokens
+    assert translated.types == trained.types
+    assert translated.scores == trained.scores
+    assert trained.scores is not None
+    assert trained.scores[258:262] == (0.0, 0.0, -1.0, -2.0)
+    assert trained.scores[512:] == (-10000.0,) * 8
+    assert trained.types[:4] == (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, TokenType.BYTE)
+
+
+def test_added_tokens_are_taken_from_both_files(source: Path) -> None:
+    (source / "added_tokens.json").write_text(json.dumps({"<pad>": 512, "<tool>": 513}))
+    decoder = {
+        "513": {"content": "<|tool|>", "special": False},
+        "514": {"content": "\u2581two words", "special": False},
+    }
+    edit_json(source / "tokenizer_config.json", added_tokens_decoder=decoder)
+    found = tokenizer_of(source, 516)
+    assert found.tokens[511:] == (found.tokens[511], "<pad>", "<|tool|>", " two words", "[PAD515]")
+    expected = [TokenType.USER_DEFINED, TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNUSED]
+    assert list(found.types[512:]) == expected
+    assert found.scores is not None
+    assert found.scores[512:] == (-1000.0, -1000.0, -1000.0, -10000.0)
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_whether_a_space_is_put_in_front_is_told_where_the_files_tell_it(value: bool, source: Path) -> None:
+    assert tokenizer_of(source).adds_space is None
+    edit_json(source / "tokenizer_config.json", add_prefix_space=value)
+    assert tokenizer_of(source).adds_space is value
+    edit_json(source / "tokenizer_config.json", add_prefix_space="no")
+    with pytest.raises(SourceError, match="add_prefix_space is 'no'"):
+        tokenizer_of(source)
+
+
+METASPACE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
+
+
+def test_the_newer_way_to_write_spaces_is_taken_too(source: Path) -> None:
+    expected = tokenizer_of(source)
+    (source / "tokenizer.model").unlink()
+    edit_json(source / "tokenizer.json", normalizer=None, pre_tokenizer=METASPACE)
+    assert tokenizer_of(source).scores == expected.scores
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"normalizer": None}, "normalizer None"),
+        ({"normalizer": {"type": "NFKC"}}, "NFKC"),
+        ({"normalizer": None, "pre_tokenizer": METASPACE | {"prepend_scheme": "never"}}, "never"),
+        ({"normalizer": None, "pre_tokenizer": METASPACE | {"split": True}}, "'split': True"),
+        ({"decoder": None}, "decoder None"),
+        ({"decoder": {"type": "Sequence", "decoders": [{"type": "Fuse"}]}}, "decoder"),
+        ({"added_tokens": [{"id": 600, "content": "<new>"}]}, "vocab_size 512"),
+    ],
+)
+def test_a_translation_that_treats_text_otherwise_is_refused(
+    changes: dict[str, object], reason: str, source: Path
+) -> None:
+    (source / "tokenizer.model").unlink()
+    edit_json(source / "tokenizer.json", **changes)
+    with pytest.raises(SourceError, match=reason) as caught:
+        tokenizer_of(source)
+    assert caught.value.hint
+
+
+def test_merges_that_no_scores_can_tell_are_refused(source: Path) -> None:
+    merges = json.loads((source / "tokenizer.json").read_bytes())["model"]["merges"]
+    for changed, reason in (
+        (merges[1:], "do not join"),
+        ([merges[-1], *merges[:-1]], "not in the order"),
+        ([*merges, ["a"]], r"hold \['a'\]"),
+        ([*merges, "a"], r"hold \['a'\]"),
+        ([], "do not join"),
+        (None, "no merges"),
+    ):
+        edit_model(source, merges=changed)
+        with pytest.raises(SourceError, match=reason):
+            tokenizer_of(source)
+    edit_model(source, vocab={})
+    with pytest.raises(SourceError, match="no vocabulary"):
+        tokenizer_of(source)
+
+
+def field(number: int, value: int | float | bytes) -> bytes:
+    """One field of a protobuf message."""
+    if isinstance(value, float):
+        return bytes([number << 3 | 5]) + struct.pack("<f", value)
+    if isinstance(value, int):
+        return bytes([number << 3, value])
+    return bytes([number << 3 | 2]) + bytes([len(value) & 0x7F | 0x80, len(value) >> 7]) + value
+
+
+def model(pieces: list[tuple[str, float, int]], kind: int = 2, **normalizer: Any) -> bytes:
+    """A tokenizer.model; of the normalizer the fields by name."""
+    numbers = {"charsmap": 2, "prefix": 3, "squeeze": 4, "escape": 5}
+    told = {"squeeze": 0} | normalizer
+    raw = b"".join(
+        field(1, field(1, text.encode()) + field(2, score) + field(3, type_)) for text, score, type_ in pieces
+    )
+    spaces = b"".join(field(numbers[name], value) for name, value in told.items())
+    return raw + field(2, field(3, kind)) + field(3, spaces)
+
+
+PIECES = [
+    ("<unk>", 0.0, 2),
+    ("<s>", 0.0, 3),
+    ("</s>", 0.0, 3),
+    ("<0x0A>", 0.0, 6),
+    ("\u2581a", -1.0, 1),
+    ("x", -2.0, 4),
+]
+
+
+def test_a_model_of_any_writer_is_read(source: Path) -> None:
+    (source / "tokenizer.model").write_bytes(model(PIECES, prefix=1, escape=1) + field(9, b"of a later version"))
+    found = tokenizer_of(source, 6)
+    assert found.tokens == ("<unk>", "<s>", "</s>", "<0x0A>", "\u2581a", "x")
+    assert found.types == (2, 3, 3, 6, 1, 1)
+    assert found.scores == (0, 0, 0, 0, -1, -2)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "no sound SentencePiece model: it has no pieces"),
+        (b"IQ== 0\nIg== 1\n", "no sound SentencePiece model"),
+        (b"\xff" * 40, "a number has no end"),
+        (model(PIECES)[:-3], "cut short"),
+        (field(1, field(1, b"\xff\xfe")) + model(PIECES), "no sound SentencePiece model"),
+        (field(1, field(2, 1.0)) + model(PIECES), "no sound SentencePiece model"),
+        (model([("a", 0.0, 77)]), "no sound SentencePiece model"),
+        (model(PIECES, kind=1), "is no BPE"),
+        (model(PIECES, charsmap=b"some"), "rewrites characters"),
+        (model(PIECES, prefix=0), "no space in front"),
+        (model(PIECES, squeeze=1), "drops repeated ones"),
+        (model(PIECES, escape=0), "does not write spaces as a letter"),
+        (model([*PIECES, ("x", -3.0, 1)]), "one token has two ids"),
+        (model([(f"p{number}", 0.0, 1) for number in range(513)]), "vocab_size 512"),
+    ],
+)
+def test_a_model_that_is_not_sound_or_splits_otherwise_is_refused(content: bytes, reason: str, source: Path) -> None:
+    (source / "tokenizer.model").write_bytes(content)
+    with pytest.raises(SourceError, match=reason) as caught:
+        tokenizer_of(source)
+    assert caught.value.hint
+
+
+def test_damaged_models_are_an_error_and_nothing_else(source: Path) -> None:
+    sound = (SPM / "tokenizer.model").read_bytes()
+    config, random = config_of(source), np.random.default_rng(5)
+    refused = 0
+    for _ in range(200):
+        damaged = bytearray(sound)
+        for place in random.integers(0, len(sound), 3):
+            damaged[place] ^= 1 << int(random.integers(0, 8))
+        (source / "tokenizer.model").write_bytes(damaged[: int(random.integers(1, len(sound) + 1))])
+        try:
+            read_tokenizer(source, config)
+        except SourceError:
+            refused += 1
+    assert refused > 100
+
+
+@pytest.mark.parametrize(
+    "decoder", [[], {"x": {"content": "a"}}, {"7": {"content": 7}}, {"7": []}, {"\u0663": {"content": "a"}}]
+)
+def test_a_broken_list_of_added_tokens_is_refused(decoder: object, source: Path) -> None:
+    edit_json(source / "tokenizer_config.json", added_tokens_decoder=decoder)
+    with pytest.raises(SourceError, match="added_tokens_decoder"):
+        tokenizer_of(source)
