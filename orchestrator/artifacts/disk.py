@@ -32,6 +32,12 @@ def host_errors(doing: str) -> Iterator[None]:
         raise HostError(f"Cannot {doing}: {reason}{where}.", hint) from error
 
 
+def amount(size: int) -> str:
+    """Bytes for people, in decimal units."""
+    unit, name = next((pair for pair in ((10**8, "GB"), (10**5, "MB")) if size >= pair[0]), (10**2, "kB"))
+    return f"{size / unit / 10:.1f} {name}"
+
+
 def fsync_directory(directory: Path) -> None:
     """Makes the names in `directory` durable, as fsync of a file does for its bytes only."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

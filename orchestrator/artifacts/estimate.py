@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.artifacts.disk import host_errors
+from orchestrator.artifacts.disk import amount, host_errors
 from orchestrator.artifacts.one_pass import BLOCK_ITEMS, HELD_BYTES, Wanted, fused_with, opened
 from orchestrator.artifacts.threads import MAX_WORKERS
 from orchestrator.errors import HostError
@@ -35,8 +35,8 @@ class Estimate:
         """For people."""
         minutes = f"{self.seconds / 60:.0f} min" if self.seconds >= 90 else f"{max(1, self.seconds):.0f} s"
         return (
-            f"Reads {_amount(self.reads)} once and writes {_amount(self.writes)}; takes about {minutes} on "
-            f"{self.cores} idle cores, and up to {_amount(self.memory)} of memory."
+            f"Reads {amount(self.reads)} once and writes {amount(self.writes)}; takes about {minutes} on "
+            f"{self.cores} idle cores, and up to {amount(self.memory)} of memory."
         )
 
 
@@ -66,10 +66,6 @@ def refuse_full(place: Path, needed: Estimate) -> None:
         free = shutil.disk_usage(there).free
     if needed.writes > free:
         raise HostError(
-            f"{place} has {_amount(free)} free, and {_amount(needed.writes)} are to be written.",
+            f"{place} has {amount(free)} free, and {amount(needed.writes)} are to be written.",
             "Free some disk space, or write to another disk.",
         )
-
-
-def _amount(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

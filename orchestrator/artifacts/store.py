@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orchestrator.artifacts.disk import fsync_directory, fsync_file, host_errors, write_whole
+from orchestrator.artifacts.disk import amount, fsync_directory, fsync_file, host_errors, write_whole
 from orchestrator.artifacts.shelf import MANIFEST, Damage, Shelf, files_below, hash_all, is_inside
 from orchestrator.core.artifact import FileEntry, Manifest, Recipe
 from orchestrator.core.progress import Progress, silent
@@ -103,6 +103,7 @@ class Store:
         self.own = Shelf(root)
         self.shared = tuple(Shelf(place) for place in shared)
         self.limit = limit
+        self._expected: dict[str, int] = {}
 
     @property
     def shelves(self) -> tuple[Shelf, ...]:
@@ -167,7 +168,10 @@ class Store:
                     work.mkdir(parents=True, exist_ok=True)
                     # A build was killed between its manifest and its rename; no file of an artifact has this name.
                     (work / MANIFEST).unlink(missing_ok=True)
-            yield Building(self, key, work, manifest)
+            try:
+                yield Building(self, key, work, manifest)
+            finally:
+                self._expected.pop(key, None)
 
     def partial(self, key: str) -> Path:
         """Where `key` is built."""
@@ -192,17 +196,24 @@ class Store:
             return sum(status.st_size for status in files_below(self.root).values())
 
     def refuse_beyond_limit(self, key: str, size: int, about: bool = False) -> None:
-        """HostError if the store would grow beyond its limit by `key` having `size` bytes; `about`: an estimate."""
+        """HostError if the store would grow beyond its limit by `key` having `size` bytes; `about`: an estimate.
+
+        What this process has announced for other keys, and not written yet, counts.
+        """
         if self.limit is None:
             return
-        work = self.partial(key)
-        used = self.used() - sum(status.st_size for status in files_below(work).values())
+        self._expected[key] = size
+        to_come = sum(max(0, more - self._begun(other)) for other, more in self._expected.items() if other != key)
+        used = self.used() - self._begun(key) + to_come
         if used + size > self.limit:
-            need = f"{'about ' if about else ''}{_amount(size)}"
+            need = f"{'about ' if about else ''}{amount(size)}"
             raise HostError(
-                f"{key} needs {need}; the store has {_amount(used)} and may have {_amount(self.limit)}.",
+                f"{key} needs {need}; the store has {amount(used)} and may have {amount(self.limit)}.",
                 hint="orch artifacts gc removes what nothing needs; ORCH_STORE_LIMIT is the limit.",
             )
+
+    def _begun(self, key: str) -> int:
+        return sum(status.st_size for status in files_below(self.partial(key)).values())
 
     def remove(self, key: str, progress: Progress = silent, wait: bool = True, entry: bool = True) -> bool:
         """Deletes the own artifact and what an unfinished build left; False if there was neither.
@@ -290,8 +301,3 @@ def _delete(path: Path) -> None:
     while path.is_dir():
         with suppress(FileNotFoundError):
             shutil.rmtree(path)
-
-
-def _amount(size: int) -> str:
-    unit, name = next((pair for pair in ((10**9, "GB"), (10**6, "MB")) if size >= pair[0]), (10**3, "kB"))
-    return f"{size / unit:.1f} {name}"

@@ -122,6 +122,18 @@ def test_a_limit_counts_what_is_there_and_what_is_begun(tmp_path: Path) -> None:
         turn.expect(5000)
 
 
+def test_a_limit_holds_for_several_builds_at_once(tmp_path: Path) -> None:
+    store = Store(tmp_path, limit=10_000)
+    with store.building("weights-1") as one, store.building("weights-2") as other:
+        one.expect(6000)
+        (one.work / "part").write_bytes(b"x" * 5000)
+        with pytest.raises(HostError, match=r"has 6\.\d kB"):
+            other.expect(6000)
+        other.expect(3500)
+    with store.building("weights-2") as turn:
+        turn.expect(4500)
+
+
 def test_without_a_limit_nothing_is_too_large(tmp_path: Path) -> None:
     with Store(tmp_path).building(KEY) as turn:
         turn.expect(10**18)
