@@ -133,5 +133,31 @@ def test_weights_in_a_directory_are_not_pulled(orch: Orch) -> None:
 def test_offline_a_branch_is_refused_and_a_stored_commit_is_enough(orch: Orch, hub: Any) -> None:
     orch.run("pull", "--repo", "test/tiny")
     orch.env["HF_HUB_OFFLINE"] = "1"
+    called = len(hub.connections)
     assert "offline" in orch.run("pull", "--repo", "test/tiny", code=4).err.lower()
     orch.run("pull", "--repo", f"test/tiny@{hub.repos['test/tiny'].commit}")
+    assert "offline" in orch.run("pull", "--repo", f"test/tiny@{'0' * 40}", code=4).err.lower()
+    assert len(hub.connections) == called > 0, "not even a connection"
+
+
+def test_programs_are_told_of_the_whole(orch: Orch, hub: Any) -> None:
+    hub.faults.append(hub_server.Fault("slow", path="*", value=6_000_000))
+    done = orch.run("pull", "--repo", "test/tiny", "--json")
+    told = [line for line in done.lines if line["event"] == "progress"]
+    assert {line["what"] for line in told} == {"test/tiny"}
+    assert [line["done"] for line in told] == sorted(line["done"] for line in told)
+
+
+@pytest.mark.parametrize(("way", "flags"), [("HF_TOKEN", ("--json",)), ("ORCH_HF_TOKEN_FILE", ())])
+def test_a_token_is_sent_and_never_told(orch: Orch, hub: Any, way: str, flags: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hf_tellnobody\n")
+    orch.env[way] = "hf_tellnobody" if way == "HF_TOKEN" else str(tmp_path / "token")
+    hub.faults.append(hub_server.Fault("status", WEIGHTS, 403, code="GatedRepo"))
+    done = orch.run("pull", "--repo", "test/tiny", *flags, code=4)
+    assert "licence" in done.out + done.err
+    asked = {(request.path.startswith("/cdn/"), request.token) for request in hub.requests}
+    assert asked == {(False, "Bearer hf_tellnobody"), (True, "")}
+    assert "tellnobody" not in done.out + done.err
+    kept = [path for path in orch.home.rglob("*") if path.is_file()]
+    assert orch.home / "journal.jsonl" in kept
+    assert [path for path in kept if b"tellnobody" in path.read_bytes()] == []

@@ -10,8 +10,10 @@ import struct
 import subprocess
 import sys
 import termios
+from typing import Any
 
 import pytest
+from conftest import hub_server
 from orch_command import ASSETS, Orch
 
 WIDTH = 80
@@ -67,6 +69,22 @@ def test_the_store_with_something_in_it(orch: Orch, hub: object) -> None:
     assert too_wide(lines) == []
     assert [line.split()[0] for line in lines] == ["Artifacts", "key", row["key"]]
     assert re.search(r"  \d+\.\d MB  \d{4}-\d\d-\d\d \d\d:\d\d  ", lines[-1])
+
+
+def test_files_that_come_at_once(orch: Orch, hub: Any) -> None:
+    hub.faults.append(hub_server.Fault("slow", path="*", value=5_000_000))
+    told = "\n".join(on_terminal(orch, "pull", "--repo", "test/tiny"))
+    assert re.search(r"test/tiny   \d\.\d of \d\.\d MB \(\d+ %\)   \d\.\d MB/s   \d s left\n", told)
+    assert re.search(r"\n  model\.safetensors +\u2501+\u2500+ +\d+ % of \d\.\d MB", told)
+    assert told.splitlines()[-1].strip().startswith("+ pull test/tiny at ")
+    # Each picture begins with the next look of the spinner.
+    assert max(map(len, re.split("[\u2800-\u28ff]|\n", told))) <= WIDTH
+
+
+def test_a_hub_that_asks_to_wait_is_told_of(orch: Orch, hub: Any) -> None:
+    hub.faults.append(hub_server.Fault("status", "model.safetensors", 429, times=1, headers=(("Retry-After", "1"),)))
+    told = "\n".join(on_terminal(orch, "pull", "--repo", "test/tiny"))
+    assert "\n  the hub asks to wait (429): trying again in 1 s" in told
 
 
 @pytest.mark.llamacpp

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from orchestrator.core.artifact import FileEntry
+from orchestrator.core.going import amount
 from orchestrator.core.progress import Progress
 from orchestrator.core.weights import HubFile, HubSnapshot, HubSource
 from orchestrator.drivers.hub.choice import named, weights_of
@@ -216,5 +217,4 @@ def _refuse_full(directory: Path, size: int) -> None:
     """Says before the first byte that `size` bytes more will not fit."""
     free = shutil.disk_usage(directory).free
     if size > free:
-        what = f"{directory} has {free / 1e9:.1f} GB free, and {size / 1e9:.1f} GB are still to come."
-        raise HostError(what, FULL)
+        raise HostError(f"{directory} has {amount(free)} free, and {amount(size)} are still to come.", FULL)
