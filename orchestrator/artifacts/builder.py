@@ -7,12 +7,14 @@ import typing
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
 from orchestrator.artifacts import families, one_pass
 from orchestrator.artifacts.disk import host_errors
 from orchestrator.artifacts.fp8_checkpoint import WantedFp8
+from orchestrator.artifacts.gguf_claims import check_gguf
 from orchestrator.artifacts.gguf_file import WantedGguf
 from orchestrator.artifacts.gguf_types import Quant
 from orchestrator.artifacts.json_file import read_json
@@ -24,7 +26,7 @@ from orchestrator.artifacts.ready_made import GGUF_FILE, copy_in, settle
 from orchestrator.core.artifact import BUILDER_FORMAT, FileEntry, Recipe
 from orchestrator.core.progress import Progress
 from orchestrator.core.vram import artifact_bytes
-from orchestrator.core.weights import shape_of
+from orchestrator.core.weights import Shape, shape_of
 from orchestrator.errors import SourceError
 
 ADAPTER_FILE = "adapter.gguf"
@@ -50,6 +52,11 @@ class Builder:
             Recipe.LORA_GGUF: _lora,
         }
 
+    @cached_property
+    def quantizer(self) -> Quantizer:
+        """The one quantizer of this process: what it has compiled for one build serves the next."""
+        return Quantizer(self._library)
+
     def adapter(self, directory: Path, base: Path | None) -> Adapter:
         """The adapter in a PEFT directory: SourceError if it cannot be served, PlanRefused if not with `base`."""
         adapter = read_adapter(directory)
@@ -63,7 +70,7 @@ class Builder:
         if recipe.quant or recipe is Recipe.LORA_GGUF:
             found["gguf"] = version("gguf")
         if recipe.quant not in ("", "bf16", "f16"):
-            found["ggml"] = Quantizer(self._library).version
+            found["ggml"] = self.quantizer.version
         return found
 
     def expected_bytes(self, recipe: Recipe, source: Path) -> int:
@@ -96,12 +103,16 @@ class Builder:
     def wanted(self, recipe: Recipe, work: Path) -> Wanted:
         """What a streamed recipe makes in the directory `work`."""
         if recipe.quant in typing.get_args(Quant):
-            return WantedGguf(work / GGUF_FILE, typing.cast("Quant", recipe.quant), Quantizer(self._library))
+            return WantedGguf(work / GGUF_FILE, typing.cast("Quant", recipe.quant), self.quantizer)
         if recipe is Recipe.NVFP4A16:
             return WantedNvfp4(work)
         if recipe is Recipe.FP8:
             return WantedFp8(work)
         raise ValueError(f"nothing is built for {recipe.value}")
+
+    def gguf_shape(self, recipe: Recipe, directory: Path) -> Shape:
+        """The sizes that the GGUF of a finished artifact tells. SourceError if it is none of this recipe."""
+        return check_gguf(directory / GGUF_FILE, recipe).shape
 
     def copy_in(self, path: Path, work: Path, progress: Progress) -> tuple[FileEntry, ...]:
         """See ready_made.copy_in."""

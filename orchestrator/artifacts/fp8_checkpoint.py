@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.artifacts import one_pass
+from orchestrator.artifacts.claims import check_fp8
 from orchestrator.artifacts.families import is_linear
 from orchestrator.artifacts.fp8 import quantize_rows
 from orchestrator.artifacts.nvfp4_checkpoint import Layout, as_bf16, shards
@@ -78,6 +79,7 @@ class WantedFp8:
         """See one_pass.Wanted."""
         with shards(self.outdir, weights, _layout, QUANTIZATION_CONFIG) as writers:
             yield _Fp8Maker(writers)
+        check_fp8(self.outdir)
 
 
 class _Fp8Maker:

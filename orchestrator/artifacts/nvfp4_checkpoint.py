@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.artifacts import one_pass
+from orchestrator.artifacts.claims import check_nvfp4
 from orchestrator.artifacts.disk import host_errors, replacing, write_whole
 from orchestrator.artifacts.families import is_linear
 from orchestrator.artifacts.json_file import read_json
@@ -27,6 +28,7 @@ from orchestrator.artifacts.safetensors import (
     tensor_bytes,
     to_float32,
 )
+from orchestrator.core.artifact import Recipe
 from orchestrator.core.progress import Progress
 from orchestrator.errors import SourceError
 
@@ -114,6 +116,7 @@ class WantedNvfp4:
         _check_columns(weights.tensors)
         with shards(self.outdir, weights, _layout, QUANTIZATION_CONFIG) as writers:
             yield _Nvfp4Maker(writers)
+        check_nvfp4(self.outdir, Recipe.NVFP4A16)
 
 
 @contextmanager

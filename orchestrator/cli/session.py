@@ -152,7 +152,7 @@ class Session:
     def catalog(self) -> WeightsCatalog:
         from orchestrator.drivers.weights import WeightsCatalog
 
-        return WeightsCatalog(self.store, self.settings.hash_cache)
+        return WeightsCatalog(self.store, self.settings.hash_cache, self.builder.gguf_shape)
 
     @cached_property
     def world(self) -> World:

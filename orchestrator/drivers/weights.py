@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ CHUNK = 1 << 20
 
 class WeightsCatalog:
     """Identifies weights and ready-made artifacts; hashes of local files are cached by path, size, time and inode in
-    `cache`."""
+    `cache`. `gguf_shape` reads what the GGUF of a finished artifact, in its directory, says of its sizes."""
 
-    def __init__(self, store: Store, cache: Path) -> None:
+    def __init__(self, store: Store, cache: Path, gguf_shape: Callable[[Recipe, Path], Shape]) -> None:
         self._store = store
         self._cache = cache
+        self._gguf_shape = gguf_shape
 
     def of_hub(self, source: HubSource) -> WeightsFacts:
         """Facts of a pinned hub source, without asking the hub."""
@@ -50,8 +52,16 @@ class WeightsCatalog:
             facts = ReadyFacts(source, artifact_key(recipe, source), path=str(path))
         if self._store.get(facts.key) is None:
             return facts
-        path = self._store.path(facts.key)
-        return replace(facts, shape=read_shape(path))
+        return replace(facts, shape=self._ready_shape(recipe, self._store.path(facts.key)))
+
+    def _ready_shape(self, recipe: Recipe, directory: Path) -> Shape | None:
+        if not recipe.quant:
+            return read_shape(directory)
+        try:
+            return self._gguf_shape(recipe, directory)
+        except SourceError:
+            # It was sound when it came; what has become of it is for `verify` to tell.
+            return None
 
     def of_directory(self, weights: Weights, progress: Progress) -> WeightsFacts:
         """Facts of a local directory; reads all of it once, then only its stat."""
