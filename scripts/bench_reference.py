@@ -80,7 +80,7 @@ def main(kind: str, root: Path) -> int:
     """Prints the interpreter and the directory of the libraries, as JSON."""
     told = ""
 
-    def progress(what: str, done: int, total: int) -> None:
+    def progress(what: str, *_: int) -> None:
         nonlocal told
         stage = what.partition(":")[0]
         if stage != told:

@@ -62,8 +62,9 @@ def room_needed(weights: int, wanted: FileType, first: FileType | None) -> int:
     return sum(weights * (step.bits + _WIDER_BITS if step.bits < 16 else step.bits) // 16 for step in steps)
 
 
-def architecture(path: Path, wanted: FileType) -> str:
-    """What a finished file says it is. HostError when it is no sound GGUF of the wanted type, all tensors in it."""
+def architecture(path: Path, wanted: FileType, others: str) -> str:
+    """What a finished file says it is. HostError when it is no sound GGUF of the wanted type, all tensors in it;
+    `others` says how other tools are taken."""
     try:
         with GgufFile.open(path) as made:
             name, found = made.fields.get("general.architecture"), made.fields.get("general.file_type")
@@ -73,8 +74,5 @@ def architecture(path: Path, wanted: FileType) -> str:
         raise HostError(f"{path.name} does not say what it holds.", "Build it again.")
     if found != wanted.number:
         names = {int(kind): _plain(kind.name) for kind in LlamaFileType}
-        raise HostError(
-            f"{path.name} is {names.get(found, found)}, and {wanted.name} was asked for.",
-            "Use another image: orch images pin tools IMAGE:TAG",
-        )
+        raise HostError(f"{path.name} is {names.get(found, found)}, and {wanted.name} was asked for.", others)
     return name

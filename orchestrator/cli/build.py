@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.options import AsJson, OnlyPlan, ProfileName, Yes, app, session_of
-from orchestrator.errors import PlanRefused
+from orchestrator.errors import PlanRefused, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.artifacts.one_pass import Wanted
@@ -124,33 +124,40 @@ def build_gguf(
     quant: Annotated[
         str,
         typer.Option(
-            help="f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m; with --in-container any that llama-quantize names."
+            help="f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m; with llama.cpp's own tools any that llama-quantize names."
         ),
     ] = "q6_k",
     in_container: Annotated[
         bool, typer.Option("--in-container", help="Use llama.cpp's own tools, which know most models, in their image.")
     ] = False,
+    tools: Annotated[
+        Path | None,
+        typer.Option(help="Use those of this llama.cpp checkout or installation.", exists=True, file_okay=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Safetensors of a dense Qwen2, Qwen3, Llama or Mistral to GGUF in one pass, its tensors byte-identical to those of
-    llama.cpp's own tools; with --in-container other models too, by these tools."""
+    llama.cpp's own tools; with --in-container or --tools other models too, by these tools."""
     with session_of(as_json) as session:
         from orchestrator.artifacts.gguf_file import WantedGguf
         from orchestrator.artifacts.gguf_types import Quant
         from orchestrator.artifacts.quantize import Quantizer
-        from orchestrator.cli.gguf_container import build_gguf_in_container
+        from orchestrator.cli.gguf_tools import build_gguf_with_tools
         from orchestrator.cli.session import quantizer_library
 
         name = quant.lower()
-        if name not in typing.get_args(Quant) and not in_container:
+        if in_container and tools is not None:
+            raise UsageError("Give --in-container or --tools, not both.")
+        foreign = in_container or tools is not None
+        if name not in typing.get_args(Quant) and not foreign:
             raise PlanRefused(
                 f"orch does not know the quantization {quant}.",
-                hint=f"Known: {', '.join(typing.get_args(Quant))}; others with --in-container",
+                hint=f"Known: {', '.join(typing.get_args(Quant))}; others with --in-container, or --tools DIR",
             )
         if output.resolve().parent == directory.resolve() and output.exists():
             raise PlanRefused(f"{output} is one of the files it would be built from.", hint="Write to another place.")
-        if in_container:
-            build_gguf_in_container(session, directory, output, quant)
+        if foreign:
+            build_gguf_with_tools(session, directory, output, quant, tools)
             _tell_file(session, output)
             return
         wanted = WantedGguf(output, typing.cast("Quant", name), Quantizer(quantizer_library()))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from orchestrator.core.container import HOME_OF_ANYBODY, PORT, Mount, Placed
 from orchestrator.core.images import ImageFacts
 from orchestrator.core.progress import Progress
-from orchestrator.core.tools import PIDS, SHM_MIB, Tool, ToolEnd
+from orchestrator.core.tools import LOG_LINES, PIDS, SHM_MIB, Tool, ToolEnd, counted
 from orchestrator.drivers.docker.daemon import Daemon, NotThere
 from orchestrator.drivers.docker.images import DockerImages
 from orchestrator.drivers.docker.logs import ContainerLogs
@@ -19,9 +18,6 @@ from orchestrator.drivers.docker.request import create_body
 from orchestrator.errors import HostError
 
 LABEL = "orch.tool"
-LOG_LINES = 200
-# A program that counts its work: "[  12/ 399] blk.0.attn_k.weight ...".
-_COUNT = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
 
 
 class DockerTools:
@@ -93,9 +89,7 @@ class DockerTools:
             return True
 
         for line in self._logs.lines(running, LOG_LINES, going_on):
-            counted = _COUNT.search(line)
-            if counted is not None:
-                count = (int(counted[1]), int(counted[2]))
+            count = counted(line) or count
             progress(tool.what, *count)
         info = self._daemon.patiently(inspect, progress)
         state = info["State"]
