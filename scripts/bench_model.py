@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from orchestrator.artifacts.qwen3 import expected_tensors, read_config
 
+from orchestrator.artifacts.families import expected_tensors, read_config
 from orchestrator.artifacts.safetensors import INDEX, SINGLE, ShardWriter
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "tests/assets/untied-qwen3"

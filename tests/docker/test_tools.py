@@ -204,13 +204,13 @@ def test_a_tool_that_fails_leaves_the_older_file_and_nothing_else(
 
 
 def test_a_tool_that_outgrows_its_memory(daemon: Daemon, docker_images: DockerImages, program: Any) -> None:
-    from orchestrator.engines.llamacpp_tools import failure
+    from orchestrator.engines.llamacpp_tools import Origin, failure
 
     image = program("exec python3 -c 'x = bytearray(200_000_000)'")
     with_little = Tool("Converting", image, (), (), (), memory_mib=32)
     end = tools(daemon, docker_images, "/nobody/memory").run(with_little, lambda *_: None)
     assert end.out_of_memory
-    assert "ran out of memory (its limit is 32 MiB)" in failure(with_little, end).message
+    assert "ran out of memory (its limit is 32 MiB)" in failure("Converting", end, Origin.image(32)).message
 
 
 def tools(daemon: Daemon, images: DockerImages, home: str) -> DockerTools:
