@@ -15,7 +15,7 @@ _HINTS = {
     errno.EDQUOT: "Your disk quota is used up: free some space, then run the same command again.",
     errno.EACCES: "Make the directory writable for this user, or use another data directory.",
     errno.EPERM: "Make the directory writable for this user, or use another data directory.",
-    errno.EROFS: "The file system is read-only: use another data directory.",
+    errno.EROFS: "The file system is read-only: use another data directory; ORCH_STORES shows it what is here.",
     errno.EMFILE: "Raise the limit of open files (ulimit -n).",
 }
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.cli.session import Session
     from orchestrator.core.artifact import Recipe
     from orchestrator.core.deployment import Desired
+    from orchestrator.core.lock_file import Lock
     from orchestrator.core.observed import Observed
     from orchestrator.core.plan import Limits
     from orchestrator.core.steps import Plan
@@ -48,6 +49,9 @@ def up(
     timeout: Timeout = 900.0,
     drain: Drain = 300.0,
     fresh: Annotated[bool, typer.Option("--fresh", help="A new generation, even beside one that runs.")] = False,
+    locked: Annotated[
+        Path | None, typer.Option(help="A lock file: serve only what is in the store as it says.", dir_okay=False)
+    ] = None,
     yes: Yes = False,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
@@ -56,10 +60,12 @@ def up(
     with session_of(as_json) as session:
 
         def make_plan() -> Plan:
+            from orchestrator.cli.lock import check_served, read_lock
             from orchestrator.cli.wishes import check_api_key, take_api_key
 
+            lock = read_lock(session, locked) if locked is not None else None
             observed = session.observe()
-            desired = _wanted(session, observed, engine, profile, target, recipe)
+            desired = _wanted(session, observed, engine, profile, target, recipe, lock)
             present = observed.desired.get(desired.wish.profile.name)
             if present is not None and not present.stopped and present.wish.engine != desired.wish.engine:
                 raise PlanRefused(
@@ -68,6 +74,8 @@ def up(
                 )
             check_api_key(session, observed)
             made = _plan("up", session, desired, observed, listen, _limits(timeout, drain), fresh)
+            if lock is not None:
+                check_served(session, lock, desired.wish.profile, observed, made)
             if not plan:
                 take_api_key(session, observed)
             if not plan and profile is None and present is None:
@@ -242,10 +250,13 @@ def _wanted(
     profile: str | None,
     target: str | None,
     recipe: str | None,
+    lock: Lock | None,
 ) -> Desired:
-    """What `up` wants: the recorded wish as far as nothing else is said, of the profile that is named or meant."""
+    """What `up` wants: the recorded wish as far as nothing else is said, of the profile that is named or meant; at the
+    commits of a lock."""
     from orchestrator.cli.wishes import chosen_target, default_profile, load_profile, pinned, with_profile_adapters
     from orchestrator.core.deployment import Desired, Wish
+    from orchestrator.core.lock_file import pinned_by
     from orchestrator.engines.resolve import engine_sheet
 
     if engine is not None:
@@ -255,7 +266,7 @@ def _wanted(
     if engine is None and present is None:
         raise PlanRefused(f"{loaded.name} is not deployed, so an engine must be named.", hint="orch up llamacpp")
     where = chosen_target(session, engine, target, present)
-    loaded = pinned(session, loaded, observed)
+    loaded = pinned(session, pinned_by(lock, loaded) if lock is not None else loaded, observed)
     if present is None:
         desired = Desired(wish=Wish(profile=loaded, engine=engine or "", target=where, recipe=recipe_named(recipe)))
     else:

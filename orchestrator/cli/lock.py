@@ -14,7 +14,7 @@ from orchestrator.errors import DRIFT, HostError, PlanRefused
 if TYPE_CHECKING:
     from orchestrator.cli.session import Session
     from orchestrator.core.deployment import Adapter
-    from orchestrator.core.lock_file import Difference, Lock, LockedEntry
+    from orchestrator.core.lock_file import Difference, Kind, Lock, LockedEntry
     from orchestrator.core.observed import Observed
     from orchestrator.core.profile import Profile
     from orchestrator.core.resolved import Supply
@@ -103,7 +103,8 @@ def read_lock(session: Session, file: Path) -> Lock:
     except (OSError, UnicodeDecodeError) as error:
         raise HostError(f"{file} cannot be read.", hint="orch lock writes it.", detail=str(error)) from error
     found = parse_lock(text, str(file))
-    session.lock_files.remember(file)
+    if file.absolute() not in session.lock_files.known():
+        session.lock_files.remember(file)
     return found
 
 
@@ -119,9 +120,30 @@ def locked_profile(session: Session, locked: Lock, profile: str | None) -> tuple
 
 def check_locked(session: Session, locked: Lock, profile: Profile, observed: Observed) -> None:
     """PlanRefused if what would be built for the profile is not what is locked, or not by the same versions."""
+    _refuse(session, locked, profile, observed, ("profile", "source", "key", "versions"))
+
+
+def check_served(session: Session, locked: Lock, profile: Profile, observed: Observed, plan: Plan) -> None:
+    """PlanRefused if what a plan would serve is not what is locked, bit for bit, or not by the locked engines.
+
+    It has to be in the store by then: what is made on the way is known too late.
+    """
+    from orchestrator.core.steps import BuildArtifact, BuildTogether, FetchArtifact, FetchWeights, ImportAdapter
+
+    _refuse(session, locked, profile, observed, ("profile", "source", "key", "files", "engine"))
+    making = (FetchWeights, FetchArtifact, BuildArtifact, BuildTogether, ImportAdapter)
+    missing = [action.step.what for action in plan.actions if isinstance(action.step, making)]
+    if missing:
+        raise PlanRefused(
+            f"Not all that {profile.name} is served with is in the store yet.",
+            hint="orch build --locked makes it as it is locked; adapters come with orch lock check.",
+            detail="\n".join(missing),
+        )
+
+
+def _refuse(session: Session, locked: Lock, profile: Profile, observed: Observed, decisive: tuple[Kind, ...]) -> None:
     from orchestrator.core.lock_file import differences
 
-    decisive = ("profile", "source", "key", "versions")
     found = [one for one in differences(locked, lock_of(session, profile, observed)) if one.kind in decisive]
     if found:
         raise PlanRefused(

@@ -64,7 +64,7 @@ class LockFiles:
 
     def remember(self, path: Path) -> None:
         """Know of this lock file from now on."""
-        text = str(path.resolve())
+        text = str(path.absolute())
         write_atomic(self._root / hashlib.sha256(os.fsencode(text)).hexdigest()[:16], os.fsencode(text))
 
     def known(self) -> tuple[Path, ...]:

@@ -59,6 +59,8 @@ def test_another_machine_makes_the_same_bits_or_tells_what_differs(
 
     elsewhere.run("lock", "-p", profile, "-o", str(file))
     assert orch.run(*words).lines[-1] == {"same": 2}
+    up = ("up", "llamacpp", "-p", profile, "--locked", str(file), "--plan")
+    assert "to do" in orch.run(*up).out
     # Another numpy makes the same bytes: it is told, and it is no difference.
     text = file.read_text().replace('numpy = "', 'numpy = "0.')
     file.write_text(text)
@@ -66,6 +68,7 @@ def test_another_machine_makes_the_same_bits_or_tells_what_differs(
     assert (kinds(noted), noted.lines[-1]) == (["versions"], {"same": 2})
     file.write_text(re.sub(r'("model.gguf" = "sha256:)\w{64}', rf"\g<1>{'0' * 64}", text))
     assert kinds(orch.run(*words, code=9)) == ["versions", "files"]
+    assert "sha256:0000" in orch.run(*up, code=5).err
     model = entries(elsewhere)["gguf-q6_k"] / "model.gguf"
     model.write_bytes(model.read_bytes()[:-1] + b"?")
     (damage,) = (row for row in elsewhere.run(*words, code=9).lines if "kind" in row)
