@@ -24,6 +24,7 @@ def main() -> None:
         images_offline,
         inspect,
         lock,
+        look,
         materials,
     )
     from orchestrator.cli.options import app
