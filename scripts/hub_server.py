@@ -28,6 +28,7 @@ from urllib.parse import unquote, urlsplit
 
 LFS = ("*.safetensors", "*.bin", "*.gguf", "tokenizer.json")
 CHUNK = 64 * 1024
+PAGE = b"<html>"
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Fault:
     html     the API answers with a page, as a proxy would
     stall    the body stops after so many bytes, and the connection stays open
     whole    Range is ignored
+    page     a file's address answers with a page, as a proxy would that wants a login
     stingy   a range is answered with so many bytes of it at most
     """
 
@@ -179,7 +181,7 @@ class _Exchange(BaseHTTPRequestHandler):
         commit = "0" * 40 if self.server.fault("commit", "") else repo.commit
         siblings = [self._stated(blob) for blob in repo.blobs.values()]
         body = json.dumps({"id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings}).encode()
-        body = b"<html>" if self.server.fault("html", "") else body
+        body = PAGE if self.server.fault("html", "") else body
         self._send(200, {"Content-Type": "application/json", "X-HF-Warning": "login; Rates are limited."}, len(body))
         self.wfile.write(body)
 
@@ -220,6 +222,10 @@ class _Exchange(BaseHTTPRequestHandler):
         return None
 
     def _body(self, blob: Blob, headers: dict[str, str]) -> None:
+        if self.server.fault("page", blob.name):
+            self._send(200, {"Content-Type": "text/html"}, len(PAGE))
+            self.wfile.write(PAGE)
+            return
         data, size, start = blob.data, len(blob.data), 0
         end = size
         if fault := self.server.fault("corrupt", blob.name):

@@ -154,7 +154,8 @@ def test_a_hub_that_lies(server: Any, hub: Hub, tmp_path: Path, kind: str, name:
         assert "git blob id" in caught.value.message
     assert len(bodies(server, name)) == 2
     assert not (tmp_path / name).exists()
-    assert not [path for path in (tmp_path / ".partial").iterdir() if path.name.startswith(stated)]
+    if kind != "size":
+        assert not [path for path in (tmp_path / ".partial").iterdir() if path.name.startswith(stated)]
 
 
 def test_leftovers_of_another_length_do_no_harm(server: Any, hub: Hub, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from hub_repos import ASSETS, ROOT, TINY, UNTIED, digests, hub_server
 from orchestrator.core.progress import silent, split_part
 from orchestrator.core.weights import HubSource
 from orchestrator.drivers.hub import Hub
-from orchestrator.drivers.hub.part import RECORD, Part
+from orchestrator.drivers.hub.part import RECORD, Part, piece_size
 from orchestrator.drivers.hub.part import arrived as part_arrived
+from orchestrator.drivers.local.proc import boot_id
 from orchestrator.errors import HostError, Interrupted, SourceError
 
 Fault = hub_server.Fault
@@ -50,6 +51,11 @@ def spans(server: Any) -> list[tuple[int, int]]:
 
 def piece_spans() -> list[tuple[int, int]]:
     return [(start, min(start + PIECE, SIZE)) for start in range(0, SIZE, PIECE)]
+
+
+def assert_asked(server: Any, size: int) -> None:
+    """So many bytes were asked for; what was under way when an earlier fetch ended may still have come in between."""
+    assert size <= sum(end - begin for begin, end in spans(server)) <= size + 4 * PIECE
 
 
 def test_each_piece_is_asked_for_once(server: Any, hub: Hub, tmp_path: Path) -> None:
@@ -147,6 +153,72 @@ def test_an_address_that_expires_is_asked_for_anew(server: Any, tmp_path: Path) 
     assert digests(tmp_path) == TRUTH
     resolved = [r for r in server.requests if r.path.endswith(WEIGHTS) and "/resolve/" in r.path]
     assert len(resolved) == 2
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_a_page_in_place_of_a_piece_costs_nothing_that_came(server: Any, tmp_path: Path, parallel: int) -> None:
+    hub = Hub(server.url, pauses=(0.3,), piece=PIECE, parallel=parallel)
+    snapshot = hub.snapshot(TINY, timeout=5)
+    server.faults.append(Fault("slow", WEIGHTS, 20_000_000))
+
+    def turn(what: str, done: int, total: int) -> None:
+        if total == snapshot.size and done > total // 2 and len(server.faults) == 1:
+            server.faults.append(Fault("page", WEIGHTS, times=1))
+
+    hub.fetch(snapshot, tmp_path, turn)
+    assert digests(tmp_path) == TRUTH
+    assert server.sent < snapshot.size + 4 * PIECE, "those under way at most come twice"
+
+
+def test_a_page_in_place_of_every_piece_is_told_and_what_came_stays(server: Any, hub: Hub, tmp_path: Path) -> None:
+    snapshot = hub.snapshot(TINY, timeout=5)
+    server.faults.append(Fault("slow", WEIGHTS, 5_000_000))
+
+    def turn(what: str, done: int, total: int) -> None:
+        if total == snapshot.size and done > total // 2 and len(server.faults) == 1:
+            server.faults.append(Fault("page", WEIGHTS))
+
+    with pytest.raises(SourceError, match=f"expected {SIZE} bytes, got 6"):
+        hub.fetch(snapshot, tmp_path, turn)
+    have = arrived(tmp_path)
+    assert have > SIZE // 3
+    server.faults.clear()
+    server.requests.clear()
+    hub.fetch(snapshot, tmp_path, silent)
+    assert_asked(server, SIZE - have)
+
+
+def test_a_power_cut_loses_what_was_not_flushed_and_nothing_else(server: Any, hub: Hub, tmp_path: Path) -> None:
+    snapshot = hub.snapshot(TINY, timeout=5)
+    server.faults.append(Fault("slow", WEIGHTS, 10_000_000))
+    path = tmp_path / ".partial" / SHA256
+
+    def until(share: float) -> None:
+        def stop(what: str, done: int, total: int) -> None:
+            if total == snapshot.size and done > total * share:
+                raise Interrupted
+
+        with pytest.raises(Interrupted):
+            hub.fetch(snapshot, tmp_path, stop)
+
+    until(0.3)
+    part = Part(path, SIZE, PIECE)
+    part.flush()
+    flushed = part.arrived
+    part.close()
+    safe = path.read_bytes()
+    until(0.6)
+    assert arrived(tmp_path) > flushed
+    # What the disk has after the cut: the flushed bytes, zeros for the others, and all of the record.
+    path.write_bytes(safe.ljust(path.stat().st_size, b"\0"))
+    record = path.with_name(SHA256 + RECORD)
+    record.write_bytes(record.read_bytes().replace(boot_id().encode(), b"x" * len(boot_id())))
+    assert arrived(tmp_path) == flushed
+    server.faults.clear()
+    server.requests.clear()
+    hub.fetch(snapshot, tmp_path, silent)
+    assert digests(tmp_path) == TRUTH
+    assert_asked(server, SIZE - flushed)
 
 
 def test_a_corrupted_piece_brings_all_of_the_file_once_more(server: Any, hub: Hub, tmp_path: Path) -> None:
@@ -264,6 +336,15 @@ def test_bytes_that_are_there_are_passed_over(tmp_path: Path) -> None:
     assert (tmp_path / "part").read_bytes() == b"a" * 10 + b"b" * 5 + bytes(range(15, 30)) + b"c" * 5 + bytes(
         range(35, 100)
     )
+
+
+@pytest.mark.parametrize(
+    ("size", "piece"),
+    [(1, 16), (100, 16), (256, 16), (700, 43.75), (1024, 64), (16_000, 64), (64 * 4096, 64), (64 * 8192, 128)],
+)
+def test_how_large_pieces_are(size: int, piece: float) -> None:
+    assert piece_size(size << 20) == piece * 2**20
+    assert -(-(10**17) // piece_size(10**17)) <= 4096
 
 
 # --- kill -9 at any moment

@@ -52,7 +52,7 @@ class Hub:
     The token is `token`, else what `token_file` holds, else HF_TOKEN, the file at HF_TOKEN_PATH or the login that the
     hub's client keeps. Offline, every request is a HostError. `pauses`: seconds before each new try after a failure of
     the network or the hub; when they are used up, it is final. `parallel`: so many requests at once, of files and of
-    `piece` bytes of one file.
+    `piece` bytes of one file (of a file under 1 GB: smaller ones).
     """
 
     def __init__(

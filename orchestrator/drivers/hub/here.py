@@ -11,7 +11,7 @@ from orchestrator.core.artifact import FileEntry
 from orchestrator.core.progress import Progress
 from orchestrator.core.weights import HubFile
 from orchestrator.drivers.files import read_json, sync_directory, write_json
-from orchestrator.drivers.hub.part import RECORD, Part, arrived
+from orchestrator.drivers.hub.part import RECORD, Part, arrived, piece_size
 from orchestrator.drivers.hub.sums import BLOCK, Sums
 
 # Where incomplete files lie inside the directory, named by their hash: bytes of another commit are never continued.
@@ -21,7 +21,7 @@ RIGHT: Final = "right.json"
 
 
 class Here:
-    """The files of a snapshot in `into`, incomplete ones in pieces of `piece` bytes. Raises OSError.
+    """The files of a snapshot in `into`, incomplete ones in pieces of `piece` bytes or less. Raises OSError.
 
     What lies among the incomplete ones and belongs to none of them is removed: it was of another commit.
     """
@@ -55,11 +55,11 @@ class Here:
         return found
 
     def missing(self, found: dict[str, FileEntry]) -> int:
-        """Bytes that the disk has no room taken for yet."""
-        coming = {_name(file): file.size for file in self._files if file.path not in found}
-        once = sum(size - arrived(self._partial / name, size, self._piece) for name, size in coming.items())
-        # Files with the same bytes share an incomplete one, and come one after the other.
-        return once + sum(file.size for file in self._files if file.path not in found) - sum(coming.values())
+        """Bytes that the disk has to take in still."""
+        coming = [file for file in self._files if file.path not in found]
+        # By place: files with the same bytes share the incomplete one, which becomes the first of them.
+        begun = {_name(file): arrived(self.place(file), file.size, self._piece_of(file)) for file in coming}
+        return sum(file.size for file in coming) - sum(begun.values())
 
     def place(self, file: HubFile) -> Path:
         """Where it lies while it is incomplete."""
@@ -67,7 +67,7 @@ class Here:
 
     def open(self, file: HubFile) -> Part:
         """What there is of an incomplete file."""
-        return Part(self.place(file), file.size, self._piece)
+        return Part(self.place(file), file.size, self._piece_of(file))
 
     def finish(self, file: HubFile, part: Part, entry: FileEntry) -> None:
         """Gives a whole file, which is right and flushed, its name."""
@@ -79,6 +79,9 @@ class Here:
         for directory in {self._into, *((self._into / file.path).parent for file in self._files)}:
             sync_directory(directory)
         shutil.rmtree(self._partial)
+
+    def _piece_of(self, file: HubFile) -> int:
+        return piece_size(file.size, self._piece)
 
     def _has_size(self, file: HubFile) -> bool:
         path = self._into / file.path

@@ -17,7 +17,8 @@ from typing import Final
 from orchestrator.drivers.local.proc import boot_id
 
 PIECE: Final = 64 << 20
-# A hub may state any size; the pieces grow with it.
+# A file of some hundred MB is to fill several connections too, and a hub may state any size.
+FEWEST_PIECES: Final = 16
 MOST_PIECES: Final = 4096
 RECORD: Final = ".pieces"
 _HEAD: Final = 128
@@ -25,15 +26,13 @@ _COUNTS: Final = struct.Struct("<QQ")  # bytes of a piece that have arrived, and
 
 
 class Part:
-    """The incomplete file at `path`, `size` bytes when it is whole, in pieces that fill up separately.
-
-    They have `piece` bytes, or more where that would be more than MOST_PIECES.
+    """The incomplete file at `path`, `size` bytes when it is whole, in pieces of `piece` bytes that fill up separately.
 
     Opening it finds what an earlier try left. Raises OSError. One thread puts bytes in; another may flush.
     """
 
-    def __init__(self, path: Path, size: int, piece: int = PIECE, boot: str | None = None) -> None:
-        self.path, self.size, self._piece = path, size, _at_least(piece, size)
+    def __init__(self, path: Path, size: int, piece: int, boot: str | None = None) -> None:
+        self.path, self.size, self._piece = path, size, piece
         self._boot = boot_id() if boot is None else boot
         found = _counts(path, size, self._piece, self._boot)
         self._counts, self._flushed = [have for have, _ in found], [safe for _, safe in found]
@@ -134,9 +133,14 @@ class Part:
         os.ftruncate(self._record, _HEAD + len(counts))
 
 
-def arrived(path: Path, size: int, piece: int = PIECE) -> int:
+def piece_size(size: int, usual: int = PIECE) -> int:
+    """Into pieces of how many bytes a file of `size` is divided: by this alone, or no later try would find them."""
+    return max(min(usual, max(usual // 4, size // FEWEST_PIECES)), -(-size // MOST_PIECES))
+
+
+def arrived(path: Path, size: int, piece: int) -> int:
     """How many bytes of an incomplete file are there; reads its record only."""
-    return sum(have for have, _ in _counts(path, size, _at_least(piece, size), boot_id()))
+    return sum(have for have, _ in _counts(path, size, piece, boot_id()))
 
 
 def _counts(path: Path, size: int, piece: int, boot: str) -> list[tuple[int, int]]:
@@ -159,10 +163,6 @@ def _counts(path: Path, size: int, piece: int, boot: str) -> list[tuple[int, int
         most = max(0, min(piece, size - start, length - start))
         counts.append((min(have if same_boot else safe, most), min(safe, most)))
     return counts
-
-
-def _at_least(piece: int, size: int) -> int:
-    return max(piece, -(-size // MOST_PIECES))
 
 
 def _record(path: Path) -> Path:

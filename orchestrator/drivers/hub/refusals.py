@@ -10,7 +10,7 @@ from typing import Final
 from orchestrator.core.weights import HubSource
 from orchestrator.errors import HostError, OrchError, SourceError
 
-TRANSIENT: Final = (408, 429, 500, 502, 503, 504)
+TRANSIENT: Final = (408, 425, 429)  # and what begins with 5
 # Whoever asks for more is asked again after this.
 LONGEST_WAIT_S: Final = 300.0
 NETWORK: Final = (
@@ -24,7 +24,7 @@ def transient(error: Exception) -> bool:
     from huggingface_hub import errors
 
     if isinstance(error, errors.HfHubHTTPError):
-        return error.response.status_code in TRANSIENT
+        return error.response.status_code in TRANSIENT or error.response.status_code >= 500
     return not isinstance(error, errors.OfflineModeIsEnabled)
 
 

@@ -25,7 +25,7 @@ from orchestrator.drivers.hub.stream import LANE_ITEMS, TICK, Head, Lane, Stream
 from orchestrator.drivers.hub.sums import Follower, Sums
 from orchestrator.errors import OrchError
 
-# Bytes that twice were not what the hub states will not be the third time.
+# What twice was not what the hub states will not be the third time.
 STRIKES: Final = 2
 
 
@@ -170,9 +170,9 @@ class Transfer:
         self._coming.append(Coming(file, part, Follower(file, part, self._lane), self._all_wants(part)))
 
     @staticmethod
-    def _all_wants(part: Part) -> list[Want]:
+    def _all_wants(part: Part, due: float = 0.0) -> list[Want]:
         spans = [(index, *part.span(index, index)) for index in range(len(part))]
-        return [Want(index, index) for index, begin, end in spans if begin < end]
+        return [Want(index, index, due=due) for index, begin, end in spans if begin < end]
 
     # --- what comes
 
@@ -181,7 +181,8 @@ class Transfer:
             try:
                 self._take_from(who, flight, what)
             except UnlikeError as error:
-                self._strike(flight.coming, str(error))
+                # The answer is of something else, such as a proxy's page; what came before it may well be right.
+                self._strike(flight.coming, str(error), restart=False)
         elif isinstance(who, Follower):
             coming = next((coming for coming in self._coming if coming.follower is who), None)
             if coming is not None and isinstance(what, OSError):
@@ -241,7 +242,7 @@ class Transfer:
         del self._flights[stream]
         coming, want = flight.coming, flight.want
         coming.direct = ""
-        if flight.direct and not flight.gained:
+        if flight.direct and not flight.gained and not transient(error):
             # The address of a file's bytes is good for a while only; the hub gives a new one.
             self._again(flight)
             return
@@ -271,21 +272,26 @@ class Transfer:
 
     def _whole(self, coming: Coming, sums: Sums) -> None:
         if (problem := sums.problem()) is not None:
-            self._strike(coming, problem)
+            # Nobody knows which bytes of it are wrong.
+            self._strike(coming, problem, restart=True)
             return
         self.here.finish(coming.file, coming.part, sums.entry())
         self._coming.remove(coming)
         self.entries[coming.file.path] = sums.entry()
 
-    def _strike(self, coming: Coming, problem: str) -> None:
-        """What came is wrong, and nobody knows which bytes of it: all of the file comes once more, and once only."""
+    def _strike(self, coming: Coming, problem: str, restart: bool) -> None:
+        """Something is not what the hub states: the file is asked for once more (all of it at a `restart`), and once
+        only."""
         self._leave(coming)
-        coming.follower.leave()
-        self.meter.add(-coming.part.arrived)
         coming.strikes += 1
         if coming.strikes == STRIKES:
-            coming.part.remove()
+            if restart:
+                coming.part.remove()
             raise self.line.unlike(problem, coming.file)
-        coming.part.restart()
-        coming.follower = Follower(coming.file, coming.part, self._lane)
-        coming.wants, coming.direct = self._all_wants(coming.part), ""
+        if restart:
+            coming.follower.leave()
+            self.meter.add(-coming.part.arrived)
+            coming.part.restart()
+            coming.follower = Follower(coming.file, coming.part, self._lane)
+        due = 0.0 if restart else time.monotonic() + min(self.line.pauses, default=0.0)
+        coming.wants, coming.direct = self._all_wants(coming.part, due), ""
