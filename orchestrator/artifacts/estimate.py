@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.artifacts.disk import amount, host_errors
-from orchestrator.artifacts.one_pass import BLOCK_ITEMS, HELD_BYTES, Wanted, fused_with, opened
+from orchestrator.artifacts.one_pass import BLOCK_ITEMS, HELD_BYTES, Cost, Wanted, fused_with, opened
 from orchestrator.artifacts.threads import MAX_WORKERS
 from orchestrator.errors import HostError
 
@@ -48,8 +48,13 @@ def estimate(source: Path, wanted: Sequence[Wanted]) -> Estimate:
         for tensor in weights.tensors:
             units[fused_with(tensor.name)] = units.get(fused_with(tensor.name), 0) + tensor.size
         reads = sum(tensor.size for tensor in weights.tensors)
-    cores = min(len(os.sched_getaffinity(0)), MAX_WORKERS)
     held = 2 * min(max(units.values()), HELD_BYTES) if any(cost.holds for cost in costs) else 0
+    return estimate_costs(reads, costs, held)
+
+
+def estimate_costs(reads: int, costs: Sequence[Cost], held: int = 0) -> Estimate:
+    """The same when it is known how many bytes are read and held, and what each artifact costs."""
+    cores = min(len(os.sched_getaffinity(0)), MAX_WORKERS)
     return Estimate(
         reads=reads,
         writes=sum(cost.size for cost in costs),

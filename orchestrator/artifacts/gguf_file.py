@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from orchestrator.core.progress import Progress
 from orchestrator.errors import SourceError
 
 _ROPE_FACTORS = "rope_freqs.weight"
+_LAYER = re.compile(r"blk\.([0-9]+)\.")
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,7 @@ class WantedGguf:
 
     def cost(self, weights: Weights) -> Cost:
         """See one_pass.Wanted."""
-        outputs = plan_outputs(weights.checkpoint, weights.config, self.quant)
-        cpu_s = 0.0
-        for kind in {output.kind for output in outputs}:
-            alike = [output for output in outputs if output.kind is kind]
-            items, columns = sum(output.elements for output in alike), alike[0].shape[-1]
-            if kind is GGMLQuantizationType.Q6_K:
-                self.quantizer.expect(items)
-            cpu_s += sampled(partial(converted, kind, quantizer=self.quantizer), columns, items)
-        return Cost(sum(aligned(output.size) for output in outputs), cpu_s)
+        return cost_of(plan_outputs(weights.checkpoint, weights.config, self.quant), self.quantizer)
 
     @contextmanager
     def making(self, weights: Weights) -> Iterator[Maker]:
@@ -133,14 +127,7 @@ class _GgufMaker:
                 block = families.pairs_together(block.reshape(-1), self._config.head_dim).reshape(block.shape)
             else:
                 block = families.pairs_together(block, self._config.head_dim)
-        try:
-            return (converted(self._outputs[rows.tensor.name][0].kind, block, self._quantizer),)
-        except OverflowError as error:
-            raise SourceError(
-                f"{rows.tensor.file}: {rows.tensor.name} is too large for F16, which its {rows.tensor.row_items} "
-                "columns are to become.",
-                "Build gguf-bf16: it holds every number that the weights can.",
-            ) from error
+        return (converted(self._outputs[rows.tensor.name][0].kind, rows.tensor, block, self._quantizer),)
 
     def write(self, rows: Rows, parts: Sequence[Block]) -> None:
         output, offset = self._outputs[rows.tensor.name]
@@ -168,7 +155,8 @@ def plan_outputs(checkpoint: Checkpoint, config: ModelConfig, quant: Quant) -> l
 
 def quantizers_order(name: str) -> tuple[int, str]:
     """A key to sort tensors by, as llama.cpp's quantizer does: what is in no layer comes first."""
-    return (int(name.split(".")[1]) if name.startswith("blk.") else -1), name
+    layer = _LAYER.match(name)
+    return (int(layer[1]) if layer is not None else -1), name
 
 
 def _add_metadata(
@@ -224,6 +212,18 @@ def write_head(writer: GGUFWriter, outputs: list[Output]) -> int:
     return aligned(writer.path.stat().st_size)
 
 
+def cost_of(outputs: Sequence[Output], quantizer: Quantizer) -> Cost:
+    """What writing these will take."""
+    cpu_s = 0.0
+    for kind in {output.kind for output in outputs}:
+        alike = [output for output in outputs if output.kind is kind]
+        items, columns = sum(output.elements for output in alike), alike[0].shape[-1]
+        if kind is GGMLQuantizationType.Q6_K:
+            quantizer.expect(items)
+        cpu_s += sampled(partial(_as_kind, kind, quantizer=quantizer), columns, items)
+    return Cost(sum(aligned(output.size) for output in outputs), cpu_s)
+
+
 def places(outputs: Sequence[Output], offset: int) -> dict[str, tuple[Output, int]]:
     """Name to tensor and where its data begins, when that of the first begins at `offset`."""
     found = {}
@@ -238,8 +238,18 @@ def aligned(size: int) -> int:
     return GGUFWriter.ggml_pad(size, gguf.GGUF_DEFAULT_ALIGNMENT)
 
 
-def converted(kind: GGMLQuantizationType, block: Block, quantizer: Quantizer) -> Block:
-    """A block of weights (BF16 as its bits) in the type `kind`. OverflowError if F16 cannot hold it."""
+def converted(kind: GGMLQuantizationType, source: Tensor, block: Block, quantizer: Quantizer) -> Block:
+    """A block of `source` (BF16 as its bits) in the type `kind`. SourceError if F16 cannot hold it."""
+    try:
+        return _as_kind(kind, block, quantizer)
+    except OverflowError as error:
+        raise SourceError(
+            f"{source.file}: {source.name} is too large for F16, which its {source.row_items} columns are to become.",
+            "Build gguf-bf16: it holds every number that the weights can.",
+        ) from error
+
+
+def _as_kind(kind: GGMLQuantizationType, block: Block, quantizer: Quantizer) -> Block:
     if kind is GGMLQuantizationType.BF16 and block.dtype == np.uint16:
         return block
     rows = to_float32(block)

@@ -247,8 +247,12 @@ def is_finite(block: npt.NDArray[Any]) -> bool:
 
 
 def read_finite(checkpoint: Checkpoint, tensor: Tensor, start: int, stop: int) -> npt.NDArray[Any]:
-    """`Checkpoint.read`, refusing NaN and Inf: nothing sensible can be quantized from them."""
-    block = checkpoint.read(tensor, start, stop)
+    """`Checkpoint.read`, refusing NaN and Inf."""
+    return finite(tensor, checkpoint.read(tensor, start, stop))
+
+
+def finite(tensor: Tensor, block: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The block of `tensor`. SourceError for NaN and Inf: nothing sensible can be quantized from them."""
     if not is_finite(block):
         raise SourceError(
             f"{tensor.file}: tensor {tensor.name} contains NaN or Inf.",

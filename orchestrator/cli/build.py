@@ -18,6 +18,8 @@ from orchestrator.cli.options import AsJson, OnlyPlan, ProfileName, Yes, app, se
 from orchestrator.errors import PlanRefused, UsageError
 
 if TYPE_CHECKING:
+    from orchestrator.artifacts.estimate import Estimate
+    from orchestrator.artifacts.gguf_types import Quant
     from orchestrator.artifacts.one_pass import Wanted
     from orchestrator.cli.session import Session
     from orchestrator.core.artifact import Recipe
@@ -119,7 +121,9 @@ def _tell_estimate(session: Session, plan: Plan) -> None:
 
 @build.command("gguf")
 def build_gguf(
-    directory: WeightsDirectory,
+    source: Annotated[
+        Path, typer.Argument(help="A model directory, or an unquantized GGUF file (F32, F16, BF16).", exists=True)
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The GGUF file to write.")],
     quant: Annotated[
         str,
@@ -136,8 +140,9 @@ def build_gguf(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Safetensors of a dense Qwen2, Qwen3, Llama or Mistral to GGUF in one pass, its tensors byte-identical to those of
-    llama.cpp's own tools; with --in-container or --tools other models too, by these tools."""
+    """Safetensors or an unquantized GGUF of a dense Qwen2, Qwen3, Llama or Mistral to GGUF in one pass, its tensors
+    byte-identical to those of llama.cpp's own tools; with --in-container or --tools other models too, by these tools.
+    """
     with session_of(as_json) as session:
         from orchestrator.artifacts.gguf_file import WantedGguf
         from orchestrator.artifacts.gguf_types import Quant
@@ -154,15 +159,29 @@ def build_gguf(
                 f"orch does not know the quantization {quant}.",
                 hint=f"Known: {', '.join(typing.get_args(Quant))}; others with --in-container, or --tools DIR",
             )
-        if output.resolve().parent == directory.resolve() and output.exists():
+        if output.exists() and source.resolve() in (output.resolve(), output.resolve().parent):
             raise PlanRefused(f"{output} is one of the files it would be built from.", hint="Write to another place.")
+        if foreign and source.is_file():
+            raise PlanRefused(f"{source} is no directory.", hint="llama.cpp's own tools are given safetensors here.")
         if foreign:
-            build_gguf_with_tools(session, directory, output, quant, tools)
-            _tell_file(session, output)
-            return
-        wanted = WantedGguf(output, typing.cast("Quant", name), Quantizer(quantizer_library()))
-        _build(session, directory, output, wanted)
+            build_gguf_with_tools(session, source, output, quant, tools)
+        elif source.is_file():
+            _quantize(session, source, output, typing.cast("Quant", name))
+        else:
+            wanted = WantedGguf(output, typing.cast("Quant", name), Quantizer(quantizer_library()))
+            _build(session, source, output, wanted)
         _tell_file(session, output)
+
+
+def _quantize(session: Session, source: Path, output: Path, quant: Quant) -> None:
+    from orchestrator.artifacts.estimate import estimate_costs
+    from orchestrator.artifacts.gguf_quantize import quantizing
+    from orchestrator.artifacts.quantize import Quantizer
+    from orchestrator.cli.session import quantizer_library
+
+    with quantizing(source, quant, Quantizer(quantizer_library())) as work:
+        _tell(session, estimate_costs(work.reads, [work.cost()]), output.absolute().parent)
+        work.write(output, session.progress)
 
 
 @build.command("nvfp4")
@@ -201,9 +220,15 @@ def build_fp8(
 
 
 def _estimate(session: Session, source: Path, wanted: list[Wanted], place: Path) -> None:
-    from orchestrator.artifacts.estimate import estimate, refuse_full
+    from orchestrator.artifacts.estimate import estimate
 
-    found = estimate(source, wanted)
+    _tell(session, estimate(source, wanted), place)
+
+
+def _tell(session: Session, found: Estimate, place: Path) -> None:
+    """What a build will take; HostError where the disk of `place` has no room for it."""
+    from orchestrator.artifacts.estimate import refuse_full
+
     refuse_full(place, found)
     session.screen.note({"estimate": dataclasses.asdict(found)}, found.text)
 

@@ -74,6 +74,19 @@ def test_gguf_tensors_are_those_of_the_oracle(orch: Orch, tmp_path: Path, quant:
         assert found[name].tensor_type.name == expected[name]["type"]
 
 
+def test_a_gguf_file_can_be_what_is_built_from(orch: Orch, tmp_path: Path) -> None:
+    first, out = tmp_path / "bf16.gguf", tmp_path / "q6_k.gguf"
+    orch.run("build", "gguf", str(TINY), "-o", str(first), "--quant", "bf16")
+    done = orch.run("build", "gguf", str(first), "-o", str(out), "--json")
+    assert next(line for line in done.lines if "estimate" in line)["estimate"]["writes"] <= out.stat().st_size
+    found = {tensor.name: sha256(tensor.data.tobytes()) for tensor in GGUFReader(out).tensors}
+    assert found == {name: tensor["sha256"] for name, tensor in ORACLES["gguf/q6_k"]["tensors"].items()}
+    assert "quantized already" in orch.run("build", "gguf", str(out), "-o", str(tmp_path / "x"), code=10).err
+    assert "built from" in orch.run("build", "gguf", str(first), "-o", str(first), code=5).err
+    assert "no directory" in orch.run("build", "gguf", str(first), "-o", str(out), "--in-container", code=5).err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bf16.gguf", "home", "q6_k.gguf"]
+
+
 def test_nvfp4_tensors_are_those_of_the_oracle(orch: Orch, tmp_path: Path) -> None:
     out = tmp_path / "nvfp4"
     assert "not lossless" in orch.run("build", "nvfp4", str(TINY), "-o", str(out)).err
@@ -101,14 +114,14 @@ def test_fp8_tensors_are_those_of_the_oracle(orch: Orch, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["gguf", TINY, "-o", "{out}", "--quant", "q4_k_m"], 5, "Known: q6_k, bf16"),
+        (["gguf", TINY, "-o", "{out}", "--quant", "q3_k"], 5, "Known: f16, bf16, q8_0"),
         (["nvfp4", TINY, "-o", "{out}", "--mode", "a4"], 5, "Known: a16"),
         (["gguf", "/no/such/directory", "-o", "{out}"], 2, "does not exist"),
         (["nvfp4", ASSETS / "lora-a", "-o", "{out}"], 10, "config.json"),
         (["gguf", TINY, "-o", "{out}/deeper/x.gguf"], 4, "No such file or directory"),
         (["nvfp4", TINY, "-o", "{out}/deeper/x"], 4, "No such file or directory"),
         (["gguf", TINY], 2, "--output"),
-        (["gguf", "-o", "{out}"], 2, "directory"),
+        (["gguf", "-o", "{out}"], 2, "source"),
     ],
 )
 def test_what_cannot_be_built_says_why_and_leaves_nothing(
