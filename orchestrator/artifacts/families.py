@@ -138,7 +138,7 @@ def read_config(directory: Path) -> ModelConfig:
         raise SourceError(
             f"{file}: {raw.get('architectures')!r} of model_type {raw.get('model_type')!r} is not supported.",
             f"Builders know dense Qwen2, Qwen3, Llama and Mistral ({known}). Of other models, "
-            "llama.cpp's own tools make a GGUF file: orch build gguf DIR -o FILE --in-container",
+            "llama.cpp's own tools make a GGUF file: orch build gguf DIR -o FILE --in-container, or --tools LLAMA_CPP",
         )
     problems = _refusals(raw, family)
     sizes = {name: _size(raw, name, problems) for name in _SIZES}
@@ -152,7 +152,7 @@ def read_config(directory: Path) -> ModelConfig:
         raise SourceError(
             f"{file} cannot be built from: {problems[0]}{' (and more)' if len(problems) > 1 else ''}.",
             "Use the original, unquantized weights of a dense model; llama.cpp's own tools make a GGUF file of others: "
-            "orch build gguf DIR -o FILE --in-container",
+            "orch build gguf DIR -o FILE --in-container, or --tools LLAMA_CPP",
             "\n".join(problems),
         )
     return ModelConfig(

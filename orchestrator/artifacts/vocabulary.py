@@ -19,7 +19,8 @@ logging.getLogger("gguf").addHandler(logging.NullHandler())
 
 _SUPPORTED = (
     "Supported are byte-level BPE with the splits of GPT-2, Qwen2, Llama 3 and SmolLM, and SentencePiece BPE as in "
-    "Llama 2. For others llama.cpp's own tools may know more: orch build gguf DIR -o FILE --in-container"
+    "Llama 2. For others llama.cpp's own tools may know more: orch build gguf DIR -o FILE --in-container, or "
+    "--tools LLAMA_CPP"
 )
 
 

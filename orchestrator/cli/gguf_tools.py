@@ -58,6 +58,7 @@ def build_gguf_with_tools(session: Session, directory: Path, output: Path, quant
                 if architecture(made, wanted, others) != name:
                     raise HostError(f"The quantizer did not keep the architecture {name}.", hint=others)
             _take(made, output)
+    _tell_how_to_serve(session, output, wanted)
 
 
 def _convert(session: Session, tools: _Tools, source: Path, work: Path, kind: FileType, size: int) -> Path:
@@ -194,6 +195,15 @@ def _given(session: Session, directory: Path, quantizes: bool) -> _Tools:
     told = {"interpreter": interpreter, "converter": converter, "quantizer": quantizer}
     session.screen.note({"tools": told}, f"With {interpreter} {converter}{', ' if quantizer else ''}{quantizer}")
     return tools
+
+
+def _tell_how_to_serve(session: Session, output: Path, kind: FileType) -> None:
+    from orchestrator.core.artifact import Recipe
+
+    recipe = f"gguf-{kind.name.lower()}"
+    if recipe in {known.value for known in Recipe}:
+        text = f'To serve it, a profile names it: [artifacts."{recipe}"] path = "{output}"'
+        session.screen.note({"serve": {"recipe": recipe, "path": str(output)}}, text)
 
 
 def _has_room(source: Path, output: Path, wanted: FileType, first: FileType | None) -> int:

@@ -110,6 +110,7 @@ def test_given_tools_make_what_orchs_own_builder_makes(orch: Orch, given: Given,
     (named,) = [line["tools"] for line in told if "tools" in line]
     assert named["interpreter"] == str(tools / ".venv/bin/python")
     assert named["quantizer"] == str(tools / QUANTIZER)
+    assert {"serve": {"recipe": "gguf-q6_k", "path": str(out)}} in told
     assert left_in(out.parent) == ["made.gguf", "own.gguf"]
 
 
