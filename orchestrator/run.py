@@ -225,8 +225,9 @@ def _build(step: BuildArtifact, world: World, progress: Progress) -> None:
         if building.manifest is None:
             base = Path(step.base_path) if step.base_path is not None else None
             source = Path(step.source_path)
-            building.expect(world.builder.expected_bytes(step.recipe, source), about=True)
-            world.builder.build(step.recipe, source, building.work, progress, base)
+            with world.store.reading(base or source, progress):
+                building.expect(world.builder.expected_bytes(step.recipe, source), about=True)
+                world.builder.build(step.recipe, source, building.work, progress, base)
             versions = world.builder.versions(step.recipe)
             building.finish(step.recipe, step.source, versions, None, progress)
 
@@ -239,11 +240,13 @@ def _build_together(builds: tuple[BuildArtifact, ...], world: World, progress: P
             for build in sorted(builds, key=lambda build: build.key)
         }
         left = {build: turn for build, turn in turns.items() if turn.manifest is None}
-        if left:
+        source = Path(builds[0].source_path)
+        with world.store.reading(source, progress):
             for build, turn in left.items():
-                turn.expect(world.builder.expected_bytes(build.recipe, Path(build.source_path)), about=True)
-            works = {build.recipe: turn.work for build, turn in left.items()}
-            world.builder.build_together(works, Path(builds[0].source_path), progress)
+                turn.expect(world.builder.expected_bytes(build.recipe, source), about=True)
+            if left:
+                works = {build.recipe: turn.work for build, turn in left.items()}
+                world.builder.build_together(works, source, progress)
         for build, turn in left.items():
             turn.finish(build.recipe, build.source, world.builder.versions(build.recipe), None, progress)
 

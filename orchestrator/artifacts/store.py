@@ -247,14 +247,24 @@ class Store:
         _delete(away)
 
     @contextmanager
-    def locked(self, key: str, progress: Progress, wait: bool = True) -> Iterator[bool]:
-        """The turn of one process at `key`. Without `wait` it may be another's: then the block runs with False."""
+    def reading(self, path: Path, progress: Progress = silent) -> Iterator[None]:
+        """Nobody removes what lies at `path` meanwhile, if it is an entry of this store. Any number may read."""
+        if path.parent != self.root:
+            yield
+            return
+        with self.locked(path.name, progress, shared=True):
+            yield
+
+    @contextmanager
+    def locked(self, key: str, progress: Progress, wait: bool = True, shared: bool = False) -> Iterator[bool]:
+        """The turn of one process at `key`, or of all that only read it. Without `wait` it may be another's: then the
+        block runs with False."""
         with host_errors(f"use the store {self.root}"):
             (self.root / ".locks").mkdir(parents=True, exist_ok=True)
             # The file stays: removing it would let two processes lock two files of one name.
             descriptor = os.open(self.root / ".locks" / key, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            while not (mine := _try_lock(descriptor)) and wait:
+            while not (mine := _try_lock(descriptor, shared)) and wait:
                 progress(f"waiting for another build of {key}", 0, 0)
                 time.sleep(_POLL_SECONDS)
             yield mine
@@ -262,9 +272,9 @@ class Store:
             os.close(descriptor)
 
 
-def _try_lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int, shared: bool) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

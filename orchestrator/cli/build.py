@@ -71,11 +71,10 @@ def build_all(
             return
         if profile is None and lock is None:
             confirm_download(session, first, yes)
-        with session.exclusive("build"):
-            # In two parts: what a build takes is known when the weights are here.
-            session.run(make_plan(fetch_only=True))
-            _tell_estimate(session, todo := make_plan())
-            session.run(todo)
+        # In two parts: what a build takes is known when the weights are here.
+        session.run(make_plan(fetch_only=True))
+        _tell_estimate(session, todo := make_plan())
+        session.run(todo)
         if lock is not None:
             check_built(session, lock, loaded, observed)
 

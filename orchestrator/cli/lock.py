@@ -252,7 +252,7 @@ def _make_missing(session: Session, file: Path, profile: Profile, observed: Obse
         supply = _materials(session, profile, weights_facts(session, profile), observed)
         return plan_supply("lock check", supply, observed)
 
-    session.carry_out(f"lock check {file}", make_plan, only_plan=False)
+    session.carry_out(f"lock check {file}", make_plan, only_plan=False, alone=False)
 
 
 def _tell(session: Session, found: tuple[Difference, ...]) -> None:

@@ -55,7 +55,7 @@ def pull(
             key = session.catalog.of_hub(source).key
             return _one_step("pull", FetchWeights(source, key), done=session.store.get(key) is not None)
 
-        session.carry_out("pull", make_plan, plan)
+        session.carry_out("pull", make_plan, plan, alone=False)
 
 
 @engines.command("ls")

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
@@ -292,13 +292,14 @@ class Session:
 
         run(plan, self.world, emit, self.interrupted)
 
-    def carry_out(self, doing: str, make_plan: Callable[[], Plan], only_plan: bool) -> Plan:
-        """Make a plan and run it under the lock; with `only_plan` make it without, print it, and stop."""
+    def carry_out(self, doing: str, make_plan: Callable[[], Plan], only_plan: bool, alone: bool = True) -> Plan:
+        """Make a plan and run it; with `only_plan` print it, and stop. `alone`: under the lock. What only adds to the
+        store needs none: there each entry has its own."""
         if only_plan:
             plan = make_plan()
             self.screen.plan(plan)
             return plan
-        with self.exclusive(doing):
+        with self.exclusive(doing) if alone else nullcontext():
             plan = make_plan()
             self.run(plan)
         return plan

@@ -77,6 +77,10 @@ class Store(Protocol):
         """Make an entry; one process at a time per key. `fresh` empties what an earlier try left."""
         ...
 
+    def reading(self, path: Path, progress: Progress = silent) -> AbstractContextManager[None]:
+        """Keep the entry at a path from being removed meanwhile; a path elsewhere is nobody's business here."""
+        ...
+
 
 class AdapterFacts(Protocol):
     """What a PEFT directory says of itself: its rank, and its `dir:SHA256` source."""

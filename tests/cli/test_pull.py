@@ -85,20 +85,14 @@ def partial_size(orch: Orch) -> int:
     return sum(path.stat().st_size for path in found)
 
 
-def test_one_changes_things_at_a_time_and_the_others_are_told_who(orch: Orch, hub: Any) -> None:
-    hub.faults.append(hub_server.Fault("stall", path=WEIGHTS, value=1_000_000))
-    with orch.start("pull", "--repo", "test/tiny") as first:
-        try:
-            wait_until(lambda: (orch.home / "store" / ".partial").exists(), what="a download")
-            held = orch.run("pull", "--repo", "test/tiny", code=8).err
-            assert "orch pull" in held
-            assert str(first.pid) in held
-            orch.run("pull", "--repo", "test/tiny", "--plan")
-            orch.run("artifacts", "ls")
-        finally:
-            first.send_signal(signal.SIGINT)
-        first.communicate(timeout=30)
-    assert first.returncode == 130
+def test_several_pulls_of_the_same_download_it_once(orch: Orch, hub: Any) -> None:
+    hub.faults.append(hub_server.Fault("slow", path=WEIGHTS, value=4_000_000))
+    pulls = [orch.start("pull", "--repo", "test/tiny", "--json") for _ in range(3)]
+    outputs = [pull.communicate(timeout=60)[0] for pull in pulls]
+    assert [pull.returncode for pull in pulls] == [0, 0, 0], outputs
+    bodies = [request for request in hub.requests if request.path.startswith("/cdn/") and request.method == "GET"]
+    assert len({request.path for request in bodies}) == len(bodies)
+    assert_complete(orch)
 
 
 def test_a_hub_that_is_down_is_4_with_its_address(orch: Orch) -> None:

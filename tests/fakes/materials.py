@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +99,9 @@ class FakeStore:
     def building(self, key: str, progress: Progress = silent, fresh: bool = False) -> Iterator[FakeBuilding]:
         with self._faults.call(f"store.building {key}"):
             yield FakeBuilding(self, key)
+
+    def reading(self, path: Path, progress: Progress = silent) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class FakeHub:
