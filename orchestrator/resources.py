@@ -43,6 +43,16 @@ def tools_pin(own: Path | None = None) -> EnginePin:
     return _pin(root() / "profiles" / "images" / f"{TOOLS}.toml", own)
 
 
+def builder_pins() -> dict[str, EnginePin]:
+    """The shipped pins of programs that make artifacts, by name; pinned like engines, and run in environments only."""
+    return {path.stem: _pin(path, None) for path in sorted((root() / "profiles" / "builders").glob("*.toml"))}
+
+
+def calibration_texts() -> Path:
+    """The shipped calibration texts, JSONL: few and short, for trying things out."""
+    return root() / "profiles" / "calibration" / "default.jsonl"
+
+
 def _pin(path: Path, own: Path | None) -> EnginePin:
     pin = parse_part(EnginePin, path.read_text("utf-8"), path.name)
     mine = own / path.name if own is not None else None

@@ -227,8 +227,10 @@ def _build(step: BuildArtifact, world: World, progress: Progress) -> None:
             source = Path(step.source_path)
             with world.store.reading(base or source, progress):
                 building.expect(world.builder.expected_bytes(step.recipe, source), about=True)
-                world.builder.build(step.recipe, source, building.work, progress, base)
+                world.builder.build(step.recipe, source, building.work, progress, base, step.calibration)
             versions = world.builder.versions(step.recipe)
+            if step.calibration is not None:
+                versions["environment"] = step.calibration.environment.name
             building.finish(step.recipe, step.source, versions, None, progress)
 
 

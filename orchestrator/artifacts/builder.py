@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from orchestrator.artifacts import families, one_pass
+from orchestrator.artifacts.calibrated import tidy
+from orchestrator.artifacts.claims import check_nvfp4
 from orchestrator.artifacts.disk import host_errors
 from orchestrator.artifacts.fp8_checkpoint import WantedFp8
 from orchestrator.artifacts.gguf_claims import check_gguf
@@ -24,6 +26,7 @@ from orchestrator.artifacts.one_pass import Wanted
 from orchestrator.artifacts.quantize import Quantizer
 from orchestrator.artifacts.ready_made import GGUF_FILE, copy_in, settle
 from orchestrator.core.artifact import BUILDER_FORMAT, FileEntry, Recipe
+from orchestrator.core.calibration import Calibration
 from orchestrator.core.progress import Progress
 from orchestrator.core.vram import artifact_bytes
 from orchestrator.core.weights import Shape, shape_of
@@ -40,14 +43,22 @@ class _Job:
     work: Path
     progress: Progress
     base: Path | None
+    calibration: Calibration | None
+
+
+# Quantizes weights into a directory with calibrated activations; see drivers/local/llmcompressor.py.
+Calibrate = Callable[[Path, Path, Calibration, Progress], None]
 
 
 class Builder:
-    """Builds artifacts in this process; `quantizer_library` exports ggml's quantizer, loaded on first use."""
+    """Builds artifacts in this process, but for what has to be calibrated; `quantizer_library` exports ggml's
+    quantizer, loaded on first use."""
 
-    def __init__(self, quantizer_library: Path) -> None:
+    def __init__(self, quantizer_library: Path, calibrate: Calibrate | None = None) -> None:
         self._library = quantizer_library
+        self._calibrate = calibrate
         self._builds: dict[Recipe, Callable[[_Job], None]] = {
+            Recipe.NVFP4: self._calibrated,
             Recipe.ADAPTER: _adapter,
             Recipe.LORA_GGUF: _lora,
         }
@@ -81,18 +92,26 @@ class Builder:
             return artifact_bytes(recipe, size, shape) if shape is not None else size
         return size
 
-    def build(self, recipe: Recipe, source: Path, work: Path, progress: Progress, base: Path | None = None) -> None:
+    def build(
+        self,
+        recipe: Recipe,
+        source: Path,
+        work: Path,
+        progress: Progress,
+        base: Path | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
         """Makes `recipe` of the directory `source` in the existing directory `work`.
 
-        GGUF recipes write `model.gguf`; NVFP4A16 and FP8 a Hugging Face directory; ADAPTER copies a PEFT directory;
-        LORA_GGUF writes `adapter.gguf`, for the weights in `base`. SourceError if the source is not what it
-        claims; HostError if the disk or the quantizer fails; whatever `progress` raises passes through, leaving
-        nothing that looks finished.
+        GGUF recipes write `model.gguf`; NVFP4A16, FP8 and NVFP4 (with a `calibration`) a Hugging Face directory;
+        ADAPTER copies a PEFT directory; LORA_GGUF writes `adapter.gguf`, for the weights in `base`. SourceError if the
+        source is not what it claims; HostError if the disk, the quantizer or another program fails; whatever
+        `progress` raises passes through, leaving nothing that looks finished.
         """
         if recipe.streamed:
             self.build_together({recipe: work}, source, progress)
         elif recipe in self._builds:
-            self._builds[recipe](_Job(source, work, progress, base))
+            self._builds[recipe](_Job(source, work, progress, base, calibration))
         else:
             raise ValueError(f"nothing is built for {recipe.value}")
 
@@ -113,6 +132,15 @@ class Builder:
     def gguf_shape(self, recipe: Recipe, directory: Path) -> Shape:
         """The sizes that the GGUF of a finished artifact tells. SourceError if it is none of this recipe."""
         return check_gguf(directory / GGUF_FILE, recipe).shape
+
+    def _calibrated(self, job: _Job) -> None:
+        if job.calibration is None or self._calibrate is None:
+            raise ValueError("4-bit activations have to be calibrated")
+        with one_pass.opened(job.source):
+            pass  # a sound model: told before hours of work
+        self._calibrate(job.source, job.work, job.calibration, job.progress)
+        tidy(job.source, job.work)
+        check_nvfp4(job.work, Recipe.NVFP4)
 
     def copy_in(self, path: Path, work: Path, progress: Progress) -> tuple[FileEntry, ...]:
         """See ready_made.copy_in."""

@@ -139,7 +139,7 @@ def shards(
                     writers[file] = stack.enter_context(ShardWriter(partial, layout(shard)))
             yield writers
         weight_map = {name: file.name for file, writer in writers.items() for name in writer.tensors}
-        _write_companions(weights.directory, outdir, weight_map, quantization)
+        write_companions(weights.directory, outdir, weight_map, quantization)
 
 
 class _Nvfp4Maker:
@@ -203,7 +203,8 @@ def _layout(tensors: list[Tensor]) -> Layout:
     return layout
 
 
-def _write_companions(source: Path, outdir: Path, weight_map: dict[str, str], quantization: dict[str, Any]) -> None:
+def write_companions(source: Path, outdir: Path, weight_map: dict[str, str], quantization: dict[str, Any]) -> None:
+    """What belongs beside quantized shards: an index where there are several, what the source has, config.json last."""
     if len(set(weight_map.values())) > 1 or "model.safetensors" not in weight_map.values():
         total = 0
         for file in set(weight_map.values()):

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from orchestrator.artifacts.one_pass import Wanted
     from orchestrator.cli.session import Session
     from orchestrator.core.artifact import Recipe
-    from orchestrator.core.profile import Profile
+    from orchestrator.core.calibration import Calibration
+    from orchestrator.core.profile import CalibrationTexts, Profile
     from orchestrator.core.steps import Plan
 
 build = typer.Typer(invoke_without_command=True, help="Build a profile's artifacts, or one at a path of your own.")
@@ -112,8 +113,11 @@ def _tell_estimate(session: Session, plan: Plan) -> None:
     """What the builds to be done will take; HostError where the disk has no room for them."""
     from orchestrator.core.plan import builds_of
 
-    streamed = [build for build in builds_of(plan) if build.recipe.streamed]
-    if streamed:
+    builds = builds_of(plan)
+    for one in builds:
+        if one.calibration is not None:
+            _tell_calibration(session, Path(one.source_path), one.calibration)
+    if streamed := [build for build in builds if build.recipe.streamed]:
         wanted = [session.builder.wanted(one.recipe, session.store.path(one.key)) for one in streamed]
         _estimate(session, Path(streamed[0].source_path), wanted, session.store.root)
 
@@ -187,19 +191,54 @@ def _quantize(session: Session, source: Path, output: Path, quant: Quant) -> Non
 def build_nvfp4(
     directory: WeightsDirectory,
     output: Annotated[Path, typer.Option("-o", "--output", help="The directory to write; must not exist.")],
-    mode: Annotated[str, typer.Option(help="a16: 4-bit weights, 16-bit activations; needs no data.")] = "a16",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="a16: 4-bit weights, 16-bit activations; needs no data. w4a4: both 4-bit, by llm-compressor."
+        ),
+    ] = "a16",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Texts for w4a4, JSONL. Default: the few that orch ships.", exists=True, dir_okay=False),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Of the texts the first so many.", min=1)] = 512,
+    tokens: Annotated[int, typer.Option(help="Of each text at most so many tokens.", min=16)] = 2048,
     as_json: AsJson = False,
 ) -> None:
-    """Safetensors to NVFP4, in the layout that vLLM reads. Byte-identical to what llm-compressor writes."""
+    """Safetensors to NVFP4, in the layout that vLLM reads. Byte-identical to what llm-compressor writes; w4a4 is
+    written by it, in an environment that orch makes."""
     with session_of(as_json) as session:
         from orchestrator.artifacts.nvfp4_checkpoint import WantedNvfp4
         from orchestrator.core.artifact import Recipe
+        from orchestrator.core.profile import CalibrationTexts
 
-        if mode != "a16":
-            raise PlanRefused(f"orch does not know the NVFP4 mode {mode}.", hint="Known: a16")
+        if mode not in ("a16", "w4a4"):
+            raise PlanRefused(f"orch does not know the NVFP4 mode {mode}.", hint="Known: a16, w4a4")
+        if mode == "a16" and calibration is not None:
+            raise UsageError("Weights alone need no calibration.", hint="--mode w4a4")
         with _whole_directory(output) as work:
-            _build(session, directory, output, WantedNvfp4(work), Recipe.NVFP4A16.loss)
+            if mode == "a16":
+                _build(session, directory, output, WantedNvfp4(work), Recipe.NVFP4A16.loss)
+            else:
+                path = str(calibration.resolve()) if calibration is not None else None
+                _calibrate(session, directory, work, CalibrationTexts(path=path, samples=samples, tokens=tokens))
         _tell_file(session, output)
+
+
+def _calibrate(session: Session, directory: Path, work: Path, texts: CalibrationTexts) -> None:
+    from orchestrator.core.artifact import Recipe
+
+    calibration = session.calibration(texts)
+    _tell_calibration(session, directory, calibration)
+    session.screen.note({"loss": Recipe.NVFP4.loss}, Recipe.NVFP4.loss)
+    session.environments.ensure(calibration.environment, session.progress)
+    session.builder.build(Recipe.NVFP4, directory, work, session.progress, calibration=calibration)
+
+
+def _tell_calibration(session: Session, source: Path, calibration: Calibration) -> None:
+    """What calibrating will take; HostError where the machine has too little memory for it."""
+    told = session.llmcompressor.estimate(source, calibration)
+    session.screen.note({"estimate": told}, told)
 
 
 @build.command("fp8")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from orchestrator.core.environment import EnvironmentSpec
     from orchestrator.core.steps import Plan, Step
 
-engines = typer.Typer(help="Engine environments, made and pinned by orch.", no_args_is_help=True)
+engines = typer.Typer(help="Environments of engines and builders, made and pinned by orch.", no_args_is_help=True)
 profiles = typer.Typer(help="Profiles of models, GPUs and engine pins.", no_args_is_help=True)
 app.add_typer(engines, name="engines")
 app.add_typer(profiles, name="profile")
@@ -60,8 +60,9 @@ def pull(
 
 @engines.command("ls")
 def engines_ls(as_json: AsJson = False) -> None:
-    """The engines, what they run from, and whether it is installed."""
+    """The engines and builders, what they run from, and whether it is installed."""
     with session_of(as_json) as session:
+        from orchestrator import resources
         from orchestrator.drivers.host import read_host
         from orchestrator.engines import ENGINES
 
@@ -76,19 +77,20 @@ def engines_ls(as_json: AsJson = False) -> None:
             {"engine": e.engine, "environment": e.name, "state": e.problem or "ready", "size": e.size}
             for e in environments
         ]
-        spec = _spec(session, "vllm")
-        if spec.name not in {environment.name for environment in environments}:
-            rows.append({"engine": spec.engine, "environment": spec.name, "state": "not installed", "size": 0})
+        present = {environment.name for environment in environments}
+        for spec in (_spec(session, "vllm"), *(session.builder_spec(name) for name in resources.builder_pins())):
+            if spec.name not in present:
+                rows.append({"engine": spec.engine, "environment": spec.name, "state": "not installed", "size": 0})
         session.screen.table("Engines", ("engine", "environment", "size", "state"), rows)
 
 
 @engines.command("install")
 def engines_install(
-    engine: Annotated[str, typer.Argument(help="vllm; the others need no installation by orch.")],
+    engine: Annotated[str, typer.Argument(help="vllm, or llmcompressor, which makes NVFP4 (W4A4); others need none.")],
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
-    """Install an engine's environment now. Otherwise the first `up` does."""
+    """Install the environment of an engine or builder now. Otherwise the first command that needs it does."""
     with session_of(as_json) as session:
 
         def make_plan() -> Plan:
@@ -134,6 +136,9 @@ def profile_ls(as_json: AsJson = False) -> None:
             image = ", ".join(image.name for image in pin.docker) or "no image pinned"
             local = ", ".join(f"{build.version} ({build.accelerator.value})" for build in pin.local)
             rows.append({"kind": "engine", "name": name, "about": "; ".join(filter(None, (local, image)))})
+        for name, pin in resources.builder_pins().items():
+            local = ", ".join(f"{build.version} ({build.accelerator.value})" for build in pin.local)
+            rows.append({"kind": "builder", "name": name, "about": local})
         session.screen.table("Profiles", ("kind", "name", "about"), rows)
 
 
@@ -174,6 +179,8 @@ def _spec(session: Session, engine: str) -> EnvironmentSpec:
     from orchestrator.drivers.host import read_host
     from orchestrator.engines.resolve import engine_sheet
 
+    if engine in resources.builder_pins():
+        return session.builder_spec(engine)
     sheet = engine_sheet(engine)
     if not sheet.needs_environment():
         raise PlanRefused(f"{engine} needs no environment of its own.", hint="orch engines ls")
@@ -189,7 +196,11 @@ def _shipped(name: str) -> Path:
     from orchestrator import resources
 
     root = resources.root() / "profiles"
-    found = {path.stem: path for kind in ("engines", "gpus", "models") for path in sorted((root / kind).glob("*.toml"))}
+    found = {
+        path.stem: path
+        for kind in ("engines", "builders", "gpus", "models")
+        for path in sorted((root / kind).glob("*.toml"))
+    }
     if name not in found:
         raise ProfileError(f"There is no profile named {name}.", hint=f"Known: {', '.join(sorted(found))}")
     return found[name]

@@ -19,19 +19,22 @@ from orchestrator.settings import Settings, read_settings
 if TYPE_CHECKING:
     from orchestrator.artifacts.builder import Builder
     from orchestrator.artifacts.store import Store
+    from orchestrator.core.calibration import Calibration
     from orchestrator.core.docker import DockerFacts
+    from orchestrator.core.environment import EnvironmentSpec
     from orchestrator.core.events import Event
     from orchestrator.core.host import Host
     from orchestrator.core.launch import Launch
     from orchestrator.core.observed import Observed
     from orchestrator.core.pins import ImagePin
-    from orchestrator.core.profile import Profile
+    from orchestrator.core.profile import CalibrationTexts, Profile
     from orchestrator.core.steps import Plan
     from orchestrator.drivers.base import World
     from orchestrator.drivers.docker.containers import DockerTarget
     from orchestrator.drivers.docker.daemon import Daemon
     from orchestrator.drivers.docker.images import DockerImages
     from orchestrator.drivers.local.environments import Environments
+    from orchestrator.drivers.local.llmcompressor import LlmCompressor
     from orchestrator.drivers.local.processes import LocalTarget
     from orchestrator.drivers.records import LockFiles
     from orchestrator.drivers.weights import WeightsCatalog
@@ -96,7 +99,14 @@ class Session:
     def builder(self) -> Builder:
         from orchestrator.artifacts.builder import Builder
 
-        return Builder(quantizer_library())
+        return Builder(quantizer_library(), self.llmcompressor.quantize)
+
+    @cached_property
+    def llmcompressor(self) -> LlmCompressor:
+        from orchestrator.drivers.host import read_host
+        from orchestrator.drivers.local.llmcompressor import LlmCompressor
+
+        return LlmCompressor(self.environments.bin, read_host)
 
     @cached_property
     def environments(self) -> Environments:
@@ -190,6 +200,27 @@ class Session:
 
         return LockFiles(self.settings.records)
 
+    def builder_spec(self, name: str) -> EnvironmentSpec:
+        """The environment of a builder, for what this machine computes on."""
+        from orchestrator import resources
+        from orchestrator.core.pins import Accelerator
+
+        index = self.settings.torch_index
+        accelerator = Accelerator.CUDA if self.host.gpus else Accelerator.CPU
+        spec = resources.builder_pins()[name].environment(accelerator, (index,) if index is not None else None)
+        if spec is None:
+            raise HostError(f"No build of {name} is pinned for {accelerator.value}.")
+        return spec
+
+    def calibration(self, texts: CalibrationTexts) -> Calibration:
+        """What 4-bit activations are calibrated with, and where."""
+        from orchestrator import resources
+        from orchestrator.core.calibration import Calibration
+
+        path = Path(texts.path) if texts.path is not None else resources.calibration_texts()
+        digest = self.catalog.digest(path, self.progress)
+        return Calibration(str(path), digest, texts.samples, texts.tokens, self.builder_spec("llmcompressor"))
+
     def api_key(self) -> str | None:
         """The key that the gateway asks for, if it asks for one."""
         from orchestrator.drivers.keys import first_key
@@ -249,6 +280,7 @@ class Session:
             torch_index=self.settings.torch_index,
             docker=self.docker_facts if self.docker.in_use else None,
             images=observed.images,
+            calibration=lambda: self.calibration(profile.calibration),
             ready={
                 recipe: self.catalog.of_ready_made(recipe, ready, self.progress)
                 for recipe, ready in profile.artifacts.items()

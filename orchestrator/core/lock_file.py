@@ -112,7 +112,7 @@ def parse_lock(text: str, where: str) -> Lock:
 def profile_digest(profile: Profile) -> str:
     """Over all that a profile says itself. Its description does not count, nor where weights, adapters and ready-made
     artifacts come from: what these are is known by their keys."""
-    elsewhere = {"description", "weights", "adapters", "artifacts"}
+    elsewhere = {"description", "weights", "adapters", "artifacts", "calibration"}
     own = profile.model_dump(mode="json", exclude=elsewhere, exclude_defaults=True)
     own["adapters"] = [entry.name for entry in profile.adapters]
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()

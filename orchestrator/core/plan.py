@@ -242,7 +242,7 @@ def _chosen(wanted: Deployment, mine: tuple[EngineObserved, ...], match: EngineO
 
 
 def _supply(supply: tuple[Supply, ...], observed: Observed) -> Iterator[Action | Skip]:
-    made = [build.key for step in supply for build in _builds(step)]
+    made = {build.key: build.calibration for step in supply for build in _builds(step)}
     built = [step.reference for step in supply if isinstance(step, BuildImage)]
     for step in supply:
         match step:
@@ -253,6 +253,10 @@ def _supply(supply: tuple[Supply, ...], observed: Observed) -> Iterator[Action |
                 present = observed.environments.get(spec.name)
                 if present is not None and not present.problem:
                     yield Skip(step.what, "installed")
+                    continue
+                made_in = [key for key, how in made.items() if how is not None and how.environment == spec]
+                if made_in and all(key in observed.finished for key in made_in):
+                    yield Skip(step.what, "all that is made in it is in the store")
                     continue
             case PullImage(image):
                 if image.reference in observed.images:

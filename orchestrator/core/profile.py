@@ -79,6 +79,15 @@ class ReadyMade(Part):
         return HubSource(self.repo, self.revision) if self.repo and self.revision else None
 
 
+class CalibrationTexts(Part):
+    """What NVFP4 (W4A4) is calibrated with: the first `samples` texts of a JSONL file (relative to the profile's; None:
+    the few that orch ships), of each at most `tokens` tokens. Published checkpoints took 512 of 2048."""
+
+    path: str | None = None
+    samples: Annotated[int, Field(ge=1, le=100_000)] = 512
+    tokens: Annotated[int, Field(ge=16, le=131_072)] = 2048
+
+
 class Serving(Part):
     """What every engine must offer. context is in tokens per request, prompt and answer together.
 
@@ -177,6 +186,7 @@ class Profile(Part):
     sampling: Sampling = Sampling()
     lora: Lora = Lora()
     engines: Engines = Engines()
+    calibration: CalibrationTexts = CalibrationTexts()
     adapters: tuple[AdapterEntry, ...] = ()
     artifacts: dict[Recipe, ReadyMade] = {}
 
@@ -248,17 +258,16 @@ def _all_problems(error: ValidationError, where: str) -> ProfileError:
 
 
 def _absolute(profile: Profile, base: Path) -> Profile:
-    weights = profile.weights
-    if weights.path is not None:
-        weights = weights.model_copy(update={"path": str((base / Path(weights.path).expanduser()).resolve())})
-    adapters = tuple(
-        entry.model_copy(update={"path": str((base / Path(entry.path).expanduser()).resolve())})
-        for entry in profile.adapters
+    def placed(part: PartT, path: str | None) -> PartT:
+        if path is None:
+            return part
+        return part.model_copy(update={"path": str((base / Path(path).expanduser()).resolve())})
+
+    return profile.model_copy(
+        update={
+            "weights": placed(profile.weights, profile.weights.path),
+            "calibration": placed(profile.calibration, profile.calibration.path),
+            "adapters": tuple(placed(entry, entry.path) for entry in profile.adapters),
+            "artifacts": {recipe: placed(ready, ready.path) for recipe, ready in profile.artifacts.items()},
+        }
     )
-    artifacts = {
-        recipe: ready.model_copy(update={"path": str((base / Path(ready.path).expanduser()).resolve())})
-        if ready.path is not None
-        else ready
-        for recipe, ready in profile.artifacts.items()
-    }
-    return profile.model_copy(update={"weights": weights, "adapters": adapters, "artifacts": artifacts})

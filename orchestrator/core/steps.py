@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.core.artifact import Recipe
+from orchestrator.core.calibration import Calibration
 from orchestrator.core.deployment import Adapter, Deployment, Desired
 from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.pins import ImagePin
@@ -33,13 +34,15 @@ class FetchWeights:
 
 @dataclass(frozen=True)
 class BuildArtifact:
-    """Make an artifact of weights (or of an adapter; then `base_path` are the weights it belongs to)."""
+    """Make an artifact of weights (or of an adapter; then `base_path` are the weights it belongs to), where its
+    activations are 4-bit with a `calibration`."""
 
     recipe: Recipe
     key: str
     source: str
     source_path: str
     base_path: str | None = None
+    calibration: Calibration | None = None
 
     @property
     def what(self) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.core.artifact import FileEntry, Manifest, Recipe
+from orchestrator.core.calibration import Calibration
 from orchestrator.core.deployment import Desired
 from orchestrator.core.environment import EnvironmentObserved, EnvironmentSpec
 from orchestrator.core.host import Host
@@ -107,8 +108,16 @@ class Builder(Protocol):
         """About how large the artifact will be."""
         ...
 
-    def build(self, recipe: Recipe, source: Path, work: Path, progress: Progress, base: Path | None = None) -> None:
-        """Make the artifact's files in `work`."""
+    def build(
+        self,
+        recipe: Recipe,
+        source: Path,
+        work: Path,
+        progress: Progress,
+        base: Path | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
+        """Make the artifact's files in `work`; an adapter's for `base`, 4-bit activations' with `calibration`."""
         ...
 
     def build_together(self, works: Mapping[Recipe, Path], source: Path, progress: Progress) -> None:

@@ -75,6 +75,12 @@ class WeightsCatalog:
         key = artifact_key(Recipe.WEIGHTS, source)
         return WeightsFacts(source, key, str(root), None, total, read_shape(root), link_directories(root))
 
+    def digest(self, path: Path, progress: Progress) -> str:
+        """The SHA-256 of one file. SourceError where there is none."""
+        if not path.is_file():
+            raise SourceError(f"There is no file {path}.")
+        return self._hashes([path], progress)[path.name]
+
     def _hashes(self, files: list[Path], progress: Progress) -> dict[str, str]:
         """SHA-256 by file name; what has not changed since it was read is not read again."""
         total = sum(path.stat().st_size for path in files)

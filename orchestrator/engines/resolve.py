@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.core.artifact import Recipe, artifact_key
+from orchestrator.core.calibration import Calibration
 from orchestrator.core.deployment import Adapter, Deployment, Wish
 from orchestrator.core.docker import DockerFacts
 from orchestrator.core.environment import EnvironmentSpec
@@ -39,7 +40,8 @@ AMD_NODES = ("/dev/kfd", "/dev/dri")
 @dataclass(frozen=True)
 class Shipped:
     """What resolving needs besides wish and host: pins, templates, the store's layout and its finished sizes; for
-    containers the daemon and the images that it has; the profile's ready-made artifacts."""
+    containers the daemon and the images that it has; the profile's ready-made artifacts; what its 4-bit activations
+    are calibrated with, where they are."""
 
     pins: Pins
     render: Render
@@ -49,6 +51,7 @@ class Shipped:
     docker: DockerFacts | None = None
     images: Mapping[str, ImageFacts] = field(default_factory=dict)
     ready: Mapping[Recipe, ReadyFacts] = field(default_factory=dict)
+    calibration: Callable[[], Calibration] = field(kw_only=True)
 
 
 def engine_sheet(name: str) -> EngineSheet:
@@ -330,8 +333,10 @@ def _deployment(
 
 def key_of(recipe: Recipe, weights: WeightsFacts, shipped: Shipped) -> str:
     """Where the artifact lies in the store."""
-    ready = shipped.ready.get(recipe)
-    return ready.key if ready is not None else artifact_key(recipe, weights.source)
+    if (ready := shipped.ready.get(recipe)) is not None:
+        return ready.key
+    calibrated = recipe is Recipe.NVFP4
+    return artifact_key(recipe, shipped.calibration().source(weights.source) if calibrated else weights.source)
 
 
 def artifact_supply(recipe: Recipe, weights: WeightsFacts, shipped: Shipped) -> tuple[Supply, ...]:
@@ -341,7 +346,12 @@ def artifact_supply(recipe: Recipe, weights: WeightsFacts, shipped: Shipped) -> 
     fetch: tuple[Supply, ...] = (FetchWeights(weights.fetch, weights.key),) if weights.fetch is not None else ()
     if recipe is Recipe.WEIGHTS:
         return fetch
-    return (*fetch, BuildArtifact(recipe, key_of(recipe, weights, shipped), weights.source, weights.path))
+    key = key_of(recipe, weights, shipped)
+    if recipe is not Recipe.NVFP4:
+        return (*fetch, BuildArtifact(recipe, key, weights.source, weights.path))
+    how = shipped.calibration()
+    build = BuildArtifact(recipe, key, how.source(weights.source), weights.path, calibration=how)
+    return (*fetch, EnsureEnvironment(how.environment), build)
 
 
 def supply_of(

@@ -9,8 +9,10 @@ from typing import Any
 from fakes.materials import store_path
 from orchestrator import resources
 from orchestrator.core.artifact import Recipe, artifact_key
+from orchestrator.core.calibration import Calibration
 from orchestrator.core.deployment import Adapter, Desired, Wish
 from orchestrator.core.docker import DockerFacts
+from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.host import Gpu, Host
 from orchestrator.core.images import ImageFacts
 from orchestrator.core.launch import DOCKER
@@ -60,6 +62,7 @@ PINS = {
         ),
     ),
 }
+CALIBRATION = Calibration("/texts.jsonl", "c0ffee", 8, 64, EnvironmentSpec("llmcompressor-cpu", "1.0", ("it==1",)))
 GATEWAY_BASE = image("python", "3-slim", Accelerator.CPU)
 # A daemon with the NVIDIA toolkit's hook, under systemd.
 DAEMON = DockerFacts(
@@ -142,7 +145,16 @@ def shipped(
     ready: Mapping[Recipe, ReadyFacts] | None = None,
 ) -> Shipped:
     """The shipped templates, pins of our own, and the fake store."""
-    return Shipped(PINS, _render, store_path, finished or {}, docker=docker, images=images or {}, ready=ready or {})
+    return Shipped(
+        PINS,
+        _render,
+        store_path,
+        finished or {},
+        docker=docker,
+        images=images or {},
+        ready=ready or {},
+        calibration=lambda: CALIBRATION,
+    )
 
 
 def adapter(text: str, profile: Profile) -> Adapter:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fakes.faults import Faults
 from orchestrator.core.artifact import FileEntry, Manifest, Recipe
+from orchestrator.core.calibration import Calibration
 from orchestrator.core.deployment import Desired
 from orchestrator.core.environment import EnvironmentObserved, EnvironmentSpec
 from orchestrator.core.images import ImageFacts
@@ -146,7 +147,15 @@ class FakeBuilder:
     def expected_bytes(self, recipe: Recipe, source: Path) -> int:
         return SIZE
 
-    def build(self, recipe: Recipe, source: Path, work: Path, progress: Progress, base: Path | None = None) -> None:
+    def build(
+        self,
+        recipe: Recipe,
+        source: Path,
+        work: Path,
+        progress: Progress,
+        base: Path | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
         with self._faults.call(f"builder.build {recipe.value}"):
             progress("building", 1, 2)
             progress("building", 2, 2)

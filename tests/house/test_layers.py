@@ -53,6 +53,8 @@ PACKAGES: dict[str, set[str]] = {
     "drivers.nvml": {"pynvml"},
     "drivers.records": {"pydantic"},
     "drivers.local.llamacpp_server": {"xllamacpp"},
+    # It runs in an environment that orch makes, which has these.
+    "drivers.local.llmcompressor_job": {"torch", "transformers", "datasets", "llmcompressor"},
     "gateway": {"aiohttp", "uvloop", "orjson"},
 }
 

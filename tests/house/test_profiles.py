@@ -11,6 +11,7 @@ from source import ROOT
 
 from orchestrator import errors, resources
 from orchestrator.cli.options import ENGINE_NAMES
+from orchestrator.core.calibration import parse_texts
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import parse_profile
 from orchestrator.engines import ENGINES
@@ -71,15 +72,40 @@ def test_vllm_on_a_cpu_asks_for_the_cpu_build_of_torch_and_never_for_a_bare_one(
     assert len(names) == len(spec.requirements)
 
 
+@pytest.mark.parametrize("name", resources.builder_pins())
+def test_a_builder_is_pinned_completely_for_cpus_and_apart_from_engines(name: str) -> None:
+    pin = resources.builder_pins()[name]
+    assert (pin.engine, pin.docker) == (name, ())
+    assert name not in ENGINES
+    spec = pin.environment(Accelerator.CPU)
+    assert spec is not None
+    assert not spec.resolve
+    assert all(re.fullmatch(r"[\w.-]+==[\w.+]+", requirement) for requirement in spec.requirements)
+    assert len({_name(requirement) for requirement in spec.requirements}) == len(spec.requirements)
+    assert {_name(one) for one in spec.indexed} == {"torch"}
+    assert pin.environment(Accelerator.CUDA) is not None
+
+
+def test_the_shipped_calibration_texts_are_texts_and_chats() -> None:
+    path = resources.calibration_texts()
+    texts = parse_texts(path.read_text("utf-8"), path.name, 1000)
+    assert len(texts) >= 32
+    assert {key for text in texts for key in text} == {"text", "messages"}
+
+
 def _name(requirement: str) -> str:
     return re.split(r"[=<>~!\[ ;]", requirement)[0].lower().replace("_", "-")
 
 
 def test_every_shipped_file_is_read_by_one_of_these() -> None:
     kinds = {"models": MODELS, "gpus": resources.gpu_profiles(), "engines": resources.engine_pins()}
+    kinds["builders"] = resources.builder_pins()
     images = {Path("images", "gateway.toml"), Path("images", f"{resources.tools_pin().engine}.toml")}
     shipped = {path.relative_to(PROFILES) for path in PROFILES.rglob("*") if path.is_file()}
-    assert shipped == {Path(kind, f"{name}.toml") for kind, names in kinds.items() for name in names} | images
+    assert shipped == {Path(kind, f"{name}.toml") for kind, names in kinds.items() for name in names} | {
+        *images,
+        resources.calibration_texts().relative_to(PROFILES),
+    }
 
 
 def test_there_is_a_base_for_the_gateway_of_each_python_from_the_oldest_on() -> None:
