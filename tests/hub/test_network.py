@@ -123,9 +123,13 @@ def pull(into: Path, server: Any, **environment: str) -> None:
     subprocess.run([sys.executable, "-c", PULL, str(into)], env=own, cwd=ROOT, timeout=60, check=True)
 
 
-def test_a_connection_that_stalls_is_left_for_another_one(server: Any, tmp_path: Path) -> None:
+def test_a_connection_that_stalls_is_left_for_another_one_and_the_hubs_own_login_is_taken(
+    server: Any, tmp_path: Path
+) -> None:
     server.faults.append(Fault("stall", WEIGHTS, 100_000, times=2))
-    pull(tmp_path / "into", server, HF_HUB_DOWNLOAD_TIMEOUT="1")
+    (tmp_path / "token").write_text("hf_fromlogin")
+    pull(tmp_path / "into", server, HF_HUB_DOWNLOAD_TIMEOUT="1", HF_TOKEN_PATH=str(tmp_path / "token"))
+    assert {r.token for r in server.requests if "/cdn/" not in r.path} == {"Bearer hf_fromlogin"}
     assert digests(tmp_path / "into") == TRUTH
     assert server.sent == sum(size for size, _ in TRUTH.values()), "not a byte twice"
 
@@ -248,12 +252,6 @@ def test_a_token_file_without_a_token(server: Any, tmp_path: Path, text: str | N
     assert "ORCH_HF_TOKEN_FILE" in caught.value.hint
     assert "hf_" not in f"{caught.value.message} {caught.value.detail}"
     assert server.requests == []
-
-
-def test_the_hubs_own_login(server: Any, tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("hf_fromlogin")
-    pull(tmp_path / "into", server, HF_TOKEN_PATH=str(tmp_path / "token"))
-    assert {r.token for r in server.requests if "/cdn/" not in r.path} == {"Bearer hf_fromlogin"}
 
 
 # --- disks

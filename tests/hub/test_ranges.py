@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from hub_repos import ASSETS, ROOT, TINY, UNTIED, digests, hub_server
+from orch_command import wait_until
 
 from orchestrator.core.progress import silent, split_part
 from orchestrator.core.weights import HubSource
@@ -374,17 +375,20 @@ def arrived(into: Path) -> int:
 
 def test_forty_kills(server: Any, hub: Hub, tmp_path: Path) -> None:
     """Each child asks only for what the ones before had not got; nothing unfinished ever has its name."""
-    server.faults.append(Fault("slow", WEIGHTS, 120_000))
+    server.faults.append(Fault("slow", WEIGHTS, 200_000))
     chance, have, moments = random.Random(4), 0, set()
     argv = [sys.executable, "-c", NURSERY, server.url, str(tmp_path), str(PIECE)]
     with subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as nursery:
         assert nursery.stdin
         assert nursery.stdout
-        for _ in range(40):
+        for number in range(40):
             server.requests.clear()
+            until = server.sent + chance.randrange(100_000)
             print(file=nursery.stdin, flush=True)
             pid = int(nursery.stdout.readline())
-            time.sleep(chance.uniform(0.02, 0.3))
+            if number % 4:
+                wait_until(lambda until=until: server.sent >= until)
+            time.sleep(chance.uniform(0, 0.05))
             os.kill(pid, signal.SIGKILL)
             assert int(nursery.stdout.readline()) == -signal.SIGKILL
             now = arrived(tmp_path)
@@ -398,7 +402,7 @@ def test_forty_kills(server: Any, hub: Hub, tmp_path: Path) -> None:
     assert len(moments) > 10
     assert 0 < have < SIZE
     # What was on its way when a child died comes twice: some blocks a kill, not the file.
-    assert server.sent < sum(size for size, _ in TRUTH.values()) - SIZE + have + 40 * 4 * 7_000
+    assert server.sent < sum(size for size, _ in TRUTH.values()) - SIZE + have + 40 * 4 * 2 * 10_001
     server.faults.clear()
     server.requests.clear()
     hub.fetch(hub.snapshot(TINY, timeout=5), tmp_path, silent)

@@ -41,7 +41,9 @@ from orchestrator.errors import HostError, OrchError, SourceError
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
-PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0)
+# Before the first file nobody can interrupt a wait, so it is a short one.
+SHORT_WAIT_S: Final = 5.0
 PARALLEL: Final = 4
 FULL: Final = "free some disk space and run it again: it goes on where it stopped"
 
@@ -104,7 +106,7 @@ class Hub:
         return HubSnapshot(resolved, files)
 
     def _info(self, source: HubSource, timeout: float) -> ModelInfo:
-        """What the hub knows of a revision; asked again where that may help, after `timeout` seconds at most."""
+        """What the hub knows of a revision; asked again where that may help soon."""
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
 
@@ -115,7 +117,7 @@ class Hub:
                 return ask()
             except HfHubHTTPError as error:
                 wait = max(pause, retry_after(error) or 0.0)
-                if not transient(error) or wait > timeout:
+                if not transient(error) or wait > SHORT_WAIT_S:
                     raise
                 time.sleep(wait)
         return ask()

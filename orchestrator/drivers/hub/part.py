@@ -37,6 +37,7 @@ class Part:
         found = _counts(path, size, self._piece, self._boot)
         self._counts, self._flushed = [have for have, _ in found], [safe for _, safe in found]
         self.arrived = sum(self._counts)
+        self._first = 0  # pieces before it are whole
         self._lock = threading.Lock()
         fresh = os.O_TRUNC if not self.arrived else 0
         self._data = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | fresh, 0o644)
@@ -49,17 +50,24 @@ class Part:
 
     def span(self, first: int, last: int) -> tuple[int, int]:
         """Where the missing bytes of pieces `first` to `last` begin and end; the same twice when none is missing."""
-        end = min((last + 1) * self._piece, self.size)
-        for index in range(first, last + 1):
-            begin = index * self._piece + self._counts[index]
-            if begin < min((index + 1) * self._piece, self.size):
-                return begin, end
-        return end, end
+        end = self._end(last)
+        begins = (self._begin(index) for index in range(first, last + 1) if self._begin(index) < self._end(index))
+        return next(begins, end), end
+
+    def _begin(self, index: int) -> int:
+        """Where what is missing of a piece begins."""
+        return index * self._piece + self._counts[index]
+
+    def _end(self, index: int) -> int:
+        """Where a piece ends."""
+        return min((index + 1) * self._piece, self.size)
 
     @property
     def prefix(self) -> int:
         """How many bytes from the start are there without a gap."""
-        return self.span(0, len(self) - 1)[0] if len(self) else 0
+        while self._first < len(self) and self._begin(self._first) == self._end(self._first):
+            self._first += 1
+        return self._begin(self._first) if self._first < len(self) else self.size
 
     def put(self, offset: int, data: bytes) -> int:
         """Writes bytes that belong at `offset`, and returns how many of them were missing. They leave no gap."""
@@ -68,7 +76,7 @@ class Part:
         while view:
             index = offset // self._piece
             chunk = view[: (index + 1) * self._piece - offset]
-            begin = index * self._piece + self._counts[index]
+            begin = self._begin(index)
             assert begin >= offset, f"a gap at {begin} of {self.path}"
             if here := chunk[begin - offset :]:
                 self._write(begin, here)
@@ -102,6 +110,7 @@ class Part:
         """Forgets all bytes."""
         with self._lock:
             self._counts, self._flushed, self.arrived = [0] * len(self), [0] * len(self), 0
+            self._first = 0
             self._write_record()
             os.ftruncate(self._data, 0)
 

@@ -129,10 +129,9 @@ class Transfer:
 
     def _patience(self) -> float:
         """Seconds until something may be to be done that no thread will tell of; TICK at most."""
+        now = time.monotonic()
         dues = [max(want.due, self._not_before) for coming in self._coming for want in coming.wants]
-        return max(
-            0.0, min([TICK, *(due - time.monotonic() for due in dues if len(self._flights) < self.line.parallel)])
-        )
+        return min([TICK, *(due - now for due in dues if due > now)])
 
     # --- asking
 
