@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,26 +17,31 @@ from orchestrator.core.deployment import Desired, Wish
 from orchestrator.core.profile import parse_profile
 from orchestrator.drivers.records import Records
 
-OLD = "weights-0000000000000000"
+OLD_SOURCE = "hub:test/old@" + "0" * 40
+OLD = artifact_key(Recipe.WEIGHTS, OLD_SOURCE)
 
 
 @pytest.fixture
 def key(orch: Orch, hub: Any) -> str:
-    """The key of the tiny weights, pulled; beside it lies an entry that nothing needs."""
-    orch.run("pull", "--repo", "test/tiny")
-    with Store(orch.home / "store").building(OLD) as turn:
-        (turn.work / "model.safetensors").write_bytes(b"x" * 1_000_000)
-        turn.finish(Recipe.WEIGHTS, "hub:test/old@" + "0" * 40, {})
-    return artifact_key(Recipe.WEIGHTS, f"hub:test/tiny@{hub.repos['test/tiny'].commit}")
+    """The key of what stands for the tiny weights; beside it lies an entry that nothing needs."""
+    source = f"hub:test/tiny@{hub.repos['test/tiny'].commit}"
+    key = artifact_key(Recipe.WEIGHTS, source)
+    for name, origin in ((key, source), (OLD, OLD_SOURCE)):
+        with Store(orch.home / "store").building(name) as turn:
+            (turn.work / "model.safetensors").write_bytes(b"x" * 1_000_000)
+            turn.finish(Recipe.WEIGHTS, origin, {})
+    return key
 
 
-def record(orch: Orch, hub: Any, hub_profile: str) -> Records:
-    """The profile as `orch up llamacpp` and `orch down` leave it."""
-    records = Records(orch.home / "records")
+def desired(hub: Any, hub_profile: str) -> Desired:
+    """The profile as `orch up llamacpp` and `orch down` leave it, after it was served of another repository."""
     text = Path(hub_profile).read_text().replace('"main"', f'"{hub.repos["test/tiny"].commit}"')
-    wish = Wish(profile=parse_profile(text, "hub.toml"), engine="llamacpp", target="local")
-    records.record("tiny", Desired(wish=wish, stopped=True))
-    return records
+    before = re.sub(r"repo = .*\n.*", f'repo = "test/old"\nrevision = "{"0" * 40}"', text)
+    now, then = (
+        Wish(profile=parse_profile(profile, "hub.toml"), engine="llamacpp", target="local")
+        for profile in (text, before)
+    )
+    return Desired(wish=now, previous=then, stopped=True)
 
 
 def went(orch: Orch, *words: str) -> tuple[list[str], dict[str, str]]:
@@ -49,12 +55,13 @@ def test_what_a_recorded_profile_or_a_lock_needs_stays_and_the_rest_goes(
     orch: Orch, hub: Any, hub_profile: str, key: str, tmp_path: Path
 ) -> None:
     store = orch.home / "store"
-    records = record(orch, hub, hub_profile)
-    told = orch.run("artifacts", "gc", "--plan").out
-    assert "made in the last 24 h" in told
-    assert "tiny is stopped, and comes back with it" in told
-    gone, stays = went(orch, "--plan", "--age", "0")
-    assert (gone, list(stays)) == ([OLD], [key])
+    records, wanted = Records(orch.home / "records"), desired(hub, hub_profile)
+    records.record("tiny", wanted)
+    why = {key: "tiny is stopped, and comes back with it"}
+    assert went(orch, "--age", "0") == ([], why | {OLD: "rollback of tiny goes back to it"})
+    records.record("tiny", wanted.model_copy(update={"previous": None}))
+    assert went(orch) == ([], why | {OLD: "made in the last 24 h"})
+    assert went(orch, "--plan", "--age", "0") == ([OLD], why)
     assert (store / OLD).exists()
     done = orch.run("artifacts", "gc", "--age", "0")
     assert "1.0 MB freed" in done.out

@@ -13,7 +13,7 @@ from conftest import hub_server
 from orch_command import ASSETS, Orch, wait_until
 
 from orchestrator.artifacts.store import Store
-from orchestrator.core.artifact import Recipe
+from orchestrator.core.artifact import Recipe, artifact_key
 
 WEIGHTS = "model.safetensors"
 REPAIR = ("artifacts", "verify", "--repair", "--json")
@@ -21,11 +21,13 @@ REPAIR = ("artifacts", "verify", "--repair", "--json")
 
 @pytest.fixture
 def weights(orch: Orch, hub: Any) -> Path:
-    """The tiny weights in the store."""
-    orch.run("pull", "--repo", "test/tiny")
-    hub.requests.clear()
-    (entry,) = (path for path in (orch.home / "store").iterdir() if path.name.startswith("weights-"))
-    return entry
+    """The tiny weights in the store, as `orch pull` leaves them."""
+    source = f"hub:test/tiny@{hub.repos['test/tiny'].commit}"
+    store, key = Store(orch.home / "store"), artifact_key(Recipe.WEIGHTS, source)
+    with store.building(key) as turn:
+        shutil.copytree(ASSETS / "tiny-qwen3", turn.work, dirs_exist_ok=True)
+        turn.finish(Recipe.WEIGHTS, source, {})
+    return store.path(key)
 
 
 def flip(path: Path) -> None:

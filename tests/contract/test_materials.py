@@ -31,6 +31,12 @@ def test_a_finished_entry_is_found(store: Store) -> None:
     assert store.path(KEY).name == KEY
 
 
+def test_what_is_announced_fits_where_no_limit_is(store: Store) -> None:
+    with store.building(KEY) as building:
+        building.expect(10**18, about=True)
+    assert store.get(KEY) is None
+
+
 @pytest.mark.parametrize("fresh", [False, True])
 def test_the_second_turn_sees_what_the_first_one_finished(store: Store, fresh: bool) -> None:
     manifest = make(store)
