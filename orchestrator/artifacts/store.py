@@ -2,7 +2,7 @@
 
     ROOT/KEY/             finished: its files and manifest.json
     ROOT/.partial/KEY/    being built; kept after a failure, so that a download goes on where it stopped
-    ROOT/.locks/KEY       flock of the one that builds, repairs or removes KEY
+    ROOT/.locks/KEY       flock of the one that builds, repairs or removes KEY; in it the bytes that it will have
     ROOT/.trash/          renamed away, then deleted
 
 Finished means the rename from .partial to ROOT, after everything was fsynced: kill -9 or a power cut leave
@@ -48,7 +48,7 @@ class Building:
 
     def expect(self, size: int, about: bool = False) -> None:
         """Says before the first byte how large it will be; HostError if the store must not grow so far."""
-        self.store.refuse_beyond_limit(self.key, size, about)
+        self.store.announce(self.key, size, about)
 
     def finish(
         self,
@@ -103,7 +103,6 @@ class Store:
         self.own = Shelf(root)
         self.shared = tuple(Shelf(place) for place in shared)
         self.limit = limit
-        self._expected: dict[str, int] = {}
 
     @property
     def shelves(self) -> tuple[Shelf, ...]:
@@ -168,10 +167,7 @@ class Store:
                     work.mkdir(parents=True, exist_ok=True)
                     # A build was killed between its manifest and its rename; no file of an artifact has this name.
                     (work / MANIFEST).unlink(missing_ok=True)
-            try:
-                yield Building(self, key, work, manifest)
-            finally:
-                self._expected.pop(key, None)
+            yield Building(self, key, work, manifest)
 
     def partial(self, key: str) -> Path:
         """Where `key` is built."""
@@ -193,24 +189,38 @@ class Store:
     def used(self) -> int:
         """Bytes of all files below the root: finished ones, unfinished ones, and what is still to be deleted."""
         with host_errors(f"read the store {self.root}"):
-            return sum(status.st_size for status in files_below(self.root).values())
+            found = files_below(self.root).items()
+        return sum(status.st_size for path, status in found if not path.startswith(".locks/"))
 
-    def refuse_beyond_limit(self, key: str, size: int, about: bool = False) -> None:
-        """HostError if the store would grow beyond its limit by `key` having `size` bytes; `about`: an estimate.
+    def announce(self, key: str, size: int, about: bool = False) -> None:
+        """Says how many bytes `key` will have, for as long as the caller holds its turn; `about`: an estimate.
 
-        What this process has announced for other keys, and not written yet, counts.
+        HostError if the store would grow beyond its limit by it. What others have announced counts, and is written down
+        before anybody looks: of two that do not fit together at most one goes on.
         """
-        if self.limit is None:
-            return
-        self._expected[key] = size
-        to_come = sum(max(0, more - self._begun(other)) for other, more in self._expected.items() if other != key)
-        used = self.used() - self._begun(key) + to_come
+        with host_errors(f"use the store {self.root}"):
+            self._lock_file(key).write_text(str(size))
+            if self.limit is None:
+                return
+            used = self.used() - self._begun(key) + self._to_come(key)
         if used + size > self.limit:
             need = f"{'about ' if about else ''}{amount(size)}"
             raise HostError(
                 f"{key} needs {need}; the store has {amount(used)} and may have {amount(self.limit)}.",
                 hint="orch artifacts gc removes what nothing needs; ORCH_STORE_LIMIT is the limit.",
             )
+
+    def _to_come(self, key: str) -> int:
+        """What was announced for other keys by those who have their turn now, and is not written yet."""
+        found = 0
+        for path in (self.root / ".locks").iterdir():
+            size = path.read_bytes()
+            if path.name != key and size.isdigit() and _is_held(path):
+                found += max(0, int(size) - self._begun(path.name))
+        return found
+
+    def _lock_file(self, key: str) -> Path:
+        return self.root / ".locks" / self.own.path(key).name
 
     def _begun(self, key: str) -> int:
         return sum(status.st_size for status in files_below(self.partial(key)).values())
@@ -262,11 +272,13 @@ class Store:
         with host_errors(f"use the store {self.root}"):
             (self.root / ".locks").mkdir(parents=True, exist_ok=True)
             # The file stays: removing it would let two processes lock two files of one name.
-            descriptor = os.open(self.root / ".locks" / key, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self._lock_file(key), os.O_RDWR | os.O_CREAT, 0o644)
         try:
             while not (mine := _try_lock(descriptor, shared)) and wait:
                 progress(f"waiting for another build of {key}", 0, 0)
                 time.sleep(_POLL_SECONDS)
+            if mine and not shared:
+                os.ftruncate(descriptor, 0)
             yield mine
         finally:
             os.close(descriptor)
@@ -278,6 +290,12 @@ def _try_lock(descriptor: int, shared: bool) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether somebody has the turn that this is the lock of."""
+    with lock.open("rb") as file:
+        return not _try_lock(file.fileno(), shared=True)
 
 
 def _scan(work: Path) -> dict[str, os.stat_result]:

@@ -290,6 +290,18 @@ def test_an_unwritable_root_is_a_host_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
 
 
+def test_what_another_process_has_announced_counts_as_long_as_it_lives(store: Store) -> None:
+    child = Child(store, announced=1000)
+    assert child.line() == "building"
+    limited = Store(store.root, limit=1500)
+    with limited.building("weights-1") as turn:
+        with pytest.raises(HostError, match=r"may have 1\.5 kB"):
+            turn.expect(600)
+        turn.expect(400)
+        child.end(kill=True)
+        turn.expect(1400)
+
+
 BUILDING = """
 import sys
 from pathlib import Path
@@ -307,6 +319,7 @@ with Store(Path(sys.argv[1])).building(sys.argv[2], progress) as turn:
     if turn.manifest is not None:
         print("finished already", flush=True)
     else:
+        turn.expect(int(sys.argv[3]))
         (turn.work / "a").write_bytes(b"1")
         print("building", flush=True)
         sys.stdin.readline()
@@ -318,8 +331,8 @@ with Store(Path(sys.argv[1])).building(sys.argv[2], progress) as turn:
 class Child:
     """Another process that builds KEY and goes on when told to."""
 
-    def __init__(self, store: Store) -> None:
-        arguments = [sys.executable, "-c", BUILDING, str(store.root), KEY]
+    def __init__(self, store: Store, announced: int = 1) -> None:
+        arguments = [sys.executable, "-c", BUILDING, str(store.root), KEY, str(announced)]
         self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def line(self) -> str:
