@@ -26,8 +26,8 @@ from orchestrator.core.progress import Progress
 
 Block = npt.NDArray[Any]
 
-# Elements of a block: 1 MB of bf16. Float32 copies of it stay in a core's cache; two per core are in flight.
-BLOCK_ITEMS = 1 << 19
+# Elements of a block: 0.5 MB of bf16. Float32 copies of it stay in a core's cache; two per core are in flight.
+BLOCK_ITEMS = 1 << 18
 # Bytes of a unit that is held in memory; Qwen3-8B's largest, gate and up of a layer, has 201 MB. The unit after it is
 # read meanwhile, so there may be two.
 HELD_BYTES = 256 << 20
