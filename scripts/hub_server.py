@@ -41,7 +41,7 @@ class Fault:
     size     the stated size is off by this
     hash     the stated SHA-256 or blob id is of something else
     commit   the API answers with another commit
-    status   HTTP status; `code` is the X-Error-Code, `headers` more of them (Retry-After)
+    status   HTTP status; `code` is the X-Error-Code, `headers` more of them (Retry-After), `body` its body
     slow     bytes per second and request
     expired  the address that LFS files are redirected to answers 403
     html     the API answers with a page, as a proxy would
@@ -57,6 +57,7 @@ class Fault:
     times: int | None = None
     code: str = ""
     headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ class _Exchange(BaseHTTPRequestHandler):
             return repo
         missing = "RevisionNotFound" if repo else "RepoNotFound"
         if fault:
-            self._fail(fault.value, fault.code, dict(fault.headers))
+            self._fail(fault.value, fault.code, dict(fault.headers), fault.body)
         else:
             self._fail(404, missing)
         return None
@@ -259,9 +260,10 @@ class _Exchange(BaseHTTPRequestHandler):
         if stall:
             self.server.closing.wait()
 
-    def _fail(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
+    def _fail(self, status: int, code: str, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
         told = {"X-Error-Code": code, "X-Error-Message": f"{code} on {self.path}"} if code else {}
-        self._send(status, told | (headers or {}))
+        self._send(status, told | (headers or {}), len(body))
+        self.wfile.write(body)
 
     def _send(self, status: int, headers: dict[str, str], length: int = 0) -> None:
         self.send_response(status)

@@ -158,6 +158,12 @@ def test_a_hub_that_lies(server: Any, hub: Hub, tmp_path: Path, kind: str, name:
         assert not [path for path in (tmp_path / ".partial").iterdir() if path.name.startswith(stated)]
 
 
+def test_a_size_that_is_none(server: Any, hub: Hub) -> None:
+    server.faults.append(Fault("size", WEIGHTS, -TRUTH[WEIGHTS][0] - 5))
+    with pytest.raises(SourceError, match="states no size"):
+        hub.snapshot(TINY, timeout=5)
+
+
 def test_leftovers_of_another_length_do_no_harm(server: Any, hub: Hub, tmp_path: Path) -> None:
     partial(tmp_path).parent.mkdir()
     partial(tmp_path).write_bytes(b"x" * (TRUTH[WEIGHTS][0] + 1))

@@ -106,6 +106,18 @@ def test_waiting_can_be_interrupted(server: Any, hub: Hub, tmp_path: Path) -> No
     assert time.monotonic() - began < 3
 
 
+@pytest.mark.parametrize("body", [b"\xff\xfe", b"5", b"[]", b'{"error": 7}', b"<html>"])
+def test_an_error_with_any_body_is_an_error_of_the_hub(server: Any, hub: Hub, tmp_path: Path, body: bytes) -> None:
+    page = (("Content-Type", "application/json"),)
+    snapshot = hub.snapshot(TINY, timeout=5)
+    server.faults.append(Fault("status", WEIGHTS, 503, times=2, headers=page, body=body))
+    hub.fetch(snapshot, tmp_path, silent)
+    assert digests(tmp_path) == TRUTH
+    server.faults[:] = [Fault("status", "config.json", 403, headers=page, body=body)]
+    with pytest.raises(HostError, match="403"):
+        hub.fetch(snapshot, tmp_path / "again", silent)
+
+
 PULL = """
 import sys
 from pathlib import Path

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 PICKLED: Final = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+HASH: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 NAMES_SHOWN: Final = 5
 
 
@@ -58,6 +59,10 @@ def _names_like(name: str, there: list[str]) -> str:
 def _stated(source: HubSource, sibling: RepoSibling) -> HubFile:
     sha256 = sibling.lfs.sha256 if sibling.lfs else None
     size = sibling.lfs.size if sibling.lfs else sibling.size
-    if size is None or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", sha256 or sibling.blob_id or ""):
+    if (
+        not isinstance(size, int)
+        or size < 0
+        or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", sha256 or sibling.blob_id or "")
+    ):
         raise SourceError(f"The hub states no size and hash for {sibling.rfilename} of {source}.", "ask for a commit")
     return HubFile(sibling.rfilename, size, sha256, sibling.blob_id)

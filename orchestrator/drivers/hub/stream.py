@@ -67,14 +67,18 @@ class Stream:
             hand_over(self._lane, self, error, self._left)
 
     def _ask(self) -> None:
-        from huggingface_hub import constants
+        from huggingface_hub import constants, errors
         from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         with get_session().stream("GET", self.url, headers=self._headers, timeout=timeout) as response:
             if response.is_error and response.status_code != 416:
                 response.read()
-                hf_raise_for_status(response)
+                try:
+                    hf_raise_for_status(response)
+                except (ValueError, AttributeError, TypeError) as error:
+                    # The client (2.4) falls over bodies that are no text, or other JSON than an object.
+                    raise errors.HfHubHTTPError(f"HTTP status {response.status_code}", response=response) from error
             headers = {name.lower(): value for name, value in response.headers.items()}
             wanted = hand_over(self._lane, self, Head(response.status_code, str(response.url), headers), self._left)
             for chunk in response.iter_bytes() if wanted else ():
