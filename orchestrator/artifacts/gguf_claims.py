@@ -78,6 +78,8 @@ def gguf_shape(file: GgufFile) -> Shape | None:
 def _single(file: GgufFile, key: str) -> bool | int | float | str | None:
     """A value that is to be one: of a list, as some models have one for each layer, only that it is one."""
     value = file.fields.get(key)
+    if isinstance(value, str) and not value.isprintable():
+        return repr(value)
     return "a list" if isinstance(value, list | np.ndarray) else value
 
 

@@ -114,7 +114,7 @@ class GgufFile:
             raise
 
     def _add_field(self, head: _Head) -> None:
-        key = head.string("a key")
+        key = head.name("a key")
         if key in self.fields:
             head.lie(f"it has the key {key[:80]} twice")
         self.types[key], self.fields[key] = head.value(key[:80])
@@ -198,6 +198,13 @@ class _Head:
         except UnicodeDecodeError as error:
             self.lie(f"{what} is no UTF-8 ({error.reason} at its byte {error.start})")
 
+    def name(self, what: str) -> str:
+        """A string that will stand in messages: nothing in it moves a cursor."""
+        name = self.string(what)
+        if not name.isprintable():
+            self.lie(f"{what} is {name[:80]!r}")
+        return name
+
     def value(self, key: str) -> tuple[GGUFValueType, Value]:
         """(type, value) of the key, an array as (type of its elements, all of them)."""
         kind = self._value_type(key)
@@ -276,7 +283,7 @@ def _tensors(head: _Head, count: int, alignment: int) -> dict[str, GgufTensor]:
 
 def _info(head: _Head) -> tuple[GgufTensor, int]:
     """A tensor as it is told, and its offset from the first tensor."""
-    name = head.string("the name of a tensor")
+    name = head.name("the name of a tensor")
     if len(name.encode()) > _MAX_NAME:
         head.lie(f"the name of a tensor, {name[:20]}..., is longer than {_MAX_NAME} bytes")
     what = f"the info of {name}"

@@ -96,7 +96,7 @@ def _of_gguf(path: Path) -> Inspection:
         tensors, shape = file.tensors.values(), gguf_shape(file)
         tokens = file.fields.get("tokenizer.ggml.tokens")
         words = [file.fields.get(f"tokenizer.ggml.{key}") for key in ("model", "pre")]
-        kind = "/".join(word for word in words if isinstance(word, str))
+        kind = "/".join(filter(None, map(_text, words)))
         number = file.fields.get("general.file_type")
         count = f", {len(tokens):,} tokens" if isinstance(tokens, list) else ""
         return _inspection(
@@ -179,4 +179,7 @@ def _inspection(path: Path, tensors: Iterable[Tensor], weights: dict[str, int], 
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
+    """A text that others wrote, as it can be shown: nothing in it moves a cursor."""
+    if not isinstance(value, str):
+        return ""
+    return value if value.isprintable() else repr(value)

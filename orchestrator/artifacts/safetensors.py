@@ -345,6 +345,8 @@ def _read_header(file: Path, descriptor: int) -> list[Tensor]:
 
 
 def _tensor(file: Path, name: str, entry: object, start: int) -> Tensor:
+    if not name.isprintable():
+        _lie(file, f"a tensor is called {name[:80]!r}")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         _lie(file, f"the entry of {name} is not dtype, shape, data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

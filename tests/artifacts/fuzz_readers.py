@@ -28,6 +28,7 @@ from orchestrator.artifacts import one_pass
 from orchestrator.artifacts.claims import check_nvfp4
 from orchestrator.artifacts.gguf_claims import check_gguf
 from orchestrator.artifacts.gguf_reader import GgufFile
+from orchestrator.artifacts.inspection import inspect
 from orchestrator.artifacts.safetensors import Checkpoint, row_blocks
 from orchestrator.core.artifact import Recipe
 from orchestrator.errors import SourceError
@@ -174,6 +175,7 @@ def fuzz_gguf(dice: random.Random) -> tuple[Check, Callable[[], bytes]]:
             for tensor in file.tensors.values():
                 for rows in row_blocks(tensor, 64):
                     file.read(tensor, *rows)
+        inspect(path)
         try:
             check_gguf(path, Recipe.GGUF_Q6_K)
         except SourceError:
@@ -224,6 +226,7 @@ def fuzz_json(dice: random.Random) -> tuple[Check, Callable[[], bytes]]:
             lambda: check_nvfp4(directory, Recipe.NVFP4A16),
             open_for_building,
             lambda: Checkpoint.open(directory).close(),
+            lambda: inspect(directory),
         )
         for reader in readers:
             try:

@@ -94,6 +94,8 @@ LIES: dict[str, tuple[bytes, str]] = {
     "a key without end": (raw_gguf([u64(2**60) + b"k"], []), "a key would end at byte 1152921504606847008"),
     "a key that overflows": (raw_gguf([u64(2**64 - 8) + b"k"], []), "a key would end"),
     "a key that is no text": (raw_gguf([gguf_key(b"\xff", UINT8, b"1")], []), "a key is no UTF-8"),
+    "a key that moves the cursor": (raw_gguf([gguf_key("\x1b[2J", UINT8, b"1")], []), r"a key is '\x1b[2J'"),
+    "a tensor that moves the cursor": (raw_gguf([], [gguf_info("a\r", (4,))], DATA), r"a tensor is 'a\r'"),
     "twice the same key": (raw_gguf([gguf_key("k", UINT8, b"1")] * 2, []), "key k twice"),
     "unknown value type": (raw_gguf([gguf_key("k", 13, u64(0))], []), "k is of the unknown type 13"),
     "text without end": (raw_gguf([gguf_key("k", STRING, u64(2**60))], []), "k would end"),

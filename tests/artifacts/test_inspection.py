@@ -96,6 +96,11 @@ def test_what_says_nothing_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
     assert found.parameters == 1 * 4 * 256 + 256 + 256 * 256 * 5 + 2 * 128 * 256
 
 
+def test_a_text_that_would_move_the_cursor_is_shown_as_what_it_is(tmp_path: Path) -> None:
+    found = inspect(gguf_model(tmp_path / "odd.gguf", **{"general.architecture": "\x1b[2Jqwen3"}))
+    assert found.architecture == r"'\x1b[2Jqwen3'"
+
+
 def test_damage_is_an_error_that_names_it(made: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.gguf").write_bytes((made / "q4.gguf").read_bytes()[:-1000])
     with pytest.raises(SourceError, match="the file has"):

@@ -37,6 +37,7 @@ LIES: dict[str, tuple[bytes, str]] = {
     "entry is no object": (raw_safetensors({"a": 1}), "entry of a"),
     "entry without shape": (raw_safetensors({"a": {"dtype": "F32", "data_offsets": [0, 8]}}, DATA), "entry of a"),
     "entry with more": (raw_safetensors({"a": entry() | {"b": 1}}, DATA), "entry of a"),
+    "a name that moves the cursor": (raw_safetensors({"\x1b[2J": entry()}, DATA), r"called '\x1b[2J'"),
     "unknown dtype": (raw_safetensors({"a": entry("F13")}, DATA), 'dtype "F13"'),
     "dtype is a list": (raw_safetensors({"a": entry(["F32"])}, DATA), "dtype"),
     "negative shape": (raw_safetensors({"a": entry(shape=[-2, -2])}, DATA), "shape"),
