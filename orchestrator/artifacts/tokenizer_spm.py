@@ -80,11 +80,7 @@ def read_json_spm(directory: Path, raw: dict[str, Any], vocab_size: int) -> Toke
     for added in added_tokens(file, raw):
         text, number = added["content"], added.get("id")
         kind = added_kind(text, added.get("special"))
-        if type(number) is int and number in vocabulary and vocabulary[number].text == text:
-            if kind is TokenType.CONTROL:
-                vocabulary.change(number, kind=TokenType.UNKNOWN if text == model.get("unk_token") else kind)
-        else:
-            vocabulary.place(number, Token(written(text, kind), kind, _ADDED_SCORE))
+        vocabulary.place_added(number, text, Token(written(text, kind), kind, _ADDED_SCORE))
     normal = [number for number, token in vocabulary if token.kind is TokenType.NORMAL]
     _check_merges(file, [vocabulary[number].text for number in normal], model.get("merges"))
     for rank, number in enumerate(normal):

@@ -100,6 +100,11 @@ class Vocabulary:
             refuse(self.file, f"token {number} is not Unicode text")
         self._tokens[number] = token
 
+    def place_added(self, number: object, text: str, token: Token) -> None:
+        """Like `place`, but the id may be that of `text` itself: an added token is often in the vocabulary too."""
+        same = type(number) is int and number in self and self[number].text == text
+        (self.put if same else self.place)(number, token)
+
     def put(self, number: object, token: Token) -> None:
         """Like `place`, but what has the id now gives way."""
         if type(number) is int:

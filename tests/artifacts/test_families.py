@@ -25,7 +25,9 @@ from tiny_models import MODELS, write_model
 from orchestrator.artifacts import one_pass
 from orchestrator.artifacts.gguf_file import WantedGguf, build_gguf
 from orchestrator.artifacts.gguf_types import CONVERTED, FILE_TYPES, Quant
+from orchestrator.artifacts.nvfp4_checkpoint import build_nvfp4
 from orchestrator.artifacts.rope import Rope, llama3_factors
+from orchestrator.artifacts.safetensors import Checkpoint
 from orchestrator.core.progress import silent
 from orchestrator.errors import SourceError
 
@@ -97,6 +99,22 @@ def test_the_vocabulary_is_that_of_llama_cpp(built: tuple[str, dict[Quant, Found
         assert oracle(name)["vocabulary"] not in {found.vocabulary for found in files.values()}
     else:
         assert {found.vocabulary for found in files.values()} == {oracle(name)["vocabulary"]}
+
+
+@pytest.mark.parametrize("name", ["qwen2-tied", "llama-spm"])
+def test_nvfp4_is_that_of_llm_compressor(name: str, tmp_path: Path) -> None:
+    """The same in all families: q, k and v share a divisor, as gate and up do; biases are copied; no row is moved."""
+    source, out = write_model(name, tmp_path / "source"), tmp_path / "nvfp4"
+    build_nvfp4(source, out, silent)
+    with Checkpoint.open(out) as checkpoint:
+        found = {
+            key: f"{tensor.dtype} {'x'.join(map(str, tensor.shape))} "
+            + hashlib.sha256(checkpoint.read(tensor).tobytes()).hexdigest()[:16]
+            for key, tensor in checkpoint.tensors.items()
+        }
+    assert found == oracle(name)["nvfp4a16"]
+    assert ("model.layers.0.self_attn.q_proj.bias" in found) is (name == "qwen2-tied")
+    assert (out / "tokenizer.model").exists() is (name == "llama-spm")
 
 
 def test_rows_change_places_within_heads_wherever_blocks_end(tmp_path: Path) -> None:

@@ -53,8 +53,9 @@ def test_scores_are_made_anew_from_merges(source: Path) -> None:
     assert translated.scores == trained.scores
     assert trained.scores is not None
     assert trained.scores[258:262] == (0.0, 0.0, -1.0, -2.0)
+    assert trained.scores[:4] == (-1000.0, -1000.0, -1000.0, 0.0)
     assert trained.scores[512:] == (-10000.0,) * 8
-    assert trained.types[:4] == (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, TokenType.BYTE)
+    assert trained.types[:4] == (TokenType.CONTROL, TokenType.CONTROL, TokenType.CONTROL, TokenType.BYTE)
 
 
 def test_added_tokens_are_taken_from_both_files(source: Path) -> None:
@@ -164,6 +165,7 @@ PIECES = [
 
 def test_a_model_of_any_writer_is_read(source: Path) -> None:
     (source / "tokenizer.model").write_bytes(model(PIECES, prefix=1, escape=1) + field(9, b"of a later version"))
+    edit_json(source / "tokenizer_config.json", added_tokens_decoder=...)
     found = tokenizer_of(source, 6)
     assert found.tokens == ("<unk>", "<s>", "</s>", "<0x0A>", "\u2581a", "x")
     assert found.types == (2, 3, 3, 6, 1, 1)
@@ -190,6 +192,7 @@ def test_a_model_of_any_writer_is_read(source: Path) -> None:
     ],
 )
 def test_a_model_that_is_not_sound_or_splits_otherwise_is_refused(content: bytes, reason: str, source: Path) -> None:
+    edit_json(source / "tokenizer_config.json", added_tokens_decoder=...)
     (source / "tokenizer.model").write_bytes(content)
     with pytest.raises(SourceError, match=reason) as caught:
         tokenizer_of(source)
