@@ -19,18 +19,21 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from artifact_files import gguf_info, gguf_key, gguf_model, gguf_string, gguf_value, raw_gguf, raw_safetensors
+from artifact_files import UNTIED, gguf_info, gguf_key, gguf_model, gguf_string, gguf_value, raw_gguf, raw_safetensors
 
 from orchestrator.artifacts import one_pass
 from orchestrator.artifacts.claims import check_nvfp4
 from orchestrator.artifacts.gguf_claims import check_gguf
 from orchestrator.artifacts.gguf_reader import GgufFile
 from orchestrator.artifacts.inspection import inspect
-from orchestrator.artifacts.safetensors import Checkpoint, row_blocks
+from orchestrator.artifacts.nvfp4_checkpoint import build_nvfp4
+from orchestrator.artifacts.safetensors import INDEX, Checkpoint, row_blocks
 from orchestrator.core.artifact import Recipe
+from orchestrator.core.progress import silent
 from orchestrator.errors import SourceError
 
 # Above what the program has before the first file.
@@ -202,53 +205,42 @@ def fuzz_safetensors(dice: random.Random) -> tuple[Check, Callable[[], bytes]]:
 
 
 def fuzz_json(dice: random.Random) -> tuple[Check, Callable[[], bytes]]:
-    """config.json and the index of a directory, for all that read them."""
+    """config.json and the index of a directory of NVFP4 weights, for all that read them; one of them is changed."""
     directory = Path(tempfile.mkdtemp(dir="/dev/shm"))
     atexit.register(shutil.rmtree, directory)
-    index = {"metadata": {"total_size": 16}, "weight_map": {"a": "one.safetensors", "b": "one.safetensors"}}
-    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-    header = {"a": entry, "b": entry | {"data_offsets": [8, 16]}}
-    (directory / "one.safetensors").write_bytes(raw_safetensors(header, bytes(16)))
-    group = {"weights": {"num_bits": 4, "type": "float", "group_size": 16}, "input_activations": None}
-    quantized = {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized", "config_groups": {"g": group}}
-    config = json.loads((Path(__file__).parents[1] / "assets" / "tiny-qwen3" / "config.json").read_bytes())
+    build_nvfp4(UNTIED, directory, silent)
+    files = [directory / name for name in ("config.json", INDEX)]
+    sound = [file.read_bytes() for file in files]
+    plain = json.loads(sound[0])
+    del plain["quantization_config"]
 
     def open_for_building() -> None:
         with one_pass.opened(directory):
             pass
 
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: check_nvfp4(directory, Recipe.NVFP4A16),
+        lambda: inspect(directory),
+        open_for_building,
+    )
+
     def check(content: bytes) -> str:
-        told = content.split(b"\0")
-        for name, text in zip(("config.json", "model.safetensors.index.json"), told, strict=False):
-            (directory / name).write_bytes(text)
-        refused = 0
-        readers: tuple[Callable[[], object], ...] = (
-            lambda: check_nvfp4(directory, Recipe.NVFP4A16),
-            open_for_building,
-            lambda: Checkpoint.open(directory).close(),
-            lambda: inspect(directory),
-        )
+        for file, text in zip(files, content.split(b"\0"), strict=True):
+            file.write_bytes(text)
+        read = 0
         for reader in readers:
-            try:
+            with suppress(SourceError):
                 reader()
-            except SourceError:
-                refused += 1
-        if refused == len(readers):
-            raise SourceError("all")
-        return "read"
+                read += 1
+        return "read" if read else "refused"
 
     def make() -> bytes:
-        texts = [
-            json.dumps(config | ({"quantization_config": quantized} if dice.random() < 0.5 else {})),
-            json.dumps(index),
-        ]
-        chosen = dice.randrange(2)
-        changed = mutated_json(json.loads(texts[chosen]), dice)
-        texts[chosen] = json.dumps(changed)
-        raw = [text.encode().replace(b"\0", b"") for text in texts]
+        texts, chosen = list(sound), dice.randrange(2)
+        original = plain if chosen == 0 and dice.random() < 0.3 else json.loads(sound[chosen])
+        texts[chosen] = json.dumps(mutated_json(original, dice)).encode()
         if dice.random() < 0.2:
-            raw[chosen] = mutated(raw[chosen], len(raw[chosen]), dice).replace(b"\0", b" ")
-        return b"\0".join(raw)
+            texts[chosen] = mutated(texts[chosen], len(texts[chosen]), dice).replace(b"\0", b" ")
+        return b"\0".join(texts)
 
     return check, make
 

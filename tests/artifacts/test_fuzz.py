@@ -21,7 +21,7 @@ GROWN_KIB = 16 << 10
         ("gguf", 30_000, 1, 3_000),
         ("gguf", 25_000, 2, 3_000),
         ("safetensors", 45_000, 3, 1_000),
-        ("json", 3_000, 4, 500),
+        ("json", 1_000, 4, 200),
     ],
 )
 def test_a_mutated_file_is_refused_or_read(kind: str, count: int, seed: int, least_read: int) -> None:
