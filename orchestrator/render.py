@@ -243,7 +243,7 @@ class Human(Screen):
             remarks = "".join(f"   ({part.name})" for part in parts if part.share is None)
             self._err.print(f"  . {what}{remarks}", markup=False)
             return
-        told = _moving(what, parts, self._err.width - SPINNER_WIDTH, self._err.encoding.startswith("utf"))
+        told = moving(what, parts, self._err.width - SPINNER_WIDTH, self._err.encoding.lower().startswith("utf"))
         if self._spinner is None:
             self._spinner = self._err.status(told)
             self._spinner.start()
@@ -269,28 +269,31 @@ class Human(Screen):
         console.print(Text.assemble((f"{mark} {what}", style), (rest, "dim")))
 
 
-def _moving(what: str, parts: Sequence[PartLine], width: int, is_utf: bool) -> Text:
+def moving(what: str, parts: Sequence[PartLine], width: int, is_utf: bool) -> Text:
     """What moves, in lines of `width` at most: the whole, and below it what is under way, each with a bar."""
     from rich.text import Text
 
     done, still = ("\u2501", "\u2500") if is_utf else ("#", ".")
-    text = Text(_cropped(what, width))
-    named = min(max((len(part.name) for part in parts if part.share is not None), default=0), width - PART_TAIL)
+    named = min(max((len(part.name) for part in parts if part.share is not None), default=0), max(9, width - PART_TAIL))
+    lines = [Text(what)]
     for part in parts[:PARTS_SHOWN]:
         if part.share is None:
-            text.append("\n" + _cropped(f"  {part.name}", width), style="yellow")
+            lines.append(Text(f"  {part.name}", style="yellow"))
             continue
         filled = int(BAR * part.share)
-        text.append(f"\n  {_cropped(part.name, named):<{named}}  ", style="dim")
-        text.append(done * filled, style="cyan").append(still * (BAR - filled), style="bright_black")
-        text.append(f" {int(100 * part.share):>3} % of {part.amount}", style="dim")
+        line = Text(f"  {_ending(part.name, named):<{named}}  ", style="dim")
+        line.append(done * filled, style="cyan").append(still * (BAR - filled), style="bright_black")
+        lines.append(line.append(f" {int(100 * part.share):>3} % of {part.amount}"))
     if len(parts) > PARTS_SHOWN:
-        text.append(f"\n  and {len(parts) - PARTS_SHOWN} more", style="dim")
-    return text
+        lines.append(Text(f"  and {len(parts) - PARTS_SHOWN} more", style="dim"))
+    for line in lines:
+        line.truncate(width, overflow="ellipsis" if is_utf else "crop")
+    return Text("\n").join(lines)
 
 
-def _cropped(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: max(0, width - 3)] + "..."
+def _ending(name: str, width: int) -> str:
+    """The end of a name, which is where those of one model differ."""
+    return name if len(name) <= width else "..." + name[3 - width :]
 
 
 def _indented(text: str) -> str:

@@ -277,7 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repo", action="append", required=True, metavar="OWNER/NAME=DIR")
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--slow", type=int, default=0, metavar="BYTES", help="bytes per second and file")
+    parser.add_argument("--slow", type=int, default=0, metavar="BYTES", help="bytes per second and request")
     options = parser.parse_args()
     repos = dict(pair.split("=", 1) for pair in options.repo)
     faults = [Fault("slow", value=options.slow)] if options.slow else []

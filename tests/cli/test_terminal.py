@@ -16,6 +16,9 @@ import pytest
 from conftest import hub_server
 from orch_command import ASSETS, Orch
 
+from orchestrator.core.going import PartLine
+from orchestrator.render import moving
+
 WIDTH = 80
 
 
@@ -105,3 +108,19 @@ def test_what_serves(orch: Orch) -> None:
         assert all(key in shown for key in keys)
     finally:
         orch.run("down", "--all")
+
+
+@pytest.mark.parametrize("width", [10, 40, 78])
+@pytest.mark.parametrize("is_utf", [True, False])
+def test_files_under_way_fit_any_width(width: int, is_utf: bool) -> None:
+    name = "A-Model-Of-A-Long-Name-00B-Instruct-Q6_K-0000{}-of-00009.gguf"
+    parts = [PartLine(name.format(n), n / 9, "4.0 GB") for n in range(10)]
+    parts.insert(0, PartLine("the hub asks to wait (429): trying again in 28 s", None))
+    lines = moving("Some/Model   3.1 of 16.4 GB (19 %)", parts, width, is_utf).plain.splitlines()
+    assert len(lines) == 1 + 8 + 1
+    assert max(map(len, lines)) <= width
+    assert is_utf or "".join(lines).isascii()
+    if width == 78:
+        assert lines[-1] == "  and 3 more"
+        assert "...Instruct-Q6_K-00001-of-00009.gguf " in lines[3]
+        assert lines[3].endswith(" 11 % of 4.0 GB")
