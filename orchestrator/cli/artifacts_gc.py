@@ -65,23 +65,24 @@ def _row(verdict: Verdict) -> dict[str, object]:
 
 def _verdicts(session: Session, thrift: Thrift) -> tuple[Verdict, ...]:
     from orchestrator.cli.wishes import supply_of_wish
-    from orchestrator.core.needs import needed_by_engines, needed_for, refuse_unknown, sort_out
+    from orchestrator.core.needs import doubts, needed_by_engines, needed_for, refuse_unknown, sort_out
     from orchestrator.core.refusals import refuse_unreachable
 
     observed = session.observe()
     refuse_unreachable(observed)
     refuse_unknown(observed, session.world.records.unreadable())
-    needs, doubts = dict(needed_by_engines(observed)), []
+    needs = dict(needed_by_engines(observed))
+    unsure: dict[str, str] = {}
     for name, desired in sorted(observed.desired.items()):
         for role, wanted in _wishes(name, desired):
             try:
                 supply, adapters = supply_of_wish(session, wanted, observed)
             except OrchError as error:
-                doubts.append(f"{name} may need it: {error.message}")
+                unsure |= doubts(f"{name} may need it: {error.message}", wanted.wish.profile)
             else:
                 needs = {**needed_for(role, supply, adapters, observed.finished, thrift), **needs}
     needs = {**_needed_by_locks(session, observed, thrift), **needs}
-    return sort_out(_stored(session), needs, doubts, datetime.now(UTC), thrift)
+    return sort_out(_stored(session), needs, unsure, datetime.now(UTC), thrift)
 
 
 def _wishes(name: str, desired: Desired) -> tuple[tuple[str, Desired], ...]:

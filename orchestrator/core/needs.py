@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from orchestrator.core.deployment import Adapter
 from orchestrator.core.lock_file import Lock
 from orchestrator.core.observed import Observed
+from orchestrator.core.profile import Profile
 from orchestrator.core.resolved import Supply
 from orchestrator.core.steps import BuildArtifact, FetchArtifact, FetchWeights, ImportAdapter
 from orchestrator.errors import PlanRefused
@@ -79,6 +80,13 @@ def needed_for(
     return dict.fromkeys((*keys, *_keys_of(adapters)), why)
 
 
+def doubts(why: str, profile: Profile) -> Mapping[str, str]:
+    """What a profile may need whose keys cannot be told, because a directory that it names cannot be read: by how their
+    source begins, and why."""
+    hubs = [profile.weights.hub, *(ready.hub for ready in profile.artifacts.values())]
+    return dict.fromkeys(("dir:", "file:", *(str(hub) for hub in hubs if hub is not None)), why)
+
+
 def needed_by_lock(why: str, lock: Lock, finished: Collection[str], thrift: Thrift) -> Needs:
     """What a lock file names."""
     made = [key for key in lock.entries if key != lock.weights]
@@ -87,25 +95,24 @@ def needed_by_lock(why: str, lock: Lock, finished: Collection[str], thrift: Thri
 
 
 def sort_out(
-    stored: Iterable[Stored], needs: Needs, doubts: Iterable[str], now: datetime, thrift: Thrift
+    stored: Iterable[Stored], needs: Needs, doubts: Mapping[str, str], now: datetime, thrift: Thrift
 ) -> tuple[Verdict, ...]:
-    """What stays and what goes, each with its reason. `doubts` are reasons to keep all that came from directories of
-    this machine: who needs it is not known."""
+    """What stays and what goes, each with its reason; see `doubts`."""
     all_stored = tuple(stored)
     finished = {one.key for one in all_stored if not one.unfinished}
-    return tuple(_verdict(one, needs, tuple(doubts), finished, now, thrift) for one in all_stored)
+    return tuple(_verdict(one, needs, doubts, finished, now, thrift) for one in all_stored)
 
 
 def _verdict(
-    one: Stored, needs: Needs, doubts: tuple[str, ...], finished: Collection[str], now: datetime, thrift: Thrift
+    one: Stored, needs: Needs, doubts: Mapping[str, str], finished: Collection[str], now: datetime, thrift: Thrift
 ) -> Verdict:
     young = now - one.at < thrift.age
     if one.unfinished and thrift.unfinished:
         return Verdict(one, False, "unfinished")
     if one.key in needs and not (one.unfinished and one.key in finished):
         return Verdict(one, True, needs[one.key])
-    if doubts and one.source.startswith(("dir:", "file:")):
-        return Verdict(one, True, doubts[0])
+    if (doubt := next((why for begin, why in doubts.items() if one.source.startswith(begin)), None)) is not None:
+        return Verdict(one, True, doubt)
     if young:
         hours = thrift.age.total_seconds() / 3600
         return Verdict(one, True, f"{'written to' if one.unfinished else 'made'} in the last {hours:g} h")

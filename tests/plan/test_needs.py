@@ -15,6 +15,7 @@ from orchestrator.core.lock_file import Lock, LockedEntry, LockedProfile
 from orchestrator.core.needs import (
     Stored,
     Thrift,
+    doubts,
     needed_by_engines,
     needed_by_lock,
     needed_for,
@@ -52,21 +53,22 @@ def stored(key: str, hours: float = 100, source: str = "hub:a/b@c", unfinished: 
     ],
 )
 def test_what_stays_and_why(one: Stored, thrift: Thrift, stays: bool, why: str) -> None:
-    (verdict,) = sort_out([one], {"needed": "tiny is served with it"}, (), NOW, thrift)
+    (verdict,) = sort_out([one], {"needed": "tiny is served with it"}, {}, NOW, thrift)
     assert (verdict.stays, verdict.why) == (stays, why)
 
 
 def test_what_is_left_of_a_build_that_another_one_finished_is_not_needed() -> None:
     both = [stored("needed"), stored("needed", unfinished=True)]
-    assert [verdict.stays for verdict in sort_out(both, {"needed": "x"}, (), NOW, DAY)] == [True, False]
+    assert [verdict.stays for verdict in sort_out(both, {"needed": "x"}, {}, NOW, DAY)] == [True, False]
 
 
-def test_where_a_directory_cannot_be_read_all_that_came_from_directories_stays() -> None:
-    found = sort_out([stored("a", source="dir:1"), stored("b")], {}, ["tiny may need it: gone"], NOW, DAY)
-    assert [(verdict.stays, verdict.why) for verdict in found] == [
-        (True, "tiny may need it: gone"),
-        (False, "nothing needs it"),
-    ]
+def test_what_a_profile_may_need_stays_while_a_directory_that_it_names_cannot_be_read() -> None:
+    ready = {"gguf-q6_k": {"path": "/gone/q6.gguf"}}
+    unsure = doubts("tiny may need it: gone", tiny(weights=HUB, artifacts=ready))
+    sources = {"a": "dir:1", "b": "file:1", "c": f"hub:owner/name@{'c' * 40}", "d": f"hub:owner/name@{'d' * 40}"}
+    found = sort_out([stored(key, source=source) for key, source in sources.items()], {}, unsure, NOW, DAY)
+    assert [verdict.stays for verdict in found] == [True, True, True, False]
+    assert found[0].why == "tiny may need it: gone"
 
 
 def needs_of(profile: Profile, engine: str, finished: set[str], thrift: Thrift, recipe: str = "") -> set[str]:
