@@ -1,8 +1,8 @@
 """The `orch` command: parse, load, observe, plan, run, render, exit.
 
-Verbs are in deploy (what serves), inspect (what is), materials (weights, engines, profiles), build, artifacts and
-artifacts_gc (the store), lock, images and images_offline (container images). Everything heavy is imported inside them:
-`orch --help` pays for typer only.
+Verbs are in deploy (what serves), inspect (what is), look (what files of weights hold), materials (weights, engines,
+profiles), build, artifacts and artifacts_gc (the store), lock, images and images_offline (container images). Everything
+heavy is imported inside them: `orch --help` pays for typer only.
 """
 
 from __future__ import annotations

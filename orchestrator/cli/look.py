@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,13 +77,15 @@ def inspect(
 def _place(session: Session, path: str) -> Path:
     """A path of this machine, else an entry of the store."""
     place = Path(path)
-    if not place.exists() and "/" not in path and session.store.get(path) is not None:
-        return session.store.path(path)
-    if not place.exists():
-        raise SourceError(
-            f"There is no {path}.", hint="Name a file or a directory, or a key that `orch artifacts ls` shows."
-        )
-    return place
+    # What is too long for a name is no file, and what has a slash or a space in it is no key.
+    with suppress(OSError, ValueError):
+        if place.exists():
+            return place
+        if session.store.get(path) is not None:
+            return session.store.path(path)
+    raise SourceError(
+        f"There is no {path}.", hint="Name a file or a directory, or a key that `orch artifacts ls` shows."
+    )
 
 
 def _tell(screen: Screen, found: Inspection) -> None:

@@ -70,7 +70,8 @@ def test_what_cannot_be_looked_at_says_why(built: Built, tmp_path: Path) -> None
     damaged = built.orch.run("inspect", str(tmp_path / "cut.gguf"), code=10)
     assert "is not a sound GGUF file" in damaged.err
     assert "TIP Download it again" in damaged.err
-    assert "There is no nothing" in built.orch.run("inspect", "nothing", code=10).err
+    for nothing in ("nothing", "no key", "x" * 300):
+        assert f"There is no {nothing}" in built.orch.run("inspect", nothing, code=10).err
     assert "--against" in built.orch.run("inspect", str(TINY), "--plot", "x.svg", code=2).err
     nowhere = str(tmp_path / "nowhere" / "x.svg")
     done = built.orch.run("inspect", str(TINY), "--against", str(TINY), "--plot", nowhere, code=4)
