@@ -10,7 +10,7 @@ import typer
 
 from orchestrator.cli.artifacts import artifacts
 from orchestrator.cli.options import AsJson, OnlyPlan, session_of
-from orchestrator.errors import OrchError
+from orchestrator.errors import Interrupted, OrchError
 
 if TYPE_CHECKING:
     from orchestrator.cli.session import Session
@@ -77,6 +77,8 @@ def _verdicts(session: Session, thrift: Thrift) -> tuple[Verdict, ...]:
         for role, wanted in _wishes(name, desired):
             try:
                 supply, adapters = supply_of_wish(session, wanted, observed)
+            except Interrupted:
+                raise
             except OrchError as error:
                 unsure |= doubts(f"{name} may need it: {error.message}", wanted.wish.profile)
             else:

@@ -171,6 +171,8 @@ class Workshop:
             for wish in filter(None, (desired.previous, desired.wish)):
                 try:
                     supply, _ = supply_of_wish(self._session, desired.model_copy(update={"wish": wish}), observed)
+                except Interrupted:
+                    raise
                 except OrchError:
                     continue
                 for step in supply:
