@@ -132,14 +132,7 @@ def read_config(directory: Path) -> ModelConfig:
     """
     file = directory / "config.json"
     raw = read_json(file)
-    family = FAMILIES.get(str(raw.get("model_type")))
-    if family is None or raw.get("architectures") != [family.class_name]:
-        known = ", ".join(one.class_name for one in FAMILIES.values())
-        raise SourceError(
-            f"{file}: {raw.get('architectures')!r} of model_type {raw.get('model_type')!r} is not supported.",
-            f"Builders know dense Qwen2, Qwen3, Llama and Mistral ({known}). Of other models, "
-            "llama.cpp's own tools make a GGUF file: orch build gguf DIR -o FILE --in-container, or --tools LLAMA_CPP",
-        )
+    family = _family(file, raw)
     problems = _refusals(raw, family)
     sizes = {name: _size(raw, name, problems) for name in _SIZES}
     heads = _heads(raw, family, sizes, problems)
@@ -165,6 +158,18 @@ def read_config(directory: Path) -> ModelConfig:
         biased=family.biased or ((*_QKV, "self_attn.o_proj") if raw.get("attention_bias") else ()),
         tells_head_dim=family.architecture != "qwen2" or raw.get("head_dim") is not None,
     )
+
+
+def _family(file: Path, raw: Mapping[str, object]) -> Family:
+    family = FAMILIES.get(str(raw.get("model_type")))
+    if family is None or raw.get("architectures") != [family.class_name]:
+        known = ", ".join(one.class_name for one in FAMILIES.values())
+        raise SourceError(
+            f"{file}: {raw.get('architectures')!r} of model_type {raw.get('model_type')!r} is not supported.",
+            f"Builders know dense Qwen2, Qwen3, Llama and Mistral ({known}). Of other models, "
+            "llama.cpp's own tools make a GGUF file: orch build gguf DIR -o FILE --in-container, or --tools LLAMA_CPP",
+        )
+    return family
 
 
 _SIZES = (

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 REPOSITORY = r"[\w.-]+/[\w.-]+"
-# What weights may consist of: safetensors, tokenizer and config; never pickles, never code.
+# What weights may consist of: safetensors, tokenizer and config; never pickles, never code. Mistral's repositories have
+# all weights a second time, in a layout of their own.
 WANTED = re.compile(
-    r"[\w-][\w.-]*\.safetensors|model\.safetensors\.index\.json|(generation_|tokenizer_|adapter_)?config\.json"
+    r"(?!consolidated[.-])[\w-][\w.-]*\.safetensors|model\.safetensors\.index\.json|(generation_|tokenizer_|adapter_)?config\.json"
     r"|tokenizer\.(json|model)|vocab\.json|merges\.txt|chat_template\.jinja"
     r"|(special_tokens_map|added_tokens|hf_quant_config)\.json",
     re.ASCII,

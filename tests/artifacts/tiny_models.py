@@ -42,7 +42,12 @@ class Model:
 
 def _config(kind: str, sizes: tuple[int, int, int, int, int, int], **more: Any) -> dict[str, Any]:
     layers, hidden, wide, heads, kv_heads, vocab = sizes
-    names = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+    names = {
+        "qwen2": "Qwen2ForCausalLM",
+        "qwen3": "Qwen3ForCausalLM",
+        "llama": "LlamaForCausalLM",
+        "mistral": "MistralForCausalLM",
+    }
     return {
         "architectures": [names[kind]],
         "model_type": kind,
@@ -74,6 +79,12 @@ MODELS = {
         "gpt-2",
         2,
         _QKV,
+    ),
+    "qwen3": Model(
+        _config("qwen3", (3, 256, 256, 2, 1, 512), rope_theta=1e6, tie_word_embeddings=False, eos_token_id=2)
+        | {"head_dim": 128},
+        "qwen2",
+        7,
     ),
     # Grouped queries: q and k have different numbers of heads to reorder. Ten layers show all of the type policy.
     "llama-spm": Model(
@@ -134,6 +145,7 @@ def shapes(model: Model) -> dict[str, tuple[int, ...]]:
         "self_attn.k_proj": (keys, hidden),
         "self_attn.v_proj": (keys, hidden),
         "self_attn.o_proj": (hidden, queries),
+        **(dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), (head,)) if config["model_type"] == "qwen3" else {}),
         "post_attention_layernorm": (hidden,),
         "mlp.gate_proj": (wide, hidden),
         "mlp.up_proj": (wide, hidden),

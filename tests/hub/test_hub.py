@@ -50,6 +50,7 @@ def test_only_safetensors_and_their_tokenizer_are_asked_for(tmp_path: Path) -> N
         *("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"),
         *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"),
         *("merges.txt", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "adapter_config.json"),
+        "tokenizer.model",
     }
     others = [
         *("pytorch_model.bin", "model.pt", "model.pth", "optimizer.pkl", "modeling_mine.py", "README.md", "x.gguf"),
@@ -57,6 +58,8 @@ def test_only_safetensors_and_their_tokenizer_are_asked_for(tmp_path: Path) -> N
             "original/model.safetensors",
             "onnx/config.json",
             ".hidden.safetensors",
+            "consolidated.safetensors",
+            "consolidated-00001-of-00002.safetensors",
             "model.safetensors.py",
             ".gitattributes",
         ),
