@@ -1,6 +1,6 @@
 """The `orch` command: parse, load, observe, plan, run, render, exit.
 
-Verbs are in deploy (what serves), inspect (what is), look (what files of weights hold), materials (weights, engines,
+Verbs are in deploy (what serves), look (what is), inspect (what files of weights hold), materials (weights, engines,
 profiles), build, artifacts and artifacts_gc (the store), lock, images and images_offline (container images). Everything
 heavy is imported inside them: `orch --help` pays for typer only.
 """
