@@ -18,8 +18,8 @@ GROWN_KIB = 16 << 10
 @pytest.mark.parametrize(
     ("kind", "count", "seed", "least_read"),
     [
-        ("gguf", 30_000, 1, 3_000),
-        ("gguf", 25_000, 2, 3_000),
+        ("gguf", 30_000, 1, 1_500),
+        ("gguf", 25_000, 2, 1_500),
         ("safetensors", 45_000, 3, 1_000),
         ("json", 1_000, 4, 200),
     ],
