@@ -263,7 +263,7 @@ def _fetch_artifact(step: FetchArtifact, world: World, progress: Progress) -> No
             files = world.hub.fetch(snapshot, building.work, progress)
             builder = {"repo": str(snapshot.source)}
         else:
-            files = world.builder.copy_in(Path(step.path), building.work, progress)
+            files = world.builder.copy_in(Path(step.path), building.work, building.expect, progress)
             builder = {}
         files = world.builder.settle(step.recipe, building.work, files)
         building.finish(step.recipe, step.source, builder, files, progress)

@@ -142,9 +142,11 @@ class Builder:
         tidy(job.source, job.work)
         check_nvfp4(job.work, Recipe.NVFP4)
 
-    def copy_in(self, path: Path, work: Path, progress: Progress) -> tuple[FileEntry, ...]:
+    def copy_in(
+        self, path: Path, work: Path, expect: Callable[[int], None], progress: Progress
+    ) -> tuple[FileEntry, ...]:
         """See ready_made.copy_in."""
-        return copy_in(path, work, progress)
+        return copy_in(path, work, expect, progress)
 
     def settle(self, recipe: Recipe, work: Path, files: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:
         """See ready_made.settle."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.artifacts.claims import check_fp8, check_nvfp4
@@ -18,13 +19,15 @@ GGUF_FILE = "model.gguf"
 _CHUNK = 1 << 20
 
 
-def copy_in(path: Path, work: Path, progress: Progress) -> tuple[FileEntry, ...]:
-    """Copies a file, or of a directory what weights consist of, into `work`, hashing on the way."""
+def copy_in(path: Path, work: Path, expect: Callable[[int], None], progress: Progress) -> tuple[FileEntry, ...]:
+    """Copies a file, or of a directory what weights consist of, into `work`, hashing on the way; `expect` is told how
+    many bytes will come, and may refuse them."""
     files = [path] if path.is_file() else sorted(p for p in _list(path) if WANTED.fullmatch(p.name) and p.is_file())
     if not files:
         raise SourceError(f"{path} holds no weights.", "Name a GGUF file, or a directory with safetensors.")
     with host_errors(f"copy {path}"):
         total, done = sum(file.stat().st_size for file in files), 0
+        expect(total)
         entries = []
         for file in files:
             digest, size = hashlib.sha256(), 0

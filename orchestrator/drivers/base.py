@@ -124,8 +124,10 @@ class Builder(Protocol):
         """Make several artifacts in one read of the weights, each in its directory."""
         ...
 
-    def copy_in(self, path: Path, work: Path, progress: Progress) -> tuple[FileEntry, ...]:
-        """Copy a ready-made artifact, a file or a directory, into `work`."""
+    def copy_in(
+        self, path: Path, work: Path, expect: Callable[[int], None], progress: Progress
+    ) -> tuple[FileEntry, ...]:
+        """Copy a ready-made artifact, a file or a directory, into `work`; `expect` is told how many bytes come."""
         ...
 
     def settle(self, recipe: Recipe, work: Path, files: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:

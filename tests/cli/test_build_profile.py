@@ -132,6 +132,9 @@ def test_ready_made_artifacts_are_pulled_and_the_weights_are_not(orch: Orch, pub
 
 def test_a_ready_made_file_of_this_machine_is_taken(orch: Orch, published: Any, tmp_path: Path) -> None:
     text = f'[artifacts.gguf-q6_k]\npath = "{tmp_path}/ggufs/tiny-q6_k.gguf"\n'
+    orch.env["ORCH_STORE_LIMIT"] = "1MB"
+    assert "limit" in orch.run("build", "-p", profile_with(orch, text), "--recipe", "gguf-q6_k", code=4).err
+    del orch.env["ORCH_STORE_LIMIT"]
     done = orch.run("build", "-p", profile_with(orch, text), "--recipe", "gguf-q6_k", "--json")
     assert steps(done) == ["FetchArtifact"]
     digest = hashlib.sha256((tmp_path / "ggufs" / "tiny-q6_k.gguf").read_bytes()).hexdigest()

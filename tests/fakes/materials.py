@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,8 +165,11 @@ class FakeBuilder:
             progress("building", 1, 2)
             progress("building", 2, 2)
 
-    def copy_in(self, path: Path, work: Path, progress: Progress) -> tuple[FileEntry, ...]:
+    def copy_in(
+        self, path: Path, work: Path, expect: Callable[[int], None], progress: Progress
+    ) -> tuple[FileEntry, ...]:
         with self._faults.call(f"builder.copy_in {path}"):
+            expect(SIZE)
             progress("copying", 1, 2)
             return (FileEntry(path=path.name, size=SIZE, sha256="0" * 64),)
 
