@@ -97,7 +97,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
             for name in LEVELS:
-                counts[name, outcome] += name in report.keywords
+                counts[name, outcome] += name in getattr(report, "keywords", ())
     terminalreporter.section("levels")
     for name in LEVELS:
         told = [f"{counts[name, outcome]} {outcome}" for outcome in ("passed", "failed", "error", "skipped")]

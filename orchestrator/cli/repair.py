@@ -91,7 +91,9 @@ class Workshop:
             case FetchArtifact(recipe, hub=source, file=file) if source is not None:
                 return builder.settle(recipe, work, self._fetch(source, file, {file}, work))
             case FetchArtifact(recipe, path=path):
-                return builder.settle(recipe, work, builder.copy_in(Path(path), work, self._session.progress))
+                # What is put right is no larger than it was: nobody has to be asked for room.
+                copied = builder.copy_in(Path(path), work, lambda size: None, self._session.progress)
+                return builder.settle(recipe, work, copied)
             case ImportAdapter(source_path=origin):
                 return self._build(Recipe.ADAPTER, origin, None, work)
             case BuildArtifact(recipe, source_path=origin, base_path=base):
