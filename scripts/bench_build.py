@@ -8,10 +8,11 @@
 
 Run by scripts/bench-build. The two take turns, each run is a process of its own, and the model (random weights from a
 fixed seed: scripts/bench_model.py) is in the page cache, where it fits, when the first begins. Where the reference
-comes from says scripts/bench_reference.py; its environment (gguf: 1.5 GB, nvfp4: 2 GB), the model and the results stay
-in .bench/ beside this checkout. CPU seconds are the figure to trust: wall time says how busy the machine was, and CPU
-seconds too grow by some 10 % on a busy one, for both alike; so the least of several runs counts, and the median is
-shown beside it.
+comes from says scripts/bench_reference.py; its environment (gguf: 1.3 GB, nvfp4: 1.5 GB), the model and the results
+stay in .bench/ beside this checkout. CPU seconds are the figure to trust: wall time says how busy the machine was, and
+CPU seconds too grow by some 10 % on a busy one, for both alike; so the least of several runs counts, and the median is
+shown beside it. Starting is counted for both (imports; orch also compiles its Q6_K), and weighs less in larger models:
+--size 0.3 shows how much it is.
 """
 
 from __future__ import annotations
