@@ -25,7 +25,7 @@ from tiny_models import MODELS, write_model
 from orchestrator.artifacts import one_pass
 from orchestrator.artifacts.gguf_file import WantedGguf, build_gguf
 from orchestrator.artifacts.gguf_types import CONVERTED, FILE_TYPES, Quant
-from orchestrator.artifacts.nvfp4_checkpoint import build_nvfp4
+from orchestrator.artifacts.nvfp4_checkpoint import WantedNvfp4
 from orchestrator.artifacts.rope import Rope, llama3_factors
 from orchestrator.artifacts.safetensors import Checkpoint
 from orchestrator.core.progress import silent
@@ -71,7 +71,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """(name of a tiny model, its GGUF of every type), all made in one pass."""
     directory = tmp_path_factory.mktemp(request.param)
     source = write_model(request.param, directory / "source")
-    quants: tuple[Quant, ...] = ("bf16", "q4_k_m") if request.param == "llama-smol" else tuple(FILE_TYPES)
+    quants: tuple[Quant, ...] = ("bf16",) if request.param == "llama-smol" else tuple(FILE_TYPES)
     wanted = [WantedGguf(directory / f"{quant}.gguf", quant, quantizer()) for quant in quants]
     one_pass.build(source, wanted, silent)
     return request.param, {one.quant: read(one.out) for one in wanted}
@@ -105,7 +105,10 @@ def test_the_vocabulary_is_that_of_llama_cpp(built: tuple[str, dict[Quant, Found
 def test_nvfp4_is_that_of_llm_compressor(name: str, tmp_path: Path) -> None:
     """The same in all families: q, k and v share a divisor, as gate and up do; biases are copied; no row is moved."""
     source, out = write_model(name, tmp_path / "source"), tmp_path / "nvfp4"
-    build_nvfp4(source, out, silent)
+    gguf = WantedGguf(tmp_path / "q8_0.gguf", "q8_0", quantizer())
+    # Together with a GGUF, for which Llama's rows are moved.
+    one_pass.build(source, [gguf, WantedNvfp4(out)], silent)
+    assert read(gguf.out).tensors == oracle(name)["q8_0"]["tensors"]
     with Checkpoint.open(out) as checkpoint:
         found = {
             key: f"{tensor.dtype} {'x'.join(map(str, tensor.shape))} "
