@@ -139,7 +139,7 @@ def build_gguf(
     ] = False,
     tools: Annotated[
         Path | None,
-        typer.Option(help="Use those of this llama.cpp checkout or installation.", exists=True, file_okay=False),
+        typer.Option(help="Use the tools of this llama.cpp checkout or installation.", exists=True, file_okay=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
