@@ -229,11 +229,11 @@ class Human(Screen):
         from rich.text import Text
 
         self._still()
-        self._err.print(Text.assemble(("ERROR ", "bold red"), error.message))
+        self._err.print(Text.assemble(("ERROR ", "bold red"), _harmless(error.message)))
         if error.detail:
-            self._err.print(Text(_indented(error.detail), style="dim"))
+            self._err.print(Text(_indented(_harmless(error.detail)), style="dim"))
         if error.hint:
-            self._err.print(Text.assemble(("TIP ", "bold cyan"), error.hint))
+            self._err.print(Text.assemble(("TIP ", "bold cyan"), _harmless(error.hint)))
 
     def close(self) -> None:
         self._still()
@@ -294,6 +294,11 @@ def moving(what: str, parts: Sequence[PartLine], width: int, is_utf: bool) -> Te
 def _ending(name: str, width: int) -> str:
     """The end of a name, which is where those of one model differ."""
     return name if len(name) <= width else "..." + name[3 - width :]
+
+
+def _harmless(text: str) -> str:
+    """What others have said (a hub, a file) may not move the cursor or rename the window."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def _indented(text: str) -> str:
