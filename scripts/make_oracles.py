@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import subprocess
 import sys
@@ -13,13 +12,11 @@ from typing import Any
 
 import sentencepiece
 import torch
-from artifact_files import ASSETS, gguf_metadata
-from gguf import GGUFReader, LlamaFileType
+from artifact_files import ASSETS, gguf_told, safetensors_told
+from gguf import LlamaFileType
 from tiny_models import MODELS, SPM, write_adapter, write_model
 from transformers import AutoModelForCausalLM
 from transformers.convert_slow_tokenizer import generate_merges
-
-from orchestrator.artifacts.safetensors import Checkpoint
 
 OUT = ASSETS / "families.json"
 CONVERTED = ("f16", "bf16", "q8_0")
@@ -88,35 +85,6 @@ class Reference:
             sys.exit(f"llama_model_quantize failed on {source}")
 
 
-def tensors_of(file: Path) -> dict[str, str]:
-    """Tensor name to type, shape and the head of the SHA-256 of its bytes, in the order of the file."""
-    return {
-        tensor.name: f"{tensor.tensor_type.name} {'x'.join(str(int(size)) for size in reversed(tensor.shape))} "
-        + hashlib.sha256(tensor.data.tobytes()).hexdigest()[:16]
-        for tensor in GGUFReader(file).tensors
-    }
-
-
-def safetensors_of(file: Path) -> dict[str, str]:
-    """Tensor name to type, shape and the head of the SHA-256 of its bytes."""
-    with Checkpoint.open_files((file,)) as checkpoint:
-        return {
-            name: f"{tensor.dtype} {'x'.join(map(str, tensor.shape))} "
-            + hashlib.sha256(checkpoint.read(tensor).tobytes()).hexdigest()[:16]
-            for name, tensor in sorted(checkpoint.tensors.items())
-        }
-
-
-def vocabulary_of(file: Path) -> str:
-    """SHA-256 over tokens, types, scores and merges."""
-    fields = GGUFReader(file).fields
-    digest = hashlib.sha256()
-    for key in ("tokens", "token_type", "scores", "merges"):
-        if (field := fields.get(f"tokenizer.ggml.{key}")) is not None:
-            digest.update(json.dumps([key, field.contents()]).encode())
-    return digest.hexdigest()
-
-
 def generation(directory: Path) -> dict[str, Any]:
     """Greedy tokens after PROMPT, and the logits of the first of them, by transformers in float32."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
@@ -136,6 +104,12 @@ def generation(directory: Path) -> dict[str, Any]:
     return {"prompt": PROMPT, "tokens": ids[len(PROMPT) :], "margins": margins, "first": first}
 
 
+def told(file: Path) -> dict[str, Any]:
+    """Tensors and keys of a GGUF file."""
+    found = gguf_told(file)
+    return {"tensors": found.tensors, "metadata": found.metadata}
+
+
 def oracle(reference: Reference, name: str, work: Path) -> dict[str, Any]:
     """Everything about one model."""
     source = write_model(name, work / name)
@@ -144,8 +118,8 @@ def oracle(reference: Reference, name: str, work: Path) -> dict[str, Any]:
     for quant in CONVERTED:
         out = work / f"{name}-{quant}.gguf"
         reference.script("convert_hf_to_gguf.py", pre, source, "--outfile", out, "--outtype", quant)
-        found[quant] = {"tensors": tensors_of(out), "metadata": gguf_metadata(out)}
-    found["vocabulary"] = vocabulary_of(work / f"{name}-bf16.gguf")
+        found[quant] = told(out)
+    found["vocabulary"] = gguf_told(work / f"{name}-bf16.gguf").vocabulary
     for quant in QUANTIZED:
         out = work / f"{name}-{quant}.gguf"
         # From the precision that the weights have, where the converter has one for it.
@@ -154,22 +128,22 @@ def oracle(reference: Reference, name: str, work: Path) -> dict[str, Any]:
         if not start.exists():
             reference.script("convert_hf_to_gguf.py", pre, source, "--outfile", start, "--outtype", exact)
         reference.quantize(start, out, quant)
-        found[quant] = {"tensors": tensors_of(out), "metadata": gguf_metadata(out)}
+        found[quant] = told(out)
     if name == "llama-spm":
         # The quantizer's own way to types that the converter writes too.
         for quant in ("f16", "q8_0"):
             out = work / f"{name}-bf16-{quant}.gguf"
             reference.quantize(work / f"{name}-bf16.gguf", out, quant)
-            found[f"bf16-{quant}"] = {"tensors": tensors_of(out), "metadata": gguf_metadata(out)}
+            found[f"bf16-{quant}"] = told(out)
     if name in ADAPTED[:2]:
         reference.nvfp4(source, work / f"{name}-nvfp4")
-        found["nvfp4a16"] = safetensors_of(work / f"{name}-nvfp4" / "model.safetensors")
+        found["nvfp4a16"] = safetensors_told(work / f"{name}-nvfp4" / "model.safetensors")
     if name in ADAPTED:
         adapter, out = write_adapter(name, work / f"{name}-lora"), work / f"{name}-lora.gguf"
         reference.script(
             "convert_lora_to_gguf.py", pre, adapter, "--base", source, "--outfile", out, "--outtype", "f16"
         )
-        found["lora"] = {"tensors": tensors_of(out), "metadata": gguf_metadata(out)}
+        found["lora"] = told(out)
     found["generation"] = generation(source)
     return found
 
@@ -255,6 +229,7 @@ def _llama_json(vocab: dict[str, int], merges: list[tuple[str, str]]) -> dict[st
 def main() -> None:
     """Writes everything, and says what stands on thin ice."""
     reference = Reference(Path(sys.argv[1]))
+    # Trained once: what it is trained on changes.
     if not (SPM / "tokenizer.model").exists():
         train_sentencepiece()
     found: dict[str, Any] = json.loads(OUT.read_bytes()) if sys.argv[2:] else {}

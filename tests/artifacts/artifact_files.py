@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import shutil
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -177,3 +178,40 @@ def gguf_value(key: str, value: str | int | list[Any]) -> bytes:
         if isinstance(value, str)
         else gguf_key(key, 4, value.to_bytes(4, "little"))
     )
+
+
+@dataclass(frozen=True)
+class GgufTold:
+    """A GGUF file in the words of families.json: per tensor type, shape and the head of a SHA-256, in the order of the
+    file; its keys without the tokenizer's lists; one SHA-256 over those."""
+
+    tensors: dict[str, str]
+    metadata: dict[str, Any]
+    vocabulary: str
+
+
+def gguf_told(file: Path) -> GgufTold:
+    """What families.json says of such a file. It is read once: gguf's reader is slow with vocabularies."""
+    reader = GGUFReader(file)
+    tensors = {
+        tensor.name: _told(tensor.tensor_type.name, [int(size) for size in reversed(tensor.shape)], tensor.data)
+        for tensor in reader.tensors
+    }
+    digest = hashlib.sha256()
+    for key in ("tokens", "token_type", "scores", "merges"):
+        if (field := reader.fields.get(f"tokenizer.ggml.{key}")) is not None:
+            digest.update(json.dumps([key, field.contents()]).encode())
+    return GgufTold(tensors, gguf_metadata(reader), digest.hexdigest())
+
+
+def safetensors_told(file: Path) -> dict[str, str]:
+    """The same of a safetensors file's tensors."""
+    with Checkpoint.open_files((file,)) as checkpoint:
+        return {
+            name: _told(tensor.dtype, list(tensor.shape), checkpoint.read(tensor))
+            for name, tensor in sorted(checkpoint.tensors.items())
+        }
+
+
+def _told(kind: str, shape: list[int], data: np.ndarray[Any, Any]) -> str:
+    return f"{kind} {'x'.join(map(str, shape))} {hashlib.sha256(data.tobytes()).hexdigest()[:16]}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,12 @@ import numpy as np
 import pytest
 from artifact_files import (
     ASSETS,
+    GgufTold,
     edit_json,
-    gguf_metadata,
+    gguf_told,
     quantizer,
     read_safetensors,
+    safetensors_told,
     write_safetensors,
 )
 from gguf import GGUFReader
@@ -27,7 +27,6 @@ from orchestrator.artifacts.gguf_file import WantedGguf, build_gguf
 from orchestrator.artifacts.gguf_types import CONVERTED, FILE_TYPES, Quant
 from orchestrator.artifacts.nvfp4_checkpoint import WantedNvfp4
 from orchestrator.artifacts.rope import Rope, llama3_factors
-from orchestrator.artifacts.safetensors import Checkpoint
 from orchestrator.core.progress import silent
 from orchestrator.errors import SourceError
 
@@ -43,47 +42,26 @@ def oracle(name: str) -> dict[str, Any]:
     return dict(json.loads((ASSETS / "families.json").read_bytes())[name])
 
 
-@dataclass(frozen=True)
-class Found:
-    """A built file as the oracle describes one. It is read once: gguf's reader is slow with vocabularies."""
-
-    tensors: dict[str, str]
-    metadata: dict[str, Any]
-    vocabulary: str
-
-
-def read(file: Path) -> Found:
-    reader = GGUFReader(file)
-    tensors = {
-        tensor.name: f"{tensor.tensor_type.name} {'x'.join(str(int(size)) for size in reversed(tensor.shape))} "
-        + hashlib.sha256(tensor.data.tobytes()).hexdigest()[:16]
-        for tensor in reader.tensors
-    }
-    digest = hashlib.sha256()
-    for key in ("tokens", "token_type", "scores", "merges"):
-        if (field := reader.fields.get(f"tokenizer.ggml.{key}")) is not None:
-            digest.update(json.dumps([key, field.contents()]).encode())
-    return Found(tensors, gguf_metadata(reader), digest.hexdigest())
-
-
 @pytest.fixture(scope="module", params=list(MODELS))
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[Quant, Found]]:
+def built(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict[Quant, GgufTold]]:
     """(name of a tiny model, its GGUF of every type), all made in one pass."""
     directory = tmp_path_factory.mktemp(request.param)
     source = write_model(request.param, directory / "source")
     quants: tuple[Quant, ...] = ("bf16",) if request.param == "llama-smol" else tuple(FILE_TYPES)
     wanted = [WantedGguf(directory / f"{quant}.gguf", quant, quantizer()) for quant in quants]
     one_pass.build(source, wanted, silent)
-    return request.param, {one.quant: read(one.out) for one in wanted}
+    return request.param, {one.quant: gguf_told(one.out) for one in wanted}
 
 
-def test_tensors_are_those_of_llama_cpp_byte_for_byte_and_in_order(built: tuple[str, dict[Quant, Found]]) -> None:
+def test_tensors_are_those_of_llama_cpp_byte_for_byte_and_in_order(built: tuple[str, dict[Quant, GgufTold]]) -> None:
     name, files = built
     for quant, found in files.items():
         assert list(found.tensors.items()) == list(oracle(name)[quant]["tensors"].items()), quant
 
 
-def test_metadata_is_that_of_llama_cpp(built: tuple[str, dict[Quant, Found]]) -> None:
+def test_metadata_is_that_of_llama_cpp(built: tuple[str, dict[Quant, GgufTold]]) -> None:
     name, files = built
     for quant, found in files.items():
         expected = {key: value for key, value in oracle(name)[quant]["metadata"].items() if key not in _NAMED}
@@ -92,7 +70,7 @@ def test_metadata_is_that_of_llama_cpp(built: tuple[str, dict[Quant, Found]]) ->
             assert list(found.metadata) == list(expected), quant
 
 
-def test_the_vocabulary_is_that_of_llama_cpp(built: tuple[str, dict[Quant, Found]]) -> None:
+def test_the_vocabulary_is_that_of_llama_cpp(built: tuple[str, dict[Quant, GgufTold]]) -> None:
     name, files = built
     if MODELS[name].tokenizer == "spm-json":
         # llama.cpp's converter writes one score for all pieces: see test_scores_are_made_anew_from_merges.
@@ -108,13 +86,8 @@ def test_nvfp4_is_that_of_llm_compressor(name: str, tmp_path: Path) -> None:
     gguf = WantedGguf(tmp_path / "q8_0.gguf", "q8_0", quantizer())
     # Together with a GGUF, for which Llama's rows are moved.
     one_pass.build(source, [gguf, WantedNvfp4(out)], silent)
-    assert read(gguf.out).tensors == oracle(name)["q8_0"]["tensors"]
-    with Checkpoint.open(out) as checkpoint:
-        found = {
-            key: f"{tensor.dtype} {'x'.join(map(str, tensor.shape))} "
-            + hashlib.sha256(checkpoint.read(tensor).tobytes()).hexdigest()[:16]
-            for key, tensor in checkpoint.tensors.items()
-        }
+    assert gguf_told(gguf.out).tensors == oracle(name)["q8_0"]["tensors"]
+    found = safetensors_told(out / "model.safetensors")
     assert found == oracle(name)["nvfp4a16"]
     assert ("model.layers.0.self_attn.q_proj.bias" in found) is (name == "qwen2-tied")
     assert (out / "tokenizer.model").exists() is (name == "llama-spm")

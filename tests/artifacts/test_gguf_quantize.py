@@ -9,9 +9,9 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from artifact_files import TINY, UNTIED, expected_gguf, gguf_tensors, quantizer
+from artifact_files import TINY, UNTIED, expected_gguf, gguf_tensors, gguf_told, quantizer
 from gguf import GGUFReader, GGUFWriter
-from test_families import oracle, read
+from test_families import oracle
 from tiny_models import write_model
 
 from orchestrator.artifacts.gguf_file import build_gguf
@@ -58,7 +58,7 @@ def test_files_are_those_of_llama_cpp(
     out = tmp_path / "model.gguf"
     quantize(unquantized(name, start), out, quant)
     expected = oracle(name)[f"{start}-{quant}" if quant in ("q8_0", "f16") else quant]
-    found = read(out)
+    found = gguf_told(out)
     assert list(found.tensors.items()) == list(expected["tensors"].items())
     left_out = ("general.version", "general.basename")
     wanted = {key: value for key, value in expected["metadata"].items() if key not in left_out}
