@@ -16,7 +16,7 @@ import pytest
 
 GIB = 2**30
 # Folders whose tests run real parts (sockets, processes, environments); their tests belong to the level `parts`.
-PARTS = ("cli", "contract", "gateway", "hub", "local")
+PARTS = ("cli", "contract", "faults", "gateway", "hub", "local")
 # Folders whose tests take long, the longest first.
 LONG = ("e2e", "docker")
 
