@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from orch_command import ROOT
-from orch_nursery import nursery_of, sound
+from orch_nursery import Undisturbed, nursery_of, sound
 
 sys.path.append(str(ROOT / "tests" / "artifacts"))
-
-
-@dataclass(frozen=True)
-class Undisturbed:
-    """`source` is a model's directory, `made` what a store lists of it in the end: SHA-256 by file, by key."""
-
-    source: Path
-    made: dict[str, dict[str, str]]
-
-    @property
-    def weights(self) -> str:
-        """The key of the weights."""
-        return next(key for key in self.made if key.startswith("weights-"))
 
 
 @pytest.fixture(scope="session")

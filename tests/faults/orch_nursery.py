@@ -29,6 +29,19 @@ class Ended:
     said: str
 
 
+@dataclass(frozen=True)
+class Undisturbed:
+    """`source` is a model's directory, `made` what a store lists of it in the end: SHA-256 by file, by key."""
+
+    source: Path
+    made: dict[str, dict[str, str]]
+
+    @property
+    def weights(self) -> str:
+        """The key of the weights."""
+        return next(key for key in self.made if key.startswith("weights-"))
+
+
 class Nursery:
     """Children that run `orch` with the data directory `home` and the hub at `endpoint`; a context."""
 

@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from conftest import Undisturbed
-from orch_nursery import Nursery, hub_server, nursery_of, sound
+from orch_nursery import Nursery, Undisturbed, hub_server, nursery_of, sound
 
 from orchestrator.artifacts.store import Store
 from orchestrator.drivers.hub.part import PIECE, arrived, piece_size
