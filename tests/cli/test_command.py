@@ -18,7 +18,7 @@ READING = [
 
 @pytest.mark.parametrize(
     "words",
-    ["frob", "up --frob", "build frob", "build gguf", "profile show", "migrate", "up llamacpp --timeout 0", "logs -n 0"],
+    ["frob", "up --frob", "build gguf", "profile show", "migrate", "up llamacpp --timeout 0", "logs -n 0"],
 )
 def test_wrong_usage_is_2(orch: Orch, words: str) -> None:
     done = orch.run(*words.split(), code=2)

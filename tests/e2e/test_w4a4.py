@@ -1,5 +1,5 @@
 """Quantized activations with the real programs: llm-compressor's NVFP4 (W4A4), served by vLLM through its own emulation
-and compared with numpy; FP8, which vLLM serves on CPUs by itself."""
+and compared with numpy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 import pytest
 from numpy_qwen3 import Array, NumpyQwen3
-from orch_command import ANSWER, ASSETS, Orch, free_port, wait_until
+from orch_command import ASSETS, Orch, free_port, wait_until
 
 from orchestrator.artifacts.safetensors import Checkpoint
 
@@ -227,11 +227,3 @@ def test_a_model_without_a_chat_template_cannot_be_calibrated_with_chats(builder
     told = builder.run("build", "nvfp4", str(weights), "-o", str(out), "--mode", "w4a4", "--tokens", "64", code=10)
     assert "the model has no chat template" in told.err
     assert not out.exists()
-
-
-def test_vllm_serves_fp8_on_a_cpu(orch_vllm: Orch) -> None:
-    orch_vllm.run("up", "vllm", "-p", str(orch_vllm.profile), "--recipe", "fp8")
-    assert orch_vllm.says() == ANSWER
-    (engine,) = orch_vllm.engines().values()
-    assert engine["recipe"] == "fp8"
-    orch_vllm.status()

@@ -151,7 +151,7 @@ REFUSALS = [
     ("vllm", Recipe.NVFP4, HOST, "no NVFP4 kernel for CPUs"),
     ("vllm", Recipe.NVFP4, V100, "needs compute capability 7.5; the best GPU here has 7.0"),
     ("vllm", Recipe.NVFP4, T4, ""),
-    ("vllm", Recipe.FP8, HOST, ""),
+    ("vllm", Recipe.FP8, HOST, "too slowly"),
     ("vllm", Recipe.FP8, V100, "needs compute capability 7.5; the best GPU here has 7.0"),
     ("vllm", Recipe.FP8, T4, ""),
     ("vllm", Recipe.WEIGHTS, HOST, ""),
