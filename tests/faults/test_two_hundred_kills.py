@@ -6,10 +6,13 @@ import hashlib
 import random
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+from orch_command import ROOT
 from orch_nursery import Nursery, Undisturbed, hub_server, nursery_of, sound
 
 from orchestrator.artifacts.store import Store
@@ -86,11 +89,29 @@ class Life:
             self._have = have
 
 
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> Undisturbed:
+    """3 MB of weights, and a GGUF and NVFP4 of them."""
+    sys.path.append(str(ROOT / "tests" / "artifacts"))
+    from tiny_models import write_model
+
+    place = tmp_path / "undisturbed"
+    source = write_model("qwen2-tied", place / "source")
+    with nursery_of(place, source) as (nursery, _):
+        nursery.run("build", "-p", str(place / "tiny.toml"))
+        made = sound(nursery.home / "store")
+    assert len(made) == 3
+    return Undisturbed(source, made)
+
+
 def test_two_hundred_kills(undisturbed: Undisturbed, tmp_path: Path) -> None:
     total = sum(path.stat().st_size for path in undisturbed.source.iterdir())
-    with nursery_of(tmp_path, undisturbed.source) as (nursery, hub):
+    with nursery_of(tmp_path / "killed", undisturbed.source) as (nursery, hub):
         clock, kills = Clock(nursery), 0
-        pull, build = (("pull", "-p", str(tmp_path / "tiny.toml")), ("build", "-p", str(tmp_path / "tiny.toml")))
+        pull, build = (
+            ("pull", "-p", str(tmp_path / "killed" / "tiny.toml")),
+            ("build", "-p", str(tmp_path / "killed" / "tiny.toml")),
+        )
         hub.faults.append(hub_server.Fault("slow", WEIGHTS, SLOW))
         clock.run(pull)
         clock.run(build)
