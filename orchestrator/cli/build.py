@@ -95,8 +95,8 @@ def _recipes_of(profile: Profile, named: list[str]) -> tuple[Recipe, ...]:
 def _plan_build(session: Session, profile: Profile, recipes: tuple[Recipe, ...], fetch_only: bool = False) -> Plan:
     """Everything that the recipes take, those that can be in one read of the weights."""
     from orchestrator.cli.wishes import weights_facts
-    from orchestrator.core.plan import plan_supply
     from orchestrator.core.steps import Action, FetchWeights, Plan
+    from orchestrator.core.supply import plan_supply
     from orchestrator.engines.resolve import artifact_supply
 
     observed = session.observe()
@@ -111,7 +111,7 @@ def _plan_build(session: Session, profile: Profile, recipes: tuple[Recipe, ...],
 
 def _tell_estimate(session: Session, plan: Plan) -> None:
     """What the builds to be done will take; HostError where the disk has no room for them."""
-    from orchestrator.core.plan import builds_of
+    from orchestrator.core.supply import builds_of
 
     builds = builds_of(plan)
     for one in builds:

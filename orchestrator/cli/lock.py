@@ -246,7 +246,7 @@ def _adapters(session: Session, profile: Profile, observed: Observed) -> tuple[A
 
 def _make_missing(session: Session, file: Path, profile: Profile, observed: Observed) -> None:
     from orchestrator.cli.wishes import weights_facts
-    from orchestrator.core.plan import plan_supply
+    from orchestrator.core.supply import plan_supply
 
     def make_plan() -> Plan:
         supply = _materials(session, profile, weights_facts(session, profile), observed)

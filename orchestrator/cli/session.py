@@ -298,7 +298,7 @@ class Session:
     def run(self, plan: Plan) -> None:
         """Run a plan under the screen's eyes and the journal's."""
         from orchestrator.core.events import EventKind
-        from orchestrator.core.plan import builds_of
+        from orchestrator.core.supply import builds_of
         from orchestrator.drivers.records import Journal
         from orchestrator.run import run
 

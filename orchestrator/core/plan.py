@@ -26,20 +26,12 @@ from orchestrator.core.steps import (
     Action,
     AwaitMemory,
     AwaitReady,
-    BuildArtifact,
-    BuildImage,
-    BuildTogether,
     Drain,
     EnsureEngine,
-    EnsureEnvironment,
     EnsureGateway,
-    FetchArtifact,
-    FetchWeights,
-    ImportAdapter,
     ImportArtifact,
     LoadAdapter,
     Plan,
-    PullImage,
     RecordDesired,
     RemoveEngine,
     RemoveRoute,
@@ -51,6 +43,7 @@ from orchestrator.core.steps import (
     VerifyRoute,
     WriteFile,
 )
+from orchestrator.core.supply import supply_items
 from orchestrator.core.vram import Budget
 
 # Somebody waits for an undo to end.
@@ -98,7 +91,7 @@ def plan_deploy(
         refuse_no_room(resolved, observed)
     before: list[Action | Skip] = [
         *resolved.passed_over,
-        *_supply(resolved.supply, observed),
+        *supply_items(resolved.supply, observed),
         *(unknown_room(resolved, observed) if match is None else ()),
         *_gateway(door, observed),
         *_engine(chosen, match, resolved.budget, limits),
@@ -120,24 +113,6 @@ def plan_deploy(
         if engine.deployment.instance != chosen.instance:
             after += _retire(engine, limits.drain_s)
     return Plan(verb, (*before, *after), len(before), resolved.budget if match is None else None)
-
-
-def _in_one_read(supply: tuple[Supply, ...]) -> tuple[Supply, ...]:
-    """The same, but what can be made in one read of the weights is made together, at the end."""
-    streamed = tuple(step for step in supply if isinstance(step, BuildArtifact) and step.recipe.streamed)
-    others = tuple(step for step in supply if step not in streamed)
-    return (*others, BuildTogether(streamed)) if len(streamed) > 1 else supply
-
-
-def plan_supply(verb: str, supply: tuple[Supply, ...], observed: Observed) -> Plan:
-    """Have all of this, what can be in one read of the weights; nothing that serves is touched."""
-    items = tuple(_supply(_in_one_read(supply), observed))
-    return Plan(verb, items, commit=len(items))
-
-
-def builds_of(plan: Plan) -> tuple[BuildArtifact, ...]:
-    """All that it builds."""
-    return tuple(build for action in plan.actions for build in _builds(action.step))
 
 
 def plan_down(profile: str, observed: Observed, limits: Limits, forget: bool = False) -> Plan:
@@ -241,57 +216,6 @@ def _chosen(wanted: Deployment, mine: tuple[EngineObserved, ...], match: EngineO
     return wanted.model_copy(update=kept | (on_gpu if match.running else {}))
 
 
-def _supply(supply: tuple[Supply, ...], observed: Observed) -> Iterator[Action | Skip]:
-    made = {build.key: build.calibration for step in supply for build in _builds(step)}
-    built = [step.reference for step in supply if isinstance(step, BuildImage)]
-    for step in supply:
-        match step:
-            case FetchWeights() if made and all(key in observed.finished for key in made):
-                yield Skip(step.what, "all that is made of it is in the store")
-                continue
-            case EnsureEnvironment(spec):
-                present = observed.environments.get(spec.name)
-                if present is not None and not present.problem:
-                    yield Skip(step.what, "installed")
-                    continue
-                made_in = [key for key, how in made.items() if how is not None and how.environment == spec]
-                if made_in and all(key in observed.finished for key in made_in):
-                    yield Skip(step.what, "all that is made in it is in the store")
-                    continue
-            case PullImage(image):
-                if image.reference in observed.images:
-                    yield Skip(step.what, "it is here")
-                    continue
-                if built and all(reference in observed.images for reference in built):
-                    yield Skip(step.what, "all that is made of it is here")
-                    continue
-            case BuildImage(reference):
-                if reference in observed.images:
-                    yield Skip(step.what, "it is here")
-                    continue
-            case BuildTogether(builds):
-                yield from (Skip(build.what, "in the store") for build in builds if build.key in observed.finished)
-                left = tuple(build for build in builds if build.key not in observed.finished)
-                if left:
-                    yield Action(BuildTogether(left) if len(left) > 1 else left[0])
-                continue
-            case FetchWeights() | FetchArtifact() | BuildArtifact() | ImportAdapter():
-                if step.key in observed.finished:
-                    yield Skip(step.what, "in the store")
-                    continue
-        yield Action(step)
-
-
-def _builds(step: Step) -> tuple[BuildArtifact, ...]:
-    match step:
-        case BuildArtifact():
-            return (step,)
-        case BuildTogether(builds):
-            return builds
-        case _:
-            return ()
-
-
 def _gateway(door: Door, observed: Observed) -> Iterator[Action | Skip]:
     gateway = observed.gateway
     # One that is there stays where it is, on whatever target: clients are connected to it.
@@ -301,7 +225,7 @@ def _gateway(door: Door, observed: Observed) -> Iterator[Action | Skip]:
         yield Skip(step.what, f"it runs (pid {gateway.instance.pid})")
         return
     if target == door.target:
-        yield from _supply(door.supply, observed)
+        yield from supply_items(door.supply, observed)
     undo = () if gateway.instance is not None else (StopEngine(target, GATEWAY), RemoveEngine(target, GATEWAY))
     yield Action(step, undo)
 

@@ -12,8 +12,8 @@ from orchestrator.core.artifact import Recipe
 from orchestrator.core.calibration import cost, parse_texts
 from orchestrator.core.environment import EnvironmentObserved
 from orchestrator.core.observed import GatewayObserved, Observed
-from orchestrator.core.plan import plan_supply
 from orchestrator.core.steps import Skip
+from orchestrator.core.supply import plan_supply
 from orchestrator.core.weights import Shape
 from orchestrator.engines.resolve import artifact_supply, key_of
 from orchestrator.errors import SourceError

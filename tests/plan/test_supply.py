@@ -8,8 +8,8 @@ from situation import shown
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.deployment import Desired, Wish
 from orchestrator.core.observed import GatewayObserved, Observed
-from orchestrator.core.plan import plan_supply
 from orchestrator.core.steps import BuildArtifact, BuildTogether, FetchArtifact, FetchWeights, ImportAdapter
+from orchestrator.core.supply import plan_supply
 from orchestrator.engines.resolve import artifact_supply
 
 HUB = tiny(weights={"repo": "owner/name", "revision": "0" * 40})
