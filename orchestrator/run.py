@@ -60,7 +60,7 @@ from orchestrator.core.steps import (
 )
 from orchestrator.drivers.base import Gateway, World
 from orchestrator.engines import ENGINES
-from orchestrator.errors import HostError, Interrupted, OrchError, StepFailed, StepStranded
+from orchestrator.errors import HostError, Interrupted, OrchError, SourceError, StepFailed, StepStranded
 
 Emit = Callable[[Event], None]
 
@@ -265,7 +265,12 @@ def _fetch_artifact(step: FetchArtifact, world: World, progress: Progress) -> No
         else:
             files = world.builder.copy_in(Path(step.path), building.work, building.expect, progress)
             builder = {}
-        files = world.builder.settle(step.recipe, building.work, files)
+        try:
+            files = world.builder.settle(step.recipe, building.work, files)
+        except SourceError:
+            # However often it comes, it is not what it should be.
+            building.discard()
+            raise
         building.finish(step.recipe, step.source, builder, files, progress)
 
 

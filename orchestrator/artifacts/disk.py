@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,17 +61,36 @@ def fsync_file(path: Path) -> None:
 def replacing(out: Path) -> Iterator[Path]:
     """A temporary sibling of `out` to write to; on success it is fsynced and takes the name, else it is removed.
 
-    The sibling's name is always the same, so the next attempt overwrites what a killed one left.
+    The sibling's name is always the same, so the next attempt overwrites what a killed one left. HostError while
+    another process writes it.
     """
     partial = out.with_name(f".{out.name}.part")
+    with alone_at(partial, os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)):
+        try:
+            yield partial
+            fsync_file(partial)
+            partial.replace(out)
+            fsync_directory(out.parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def alone_at(path: Path, descriptor: int) -> Iterator[None]:
+    """Nobody else works at `path`, which `descriptor` (closed at the end) was opened at; HostError if somebody does."""
     try:
-        yield partial
-        fsync_file(partial)
-        partial.replace(out)
-        fsync_directory(out.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between the opening and the lock, another's finished work may have been renamed away.
+            mine = os.path.samestat(os.fstat(descriptor), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        if not mine:
+            raise HostError(f"Another process is writing {path}.", "Wait for its end, or write to another place.")
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_whole(out: Path, content: bytes) -> None:

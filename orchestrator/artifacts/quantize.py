@@ -106,7 +106,14 @@ def _moderate(rows: npt.NDArray[np.float32]) -> bool:
 
 def _same_bytes(rows: npt.NDArray[np.float32], expected: npt.NDArray[np.uint8]) -> Compiled | None:
     """The compiled quantizer, if it makes of these rows what ggml made of them."""
-    # Here, because importing numba takes half a second.
-    from orchestrator.artifacts import q6_k
+    try:
+        # Here, because importing numba takes half a second; and where it cannot be, or cannot compile, ggml can go on.
+        from numba.core.errors import NumbaError
 
-    return q6_k.quantize if np.array_equal(q6_k.quantize(rows), expected) else None
+        from orchestrator.artifacts import q6_k  # as numba
+    except ImportError:
+        return None
+    try:
+        return q6_k.quantize if np.array_equal(q6_k.quantize(rows), expected) else None
+    except NumbaError:
+        return None

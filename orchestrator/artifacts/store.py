@@ -50,6 +50,11 @@ class Building:
         """Says before the first byte how large it will be; HostError if the store must not grow so far."""
         self.store.announce(self.key, size, about)
 
+    def discard(self) -> None:
+        """Deletes what has come so far: the next turn begins with nothing."""
+        with host_errors(f"clean {self.work}"):
+            self.store.discard(self.work)
+
     def finish(
         self,
         recipe: Recipe,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.options import AsJson, OnlyPlan, ProfileName, Yes, app, session_of
-from orchestrator.errors import PlanRefused, UsageError
+from orchestrator.errors import HostError, PlanRefused, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.artifacts.estimate import Estimate
@@ -164,6 +164,9 @@ def build_gguf(
             )
         if output.exists() and source.resolve() in (output.resolve(), output.resolve().parent):
             raise PlanRefused(f"{output} is one of the files it would be built from.", hint="Write to another place.")
+        _check_parent(output)
+        if output.is_dir():
+            raise HostError(f"{output} is a directory.", hint="Name the file to write: -o FILE.gguf")
         if foreign and source.is_file():
             raise PlanRefused(f"{source} is no directory.", hint="llama.cpp's own tools are given safetensors here.")
         if foreign:
@@ -286,21 +289,31 @@ def _whole_directory(output: Path) -> Iterator[Path]:
 
     Its name is always the same: the next attempt removes what a killed one left.
     """
-    from orchestrator.artifacts.disk import fsync_directory, host_errors
+    from orchestrator.artifacts.disk import alone_at, fsync_directory, host_errors
 
     if os.path.lexists(output):
         raise PlanRefused(f"{output} exists already.", hint="Name a directory that does not exist yet, or remove it.")
+    _check_parent(output)
     work = output.with_name(f".{output.name}.part")
-    try:
-        with host_errors(f"write {output}"):
+    with host_errors(f"write {output}"):
+        work.mkdir(exist_ok=True)
+        descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
+    with alone_at(work, descriptor):
+        try:
+            with host_errors(f"write {output}"):
+                for left in work.iterdir():
+                    left.unlink()
+            yield work
+            with host_errors(f"write {output}"):
+                work.rename(output)
+                fsync_directory(output.absolute().parent)
+        finally:
             shutil.rmtree(work, ignore_errors=True)
-            work.mkdir()
-        yield work
-        with host_errors(f"write {output}"):
-            work.rename(output)
-            fsync_directory(output.absolute().parent)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_parent(output: Path) -> None:
+    if not output.absolute().parent.is_dir():
+        raise HostError(f"Cannot write {output}: {output.absolute().parent} is no directory.", hint="Make it first.")
 
 
 def _tell_file(session: Session, output: Path) -> None:

@@ -270,6 +270,7 @@ class Session:
     def shipped(self, observed: Observed, profile: Profile) -> Shipped:
         """Pins, templates and the store's layout, for resolving a profile."""
         from orchestrator import resources
+        from orchestrator.drivers.weights import ReadyArtifacts
         from orchestrator.engines.resolve import Shipped
 
         return Shipped(
@@ -281,10 +282,9 @@ class Session:
             docker=self.docker_facts if self.docker.in_use else None,
             images=observed.images,
             calibration=lambda: self.calibration(profile.calibration),
-            ready={
-                recipe: self.catalog.of_ready_made(recipe, ready, self.progress)
-                for recipe, ready in profile.artifacts.items()
-            },
+            ready=ReadyArtifacts(
+                profile.artifacts, lambda recipe, ready: self.catalog.of_ready_made(recipe, ready, self.progress)
+            ),
         )
 
     @contextmanager

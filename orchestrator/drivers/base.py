@@ -47,6 +47,10 @@ class Building(Protocol):
         not grow so far."""
         ...
 
+    def discard(self) -> None:
+        """Delete what has come so far."""
+        ...
+
     def finish(
         self,
         recipe: Recipe,

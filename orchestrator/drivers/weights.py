@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,11 @@ class WeightsCatalog:
             facts = ReadyFacts(source, artifact_key(recipe, source), ready.hub, ready.file or "")
         else:
             path = Path(ready.path or "")
+            if not path.exists():
+                raise HostError(
+                    f"The ready-made artifact {path} is not there.",
+                    hint=f"artifacts.{recipe.value}.path in the profile names it.",
+                )
             files = [path] if path.is_file() else _wanted(path)
             hashes = self._hashes(files, progress)
             source = f"file:{hashes[path.name]}" if path.is_file() else source_of_files(hashes)
@@ -106,6 +111,29 @@ class WeightsCatalog:
         except ValueError:
             return {}
         return value if isinstance(value, dict) else {}
+
+
+class ReadyArtifacts(Mapping[Recipe, ReadyFacts]):
+    """Facts of a profile's ready-made artifacts, each looked at when it is asked for: a local one is hashed then."""
+
+    def __init__(self, ready: Mapping[Recipe, ReadyMade], facts: Callable[[Recipe, ReadyMade], ReadyFacts]) -> None:
+        self._ready = ready
+        self._facts = facts
+        self._known: dict[Recipe, ReadyFacts] = {}
+
+    def __getitem__(self, recipe: Recipe) -> ReadyFacts:
+        if recipe not in self._known:
+            self._known[recipe] = self._facts(recipe, self._ready[recipe])
+        return self._known[recipe]
+
+    def __contains__(self, recipe: object) -> bool:
+        return recipe in self._ready
+
+    def __iter__(self) -> Iterator[Recipe]:
+        return iter(self._ready)
+
+    def __len__(self) -> int:
+        return len(self._ready)
 
 
 def _wanted(root: Path) -> list[Path]:

@@ -14,11 +14,11 @@ from orchestrator.artifacts.gguf_file import WantedGguf
 from orchestrator.artifacts.nvfp4_checkpoint import WantedNvfp4
 from orchestrator.artifacts.one_pass import Wanted, build, fused_with
 from orchestrator.core.progress import silent
-from orchestrator.errors import Interrupted, SourceError
+from orchestrator.errors import HostError, Interrupted, SourceError
 
 
-def wanted(place: Path) -> list[Wanted]:
-    place.mkdir()
+def wanted(place: Path, there: bool = False) -> list[Wanted]:
+    place.mkdir(exist_ok=there)
     ggufs = [WantedGguf(place / f"{quant}.gguf", quant, quantizer()) for quant in ("q6_k", "bf16")]
     return [*ggufs, WantedNvfp4(place / "nvfp4")]
 
@@ -106,3 +106,19 @@ def test_matrices_that_engines_fuse_belong_together() -> None:
     assert fused_with(f"{layer}.mlp.gate_proj.weight") == fused_with(f"{layer}.mlp.up_proj.weight")
     assert len({fused_with(f"{layer}.mlp.{part}_proj.weight") for part in ("gate", "down")}) == 2
     assert fused_with("lm_head.weight") == "lm_head.weight"
+
+
+def test_two_builds_never_write_one_file(tmp_path: Path) -> None:
+    """The second would go on filling what the first has given its final name."""
+    refused: list[str] = []
+
+    def meanwhile(what: str, done: int, total: int) -> None:
+        if not refused:
+            with pytest.raises(HostError) as caught:
+                build(TINY, wanted(tmp_path / "made", there=True), silent)
+            refused.append(caught.value.message)
+
+    build(TINY, wanted(tmp_path / "made"), meanwhile)
+    build(TINY, wanted(tmp_path / "alone"), silent)
+    assert "Another process is writing" in refused[0]
+    assert contents(tmp_path / "made") == contents(tmp_path / "alone")

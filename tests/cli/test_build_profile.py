@@ -165,6 +165,16 @@ def test_what_is_not_what_it_claims_is_refused(orch: Orch, published: Any, recip
     done = orch.run("build", "-p", profile_with(orch, wrong), "--recipe", recipe, code=10)
     assert "is not" in done.err
     assert entries(orch) == {}
+    assert list((orch.home / "store" / ".partial").iterdir()) == [], "it would be no better the next time"
+
+
+def test_a_ready_made_file_that_is_gone_is_named_and_hinders_nothing_else(orch: Orch, hub: Any) -> None:
+    profile = profile_with(orch, '[artifacts.gguf-q6_k]\npath = "/no/such.gguf"\n')
+    told = orch.run("build", "-p", profile, code=4).err
+    assert "/no/such.gguf is not there" in told
+    assert "artifacts.gguf-q6_k.path" in told
+    orch.run("build", "-p", profile, "--recipe", "nvfp4a16")
+    assert entries(orch).keys() == {"weights", "nvfp4a16"}
 
 
 def test_a_published_file_that_is_not_there_is_named_with_those_like_it(orch: Orch, published: Any) -> None:

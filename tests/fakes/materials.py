@@ -66,6 +66,9 @@ class FakeBuilding:
     def expect(self, size: int, about: bool = False) -> None:
         """There is room for everything."""
 
+    def discard(self) -> None:
+        """There is nothing."""
+
     def finish(
         self,
         recipe: Recipe,
