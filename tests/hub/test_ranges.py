@@ -171,6 +171,22 @@ def test_a_page_in_place_of_a_piece_costs_nothing_that_came(server: Any, tmp_pat
     assert server.sent < snapshot.size + 4 * PIECE, "those under way at most come twice"
 
 
+def test_pages_are_waited_out_and_forgotten_once_bytes_come(server: Any, tmp_path: Path) -> None:
+    hub = Hub(server.url, pauses=(0.01, 0.01), piece=PIECE, parallel=1)
+    snapshot = hub.snapshot(TINY, timeout=5)
+    server.faults.append(Fault("slow", WEIGHTS, 10_000_000))
+    shares = [0.2, 0.5, 0.8]
+
+    def turn(what: str, done: int, total: int) -> None:
+        if total == snapshot.size and shares and done > total * shares[0]:
+            del shares[0]
+            server.faults.append(Fault("page", WEIGHTS, times=2))
+
+    hub.fetch(snapshot, tmp_path, turn)
+    assert digests(tmp_path) == TRUTH
+    assert [fault.times for fault in server.faults[1:]] == [0, 0, 0], "each page was sent"
+
+
 def test_a_page_in_place_of_every_piece_is_told_and_what_came_stays(server: Any, hub: Hub, tmp_path: Path) -> None:
     snapshot = hub.snapshot(TINY, timeout=5)
     server.faults.append(Fault("slow", WEIGHTS, 5_000_000))

@@ -32,7 +32,7 @@ from orchestrator.drivers.hub.choice import named, weights_of
 from orchestrator.drivers.hub.here import Here
 from orchestrator.drivers.hub.meter import Meter
 from orchestrator.drivers.hub.part import PIECE
-from orchestrator.drivers.hub.refusals import detail, retry_after, transient, translated
+from orchestrator.drivers.hub.refusals import detail, retry_after, shown, transient, translated
 from orchestrator.drivers.hub.stream import network_errors
 from orchestrator.drivers.hub.token import Secret, read_token
 from orchestrator.drivers.hub.transfer import Line, Transfer
@@ -53,8 +53,8 @@ class Hub:
 
     The token is `token`, else what `token_file` holds, else HF_TOKEN, the file at HF_TOKEN_PATH or the login that the
     hub's client keeps. Offline, every request is a HostError. `pauses`: seconds before each new try after a failure of
-    the network or the hub; when they are used up, it is final. `parallel`: so many requests at once, of files and of
-    `piece` bytes of one file (of a file under 1 GB: smaller ones).
+    the network or the hub, or an answer of something else; when they are used up, it is final. `parallel`: so many
+    requests at once, of files and of `piece` bytes of one file (of a file under 1 GB: smaller ones).
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Hub:
         self._piece = piece
 
     def __repr__(self) -> str:
-        return f"Hub({self._endpoint or 'default endpoint'})"
+        return f"Hub({shown(self._endpoint or 'default endpoint')})"
 
     def snapshot(self, source: HubSource, timeout: float, names: Sequence[str] | None = None) -> HubSnapshot:
         """Asks what the revision is now and which of its files orch would fetch, with sizes and hashes.
@@ -94,10 +94,10 @@ class Hub:
             what = f"{source.repo} is not a repository's name."
             raise SourceError(what, "write OWNER/NAME", detail(error)) from error
         except network_errors() as error:
-            raise translated(error, source, self._where()) from error
+            raise translated(error, source, shown(self._where())) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             hint = "HF_ENDPOINT must be a hub; a proxy may have answered instead"
-            raise HostError(f"{self._where()} did not answer like a hub.", hint, detail(error)) from error
+            raise HostError(f"{shown(self._where())} did not answer like a hub.", hint, detail(error)) from error
         resolved = HubSource(source.repo, info.sha or "")
         if not resolved.pinned or (source.pinned and resolved != source):
             raise SourceError(f"The hub answers {source} with commit {info.sha}.", "check the revision and HF_ENDPOINT")
@@ -127,7 +127,7 @@ class Hub:
 
         Files that are there and right stay; an incomplete one is continued, also after kill -9. Progress counts bytes
         over all files, tells of each that is under way, and may raise Interrupted, which leaves what came so far.
-        Raises SourceError (bytes that twice were not what the hub states) and HostError (unreachable, access refused,
+        Raises SourceError (bytes that were again not what the hub states) and HostError (unreachable, access refused,
         disk full).
         """
         source, meter = snapshot.source, Meter(progress, snapshot.source.repo, snapshot.size)
@@ -155,7 +155,7 @@ class Hub:
             return SourceError(f"{file.path} of {source} is not what the hub states: {problem}.", hint)
 
         def explain(error: Exception, file: HubFile) -> OrchError:
-            return translated(error, source, self._where(), file.path)
+            return translated(error, source, shown(self._where()), file.path)
 
         return Line(partial(self._request, source), explain, unlike, self._pauses, self._parallel)
 
@@ -195,7 +195,7 @@ class Hub:
         except ValueError:
             sound = False
         if not sound:
-            raise HostError(f"{self._where()} is not the address of a hub.", "write HF_ENDPOINT as https://HOST")
+            raise HostError(f"{shown(self._where())} is not the address of a hub.", "write HF_ENDPOINT as https://HOST")
         from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
         try:

@@ -61,7 +61,7 @@ def refused(error: Exception) -> str:
 
 
 def translated(error: Exception, source: HubSource, where: str, path: str = "") -> OrchError:
-    """What an error means to the user, at the hub `where`; a signed address's secrets do not get into `detail`."""
+    """What an error means to the user, at the hub `where`, as shown; a signed address's secrets are not in `detail`."""
     from huggingface_hub import errors
 
     what, told = f"{path} of {source}" if path else str(source), detail(error)
@@ -89,8 +89,13 @@ def translated(error: Exception, source: HubSource, where: str, path: str = "") 
     return HostError(f"The hub failed at {what} ({status}).", f"{when}: it goes on where it stopped{more}", told)
 
 
+def shown(address: str) -> str:
+    """An address as people may see it: without its user and password, also where a "/" or "@" in them spoils it."""
+    return re.sub(r"^(\w+://)?.*@", r"\1", address)
+
+
 def detail(error: Exception) -> str:
     """The error's text without what is secret in it: signatures of addresses, a proxy's password, a token that a header
     was refused for."""
     text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1?...", f"{type(error).__name__}: {error}")
-    return re.sub(r"Bearer .*", "Bearer ...", re.sub(r"://[^\s/@]+@", "://...@", text))
+    return re.sub(r"Bearer .*", "Bearer ...", re.sub(r"://[^\s/]+@", "://...@", text))

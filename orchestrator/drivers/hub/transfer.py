@@ -25,7 +25,7 @@ from orchestrator.drivers.hub.stream import LANE_ITEMS, TICK, Head, Lane, Stream
 from orchestrator.drivers.hub.sums import Follower, Sums
 from orchestrator.errors import OrchError
 
-# What twice was not what the hub states will not be the third time.
+# A whole file that twice was not what the hub states will not be the third time.
 STRIKES: Final = 2
 
 
@@ -45,12 +45,14 @@ class Want:
 
 @dataclass
 class Coming:
-    """A file that is under way. `direct` is where its bytes were found last, `wants` what nobody asks for now."""
+    """A file that is under way. `direct` is where its bytes were found last, `wants` what nobody asks for now; `pages`
+    counts answers of something else since its last new bytes, `strikes` how often all of it was wrong."""
 
     file: HubFile
     part: Part
     follower: Follower
     wants: list[Want]
+    pages: int = 0
     strikes: int = 0
     ranged: bool = True
     direct: str = ""
@@ -73,7 +75,8 @@ class Line:
     """How the hub is asked. `request` gives the address and the headers for a file from a byte to before another one
     (None: to its end), at an address that is known already or "".
 
-    `pauses`: seconds before each new try after a failure without a byte; `explain` makes the last one an OrchError.
+    `pauses`: seconds before each new try after a failure or a page without a byte; `explain` makes the last failure an
+    OrchError, `unlike` the last page.
     """
 
     request: Callable[[HubFile, int, int | None, str], tuple[str, dict[str, str]]]
@@ -180,8 +183,7 @@ class Transfer:
             try:
                 self._take_from(who, flight, what)
             except UnlikeError as error:
-                # The answer is of something else, such as a proxy's page; what came before it may well be right.
-                self._strike(flight.coming, str(error), restart=False)
+                self._page(flight.coming, str(error))
         elif isinstance(who, Follower):
             coming = next((coming for coming in self._coming if coming.follower is who), None)
             if coming is not None and isinstance(what, OSError):
@@ -225,6 +227,8 @@ class Transfer:
         new = coming.part.put(flight.at, chunk)
         flight.at += len(chunk)
         flight.gained += new
+        if new:
+            coming.pages = 0
         coming.follower.reach(coming.part.prefix)
         self.meter.add(new)
 
@@ -257,6 +261,17 @@ class Transfer:
         self._trouble = refused(error)
         self._again(flight)
 
+    def _page(self, coming: Coming, problem: str) -> None:
+        """An answer is of something else, such as a proxy's page. It passes as a failure of the hub does, and what came
+        before it may well be right."""
+        self._leave(coming)
+        if coming.pages == len(self.line.pauses):
+            raise self.line.unlike(problem, coming.file)
+        due = time.monotonic() + self.line.pauses[coming.pages]
+        coming.pages += 1
+        self._trouble = "something else came than the hub states"
+        coming.wants, coming.direct = self._all_wants(coming.part, due), ""
+
     def _again(self, flight: Flight) -> None:
         flight.coming.wants.append(flight.want)
         flight.coming.wants.sort(key=lambda want: want.first)
@@ -272,25 +287,21 @@ class Transfer:
     def _whole(self, coming: Coming, sums: Sums) -> None:
         if (problem := sums.problem()) is not None:
             # Nobody knows which bytes of it are wrong.
-            self._strike(coming, problem, restart=True)
+            self._strike(coming, problem)
             return
         self.here.finish(coming.file, coming.part, sums.entry())
         self._coming.remove(coming)
         self.entries[coming.file.path] = sums.entry()
 
-    def _strike(self, coming: Coming, problem: str, restart: bool) -> None:
-        """Something is not what the hub states: the file is asked for once more (all of it at a `restart`), and once
-        only."""
+    def _strike(self, coming: Coming, problem: str) -> None:
+        """A whole file is not what the hub states: all of it is asked for once more, and once only."""
         self._leave(coming)
         coming.strikes += 1
         if coming.strikes == STRIKES:
-            if restart:
-                coming.part.remove()
+            coming.part.remove()
             raise self.line.unlike(problem, coming.file)
-        if restart:
-            coming.follower.leave()
-            self.meter.add(-coming.part.arrived)
-            coming.part.restart()
-            coming.follower = Follower(coming.file, coming.part, self._lane)
-        due = 0.0 if restart else time.monotonic() + min(self.line.pauses, default=0.0)
-        coming.wants, coming.direct = self._all_wants(coming.part, due), ""
+        coming.follower.leave()
+        self.meter.add(-coming.part.arrived)
+        coming.part.restart()
+        coming.follower = Follower(coming.file, coming.part, self._lane)
+        coming.wants, coming.direct = self._all_wants(coming.part), ""
