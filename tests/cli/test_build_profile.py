@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import hub_server
-from orch_command import ASSETS, Orch, Outcome
+from orch_command import ASSETS, Orch, Outcome, script
 
 from orchestrator.core.artifact import Recipe
+
+hub_server = script("hub_server")
 
 TINY = ASSETS / "tiny-qwen3"
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import hub_server
-from orch_command import ASSETS, Orch, Outcome, wait_until
+from orch_command import ASSETS, Orch, Outcome, script, wait_until
+
+hub_server = script("hub_server")
 
 WEIGHTS = "model.safetensors"
 SOURCE = ASSETS / "tiny-qwen3"

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import hub_server
-from orch_command import ASSETS, Orch, wait_until
+from orch_command import ASSETS, Orch, script, wait_until
 
 from orchestrator.artifacts.store import Store
 from orchestrator.core.artifact import Recipe, artifact_key
+
+hub_server = script("hub_server")
 
 WEIGHTS = "model.safetensors"
 REPAIR = ("artifacts", "verify", "--repair", "--json")

@@ -13,11 +13,12 @@ import termios
 from typing import Any
 
 import pytest
-from conftest import hub_server
-from orch_command import ASSETS, Orch
+from orch_command import ASSETS, Orch, script
 
 from orchestrator.core.going import PartLine
 from orchestrator.render import moving
+
+hub_server = script("hub_server")
 
 WIDTH = 80
 
