@@ -1,0 +1,37 @@
+"""Several at once: what is the same is made once, and nobody waits for ever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orch_nursery import hub_server, nursery_of, sound
+
+TINY = Path(__file__).parents[1] / "assets" / "tiny-qwen3"
+
+
+def test_builds_of_the_same_and_of_more_make_each_artifact_once(tmp_path: Path) -> None:
+    profile = str(tmp_path / "work" / "tiny.toml")
+    with nursery_of(tmp_path / "work", TINY) as (nursery, hub):
+        hub.faults.append(hub_server.Fault("slow", "model.safetensors", 8_000_000))
+        recipes = [("gguf-q6_k", "nvfp4a16"), ("nvfp4a16", "gguf-q6_k", "fp8"), ("fp8", "gguf-bf16"), ("gguf-q6_k",)]
+        words = [[word for recipe in some for word in ("--recipe", recipe)] for some in recipes]
+        children = [nursery.start("build", "-p", profile, *some) for some in words]
+        assert [nursery.wait(child) for child in children] == [0] * len(children)
+        made = {key.rpartition("-")[0] for key in sound(nursery.home / "store")}
+        assert made == {"weights", "gguf-q6_k", "nvfp4a16", "fp8", "gguf-bf16"}
+        bodies = [request for request in hub.requests if request.method == "GET" and "/cdn/" in request.path]
+        assert len({request.path for request in bodies}) == len(bodies), "the weights came more than once"
+        journal = (nursery.home / "journal.jsonl").read_text()
+        for recipe in made - {"weights"}:
+            done = [line for line in journal.splitlines() if '"done"' in line and f"{recipe}-" in line]
+            assert done, recipe
+
+
+def test_a_pull_and_a_build_of_the_same_weights_download_them_once(tmp_path: Path) -> None:
+    profile = str(tmp_path / "work" / "tiny.toml")
+    with nursery_of(tmp_path / "work", TINY) as (nursery, hub):
+        hub.faults.append(hub_server.Fault("slow", "model.safetensors", 8_000_000))
+        children = [nursery.start("pull", "-p", profile), nursery.start("build", "-p", profile)]
+        assert [nursery.wait(child) for child in children] == [0, 0]
+        bodies = [request for request in hub.requests if request.method == "GET" and "/cdn/" in request.path]
+        assert len({request.path for request in bodies}) == len(bodies)
