@@ -164,8 +164,10 @@ def test_a_runner_that_dies_in_a_stream_is_told_under_200(server: Server) -> Non
 
 def test_a_runner_that_dies_in_a_v1_stream_leaves_it_without_an_end(server: Server) -> None:
     """From Ollama's source (middleware/openai.go); there is no recording of it."""
-    options: Json = {"max_tokens": 400, "temperature": 1.5, "seed": 7, "stream": True}
-    stream = OpenStream(server, "/v1/completions", model="tiny", prompt="a " * 40, **options)
+    server.create("long", **{"from": "tiny"}, parameters={"num_ctx": 2048})
+    # A reward for what was said before keeps it at "a" to the end of its context: left alone it stops after 30 tokens.
+    options: Json = {"max_tokens": 100_000, "temperature": 1.5, "seed": 7, "frequency_penalty": -2, "stream": True}
+    stream = OpenStream(server, "/v1/completions", model="long", prompt="a " * 40, **options)
     kill_runner(server)
     lines = stream.end()
     assert "data: [DONE]" not in lines
