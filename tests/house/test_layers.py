@@ -7,7 +7,7 @@ import re
 import sys
 
 import pytest
-from source import PACKAGE, Module, imports, modules
+from source import PACKAGE, ROOT, Module, imports, modules
 
 # What a room may import of the product; a room may always import itself. The longest prefix decides.
 ARROWS: dict[str, set[str]] = {
@@ -219,3 +219,10 @@ def _words(name: str) -> set[str]:
 def test_no_module_is_empty_but_for_packages() -> None:
     empty = [module.name for module in modules() if not module.tree.body and module.path.name != "__init__.py"]
     assert empty == []
+
+
+def test_nothing_is_imported_from_a_conftest() -> None:
+    """Every level has a module of this name: which of them is meant depends on the folders that pytest was given."""
+    line = re.compile(r"^\s*(from|import) conftest\b", re.MULTILINE)
+    wrong = [path.relative_to(ROOT) for path in (ROOT / "tests").rglob("*.py") if line.search(path.read_text())]
+    assert wrong == []
