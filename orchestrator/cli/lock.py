@@ -38,8 +38,13 @@ def write(
 ) -> None:
     """Write the lock of a profile: commit, files and their hashes, builders' versions, images, environments."""
     if context.invoked_subcommand is not None:
+        given = context.get_parameter_source("output") is not None and output != Path(LOCK_FILE)
+        if given or profile is not None:
+            raise typer.BadParameter(f"give the options of {context.invoked_subcommand} behind it")
         return
     with session_of(as_json) as session:
+        if not output.absolute().parent.is_dir():
+            raise HostError(f"{output.absolute().parent} is no directory.", hint="Make it first.")
         from orchestrator.cli.wishes import default_profile, load_profile, pinned
         from orchestrator.core.lock_file import lock_text
         from orchestrator.drivers.files import write_atomic
@@ -85,6 +90,8 @@ def check(
             session.screen.table(
                 "Damage", ("key", "path", "kind", "reason"), [dataclasses.asdict(damage) for damage in damages]
             )
+            tip = "orch artifacts verify --repair pulls or builds it again."
+            session.screen.note({"tip": tip}, tip)
             raise typer.Exit(DRIFT)
         if not no_build:
             _make_missing(session, file, loaded, observed)
@@ -212,8 +219,6 @@ def _locked_entry(session: Session, step: Supply) -> tuple[str, LockedEntry]:
             recipe, key, source = Recipe.ADAPTER, step.key, f"dir:{step.digest}"
         case BuildArtifact(recipe, key, source):
             builder = session.builder.versions(recipe)
-        case FetchArtifact(recipe, key, source):
-            pass
         case _:
             raise AssertionError(step)
     manifest = session.store.get(key)

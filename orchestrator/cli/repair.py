@@ -22,13 +22,18 @@ if TYPE_CHECKING:
     from orchestrator.core.weights import HubSource
 
 
+# Keys begin with their recipe.
+SOURCES = ("weights-", "adapter-")
+
+
 def repair(session: Session, damages: list[Damage]) -> tuple[list[dict[str, str]], list[Damage]]:
     """Repairs what can be. What was done (key, path, how), and what is left, each with the reason."""
     workshop = Workshop(session)
     done: list[dict[str, str]] = []
     left: list[Damage] = []
-    for key, group in groupby(damages, key=lambda damage: damage.key):
-        found = list(group)
+    by_key = {key: list(group) for key, group in groupby(damages, key=lambda damage: damage.key)}
+    # What others are built from comes first: it is read for them.
+    for key, found in sorted(by_key.items(), key=lambda one: not one[0].startswith(SOURCES)):
         try:
             done += [{"key": key, "path": path, "how": how} for path, how in workshop.repair(key, found).items()]
         except Interrupted:
@@ -104,12 +109,19 @@ class Workshop:
     def _build(self, recipe: Recipe, origin: str, base: str | None, work: Path) -> tuple[FileEntry, ...]:
         from orchestrator.artifacts.shelf import hash_all
 
-        for place in filter(None, (origin, base)):
-            if not Path(place).is_dir():
-                raise SourceError(f"{place}, which it is made of, is not here.", hint="orch pull brings weights back.")
+        self._check_sound(origin, base)
         progress = self._session.progress
         self._session.builder.build(recipe, Path(origin), work, progress, Path(base) if base is not None else None)
         return hash_all(work, progress)
+
+    def _check_sound(self, *places: str | None) -> None:
+        """What an entry is made of is here, and where it is of the store as its manifest says, to the last byte."""
+        for place in filter(None, places):
+            if not Path(place).is_dir():
+                raise SourceError(f"{place}, which it is made of, is not here.", hint="orch pull brings weights back.")
+            key = Path(place).name
+            if Path(place) == self._store.path(key) and self._store.verify(key, self._session.progress):
+                raise SourceError(f"{key}, which it is made of, is damaged.", hint="It has to be repaired first.")
 
     def _fetch(self, source: HubSource, file: str | None, broken: set[str], work: Path) -> tuple[FileEntry, ...]:
         hub = self._session.world.hub
@@ -121,13 +133,29 @@ class Workshop:
         """An entry without a manifest is made like one that never was, of what is sound of it as far as a hub tells."""
         from orchestrator.artifacts.mend import keep_for_rebuild
         from orchestrator.artifacts.shelf import MANIFEST
-        from orchestrator.core.steps import Action, FetchWeights, Plan
+        from orchestrator.core.steps import Action, BuildArtifact, FetchWeights, Plan
 
         step = self._way(key)
         if isinstance(step, FetchWeights):
             keep_for_rebuild(self._store, key, self._session.progress)
+        if isinstance(step, BuildArtifact):
+            self._check_sound(step.source_path, step.base_path)
         self._session.run(Plan("artifacts verify", (Action(step),), commit=1))
+        self._compare_with_locks(key)
         return {MANIFEST: "checked against the hub" if isinstance(step, FetchWeights) else "made anew"}
+
+    def _compare_with_locks(self, key: str) -> None:
+        from orchestrator.cli.lock import read_lock
+        from orchestrator.core.lock_file import stated
+
+        manifest = self._store.get(key)
+        here = stated(manifest.files) if manifest is not None else {}
+        for path in self._session.lock_files.known():
+            entry = read_lock(self._session, path).entries.get(key)
+            if entry is not None and entry.files and entry.files != here:
+                raise SourceError(
+                    f"Made anew, it has other bytes than {path} says.", hint="orch lock check tells more."
+                )
 
     def _way(self, key: str) -> Supply:
         step = self._ways.get(key)

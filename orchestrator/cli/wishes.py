@@ -39,7 +39,7 @@ def load_profile(name_or_path: str, observed: Observed) -> Profile:
         known = sorted({*shipped, *observed.desired})
         raise ProfileError(
             f"There is no profile named {name_or_path}.",
-            hint=f"Known: {', '.join(known)}; or give a path to a .toml file.",
+            hint=f"Known: {', '.join(known)}; or give its file: -p FILE.toml",
         )
     return parse_profile(shipped[name_or_path].read_text("utf-8"), shipped[name_or_path].name)
 

@@ -93,7 +93,7 @@ def lock_text(lock: Lock) -> str:
 
 def parse_lock(text: str, where: str) -> Lock:
     """A lock from its text; SourceError when it is none, or another version's."""
-    hint = "Write it anew: orch lock"
+    hint = f"Write it anew: orch lock -o {where}; or delete it."
     try:
         document = tomllib.loads(text)
         if document.get("format") != FORMAT:
@@ -120,17 +120,21 @@ def profile_digest(profile: Profile) -> str:
 
 def pinned_by(lock: Lock, profile: Profile) -> Profile:
     """The profile at the commits that are locked, where it names the same repositories at branches."""
-    sources = (hub_source(entry.source) for entry in lock.entries.values())
-    commits = {found[0].repo: found[0].revision for found in sources if found is not None}
-    artifacts = {recipe: _at_commit(ready, ready.hub, commits) for recipe, ready in profile.artifacts.items()}
-    weights = _at_commit(profile.weights, profile.weights.hub, commits)
+    weights = _at_commit(profile.weights, profile.weights.hub, [lock.source])
+    artifacts = {
+        recipe: _at_commit(ready, ready.hub, [one.source for one in lock.entries.values() if one.recipe is recipe])
+        for recipe, ready in profile.artifacts.items()
+    }
     return profile.model_copy(update={"weights": weights, "artifacts": artifacts})
 
 
-def _at_commit(named: PartT, source: HubSource | None, commits: Mapping[str, str]) -> PartT:
-    if source is None or source.pinned or source.repo not in commits:
+def _at_commit(named: PartT, source: HubSource | None, locked: list[str]) -> PartT:
+    """Where it is at a branch, at the commit of its repository in one of these sources."""
+    found = [hub[0] for text in locked if (hub := hub_source(text)) is not None]
+    commits = [one.revision for one in found if source is not None and one.repo == source.repo]
+    if source is None or source.pinned or not commits:
         return named
-    return named.model_copy(update={"revision": commits[source.repo]})
+    return named.model_copy(update={"revision": commits[0]})
 
 
 def stated(files: tuple[FileEntry, ...] | tuple[HubFile, ...]) -> dict[str, str]:

@@ -133,3 +133,20 @@ def test_a_killed_repair_leaves_the_entry_as_it_was_and_is_gone_on_with(orch: Or
     assert (weights / WEIGHTS).read_bytes() == (ASSETS / "tiny-qwen3" / WEIGHTS).read_bytes()
     assert any(request.range for request in hub.requests)
     assert damages(orch) == []
+
+
+def test_what_is_built_from_damaged_weights_is_never_called_repaired(
+    orch: Orch, hub: Any, weights: Path, hub_profile: str
+) -> None:
+    """A lost manifest lets an entry be made anew: of what is sound, and with the bytes that it had."""
+    orch.run("build", "-p", hub_profile, "--recipe", "gguf-q6_k")
+    (gguf,) = (orch.home / "store").glob("gguf-q6_k-*")
+    before = (gguf / "model.gguf").read_bytes()
+    flip(weights / WEIGHTS)
+    (gguf / "manifest.json").unlink()
+    hub.faults.append(hub_server.Fault("status", path=WEIGHTS, value=404, code="EntryNotFound"))
+    assert "damaged" in str(rows(orch, code=9))
+    hub.faults.clear()
+    assert orch.run(*REPAIR).code == 0
+    assert damages(orch) == []
+    assert (gguf / "model.gguf").read_bytes() == before
