@@ -207,7 +207,10 @@ class Store:
             self._lock_file(key).write_text(str(size))
             if self.limit is None:
                 return
-            used = self.used() - self._begun(key) + self._to_come(key)
+            # What is broken of it goes when it is made anew.
+            broken = self.own.path(key)
+            replaced = self.extent(broken)[0] if broken.is_dir() else 0
+            used = self.used() - self._begun(key) - replaced + self._to_come(key)
         if used + size > self.limit:
             need = f"{'about ' if about else ''}{amount(size)}"
             raise HostError(

@@ -134,6 +134,16 @@ def test_a_limit_holds_for_several_builds_at_once(tmp_path: Path) -> None:
         turn.expect(4500)
 
 
+def test_what_replaces_a_broken_entry_may_be_as_large_as_it(tmp_path: Path) -> None:
+    store = Store(tmp_path, limit=10_000)
+    build(store, b"x" * 6000)
+    next(path for path in store.path(KEY).iterdir() if path.name != "manifest.json").write_bytes(b"x" * 5999)
+    with store.building(KEY) as turn:
+        turn.expect(6000)
+        with pytest.raises(HostError):
+            turn.expect(12_000)
+
+
 def test_without_a_limit_nothing_is_too_large(tmp_path: Path) -> None:
     with Store(tmp_path).building(KEY) as turn:
         turn.expect(10**18)
