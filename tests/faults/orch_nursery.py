@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from orch_command import ROOT, script
 from orchestrator.artifacts.store import Store
 
 hub_server = script("hub_server")
+# Seconds that a command may take.
+PATIENCE = 300
 NURSERY = Path(__file__).with_name("nursery.py")
 
 
@@ -94,6 +97,8 @@ class Nursery:
         assert self._process.stdin
         assert self._process.stdout
         print(json.dumps(command), file=self._process.stdin, flush=True)
+        ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
+        assert ready, f"{command} was not answered in {PATIENCE} s"
         return int(self._process.stdout.readline())
 
 
