@@ -302,7 +302,8 @@ def _whole_directory(output: Path) -> Iterator[Path]:
         try:
             with host_errors(f"write {output}"):
                 for left in work.iterdir():
-                    left.unlink()
+                    # llm-compressor works in a directory of its own within it.
+                    shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
             yield work
             with host_errors(f"write {output}"):
                 work.rename(output)

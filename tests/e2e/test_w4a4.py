@@ -86,7 +86,7 @@ def test_it_is_built_as_the_reference_was_and_vllm_computes_what_it_says(builder
     assert manifest["builder"]["environment"].startswith("llmcompressor-cpu-0.14.0.1-")
 
     _same_as_the_reference(checkpoint)
-    _without_checks_of_its_own(builder)
+    _refused_on_a_cpu(builder)
     log = tmp_path / "vllm.log"
     with serving(builder, checkpoint, log) as url:
         answers = completions(url)
@@ -121,7 +121,7 @@ def _same_as_the_reference(directory: Path) -> None:
     assert {file.name for file in directory.iterdir()} == {file.name for file in TINY.iterdir()} | {"manifest.json"}
 
 
-def _without_checks_of_its_own(builder: Orch) -> None:
+def _refused_on_a_cpu(builder: Orch) -> None:
     """orch itself serves it on GPUs only, and says so."""
     told = builder.run("up", "vllm", "-p", str(builder.profile), "--recipe", "nvfp4", "--plan", code=5)
     assert "no NVFP4 kernel for CPUs" in told.err
