@@ -275,6 +275,7 @@ def wide_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return source
 
 
+@pytest.mark.parts
 @pytest.mark.parametrize("recipe", ["gguf-q6_k", "gguf-bf16", "nvfp4a16"])
 def test_memory_stays_small_whatever_the_size_of_a_tensor(recipe: str, wide_source: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"

@@ -15,6 +15,7 @@ PROGRAM = Path(__file__).with_name("fuzz_readers.py")
 GROWN_KIB = 16 << 10
 
 
+@pytest.mark.parts
 @pytest.mark.parametrize(
     ("kind", "count", "seed", "least_read"),
     [
