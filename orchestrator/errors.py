@@ -17,6 +17,11 @@ Besides these: 0 ok (also --plan, and status with nothing deployed), 1 a bug in 
 
 from __future__ import annotations
 
+import contextlib
+import errno
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
 OK = 0
 BUG = 1
 DRIFT = 9
@@ -89,3 +94,36 @@ class Interrupted(OrchError):
 
     def __init__(self, message: str = "Interrupted.", hint: str = "", detail: str = "") -> None:
         super().__init__(message, hint, detail)
+
+
+def why(error: OSError) -> str:
+    """What the operating system says; where this user lacks a right, also whose the file is, or what it is in."""
+    reason = error.strerror or str(error)
+    if error.errno not in (errno.EACCES, errno.EPERM) or not isinstance(error.filename, str):
+        return reason
+    path = Path(error.filename)
+    for place in (path, *path.absolute().parents):
+        with contextlib.suppress(OSError):
+            return f"{reason}, {place} belongs to {_name_of(place.stat().st_uid)}"
+    return reason
+
+
+@contextlib.contextmanager
+def host_errors(doing: str, hints: Mapping[int, str], otherwise: str = "") -> Iterator[None]:
+    """HostError `Cannot DOING: REASON.` for every OSError of the block; `hints` by errno."""
+    try:
+        yield
+    except OSError as error:
+        reason = why(error)
+        named = not error.filename or reason != error.strerror or str(error.filename) in doing
+        where = "" if named else f" ({error.filename})"
+        raise HostError(f"Cannot {doing}: {reason}{where}.", hints.get(error.errno or 0, otherwise)) from error
+
+
+def _name_of(uid: int) -> str:
+    import pwd  # few need it
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"

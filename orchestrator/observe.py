@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from pydantic import ValidationError
-
 from orchestrator.core.deployment import Deployment
+from orchestrator.core.gateway_status import GATEWAY, GatewayStatus, Phase, generation_of, is_gateway
 from orchestrator.core.images import ImageFacts
 from orchestrator.core.launch import DOCKER, Instance, InstanceState
-from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
-from orchestrator.core.routes import GatewayStatus
-from orchestrator.core.steps import GATEWAY
-from orchestrator.drivers.base import EngineHttp, Gateway, World
+from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed, OtherGateway
+from orchestrator.core.part import Unfit
+from orchestrator.drivers.base import EngineHttp, Gateway, Store, World
 from orchestrator.engines import ENGINES
 from orchestrator.errors import HostError
 
@@ -24,23 +22,21 @@ PROBE_TIMEOUT_S = 3.0
 def observe(world: World) -> Observed:
     """One snapshot. What cannot be asked (an engine that hangs) is observed as not answering, never as absent."""
     with ThreadPoolExecutor(max_workers=8) as pool:
-        host = pool.submit(world.host)
-        status = pool.submit(_gateway_status, world.gateway)
-        manifests = pool.submit(world.store.all)
+        host = pool.submit(world.read_host)
         environments = pool.submit(world.environments.observe)
         desired = pool.submit(world.records.desired)
         unreadable = pool.submit(world.records.unreadable)
         instances, unreachable = _instances(world)
         images = pool.submit(_images, world, unreachable)
-        labelled = [_labelled(instance) for instance in instances if instance.name != GATEWAY]
+        gateway = pool.submit(_gateway, world.gateway, [one for one in instances if is_gateway(one.name)])
+        labelled = [_labelled(instance) for instance in instances if not is_gateway(instance.name)]
         readable = [pair for pair in labelled if not isinstance(pair, Instance)]
         engines = pool.map(lambda pair: _engine(pair[0], pair[1], world.http), readable)
-        gateway = next((instance for instance in instances if instance.name == GATEWAY), None)
         return Observed(
             host=host.result(),
             engines=tuple(engines),
-            gateway=GatewayObserved(gateway, status.result()),
-            finished={manifest.key: manifest.size for manifest in manifests.result()},
+            gateway=gateway.result(),
+            finished=Finished(world.store),
             environments={environment.name: environment for environment in environments.result()},
             desired=desired.result(),
             damaged=tuple(instance for instance in labelled if isinstance(instance, Instance)),
@@ -48,6 +44,30 @@ def observe(world: World) -> Observed:
             images=images.result()[0],
             unreachable=unreachable,
         )
+
+
+class Finished(Mapping[str, int]):
+    """The keys in a store, with their size in bytes. Each is looked at when it is asked for, and once: a plan asks for
+    a few of what may be hundreds."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._seen: dict[str, int | None] = {}
+
+    def __getitem__(self, key: str) -> int:
+        if key not in self._seen:
+            manifest = self._store.get(key)
+            self._seen[key] = manifest.size if manifest is not None else None
+        size = self._seen[key]
+        if size is None:
+            raise KeyError(key)
+        return size
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(manifest.key for manifest in self._store.all())
+
+    def __len__(self) -> int:
+        return len(self._store.all())
 
 
 def _instances(world: World) -> tuple[list[Instance], dict[str, HostError]]:
@@ -70,10 +90,28 @@ def _images(world: World, unreachable: Mapping[str, HostError]) -> tuple[Mapping
         return {}, (f"{error.message} {error.hint}".strip(),)
 
 
-def _gateway_status(gateway: Gateway) -> GatewayStatus | None:
-    """None also when it is stuck or speaks another version: `down --all` must be able to end it."""
+def _gateway(gateway: Gateway, instances: list[Instance]) -> GatewayObserved:
+    """The one that serves; where none does, the newest that could."""
+    if not instances:
+        # Nothing is known of it, but something may answer all the same.
+        return GatewayObserved(None, _status(gateway, GATEWAY))
+    asked = [OtherGateway(instance, _status(gateway, instance.name)) for instance in instances]
+
+    def rank(one: OtherGateway) -> tuple[bool, bool, bool, int]:
+        phase = one.status.phase if one.status is not None else None
+        runs = one.instance.state is not InstanceState.STOPPED
+        return phase is Phase.SERVING, phase is None, runs, generation_of(one.instance.name)
+
+    first, *others = sorted(asked, key=rank, reverse=True)
+    if first.status is not None and first.status.phase is not Phase.SERVING:
+        return GatewayObserved(None, None, tuple(asked))
+    return GatewayObserved(first.instance, first.status, tuple(others))
+
+
+def _status(gateway: Gateway, instance: str) -> GatewayStatus | None:
+    """None also when it is stuck or cannot be understood: `down --all` must be able to end it."""
     try:
-        return gateway.status()
+        return gateway.status_of(instance)
     except HostError:
         return None
 
@@ -83,10 +121,10 @@ def _labelled(instance: Instance) -> tuple[Instance, Deployment] | Instance:
     if instance.problem:
         return instance
     try:
-        deployment = Deployment.model_validate_json(instance.label)
-    except ValidationError as error:
+        deployment = Deployment.from_label(instance.label)
+    except Unfit as error:
         # Another version of orch wrote it, or nobody did.
-        return replace(instance, problem=f"its label cannot be read: {error.errors()[0]['msg']}")
+        return replace(instance, problem=f"its label cannot be read: {error.problems[0]['msg']}")
     if deployment.engine not in ENGINES:
         return replace(instance, problem=f"this version of orch does not know the engine {deployment.engine}")
     return instance, deployment

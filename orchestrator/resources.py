@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from orchestrator.core.pins import EnginePin, GatewayBases, GpuProfile, ImagePin
 from orchestrator.core.profile import parse_part
+from orchestrator.core.text import decoded
 from orchestrator.core.tools import TOOLS
-from orchestrator.errors import OrchError
+from orchestrator.errors import OrchError, ProfileError
 
 
 @cache
 def root() -> Path:
     """The directory that holds templates/ and profiles/."""
-    package = Path(str(files("orchestrator")))
+    package = Path(__file__).parent
     installed = package / "_data"
     return installed if installed.is_dir() else package.parent
 
@@ -55,11 +55,22 @@ def calibration_texts() -> Path:
 
 def _pin(path: Path, own: Path | None) -> EnginePin:
     pin = parse_part(EnginePin, path.read_text("utf-8"), path.name)
-    mine = own / path.name if own is not None else None
-    if mine is not None and mine.is_file():
-        first = parse_part(EnginePin, mine.read_text("utf-8"), str(mine))
-        pin = pin.model_copy(update={"docker": (*first.docker, *pin.docker)})
-    return pin
+    mine = own_images(own, path.stem) if own is not None else ()
+    return pin.model_copy(update={"docker": (*mine, *pin.docker)}) if mine else pin
+
+
+def own_images(own: Path, engine: str) -> tuple[ImagePin, ...]:
+    """The images of an engine that the user pinned, from ENGINE.toml in the directory of their pins."""
+    path = own / f"{engine}.toml"
+    if not path.is_file():
+        return ()
+    try:
+        text = decoded(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ProfileError(
+            f"{path} cannot be read: {error}.", hint="Save it as UTF-8, or remove it and pin again."
+        ) from error
+    return parse_part(EnginePin, text, str(path)).docker
 
 
 def gateway_bases() -> dict[str, ImagePin]:

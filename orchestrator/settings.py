@@ -14,7 +14,7 @@ from orchestrator.errors import HostError, UsageError
 DEFAULT_LISTEN = "127.0.0.1:8484"
 DEFAULT_PULL_PARALLEL = 4
 MOST_PULL_PARALLEL = 16
-# A unix socket's path has room for 107 bytes.
+# A unix socket's path has room for 107 bytes: a first gateway's is shorter than those that come after it.
 SOCKET_PATH_MAX = 100
 
 
@@ -26,7 +26,8 @@ class Settings:
     ORCH_TORCH_INDEX, in place of the pin's own package index. offline: HF_HUB_OFFLINE. target: ORCH_TARGET, where
     engines run when nothing else is said. docker_host: DOCKER_HOST, the daemon's socket. gateway_base:
     ORCH_GATEWAY_BASE, in place of the pinned base image of the gateway's. api_key: ORCH_API_KEY, which clients of the
-    gateway must send from now on. shared_stores: ORCH_STORES, store directories of others, with colons between.
+    gateway must send from now on. origins: ORCH_ORIGINS, whose web pages may use a gateway without keys besides this
+    machine's own, with commas between. shared_stores: ORCH_STORES, store directories of others, with colons between.
     store_limit: ORCH_STORE_LIMIT, the most bytes that the own store may have. hf_token_file:
     ORCH_HF_TOKEN_FILE, a file with the hub's token in it. pull_parallel: ORCH_PULL_PARALLEL, requests at once when
     weights are downloaded.
@@ -41,6 +42,7 @@ class Settings:
     docker_host: str | None = None
     gateway_base: str | None = None
     api_key: str | None = field(default=None, repr=False)
+    origins: tuple[str, ...] = ()
     hf_token_file: Path | None = None
     pull_parallel: int = DEFAULT_PULL_PARALLEL
     shared_stores: tuple[Path, ...] = ()
@@ -93,15 +95,15 @@ class Settings:
         return self.data / "hashes.json"
 
     @property
-    def admin_socket(self) -> Path:
-        """The gateway's admin socket, in a directory of its own that its container sees; under the data directory
-        unless that is too deep for a socket's path."""
-        path = self.data / "admin" / "gateway.sock"
-        if len(os.fsencode(path)) <= SOCKET_PATH_MAX:
+    def admin(self) -> Path:
+        """The directory of the gateways' admin sockets, which their containers see; under the data directory unless
+        that is too deep for a socket's path."""
+        path = self.data / "admin"
+        if len(os.fsencode(path / "gateway.sock")) <= SOCKET_PATH_MAX:
             return path
         digest = hashlib.sha256(os.fsencode(self.data)).hexdigest()[:16]
         # Not /tmp, which a reboot may empty: a container that is started by it needs the directory.
-        return Path(f"/var/tmp/orch-{os.getuid()}-{digest}/gateway.sock")
+        return Path(f"/var/tmp/orch-{os.getuid()}-{digest}")
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
@@ -129,6 +131,9 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         docker_host=environ.get("DOCKER_HOST") or None,
         gateway_base=environ.get("ORCH_GATEWAY_BASE") or None,
         api_key=environ.get("ORCH_API_KEY") or None,
+        origins=tuple(
+            dict.fromkeys(origin for said in environ.get("ORCH_ORIGINS", "").split(",") if (origin := said.strip()))
+        ),
         shared_stores=tuple(dict.fromkeys(place for place in shared if place != data / "store")),
         store_limit=_size("ORCH_STORE_LIMIT", limit) if limit else None,
         hf_token_file=Path(token_file).expanduser() if (token_file := environ.get("ORCH_HF_TOKEN_FILE")) else None,

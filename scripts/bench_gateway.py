@@ -84,7 +84,7 @@ async def serve_engine() -> None:
 
 def request(**fields: object) -> bytes:
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi " * 200}], **fields}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     return head.encode() + b"Content-Type: application/json\r\n\r\n" + body
 
 

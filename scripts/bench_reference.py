@@ -78,13 +78,13 @@ def libraries(root: Path) -> Path:
 
 def main(kind: str, root: Path) -> int:
     """Prints the interpreter and the directory of the libraries, as JSON."""
-    told = ""
+    shown = ""
 
     def progress(what: str, *_: int) -> None:
-        nonlocal told
+        nonlocal shown
         stage = what.partition(":")[0]
-        if stage != told:
-            told = stage
+        if stage != shown:
+            shown = stage
             print(f"the reference for {kind}: {stage}", file=sys.stderr, flush=True)
 
     try:

@@ -26,21 +26,22 @@ import shutil
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import docker
-from docker.errors import APIError, DockerException, ImageNotFound
+from docker import APIClient
+from docker.errors import APIError
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from requests.exceptions import RequestException
 
 from orchestrator.core.pins import Accelerator, EnginePin
 from orchestrator.core.profile import parse_part
+from orchestrator.drivers.docker.daemon import SOCKET, Daemon, NotThere
+from orchestrator.drivers.files import host_errors
 from orchestrator.drivers.local.environments import Environments
-from orchestrator.errors import HostError, OrchError
+from orchestrator.errors import HostError, OrchError, why
 from orchestrator.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,7 +83,14 @@ os.execv(sys.executable, [sys.executable, "{TOOLS_AT}/{TOOLS_STAND_IN.name}", *s
 """
 # A daemon says nothing while it unpacks, and may be busy.
 ANSWER_S = 600
-CONFLICT = 409
+# Of a removal: somebody uses it, or somebody else was faster.
+LEFT_ALONE = (404, 409)
+CHANGING = "Run it again when nothing is being installed into these places."
+NO_DAEMON = (
+    "A Docker daemon of this machine is needed, and a user who may use it (root, or one of the group docker). "
+    "DOCKER_HOST says where it listens, unix:///var/run/docker.sock if it is not set; Debian and Ubuntu have Docker in "
+    "the package docker.io."
+)
 
 
 @dataclass(frozen=True)
@@ -127,7 +135,9 @@ def base_tree() -> Tree:
     tree.put(library / "site-packages", Directory())
     tree.put_libraries()
     # Packages that are added to the image later may need them, as any image of a distribution has them.
-    c_library = next(path for place, path in tree.entries.items() if place.endswith("/libc.so.6"))
+    c_library = next((path for place, path in tree.entries.items() if place.endswith("/libc.so.6")), None)
+    if c_library is None:
+        raise HostError("This machine's Python is not linked to glibc, which the images are made with.")
     for name in OF_THE_C_LIBRARY:
         if isinstance(c_library, Path) and (path := c_library.parent / name).exists():
             tree.put_here(path)
@@ -206,7 +216,7 @@ def tools_image(_: Path) -> Image:
     """The stand-in for llama.cpp's converter and quantizer, with the official image's entry point."""
     tree = base_tree()
     tree.put(f"{TOOLS_AT}/{TOOLS_STAND_IN.name}", TOOLS_STAND_IN)
-    for name in ("__init__.py", "errors.py"):
+    for name in ("__init__.py", "errors.py", "drivers/__init__.py", "drivers/cgroups.py"):
         tree.put(f"{TOOLS_AT}/orchestrator/{name}", ROOT / "orchestrator" / name)
     for room in ("artifacts", "core"):
         tree.copy(ROOT / "orchestrator" / room, f"{TOOLS_AT}/orchestrator/{room}", lambda p: p.name == "__pycache__")
@@ -255,19 +265,23 @@ def ensure_images(which: Sequence[str], environments: Path) -> dict[str, str]:
     """Have these images (keys of IMAGES) in the daemon; name -> reference. One line is printed for each.
 
     `environments` is the directory of engine environments, as in an ORCH_HOME; a second caller with the same one
-    waits. `ollama` is left out, and the line says so, where its stand-in is not there. DockerException: no daemon,
-    or it refused; OrchError: vLLM's environment cannot be made.
+    waits. `ollama` is left out, and the line says so, where its stand-in is not there. OrchError: no daemon, or it
+    refused; vLLM's environment cannot be made; this machine lacks what an image is made of.
 
-    ORCH_IMAGES_MADE names a file of such a program run (.images.json in `environments`): then nothing is looked at or
-    tidied, because several processes work with them.
+    ORCH_IMAGES_MADE names a file of such a program run (.images.json in `environments`; null: it failed): then nothing
+    is looked at or tidied, because several processes work with them.
     """
     if made := os.environ.get("ORCH_IMAGES_MADE"):
         known = json.loads(Path(made).read_text())
+        if known is None:
+            raise HostError("The images could not be made.")
         return {name: known[name] for name in which}
-    client = docker.from_env(timeout=ANSWER_S)
-    environments.mkdir(parents=True, exist_ok=True)
+    daemon = _connected()
+    with host_errors(f"use {environments}"):
+        environments.mkdir(parents=True, exist_ok=True)
+        lock = (environments / ".images.lock").open("w")
     references = {}
-    with (environments / ".images.lock").open("w") as lock:
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for name in which:
             if name == "ollama" and not STAND_IN.exists():
@@ -276,45 +290,66 @@ def ensure_images(which: Sequence[str], environments: Path) -> dict[str, str]:
             began = time.monotonic()
             image = IMAGES[name](environments)
             references[name] = image.reference
-            done = _ensure(client, image)
-            size = client.images.get(image.reference).attrs["Size"] / 1e6
+            done = _ensure(daemon, image)
+            with daemon.api_for(f"inspect {image.reference}") as api:
+                size = api.inspect_image(image.reference)["Size"] / 1e6
             print(f"{image.reference:<34} {done} {time.monotonic() - began:6.1f} s  {size:6.0f} MB", flush=True)
-    client.close()
+    with daemon.api_for("end the connection") as api:
+        api.close()
     return references
 
 
-def _ensure(client: docker.DockerClient, image: Image) -> str:
+def _connected() -> Daemon:
+    daemon = Daemon(read_settings(os.environ).docker_host or SOCKET, answer_s=ANSWER_S)
+    try:
+        with daemon.api_for("say its version") as api:
+            api.version()
+    except HostError as error:
+        raise HostError(error.message, NO_DAEMON, error.detail) from error
+    return daemon
+
+
+def _ensure(daemon: Daemon, image: Image) -> str:
     """`made`, or `present` when the daemon's image was made from the same."""
     how = [
         Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("docker_images.py", "docker_tree.py")
     ]
     made_from = hashlib.sha256(f"{image.made_from} {image.config} {how}".encode()).hexdigest()
     try:
-        old = client.images.get(image.reference)
-    except ImageNotFound:
-        old = None
-    if old is not None and old.labels.get(MADE_FROM) == made_from:
+        with daemon.api_for(f"inspect {image.reference}") as api:
+            labels = api.inspect_image(image.reference)["Config"].get("Labels") or {}
+    except NotThere:
+        labels = {}
+    if labels.get(MADE_FROM) == made_from:
         return "present"
     repository, _, tag = image.reference.partition(":")
-    answer = client.api.import_image_from_stream(
-        image.tree().archive(), repository, tag, changes=[*image.config, f"LABEL {MADE_FROM}={made_from}"]
-    )
-    for line in answer.splitlines():
-        if "error" in (told := json.loads(line)):
-            raise DockerException(f"{image.reference} could not be made: {told['error']}")
-    _remove_nameless(client)
+    changes = [*image.config, f"LABEL {MADE_FROM}={made_from}"]
+    with daemon.api_for(f"make {image.reference}") as api:
+        answer = api.import_image_from_stream(_readable(image.tree().archive()), repository, tag, changes=changes)
+        for line in answer.splitlines():
+            if "error" in (said := json.loads(line)):
+                raise daemon.refused(f"make {image.reference}", said["error"])
+        _remove_nameless(api)
     return "made   "
 
 
-def _remove_nameless(client: docker.DockerClient) -> None:
+def _readable(archive: Iterator[bytes]) -> Iterator[bytes]:
+    """What cannot be read here is no fault of the daemon, to which it would be put down otherwise."""
+    try:
+        yield from archive
+    except OSError as error:
+        raise HostError(f"An image cannot be made: {why(error)} ({error.filename}).", CHANGING) from error
+
+
+def _remove_nameless(api: APIClient) -> None:
     """Remove images that have lost their names to newer ones, unless a container or another image needs them."""
-    for image in client.images.list(filters={"dangling": True, "label": MADE_FROM}):
+    for image in api.images(filters={"dangling": True, "label": MADE_FROM}):
         try:
-            client.images.remove(image.id)
+            api.remove_image(image["Id"])
         except APIError as error:
-            if error.status_code != CONFLICT:
+            if error.status_code not in LEFT_ALONE:
                 raise
-            print(f"{image.short_id}: replaced, and kept because it is in use", file=sys.stderr)
+            print(f"{image['Id'][7:19]}: replaced, and kept because it is in use", file=sys.stderr)
 
 
 def main() -> int:
@@ -330,14 +365,12 @@ def main() -> int:
     kept = options.environments or os.environ.get("ORCH_TEST_ENVIRONMENTS") or ROOT / ".images" / "environments"
     try:
         references = ensure_images(options.images or list(IMAGES), Path(kept).absolute())
-        (Path(kept) / ".images.json").write_text(json.dumps(references))
+        (begun := Path(kept) / ".images.json.begun").write_text(json.dumps(references))
+        begun.rename(begun.with_suffix(""))
     except OrchError as error:
         return _failed("\n".join(filter(None, (error.message, error.detail))), error.hint)
-    except (DockerException, RequestException) as error:
-        tip = "Is Docker running? DOCKER_HOST says where it listens; Debian and Ubuntu have it in the package docker.io"
-        return _failed(f"Docker: {error}", tip)
     except OSError as error:
-        return _failed(str(error), "Run it again when nothing is being installed into these places.")
+        return _failed(str(error), CHANGING)
     return 0
 
 

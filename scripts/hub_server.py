@@ -261,8 +261,8 @@ class _Exchange(BaseHTTPRequestHandler):
             self.server.closing.wait()
 
     def _fail(self, status: int, code: str, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
-        told = {"X-Error-Code": code, "X-Error-Message": f"{code} on {self.path}"} if code else {}
-        self._send(status, told | (headers or {}), len(body))
+        error_headers = {"X-Error-Code": code, "X-Error-Message": f"{code} on {self.path}"} if code else {}
+        self._send(status, error_headers | (headers or {}), len(body))
         self.wfile.write(body)
 
     def _send(self, status: int, headers: dict[str, str], length: int = 0) -> None:

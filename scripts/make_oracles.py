@@ -12,7 +12,7 @@ from typing import Any
 
 import sentencepiece
 import torch
-from artifact_files import ASSETS, gguf_told, safetensors_told
+from artifact_files import ASSETS, gguf_contents, safetensors_contents
 from gguf import LlamaFileType
 from tiny_models import MODELS, SPM, write_adapter, write_model
 from transformers import AutoModelForCausalLM
@@ -104,9 +104,9 @@ def generation(directory: Path) -> dict[str, Any]:
     return {"prompt": PROMPT, "tokens": ids[len(PROMPT) :], "margins": margins, "first": first}
 
 
-def told(file: Path) -> dict[str, Any]:
+def contents(file: Path) -> dict[str, Any]:
     """Tensors and keys of a GGUF file."""
-    found = gguf_told(file)
+    found = gguf_contents(file)
     return {"tensors": found.tensors, "metadata": found.metadata}
 
 
@@ -118,8 +118,8 @@ def oracle(reference: Reference, name: str, work: Path) -> dict[str, Any]:
     for quant in CONVERTED:
         out = work / f"{name}-{quant}.gguf"
         reference.script("convert_hf_to_gguf.py", pre, source, "--outfile", out, "--outtype", quant)
-        found[quant] = told(out)
-    found["vocabulary"] = gguf_told(work / f"{name}-bf16.gguf").vocabulary
+        found[quant] = contents(out)
+    found["vocabulary"] = gguf_contents(work / f"{name}-bf16.gguf").vocabulary
     for quant in QUANTIZED:
         out = work / f"{name}-{quant}.gguf"
         # From the precision that the weights have, where the converter has one for it.
@@ -128,22 +128,22 @@ def oracle(reference: Reference, name: str, work: Path) -> dict[str, Any]:
         if not start.exists():
             reference.script("convert_hf_to_gguf.py", pre, source, "--outfile", start, "--outtype", exact)
         reference.quantize(start, out, quant)
-        found[quant] = told(out)
+        found[quant] = contents(out)
     if name == "llama-spm":
         # The quantizer's own way to types that the converter writes too.
         for quant in ("f16", "q8_0"):
             out = work / f"{name}-bf16-{quant}.gguf"
             reference.quantize(work / f"{name}-bf16.gguf", out, quant)
-            found[f"bf16-{quant}"] = told(out)
+            found[f"bf16-{quant}"] = contents(out)
     if name in ADAPTED[:2]:
         reference.nvfp4(source, work / f"{name}-nvfp4")
-        found["nvfp4a16"] = safetensors_told(work / f"{name}-nvfp4" / "model.safetensors")
+        found["nvfp4a16"] = safetensors_contents(work / f"{name}-nvfp4" / "model.safetensors")
     if name in ADAPTED:
         adapter, out = write_adapter(name, work / f"{name}-lora"), work / f"{name}-lora.gguf"
         reference.script(
             "convert_lora_to_gguf.py", pre, adapter, "--base", source, "--outfile", out, "--outtype", "f16"
         )
-        found["lora"] = told(out)
+        found["lora"] = contents(out)
     found["generation"] = generation(source)
     return found
 

@@ -23,7 +23,7 @@ class Creation:
         self.store = store
         self.body = body
         self.layers: list[Layer] = []
-        self.told: dict[str, str] = {}
+        self.messages: dict[str, str] = {}
         self.parameters: Json = {}
         self.config: Json = {}
         self.verifies = False
@@ -46,7 +46,7 @@ class Creation:
             yield {"status": "verifying conversion"}
         self._add_texts()
         for layer in self.layers:
-            yield {"status": self.told.get(layer.digest, f"using existing layer {layer.digest}")}
+            yield {"status": self.messages.get(layer.digest, f"using existing layer {layer.digest}")}
         yield {"status": "writing manifest"}
         self.store.write(name, self.config, self.layers)
         yield {"status": "success"}
@@ -107,7 +107,7 @@ class Creation:
     def _detect_template(self, gguf: Gguf) -> None:
         if "<|im_start|>" in gguf.chat_template and len(gguf.chat_template) < _LONGEST_CHATML:
             layer, _ = self.store.add("template", _CHATML)
-            self.told[layer.digest] = "using autodetected template chatml"
+            self.messages[layer.digest] = "using autodetected template chatml"
             self.layers.append(layer)
             self.parameters = _CHATML_STOP | self.parameters
 
@@ -133,7 +133,7 @@ class Creation:
     def _put(self, kind: str, text: str) -> None:
         layer, new = self.store.add(kind, text)
         self.layers = merged(self.layers, layer)
-        self.told[layer.digest] = f"{'creating new' if new else 'using existing'} layer {layer.digest}"
+        self.messages[layer.digest] = f"{'creating new' if new else 'using existing'} layer {layer.digest}"
 
 
 def pull(name: str) -> Iterator[Json]:
@@ -158,11 +158,11 @@ def tag(model: Model) -> Json:
 
 def show(model: Model) -> Json:
     """The answer of /api/show."""
-    told = {kind: model.text(kind) for kind in ("license", "template", "system")}
-    if not told["template"] and not model.gguf.is_adapter:
-        told["template"] = model.gguf.chat_template or "{{ .Prompt }}"
-    answer: Json = {"license": told["license"], "modelfile": _modelfile(model), "parameters": _parameters(model)}
-    answer |= {"template": told["template"], "system": told["system"]}
+    texts = {kind: model.text(kind) for kind in ("license", "template", "system")}
+    if not texts["template"] and not model.gguf.is_adapter:
+        texts["template"] = model.gguf.chat_template or "{{ .Prompt }}"
+    answer: Json = {"license": texts["license"], "modelfile": _modelfile(model), "parameters": _parameters(model)}
+    answer |= {"template": texts["template"], "system": texts["system"]}
     answer = {key: text for key, text in answer.items() if text}
     gguf = model.gguf
     info = dict(sorted((gguf.metadata | {"general.parameter_count": gguf.parameters}).items()))

@@ -156,13 +156,13 @@ class Server:
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         body = await _read_body(request, "CreateRequest")
-        return await self._told(request, body, Creation(self.store, body).run())
+        return await self._streamed(request, body, Creation(self.store, body).run())
 
     async def pull(self, request: web.Request) -> web.StreamResponse:
         body = await _read_body(request, "PullRequest")
-        return await self._told(request, body, pull(str(body.get("model") or body.get("name") or "")))
+        return await self._streamed(request, body, pull(str(body.get("model") or body.get("name") or "")))
 
-    async def _told(self, request: web.Request, body: Json, lines: Iterator[Json]) -> web.StreamResponse:
+    async def _streamed(self, request: web.Request, body: Json, lines: Iterator[Json]) -> web.StreamResponse:
         """The lines as a stream, or the last one alone. An error that comes first, or alone, has its own status."""
         if body.get("stream") is False:
             return _json(list(lines)[-1])

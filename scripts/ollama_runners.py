@@ -76,7 +76,7 @@ class Runner:
 
 
 @dataclass(eq=False)
-class _Wish:
+class _Request:
     model: Model
     num_ctx: int
     keep_alive_s: float | None
@@ -84,14 +84,14 @@ class _Wish:
 
 
 class Runners:
-    """All runners. `start` begins to serve wishes; `kill` is for the end of the program."""
+    """All runners. `start` begins to serve requests; `kill` is for the end of the program."""
 
     def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
         self.settings = settings
         self.loaded: dict[Path, Runner] = {}
         self._session = session
-        self._wishes: deque[_Wish] = deque()
-        self._wished = asyncio.Event()
+        self._requests: deque[_Request] = deque()
+        self._requested = asyncio.Event()
         self._freed = asyncio.Event()
         self._starting: asyncio.subprocess.Process | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -109,27 +109,27 @@ class Runners:
     @asynccontextmanager
     async def lease(self, model: Model, num_ctx: int, keep_alive_s: float | None) -> AsyncIterator[Runner]:
         """A loaded runner for one request. ApiError: 503 with a full queue, 500 if it cannot be loaded."""
-        if len(self._wishes) >= self.settings.max_queue:
+        if len(self._requests) >= self.settings.max_queue:
             raise ApiError(503, "server busy, please try again.  maximum pending requests exceeded")
-        wish = _Wish(model, num_ctx, keep_alive_s, asyncio.get_running_loop().create_future())
-        self._wishes.append(wish)
-        self._wished.set()
+        request = _Request(model, num_ctx, keep_alive_s, asyncio.get_running_loop().create_future())
+        self._requests.append(request)
+        self._requested.set()
         try:
-            runner = await wish.granted
+            runner = await request.granted
         except asyncio.CancelledError:
-            self._give_up(wish)
+            self._give_up(request)
             raise
         try:
             yield runner
         finally:
             self._release(runner)
 
-    def _give_up(self, wish: _Wish) -> None:
+    def _give_up(self, request: _Request) -> None:
         """The client left; the runner may have been granted in the same moment."""
-        if wish in self._wishes:
-            self._wishes.remove(wish)
-        elif wish.granted.done() and not wish.granted.cancelled() and wish.granted.exception() is None:
-            self._release(wish.granted.result())
+        if request in self._requests:
+            self._requests.remove(request)
+        elif request.granted.done() and not request.granted.cancelled() and request.granted.exception() is None:
+            self._release(request.granted.result())
 
     def unload(self, model: Model) -> None:
         """Lets the runner of the model's base go as soon as no request uses it."""
@@ -142,26 +142,26 @@ class Runners:
 
     async def _serve(self) -> None:
         while True:
-            while not self._wishes:
-                self._wished.clear()
-                await self._wished.wait()
-            wish = self._wishes.popleft()
+            while not self._requests:
+                self._requested.clear()
+                await self._requested.wait()
+            request = self._requests.popleft()
             try:
-                runner = await self._runner_for(wish)
+                runner = await self._runner_for(request)
             except ApiError as error:
-                if not wish.granted.done():
-                    wish.granted.set_exception(error)
+                if not request.granted.done():
+                    request.granted.set_exception(error)
                 continue
-            self._take(runner, wish.keep_alive_s)
-            if wish.granted.done():
+            self._take(runner, request.keep_alive_s)
+            if request.granted.done():
                 self._release(runner)
             else:
-                wish.granted.set_result(runner)
+                request.granted.set_result(runner)
 
-    async def _runner_for(self, wish: _Wish) -> Runner:
-        key = wish.model.weights or Path()
+    async def _runner_for(self, request: _Request) -> Runner:
+        key = request.model.weights or Path()
         runner = self.loaded.get(key)
-        if runner is not None and runner.serves(wish.model, wish.num_ctx) and await self._answers(runner):
+        if runner is not None and runner.serves(request.model, request.num_ctx) and await self._answers(runner):
             return runner
         if runner is not None:
             runner.keep_alive_s = 0.0
@@ -174,8 +174,8 @@ class Runners:
             else:
                 self._freed.clear()
                 await self._freed.wait()
-        keep = self.settings.keep_alive_s if wish.keep_alive_s is None else wish.keep_alive_s
-        return await self._load(wish.model, wish.num_ctx, keep)
+        keep = self.settings.keep_alive_s if request.keep_alive_s is None else request.keep_alive_s
+        return await self._load(request.model, request.num_ctx, keep)
 
     def _take(self, runner: Runner, keep_alive_s: float | None) -> None:
         if runner.timer is not None:

@@ -8,12 +8,16 @@ Bounded: it stops by itself after `max_seconds`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
 from dataclasses import dataclass, field
 
 import aiohttp
+
+ABANDONED_S = 0.1
+HELD_S = 0.01
 
 
 @dataclass
@@ -48,7 +52,8 @@ class Load:
 
     def start(self) -> Load:
         """Begin."""
-        self._stopping = threading.Event()
+        self._stopping, self._abandoned, self._holding = threading.Event(), threading.Event(), threading.Event()
+        self._held = 0
         self._thread = threading.Thread(target=lambda: asyncio.run(self._all()), daemon=True)
         self._thread.start()
         return self
@@ -58,6 +63,25 @@ class Load:
         self._stopping.set()
         self._thread.join()
         return self.streams
+
+    def abandon(self) -> None:
+        """Start no more, and wait for none."""
+        self._stopping.set()
+        self._abandoned.set()
+        self._thread.join()
+
+    def hold(self) -> None:
+        """Let every stream reach its end, and start none before `release`."""
+        self._holding.set()
+
+    @property
+    def held(self) -> int:
+        """How many clients have come to their end and wait."""
+        return self._held
+
+    def release(self) -> None:
+        """Have all that wait start at once."""
+        self._holding.clear()
 
     def open_now(self) -> int:
         """How many streams are in the middle of their answer."""
@@ -69,11 +93,23 @@ class Load:
         connector = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout(total=self.max_seconds)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-            await asyncio.gather(*(self._client(session, number, deadline) for number in range(self.clients)))
+            clients = asyncio.gather(*(self._client(session, number, deadline) for number in range(self.clients)))
+            while not clients.done():
+                await asyncio.wait([clients], timeout=ABANDONED_S)
+                if self._abandoned.is_set():
+                    clients.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await clients
 
     async def _client(self, session: aiohttp.ClientSession, number: int, deadline: float) -> None:
         turn = number
         while not self._stopping.is_set() and time.monotonic() < deadline:
+            if self._holding.is_set():
+                self._held += 1
+                while self._holding.is_set() and not self._stopping.is_set():
+                    await asyncio.sleep(HELD_S)
+                self._held -= 1
+                continue
             stream = Stream(self.models[turn % len(self.models)], time.time())
             self.streams.append(stream)
             try:

@@ -7,18 +7,30 @@ It also puts tests/ on the path, so that every level can import `fakes` and `orc
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import date
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 GIB = 2**30
 # Folders whose tests run real parts (sockets, processes, environments); their tests belong to the level `parts`.
 PARTS = ("cli", "contract", "faults", "gateway", "hub", "local")
-# Folders whose tests take long, the longest first.
-LONG = ("e2e", "docker")
+# What is made beside the tests in CI (images, vLLM's environment): tests that need it come last.
+MADE_BESIDE = ("docker", "vllm")
+# The files that take longest, the longest first: no process is to be left alone with one at the end.
+SLOWEST = (
+    *("e2e/test_vllm.py", "e2e/test_kills.py", "e2e/test_main_job.py", "docker/test_container_faults.py"),
+    *("docker/test_images_offline.py", "e2e/test_faults.py", "e2e/test_execs.py", "docker/test_tools.py"),
+    *("local/test_environments.py", "faults/test_two_hundred_kills.py", "faults/test_power_cut.py"),
+    *("run/test_accidents.py", "artifacts/test_build_gguf.py", "plan/test_properties.py", "plan/test_memory.py"),
+)
 
 
 def _llamacpp() -> str:
@@ -50,6 +62,12 @@ def _gpu() -> str:
     return "" if gpus else problem or "there is no NVIDIA GPU"
 
 
+def _groups() -> str:
+    from control_groups import cannot
+
+    return cannot()
+
+
 def _nothing() -> str:
     return ""
 
@@ -60,6 +78,7 @@ LEVELS: dict[str, Callable[[], str]] = {
     "llamacpp": _llamacpp,
     "vllm": _vllm,
     "docker": _docker,
+    "groups": _groups,
     "ollama": _ollama,
     "gpu": _gpu,
 }
@@ -67,6 +86,7 @@ LEVELS: dict[str, Callable[[], str]] = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require", default="", help=f"levels that must run, comma-separated: {', '.join(LEVELS)}")
+    parser.addoption("--long", action="store_true", help="run what other runs leave out or sample, and nothing else")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -74,23 +94,115 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in required:
         if name not in LEVELS:
             raise pytest.UsageError(f"--require: there is no level {name}; levels: {', '.join(LEVELS)}")
-        if reason := LEVELS[name]():
+        if reason := _reason(name):
             raise pytest.UsageError(f"--require={name}: {reason}")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The long ones first, so that with several processes none is left alone with them at the end.
-    items.sort(key=lambda item: [*LONG, item.path.parent.name].index(item.path.parent.name))
-    reasons = {name: needs() for name, needs in LEVELS.items()}
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     for item in items:
         if item.path.parent.name in PARTS:
             item.add_marker("parts")
-        for name, reason in reasons.items():
-            if reason and item.get_closest_marker(name):
-                item.add_marker(pytest.mark.skip(reason=f"level {name}: {reason}"))
+    # What -k and -m leave takes turns, so that a case that is asked for by its name runs.
+    yield
+    _leave_out(config, items)
+    late = {item.path for item in items if _needs(item) & {*MADE_BESIDE}}
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        name = f"{item.path.parent.name}/{item.path.name}"
+        return item.path in late, [*SLOWEST, name].index(name)
+
+    items.sort(key=place)
+    for item in items:
+        for name, reason in _cannot(item).items():
+            item.add_marker(pytest.mark.skip(reason=f"level {name}: {reason}"))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def _needs(item: pytest.Item) -> set[str]:
+    """The levels that a test belongs to."""
+    return {mark.name for mark in item.iter_markers()} & {*LEVELS}
+
+
+@cache
+def _reason(level: str) -> str:
+    return LEVELS[level]()
+
+
+def _cannot(item: pytest.Item) -> dict[str, str]:
+    """Why this machine cannot run a test, by level; empty when it can."""
+    return {name: reason for name in sorted(_needs(item)) if (reason := _reason(name))}
+
+
+def _leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keeps the tests of this run, and counts those that `scripts/test long` runs, or runs more of."""
+    only = {item for item in items if item.get_closest_marker("long")}
+    more = {item for item in items if _is_more_in_long(item)}
+    left = set(items) - only - more if config.getoption("--long") else only | _not_their_turn(items)
+    config.hook.pytest_deselected(items=[item for item in items if item in left])
+    items[:] = [item for item in items if item not in left]
+    config.stash[COUNTED] = Counter(only=len(only))
+
+
+def _not_their_turn(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Of each test that is marked `rotated` all cases but one of those that this machine can run; in a file the same
+    one, because what its tests share takes long to start."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("rotated"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left: set[pytest.Item] = set()
+    for test, all_of_it in cases.items():
+        possible = [item for item in all_of_it if not _cannot(item)] or all_of_it
+        file = test.partition("::")[0]
+        left |= set(all_of_it) - {random.Random(f"{sample_seed()} {file}").choice(possible)}
+    return left
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    session.config.stash[COUNTED]["more"] = sum(_is_more_in_long(item) for item in session.items)
+
+
+def _is_more_in_long(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) is not None for name in ("sampled", "rotated"))
+
+
+COUNTED = pytest.StashKey[Counter[str]]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """With pytest-xdist it is its processes that collect; each has the same."""
+    node.config.stash[COUNTED] = Counter(getattr(node, "workeroutput", {}).get("counted", {}))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["counted"] = dict(session.config.stash.get(COUNTED, Counter()))
+
+
+@pytest.fixture(scope="session")
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether a test that is marked `sampled` is to try all that it can, as `scripts/test long` has it."""
+    return bool(request.config.getoption("--long"))
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    """What a sample is taken by: another one with each commit, the same in each run of it (ORCH_TEST_SEED)."""
+    return random.Random(f"{sample_seed()} {request.node.name}")
+
+
+def sample_seed() -> str:
+    """ORCH_TEST_SEED, else the commit, else the day."""
+    said = os.environ.get("ORCH_TEST_SEED")
+    commit = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return said or subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return date.today().isoformat()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """How many tests of each level ran, and how many did not."""
     counts: Counter[tuple[str, str]] = Counter()
     # A report's keywords hold its markers, also one that came from another process.
@@ -102,3 +214,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for name in LEVELS:
         told = [f"{counts[name, outcome]} {outcome}" for outcome in ("passed", "failed", "error", "skipped")]
         terminalreporter.line(f"{name:<9} " + ", ".join(part for part in told if not part.startswith("0 ")))
+    if (counted := config.stash.get(COUNTED, Counter())) and not config.getoption("--long"):
+        sampled = f"{counted['more']} sampled (ORCH_TEST_SEED={sample_seed()})"
+        terminalreporter.line(f"{'long':<9} {counted['only']} left to scripts/test long, {sampled}")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from docker import DockerClient
 from docker.models.containers import Container
-from orch_command import Orch, script
+from orch_command import Orch, script, wait_until
 
 SYSTEM = "unix:///var/run/docker.sock"
 PIN = """engine = "{engine}"
@@ -56,7 +56,9 @@ class DockerOrch(Orch):
 
     def containers(self) -> list[Container]:
         """All of this data directory's, also the stopped ones."""
-        return list(self.client.containers.list(all=True, filters={"label": f"orch.home={self.home}"}))
+        return list(
+            self.client.containers.list(all=True, ignore_removed=True, filters={"label": f"orch.home={self.home}"})
+        )
 
     def container(self, instance: str) -> Container:
         """The container of an instance."""
@@ -88,11 +90,22 @@ class DockerOrch(Orch):
         self.client.close()
 
 
-def made_images(tmp_path_factory: pytest.TempPathFactory, *names: str) -> dict[str, str]:
-    """Container images by what they are for, made on this machine where they are not there yet."""
-    kept = Path(os.environ.get("ORCH_TEST_ENVIRONMENTS") or tmp_path_factory.mktemp("environments"))
+def made_images(kept: Path, *names: str) -> dict[str, str]:
+    """Container images by what they are for; those that are not there yet are made on this machine, `kept` is for
+    vLLM's environment. Somebody else makes them where ORCH_IMAGES_MADE names the file that will tell of them."""
+    if elsewhere := os.environ.get("ORCH_IMAGES_MADE"):
+        wait_until(Path(elsewhere).exists, 900, "the making of the images")
     made: dict[str, str] = script("docker_images").ensure_images(names, kept)
     return made
+
+
+@pytest.fixture(scope="session")
+def environments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Engine environments that the tests of this run share (ORCH_TEST_ENVIRONMENTS keeps them between runs)."""
+    kept = os.environ.get("ORCH_TEST_ENVIRONMENTS")
+    path = Path(kept) if kept else tmp_path_factory.mktemp("environments")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 @contextmanager

@@ -10,13 +10,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import httpx
+from forks import Forked
+
+from orchestrator.drivers.gateway_admin import Gateways
+from orchestrator.settings import read_settings
 
 ROOT = Path(__file__).parents[1]
 ASSETS = ROOT / "tests" / "assets"
@@ -83,6 +88,8 @@ class Orch:
         self.listen = f"127.0.0.1:{free_port()}"
         self.profile = home / "tiny.toml"
         self.env: dict[str, str] = {}
+        self.within: tuple[str, ...] = ()  # words before the command
+        self.python = sys.executable  # another one has another version of orch (other_program.py)
         home.mkdir(parents=True, exist_ok=True)
         self.write_profile()
 
@@ -103,10 +110,12 @@ class Orch:
         own = {"ORCH_HOME": str(self.home), "ORCH_LISTEN": self.listen, "ORCH_TARGET": "local"}
         return kept | own | self.env
 
-    def start(self, *args: str) -> subprocess.Popen[str]:
-        """Run a command and leave it to the caller."""
+    def start(self, *args: str) -> Forked | subprocess.Popen[str]:
+        """Run a command, leave it to the caller. (tests/cli/test_execs.py runs each verb in a process of its own.)"""
+        if not self.within and self.python == sys.executable:
+            return Forked("orchestrator", *args, env=self.environ())
         return subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", *args],
+            [*self.within, self.python, "-P", "-m", "orchestrator", *args],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -153,6 +162,12 @@ class Orch:
         """The status rows of engines, by instance."""
         return {line["instance"]: line for line in self.status(code=None).lines if "instance" in line}
 
+    def gateway_status(self) -> dict[str, Any]:
+        """What the gateway that serves says of itself."""
+        status = Gateways(read_settings(self.environ()).admin).status()
+        assert status is not None
+        return status.to_json()
+
     def chat(self, model: str = "tiny", question: str = "Who are you?", **body: object) -> httpx.Response:
         """One chat through the gateway."""
         messages = [{"role": "user", "content": question}]
@@ -196,3 +211,17 @@ class Orch:
         value = json.loads((self.home / "processes" / instance / "state.json").read_text())
         assert isinstance(value, dict)
         return value
+
+
+@contextmanager
+def stopped_afterwards(command: Orch) -> Iterator[Orch]:
+    """Everything that it started is stopped by it afterwards."""
+    yield command
+    command.run("down", "--all", timeout=120)
+    assert command.processes() == []
+
+
+def with_environments(command: Orch, environments: Path) -> None:
+    """Have it use these, and vLLM's be installed."""
+    (command.home / "environments").symlink_to(environments)
+    command.run("engines", "install", "vllm", timeout=900)

@@ -115,7 +115,7 @@ class OwnDaemon:
         if self._process is None:
             self.start()
         client = DockerClient(base_url=self.host)
-        for container in client.containers.list(all=True):
+        for container in client.containers.list(all=True, ignore_removed=True):
             container.remove(force=True)
         for network in client.networks.list(filters={"type": "custom"}):
             network.remove()

@@ -15,20 +15,20 @@ from orchestrator.artifacts import families, one_pass
 from orchestrator.artifacts.calibrated import tidy
 from orchestrator.artifacts.claims import check_nvfp4
 from orchestrator.artifacts.disk import host_errors
-from orchestrator.artifacts.fp8_checkpoint import WantedFp8
+from orchestrator.artifacts.fp8_checkpoint import Fp8OutputSpec
 from orchestrator.artifacts.gguf_claims import check_gguf
-from orchestrator.artifacts.gguf_file import WantedGguf
+from orchestrator.artifacts.gguf_file import GgufOutputSpec
 from orchestrator.artifacts.gguf_types import Quant
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.lora import CONFIG, WEIGHTS, Adapter, build_lora_gguf, check_fits, read_adapter
-from orchestrator.artifacts.nvfp4_checkpoint import WantedNvfp4
-from orchestrator.artifacts.one_pass import Wanted
+from orchestrator.artifacts.nvfp4_checkpoint import Nvfp4OutputSpec
+from orchestrator.artifacts.one_pass import OutputSpec
 from orchestrator.artifacts.quantize import Quantizer
 from orchestrator.artifacts.ready_made import GGUF_FILE, copy_in, settle
 from orchestrator.core.artifact import BUILDER_FORMAT, FileEntry, Recipe
 from orchestrator.core.calibration import Calibration
+from orchestrator.core.memory import artifact_bytes
 from orchestrator.core.progress import Progress
-from orchestrator.core.vram import artifact_bytes
 from orchestrator.core.weights import Shape, shape_of
 from orchestrator.errors import SourceError
 
@@ -117,16 +117,16 @@ class Builder:
 
     def build_together(self, works: Mapping[Recipe, Path], source: Path, progress: Progress) -> None:
         """The same for several recipes, each with its directory, in one read of `source`."""
-        one_pass.build(source, [self.wanted(recipe, work) for recipe, work in works.items()], progress)
+        one_pass.build(source, [self.output_spec(recipe, work) for recipe, work in works.items()], progress)
 
-    def wanted(self, recipe: Recipe, work: Path) -> Wanted:
+    def output_spec(self, recipe: Recipe, work: Path) -> OutputSpec:
         """What a streamed recipe makes in the directory `work`."""
         if recipe.quant in typing.get_args(Quant):
-            return WantedGguf(work / GGUF_FILE, typing.cast("Quant", recipe.quant), self.quantizer)
+            return GgufOutputSpec(work / GGUF_FILE, typing.cast("Quant", recipe.quant), self.quantizer)
         if recipe is Recipe.NVFP4A16:
-            return WantedNvfp4(work)
+            return Nvfp4OutputSpec(work)
         if recipe is Recipe.FP8:
-            return WantedFp8(work)
+            return Fp8OutputSpec(work)
         raise ValueError(f"nothing is built for {recipe.value}")
 
     def gguf_shape(self, recipe: Recipe, directory: Path) -> Shape:

@@ -98,9 +98,9 @@ def scheme_of(directory: Path, config: dict[str, Any]) -> Scheme | None:
     elif method == "modelopt":
         scheme = _modelopt(found)
     if scheme is None:
-        told = {key: found.get(key) for key in ("quant_method", "quant_algo", "format")} if method else found
+        stated = {key: found.get(key) for key in ("quant_method", "quant_algo", "format")} if method else found
         raise SourceError(
-            f"{directory} is quantized in a way that orch does not know: {str(told)[:200]}.",
+            f"{directory} is quantized in a way that orch does not know: {str(stated)[:200]}.",
             "Known are NVFP4 of compressed-tensors and ModelOpt, and FP8 of compressed-tensors.",
         )
     return scheme
@@ -268,5 +268,5 @@ def _scale_problems(checkpoint: Checkpoint, shape: Shape, scheme: Scheme) -> Ite
                     yield f"{name} is {value}"
             for fused in _FUSED if scheme.fused else ():
                 if len({values[module] for module in fused}) > 1:
-                    told = ", ".join(f"{module} {values[module]:g}" for module in fused)
-                    yield f"model.layers.{layer}: {suffix[1:]} differs between fused weights: {told}"
+                    scales = ", ".join(f"{module} {values[module]:g}" for module in fused)
+                    yield f"model.layers.{layer}: {suffix[1:]} differs between fused weights: {scales}"

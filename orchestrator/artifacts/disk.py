@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator import errors
 from orchestrator.errors import HostError
 
 _HINTS = {
@@ -24,13 +25,8 @@ _HINTS = {
 @contextmanager
 def host_errors(doing: str) -> Iterator[None]:
     """Turns an OSError of the block into a HostError: `Cannot DOING: REASON`."""
-    try:
+    with errors.host_errors(doing, _HINTS, "Check the disk and its permissions, then run the same command again."):
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        where = f" ({error.filename})" if error.filename else ""
-        hint = _HINTS.get(error.errno or 0, "Check the disk and its permissions, then run the same command again.")
-        raise HostError(f"Cannot {doing}: {reason}{where}.", hint) from error
 
 
 def amount(size: int) -> str:

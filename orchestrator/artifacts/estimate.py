@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.artifacts.disk import amount, host_errors
-from orchestrator.artifacts.one_pass import BLOCK_ITEMS, HELD_BYTES, Cost, Wanted, fused_with, opened
+from orchestrator.artifacts.one_pass import BLOCK_ITEMS, HELD_BYTES, Cost, OutputSpec, fused_with, opened
 from orchestrator.artifacts.threads import MAX_WORKERS
+from orchestrator.drivers.cgroups import usable_cpus
 from orchestrator.errors import HostError
 
 # Python with numpy and gguf, and the tokenizer's tables.
@@ -40,10 +40,10 @@ class Estimate:
         )
 
 
-def estimate(source: Path, wanted: Sequence[Wanted]) -> Estimate:
-    """What it will take to make all of `wanted` from `source`. SourceError where that cannot be made at all."""
+def estimate(source: Path, specs: Sequence[OutputSpec]) -> Estimate:
+    """What it will take to make all of `specs` from `source`. SourceError where that cannot be made at all."""
     with opened(source) as weights:
-        costs = [one.cost(weights) for one in wanted]
+        costs = [one.cost(weights) for one in specs]
         units: dict[str, int] = {}
         for tensor in weights.tensors:
             units[fused_with(tensor.name)] = units.get(fused_with(tensor.name), 0) + tensor.size
@@ -54,7 +54,7 @@ def estimate(source: Path, wanted: Sequence[Wanted]) -> Estimate:
 
 def estimate_costs(reads: int, costs: Sequence[Cost], held: int = 0) -> Estimate:
     """The same when it is known how many bytes are read and held, and what each artifact costs."""
-    cores = min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+    cores = min(usable_cpus(), MAX_WORKERS)
     return Estimate(
         reads=reads,
         writes=sum(cost.size for cost in costs),

@@ -16,7 +16,7 @@ from orchestrator.artifacts.claims import check_fp8
 from orchestrator.artifacts.families import is_linear
 from orchestrator.artifacts.fp8 import quantize_rows
 from orchestrator.artifacts.nvfp4_checkpoint import Layout, as_bf16, shards
-from orchestrator.artifacts.one_pass import Block, Cost, Maker, Rows, Weights, sampled
+from orchestrator.artifacts.one_pass import Block, Cost, OutputWriter, Rows, Weights, sampled
 from orchestrator.artifacts.safetensors import ShardWriter, Tensor, tensor_bytes
 from orchestrator.core.progress import Progress
 
@@ -57,17 +57,17 @@ QUANTIZATION_CONFIG: dict[str, Any] = {
 
 def build_fp8(source: Path, outdir: Path, progress: Progress) -> None:
     """Quantizes the linear layers of the Hugging Face directory `source` into `outdir`, as build_nvfp4 does."""
-    one_pass.build(source, [WantedFp8(outdir)], progress)
+    one_pass.build(source, [Fp8OutputSpec(outdir)], progress)
 
 
 @dataclass(frozen=True)
-class WantedFp8:
+class Fp8OutputSpec:
     """A directory of FP8 weights. config.json is written last: without it nothing takes it for finished."""
 
     outdir: Path
 
     def cost(self, weights: Weights) -> Cost:
-        """See one_pass.Wanted."""
+        """See one_pass.OutputSpec."""
         size = sum(tensor_bytes(*entry) for entry in _layout(list(weights.tensors)).values())
         linear = [tensor for tensor in weights.tensors if is_linear(tensor.name)]
         items = sum(tensor.rows * tensor.row_items for tensor in linear)
@@ -75,14 +75,14 @@ class WantedFp8:
         return Cost(size, cpu_s, holds=False)
 
     @contextmanager
-    def making(self, weights: Weights) -> Iterator[Maker]:
-        """See one_pass.Wanted."""
+    def writer(self, weights: Weights) -> Iterator[OutputWriter]:
+        """See one_pass.OutputSpec."""
         with shards(self.outdir, weights, _layout, QUANTIZATION_CONFIG) as writers:
-            yield _Fp8Maker(writers)
+            yield _Fp8OutputWriter(writers)
         check_fp8(self.outdir)
 
 
-class _Fp8Maker:
+class _Fp8OutputWriter:
     """Writes a shard for each of the source's. Each row has its own scale: nothing need be measured before."""
 
     def __init__(self, writers: dict[Path, ShardWriter]) -> None:

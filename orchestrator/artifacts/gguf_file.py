@@ -19,7 +19,7 @@ from orchestrator.artifacts import families, one_pass
 from orchestrator.artifacts.disk import host_errors, pwrite_all, replacing, reserve
 from orchestrator.artifacts.families import ModelConfig
 from orchestrator.artifacts.gguf_types import CONVERTED, FILE_TYPES, Attention, Quant, Shape, tensor_types
-from orchestrator.artifacts.one_pass import Block, Cost, Maker, Rows, Weights, sampled
+from orchestrator.artifacts.one_pass import Block, Cost, OutputWriter, Rows, Weights, sampled
 from orchestrator.artifacts.quantize import Quantizer
 from orchestrator.artifacts.rope import llama3_factors
 from orchestrator.artifacts.safetensors import Checkpoint, Tensor, is_finite, to_float32
@@ -68,11 +68,11 @@ def build_gguf(
     Quantizing starts from the checkpoint's own precision. SourceError if the directory is no sound dense model or has
     NaN or Inf; HostError if the disk fails.
     """
-    one_pass.build(source, [WantedGguf(out, quant, quantizer, name)], progress)
+    one_pass.build(source, [GgufOutputSpec(out, quant, quantizer, name)], progress)
 
 
 @dataclass(frozen=True)
-class WantedGguf:
+class GgufOutputSpec:
     """The file `out`, of the type `quant`. `name` becomes general.name; without it the key is left out, so that the
     bytes depend on the source's contents only."""
 
@@ -82,12 +82,12 @@ class WantedGguf:
     name: str | None = None
 
     def cost(self, weights: Weights) -> Cost:
-        """See one_pass.Wanted."""
+        """See one_pass.OutputSpec."""
         return cost_of(plan_outputs(weights.checkpoint, weights.config, self.quant), self.quantizer)
 
     @contextmanager
-    def making(self, weights: Weights) -> Iterator[Maker]:
-        """See one_pass.Wanted."""
+    def writer(self, weights: Weights) -> Iterator[OutputWriter]:
+        """See one_pass.OutputSpec."""
         config = weights.config
         tokenizer = read_tokenizer(weights.directory, config)
         outputs = plan_outputs(weights.checkpoint, config, self.quant)
@@ -97,12 +97,12 @@ class WantedGguf:
             offset = write_head(writer, outputs)
             descriptor = os.open(unfinished, os.O_WRONLY)
             try:
-                yield _GgufMaker(descriptor, places(outputs, offset), config, self.quantizer)
+                yield _GgufOutputWriter(descriptor, places(outputs, offset), config, self.quantizer)
             finally:
                 os.close(descriptor)
 
 
-class _GgufMaker:
+class _GgufOutputWriter:
     """Writes tensor data behind the head of a GGUF file, each block to its place."""
 
     def __init__(

@@ -159,7 +159,7 @@ def _has_chat_template(directory: Path) -> bool:
     return file.is_file() and bool(read_json(file).get("chat_template"))
 
 
-def _inspection(path: Path, tensors: Iterable[Tensor], weights: dict[str, int], **told: Any) -> Inspection:
+def _inspection(path: Path, tensors: Iterable[Tensor], weights: dict[str, int], **facts: Any) -> Inspection:
     held: dict[str, list[Tensor]] = {part: [] for part in _PARTS}
     for tensor in tensors:
         held[part_of(tensor.name)].append(tensor)
@@ -174,7 +174,7 @@ def _inspection(path: Path, tensors: Iterable[Tensor], weights: dict[str, int], 
         size=sum(part.size for part in parts),
         types=dict(Counter(tensor.dtype for these in held.values() for tensor in these).most_common()),
         parts=parts,
-        **told,
+        **facts,
     )
 
 

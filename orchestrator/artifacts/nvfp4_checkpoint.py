@@ -19,7 +19,7 @@ from orchestrator.artifacts.disk import host_errors, replacing, write_whole
 from orchestrator.artifacts.families import is_linear
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.nvfp4 import BLOCK, Floats, dequantize_rows, global_scale, quantize_rows, round_bf16
-from orchestrator.artifacts.one_pass import Block, Cost, Maker, Rows, Weights, sampled
+from orchestrator.artifacts.one_pass import Block, Cost, OutputWriter, Rows, Weights, sampled
 from orchestrator.artifacts.safetensors import (
     INDEX,
     Checkpoint,
@@ -92,17 +92,17 @@ def build_nvfp4(source: Path, outdir: Path, progress: Progress) -> None:
     Embedding, head, norms and biases are copied. Weights in F16 or F32 are rounded to BF16 first. SourceError if the
     source is no sound dense model or has NaN or Inf; HostError if the disk fails.
     """
-    one_pass.build(source, [WantedNvfp4(outdir)], progress)
+    one_pass.build(source, [Nvfp4OutputSpec(outdir)], progress)
 
 
 @dataclass(frozen=True)
-class WantedNvfp4:
+class Nvfp4OutputSpec:
     """A directory of NVFP4A16 weights. config.json is written last: without it nothing takes it for finished."""
 
     outdir: Path
 
     def cost(self, weights: Weights) -> Cost:
-        """See one_pass.Wanted."""
+        """See one_pass.OutputSpec."""
         _check_columns(weights.tensors)
         size = sum(tensor_bytes(*entry) for entry in _layout(list(weights.tensors)).values())
         linear = [tensor for tensor in weights.tensors if is_linear(tensor.name)]
@@ -111,11 +111,11 @@ class WantedNvfp4:
         return Cost(size, cpu_s, holds=True)
 
     @contextmanager
-    def making(self, weights: Weights) -> Iterator[Maker]:
-        """See one_pass.Wanted."""
+    def writer(self, weights: Weights) -> Iterator[OutputWriter]:
+        """See one_pass.OutputSpec."""
         _check_columns(weights.tensors)
         with shards(self.outdir, weights, _layout, QUANTIZATION_CONFIG) as writers:
-            yield _Nvfp4Maker(writers)
+            yield _Nvfp4OutputWriter(writers)
         check_nvfp4(self.outdir, Recipe.NVFP4A16)
 
 
@@ -142,7 +142,7 @@ def shards(
         write_companions(weights.directory, outdir, weight_map, quantization)
 
 
-class _Nvfp4Maker:
+class _Nvfp4OutputWriter:
     """Writes a shard for each of the source's."""
 
     def __init__(self, writers: dict[Path, ShardWriter]) -> None:

@@ -1,8 +1,9 @@
 """One read of the weights, any number of artifacts made from it.
 
-The weights come in row blocks; each block is read once, checked, and given to every Maker. Matrices that an engine
-fuses (q, k, v; gate, up) share one NVFP4 scale, so a Maker may ask for the largest magnitude of all of them before it
-converts any: such a unit is held in memory until it is measured. What is too large to be held is read twice.
+The weights come in row blocks; each block is read once, checked, and given to every OutputWriter. Matrices that an
+engine fuses (q, k, v; gate, up) share one NVFP4 scale, so an OutputWriter may ask for the largest magnitude of all of
+them before it converts any: such a unit is held in memory until it is measured. What is too large to be held is read
+twice.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def sampled(convert: Callable[[Block], object], row_items: int, items: int) -> f
     return (time.thread_time() - began) * items / block.size
 
 
-class Maker(Protocol):
+class OutputWriter(Protocol):
     """One artifact in the making; its files are open and have their final sizes."""
 
     def needs_largest(self, tensor: Tensor) -> bool:
@@ -109,27 +110,27 @@ class Maker(Protocol):
         ...
 
 
-class Wanted(Protocol):
+class OutputSpec(Protocol):
     """An artifact that is to be made, at a place of its own."""
 
     def cost(self, weights: Weights) -> Cost:
         """What making it will take, on this machine."""
         ...
 
-    def making(self, weights: Weights) -> AbstractContextManager[Maker]:
+    def writer(self, weights: Weights) -> AbstractContextManager[OutputWriter]:
         """Opens its files. It is whole when the block ends without an error; after one nothing looks finished."""
         ...
 
 
-def build(source: Path, wanted: Sequence[Wanted], progress: Progress, held_bytes: int = HELD_BYTES) -> None:
-    """Makes all of `wanted` from the Hugging Face directory `source`, in one read of it.
+def build(source: Path, specs: Sequence[OutputSpec], progress: Progress, held_bytes: int = HELD_BYTES) -> None:
+    """Makes all of `specs` from the Hugging Face directory `source`, in one read of it.
 
     `held_bytes` bounds a unit that is held. SourceError if the directory is no sound dense model or has NaN or Inf;
     HostError if the disk fails; whatever `progress` raises passes through.
     """
     with opened(source) as weights, ExitStack() as stack:
-        makers = [stack.enter_context(one.making(weights)) for one in wanted]
-        _convert_all(weights, makers, progress, held_bytes)
+        writers = [stack.enter_context(one.writer(weights)) for one in specs]
+        _convert_all(weights, writers, progress, held_bytes)
 
 
 @contextmanager
@@ -174,14 +175,14 @@ class _Measure:
 
 @dataclass(frozen=True)
 class _Convert:
-    """Give a block to all makers. Without a unit it is read now, and its largest magnitude is not asked for."""
+    """Give a block to all writers. Without a unit it is read now, and its largest magnitude is not asked for."""
 
     rows: Rows
     unit: _Unit | None = None
     index: int = 0
 
 
-def _convert_all(weights: Weights, makers: Sequence[Maker], progress: Progress, held_bytes: int) -> None:
+def _convert_all(weights: Weights, writers: Sequence[OutputWriter], progress: Progress, held_bytes: int) -> None:
     checkpoint = weights.checkpoint
 
     def work(job: _Measure | _Convert) -> list[Sequence[Block]]:
@@ -189,27 +190,27 @@ def _convert_all(weights: Weights, makers: Sequence[Maker], progress: Progress, 
             _measure(checkpoint, job.unit, job.index)
             return []
         block, largest = _block(checkpoint, job)
-        return [maker.convert(job.rows, block, largest) for maker in makers]
+        return [writer.convert(job.rows, block, largest) for writer in writers]
 
     total, done = sum(tensor.size for tensor in weights.tensors), 0
     progress("building", 0, total)
-    with closing(in_order(work, _jobs(weights, makers, held_bytes))) as results:
+    with closing(in_order(work, _jobs(weights, writers, held_bytes))) as results:
         for job, made in results:
             if isinstance(job, _Measure):
                 progress("building", done, total)
                 continue
-            for maker, parts in zip(makers, made, strict=True):
-                maker.write(job.rows, parts)
+            for writer, parts in zip(writers, made, strict=True):
+                writer.write(job.rows, parts)
             done += job.rows.size
             progress("building", done, total)
 
 
-def _jobs(weights: Weights, makers: Sequence[Maker], held_bytes: int) -> Iterator[_Measure | _Convert]:
+def _jobs(weights: Weights, writers: Sequence[OutputWriter], held_bytes: int) -> Iterator[_Measure | _Convert]:
     """Measuring goes one unit ahead of converting, so that no core waits for the last block of a unit."""
     waiting: _Unit | None = None
     for tensors in _groups(weights.tensors):
-        rows = [piece for tensor in tensors for piece in _rows(tensor, makers)]
-        if not any(maker.needs_largest(tensor) for tensor in tensors for maker in makers):
+        rows = [piece for tensor in tensors for piece in _rows(tensor, writers)]
+        if not any(writer.needs_largest(tensor) for tensor in tensors for writer in writers):
             yield from (_Convert(piece) for piece in rows)
             continue
         held = sum(piece.size for piece in rows) <= held_bytes
@@ -230,8 +231,8 @@ def _groups(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     return list(groups.values())
 
 
-def _rows(tensor: Tensor, makers: Sequence[Maker]) -> list[Rows]:
-    step = max((maker.row_step(tensor) for maker in makers), default=1)
+def _rows(tensor: Tensor, writers: Sequence[OutputWriter]) -> list[Rows]:
+    step = max((writer.row_step(tensor) for writer in writers), default=1)
     return [Rows(tensor, *bounds) for bounds in row_blocks(tensor, BLOCK_ITEMS, step)]
 
 

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.artifacts.disk import amount, fsync_directory, fsync_file, host_errors, write_whole
-from orchestrator.artifacts.shelf import MANIFEST, Damage, Shelf, files_below, hash_all, is_inside
+from orchestrator.artifacts.store_directory import MANIFEST, Damage, StoreDirectory, files_below, hash_all, is_inside
 from orchestrator.core.artifact import FileEntry, Manifest, Recipe
 from orchestrator.core.progress import Progress, silent
 from orchestrator.errors import HostError, SourceError
@@ -105,39 +105,43 @@ class Store:
 
     def __init__(self, root: Path, shared: tuple[Path, ...] = (), limit: int | None = None) -> None:
         self.root = root
-        self.own = Shelf(root)
-        self.shared = tuple(Shelf(place) for place in shared)
+        self.own = StoreDirectory(root)
+        self.shared = tuple(StoreDirectory(place) for place in shared)
         self.limit = limit
 
     @property
-    def shelves(self) -> tuple[Shelf, ...]:
+    def directories(self) -> tuple[StoreDirectory, ...]:
         """Where entries are looked for, in this order."""
         return (self.own, *self.shared)
 
-    def shelf(self, key: str) -> Shelf:
+    def directory_of(self, key: str) -> StoreDirectory:
         """Where `key` is finished; the store's own directory if it is so nowhere."""
-        return next((shelf for shelf in self._shelves(key) if shelf.get(key) is not None), self.own)
+        return next((directory for directory in self._directories_for(key) if directory.get(key) is not None), self.own)
 
     def path(self, key: str) -> Path:
         """Where the files of `key` lie, or will once it is finished."""
-        return self.shelf(key).path(key) if self.shared else self.own.path(key)
+        return self.directory_of(key).path(key) if self.shared else self.own.path(key)
 
     def get(self, key: str) -> Manifest | None:
         """The manifest of a finished artifact; None if there is none or it is broken. Reads the manifest only."""
-        found = (shelf.get(key) for shelf in self._shelves(key))
+        found = (directory.get(key) for directory in self._directories_for(key))
         return next((manifest for manifest in found if manifest is not None), None)
 
     def all(self) -> tuple[Manifest, ...]:
         """Every finished artifact, by key. What is broken is left out; see `broken`."""
         found: dict[str, Manifest] = {}
-        for shelf in self.shelves:
-            for key in shelf.names():
-                if key not in found and shelf in self._shelves(key) and (manifest := shelf.get(key)) is not None:
+        for directory in self.directories:
+            for key in directory.names():
+                if (
+                    key not in found
+                    and directory in self._directories_for(key)
+                    and (manifest := directory.get(key)) is not None
+                ):
                     found[key] = manifest
         return tuple(found[key] for key in sorted(found))
 
-    def _shelves(self, key: str) -> tuple[Shelf, ...]:
-        return (self.own,) if key.startswith(_NEVER_SHARED) else self.shelves
+    def _directories_for(self, key: str) -> tuple[StoreDirectory, ...]:
+        return (self.own,) if key.startswith(_NEVER_SHARED) else self.directories
 
     def broken(self) -> tuple[Damage, ...]:
         """What of the own entries is seen to be broken without reading their files."""
@@ -146,8 +150,8 @@ class Store:
     def verify(self, key: str, progress: Progress = silent) -> list[Damage]:
         """Reads every byte of the own artifact, or of the shared one in its place, and reports what is not as its
         manifest says."""
-        shelf = self.own if self.own.manifest(key) is not None else self.shelf(key)
-        return shelf.verify(key, progress)
+        directory = self.own if self.own.manifest(key) is not None else self.directory_of(key)
+        return directory.verify(key, progress)
 
     @contextmanager
     def building(self, key: str, progress: Progress = silent, fresh: bool = False) -> Iterator[Building]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from orchestrator.drivers.cgroups import usable_cpus
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -21,7 +22,7 @@ def in_order(function: Callable[[Job], Result], jobs: Iterable[Job]) -> Generato
     The threads pay off because reading, numpy and the quantizer release the GIL. If the consumer stops or
     a job raises, the jobs not yet begun are dropped.
     """
-    workers = min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+    workers = min(usable_cpus(), MAX_WORKERS)
     pool = ThreadPoolExecutor(workers)
     pending: deque[tuple[Job, Future[Result]]] = deque()
     try:

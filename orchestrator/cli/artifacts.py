@@ -1,19 +1,19 @@
-"""The verbs for the store of weights and artifacts: ls, verify, rm."""
+"""The verbs for the store of weights and artifacts: ls, verify, rm, gc."""
 
 from __future__ import annotations
 
 import dataclasses
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.options import AsJson, app, session_of
-from orchestrator.errors import DRIFT, PlanRefused, SourceError
+from orchestrator.cli.options import AsJson, OnlyPlan, app, session_of
+from orchestrator.errors import DRIFT
 
 if TYPE_CHECKING:
-    from orchestrator.artifacts.shelf import Damage
-    from orchestrator.cli.session import Session
+    from orchestrator.app.gc import Verdict
 
 artifacts = typer.Typer(help="The store of weights and artifacts.", no_args_is_help=True)
 app.add_typer(artifacts, name="artifacts")
@@ -23,44 +23,36 @@ app.add_typer(artifacts, name="artifacts")
 def artifacts_ls(as_json: AsJson = False) -> None:
     """Finished entries, newest last."""
     with session_of(as_json) as session:
-        rows = [
-            {
-                "key": m.key,
-                "recipe": m.recipe.value,
-                "size": m.size,
-                "created": m.created,
-                "place": str(session.store.shelf(m.key).root),
-                "source": m.source,
-            }
-            for m in sorted(session.store.all(), key=lambda manifest: manifest.created)
-        ]
-        place = ("place",) if session.store.shared else ()
-        session.screen.table("Artifacts", ("key", "size", "created", *place, "source"), rows)
+        from orchestrator.app.artifacts import entry_rows
+
+        place = ("place",) if session.orch.store.shared else ()
+        session.screen.table("Artifacts", ("key", "size", "created", *place, "source"), entry_rows(session.orch))
 
 
 @artifacts.command("verify")
 def artifacts_verify(
     keys: Annotated[list[str] | None, typer.Argument(help="Keys; default: all.")] = None,
-    mend: Annotated[bool, typer.Option("--repair", help="Pull or build again what is damaged.")] = False,
+    with_repair: Annotated[bool, typer.Option("--repair", help="Pull or build again what is damaged.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Read every byte and compare it with the manifest. Exit code 9 on damage that stays."""
-    with session_of(as_json) as session, session.exclusive("artifacts verify") if mend else nullcontext():
-        chosen = [_checked(session, key) for key in keys or ()] or _all_keys(session)
-        damages: list[Damage] = []
-        for key in chosen:
-            _known_key(session, key)
-            damages += session.store.verify(key, session.progress)
-        if mend and damages:
-            from orchestrator.cli.repair import repair
+    with session_of(as_json) as session:
+        from orchestrator.app.artifacts import known_keys, verify
+        from orchestrator.app.repair import repair
+        from orchestrator.app.runs import alone
 
-            done, damages = repair(session, damages)
-            session.screen.table("Repaired", ("key", "path", "how"), done)
+        orch, screen = session.orch, session.screen
+        with alone(orch, "artifacts verify") if with_repair else nullcontext():
+            chosen = known_keys(orch, keys or [])
+            damages = verify(orch, chosen)
+            if with_repair and damages:
+                done, damages = repair(orch, damages, session)
+                screen.table("Repaired", ("key", "path", "how"), done)
         if damages:
             rows = [dataclasses.asdict(damage) for damage in damages]
-            session.screen.table("Damage", ("key", "path", "kind", "reason"), rows)
+            screen.table("Damage", ("key", "path", "kind", "reason"), rows)
             raise typer.Exit(DRIFT)
-        session.screen.result({"verified": chosen}, f"{len(chosen)} verified, no damage.")
+        screen.result({"verified": chosen}, f"{len(chosen)} verified, no damage.")
 
 
 @artifacts.command("rm")
@@ -68,37 +60,50 @@ def artifacts_rm(
     keys: Annotated[list[str], typer.Argument(help="Keys, as `orch artifacts ls` shows them.")], as_json: AsJson = False
 ) -> None:
     """Remove entries that no deployment uses."""
-    with session_of(as_json) as session, session.exclusive("artifacts rm"):
-        from orchestrator.core.needs import needed_by_engines
-        from orchestrator.core.refusals import refuse_unreachable
+    with session_of(as_json) as session:
+        from orchestrator.app.artifacts import known_keys, remove
+        from orchestrator.app.runs import alone
 
-        observed = session.observe()
-        refuse_unreachable(observed)
-        used = needed_by_engines(observed)
-        for key in [_checked(session, key) for key in keys]:
-            if key in used:
-                raise PlanRefused(f"{key} cannot be removed: {used[key]}.", hint="orch down first.")
-            if not session.store.remove(key, session.progress):
-                _known_key(session, key)
-                place = session.store.shelf(key).root
-                raise PlanRefused(f"{key} lies in the shared store {place}.", hint="It is removed where it belongs.")
-            session.screen.result({"removed": key}, f"Removed {key}.")
-        session.store.sweep()
+        with alone(session.orch, "artifacts rm"):
+            for key in remove(session.orch, known_keys(session.orch, keys)):
+                session.screen.result({"removed": key}, f"Removed {key}.")
 
 
-def _all_keys(session: Session) -> list[str]:
-    """What is finished anywhere, and what of the own entries is broken."""
-    return sorted({*session.store.own.names(), *(manifest.key for manifest in session.store.all())})
+@artifacts.command("gc")
+def artifacts_gc(
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Weights too, where all that is made of them is here.")
+    ] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="All unfinished downloads and builds, which then start anew.")
+    ] = False,
+    age: Annotated[float, typer.Option(help="Keep what is younger than so many hours.", min=0)] = 24.0,
+    plan: OnlyPlan = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what no engine, no recorded profile, no rollback and no lock file needs."""
+    with session_of(as_json) as session:
+        from orchestrator.app.gc import collect, verdicts
+        from orchestrator.app.runs import alone
+
+        orch, screen = session.orch, session.screen
+        with nullcontext() if plan else alone(orch, "artifacts gc"):
+            found = verdicts(orch, timedelta(hours=age), weights, partial)
+            removable = [verdict for verdict in found if not verdict.stays]
+            screen.table("Stays", ("key", "size", "why"), [_row(verdict) for verdict in found if verdict.stays])
+            screen.table("Goes", ("key", "size", "why"), [_row(verdict) for verdict in removable])
+            if plan:
+                size = sum(verdict.stored.size for verdict in removable)
+                screen.result({"would_free": size}, f"It would free {size / 1e6:.1f} MB.")
+                return
+            removed = collect(orch, removable)
+        for stored in (verdict.stored for verdict in removable if verdict.stored not in removed):
+            why = "it is being worked on right now"
+            screen.result({"key": stored.key, "do": "stay", "why": why}, f"{stored.key} stays: {why}.")
+        freed = sum(stored.size for stored in removed)
+        screen.result({"freed": freed}, f"{freed / 1e6:.1f} MB freed.")
 
 
-def _checked(session: Session, key: str) -> str:
-    """What was typed, if it can be a key at all: no path."""
-    try:
-        return session.store.path(key).name
-    except ValueError as error:
-        raise SourceError(f"{key} is no key of the store.", hint="orch artifacts ls") from error
-
-
-def _known_key(session: Session, key: str) -> None:
-    if session.store.get(key) is None and key not in {damage.key for damage in session.store.broken()}:
-        raise SourceError(f"There is no {key} in the store.", hint="orch artifacts ls")
+def _row(verdict: Verdict) -> dict[str, object]:
+    stored, do = verdict.stored, "stay" if verdict.stays else "go"
+    return {"key": stored.key, "size": stored.size, "do": do, "why": verdict.why, "unfinished": stored.unfinished}

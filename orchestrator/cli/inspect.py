@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli.options import AsJson, app, session_of
-from orchestrator.errors import SourceError, UsageError
+from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.artifacts.inspection import Inspection
-    from orchestrator.artifacts.quantization_error import TensorError
-    from orchestrator.cli.session import Session
-    from orchestrator.render import Screen
+    from orchestrator.app.inspection import Inspection, TensorError
+    from orchestrator.cli.screen import Screen
 
 # Parts of a layer, by the words of their tables and their names.
 _LAYER_PARTS = {
@@ -52,14 +49,14 @@ def inspect(
 ) -> None:
     """Tell what a GGUF file or a directory of weights holds, and with --against how much quantizing has cost."""
     with session_of(as_json) as session:
-        from orchestrator.artifacts.inspection import inspect as inspect_path
-        from orchestrator.artifacts.quantization_error import compare
+        from orchestrator.app.inspection import compare, place_of
+        from orchestrator.app.inspection import inspect as inspect_path
 
         if plot is not None and against is None:
             raise UsageError(
                 "--plot draws the quantization error.", hint="Say with --against DIR what to compare with."
             )
-        place = _place(session, path)
+        place = place_of(session.orch, path)
         found = inspect_path(place)
         if not as_json:
             _tell(session.screen, found)
@@ -74,22 +71,8 @@ def inspect(
                 session.screen.note({"plot": str(plot)}, f"Drawn into {plot}.")
 
 
-def _place(session: Session, path: str) -> Path:
-    """A path of this machine, else an entry of the store."""
-    place = Path(path)
-    # What is too long for a name is no file, and what has a slash or a space in it is no key.
-    with suppress(OSError, ValueError):
-        if place.exists():
-            return place
-        if session.store.get(path) is not None:
-            return session.store.path(path)
-    raise SourceError(
-        f"There is no {path}.", hint="Name a file or a directory, or a key that `orch artifacts ls` shows."
-    )
-
-
 def _tell(screen: Screen, found: Inspection) -> None:
-    told = {
+    facts = {
         "form": f"{found.form}, {found.file_type}" if found.file_type else found.form,
         "architecture": found.architecture or "it does not say",
         "parameters": f"{found.parameters:,}",
@@ -98,8 +81,8 @@ def _tell(screen: Screen, found: Inspection) -> None:
         "chat template": "yes" if found.chat_template else "no",
         "tensors": ", ".join(f"{count} {kind}" for kind, count in found.types.items()),
     }
-    width = max(map(len, told))
-    lines = [f"  {name.ljust(width)}  {value}" for name, value in told.items()]
+    width = max(map(len, facts))
+    lines = [f"  {name.ljust(width)}  {value}" for name, value in facts.items()]
     screen.result({}, "\n".join([found.path, *lines, ""]))
     rows = [_size_row(part.part, part.parameters, part.size, part.bits, found.size) for part in found.parts]
     rows.append(_size_row("all", found.parameters, found.size, found.bits, found.size))
@@ -120,7 +103,7 @@ def _size_row(part: str, parameters: int, size: int, bits: float, total: int) ->
 
 
 def _tell_errors(screen: Screen, errors: list[TensorError]) -> None:
-    from orchestrator.artifacts.quantization_error import relative
+    from orchestrator.app.inspection import relative
 
     groups: dict[str, list[TensorError]] = {}
     for error in errors:
@@ -134,7 +117,7 @@ def _tell_errors(screen: Screen, errors: list[TensorError]) -> None:
 
 def _error_row(label: str, errors: list[TensorError], highest: float) -> dict[str, Any]:
     """The table's row for a layer, an end, or all; its bar is as long as can be where the error is the highest."""
-    from orchestrator.artifacts.quantization_error import relative, sqnr
+    from orchestrator.app.inspection import relative, sqnr
 
     row: dict[str, Any] = {"layer": label}
     if label.strip().isdecimal():
@@ -155,9 +138,8 @@ def bar(fraction: float) -> str:
 
 
 def _draw(file: Path, found: Inspection, errors: list[TensorError]) -> None:
-    from orchestrator.artifacts.disk import host_errors, write_whole
-    from orchestrator.artifacts.quantization_error import relative, sqnr
-    from orchestrator.core.error_plot import End, Strip, draw
+    from orchestrator.app.inspection import relative, sqnr, write_picture
+    from orchestrator.cli.error_plot import End, Strip, draw
 
     layers = 1 + max((error.layer for error in errors if error.layer is not None), default=-1)
     by_place = {(error.layer, error.part): relative([error]) for error in errors}
@@ -167,21 +149,14 @@ def _draw(file: Path, found: Inspection, errors: list[TensorError]) -> None:
     ]
     ends = [End(label, by_place[None, name]) for name, label in _ENDS.items() if (None, name) in by_place]
     together = relative(errors)
-    told = f"{found.file_type}: {100 * together:.2f} % in all" + (f", {sqnr(together):.1f} dB" if together else "")
-    with host_errors(f"write {file}"):
-        write_whole(
-            file,
-            draw(
-                f"Quantization error of {Path(found.path).name}",
-                f"{told}. Relative error of each matrix; on the right the mean over the layers.",
-                strips,
-                ends,
-            ).encode(),
-        )
+    summary = f"{found.file_type}: {100 * together:.2f} % in all" + (f", {sqnr(together):.1f} dB" if together else "")
+    title = f"Quantization error of {Path(found.path).name}"
+    subtitle = f"{summary}. Relative error of each matrix; on the right the mean over the layers."
+    write_picture(file, draw(title, subtitle, strips, ends))
 
 
 def _as_json(found: Inspection, errors: list[TensorError]) -> dict[str, Any]:
-    from orchestrator.artifacts.quantization_error import relative, sqnr
+    from orchestrator.app.inspection import relative, sqnr
 
     value = dataclasses.asdict(found) | {"bits": found.bits}
     value["parts"] = [dataclasses.asdict(part) | {"bits": part.bits} for part in found.parts]

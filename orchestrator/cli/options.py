@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.main import get_command
 
 if TYPE_CHECKING:
     from orchestrator.cli.session import Session
@@ -35,6 +36,20 @@ def _options(
     ] = False,
 ) -> None:
     """Serve your own LLM with Ollama, llama.cpp or vLLM behind one address, and move between them."""
+
+
+def command() -> Callable[..., Any]:
+    """The app, as what runs a command line."""
+    made = get_command(app)
+    _give_flags_a_default(made)
+    return made
+
+
+def _give_flags_a_default(group: Any) -> None:
+    """Flags of typer's own have none, and None it has pydantic check, which costs as much as typer itself."""
+    group.context_settings["default_map"] = dict.fromkeys(("help", "install_completion", "show_completion"), False)
+    for verb in getattr(group, "commands", {}).values():
+        _give_flags_a_default(verb)
 
 
 # As engines/__init__.py has them, without importing it: completion has to be quick.
@@ -79,9 +94,9 @@ Drain = Annotated[float, typer.Option(help="Seconds that requests in flight on t
 @contextmanager
 def session_of(as_json: bool) -> Iterator[Session]:
     """A Session for one verb. Errors are told on its screen, then leave with their exit code."""
+    from orchestrator.cli.screen import Human, JsonLines
     from orchestrator.cli.session import Session
     from orchestrator.errors import OrchError
-    from orchestrator.render import Human, JsonLines
 
     try:
         session = Session(as_json)

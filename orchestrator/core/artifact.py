@@ -11,7 +11,7 @@ import hashlib
 import json
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
+from orchestrator.core.part import Part
 
 # Part of every artifact key: raise it when a builder's output changes for the same input.
 BUILDER_FORMAT = 1
@@ -57,24 +57,20 @@ class Recipe(StrEnum):
         return self.served and self not in (Recipe.WEIGHTS, Recipe.NVFP4)
 
 
-class FileEntry(BaseModel):
+class FileEntry(Part):
     """One file of a manifest: path relative to the artifact, size in bytes, lowercase hex SHA-256."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
     size: int
     sha256: str
 
 
-class Manifest(BaseModel):
+class Manifest(Part):
     """`manifest.json` of a finished artifact; its presence under the final name is what "finished" means.
 
     `source` is `hub:OWNER/NAME@COMMIT`, `dir:SHA256` or, for built artifacts, the source of the weights;
     `builder` holds the versions that made the bytes, `created` is UTC, ISO 8601.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
     recipe: Recipe

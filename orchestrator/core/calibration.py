@@ -59,7 +59,7 @@ def parse_texts(text: str, where: str, samples: int) -> list[dict[str, Any]]:
     SourceError with the line's number for anything else, and when there is none at all.
     """
     found: list[dict[str, Any]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         if len(found) == samples:

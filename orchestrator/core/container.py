@@ -16,8 +16,8 @@ TMP_OPTIONS = "rw,exec,nosuid,nodev,mode=1777"
 # Nobody but the engine's own user, and only what it was given.
 DROPPED, SECURITY = ("ALL",), ("no-new-privileges",)
 # Back after a crash, a restart of the daemon and a reboot. Not "unless-stopped": a daemon that was killed ends the
-# containers that outlived it when it starts again, takes that for somebody's wish, and leaves them stopped (seen with
-# 20.10). The price: what `docker stop` has stopped comes back with the daemon.
+# containers that outlived it when it starts again, takes that for what somebody wanted, and leaves them stopped (seen
+# with 20.10). The price: what `docker stop` has stopped comes back with the daemon.
 RESTART = "always"
 # Of the host's memory, what a container may take that says nothing of it.
 MOST_OF_MEMORY = 0.9
@@ -35,20 +35,22 @@ class Mount:
 
 
 @dataclass(frozen=True)
-class Ground:
+class HostContext:
     """What the machine adds to a Launch: host directories of the instance's files and of the cache, UID:GID, and the
-    image's own entrypoint; `memory_mib` is the limit of those that say nothing, `groups` may open the device nodes."""
+    image's own entrypoint; `threads` is how many are to compute, `memory_mib` the limit of those that say
+    nothing, `groups` may open the device nodes."""
 
     files: str
     cache: str
     user: str
     entrypoint: tuple[str, ...]
+    threads: int
     memory_mib: int | None = None
     groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Placed:
+class ContainerSpec:
     """A container's every setting that differs between launches; what is the same for all is in the constants above.
 
     `port` is where it listens: on its own address, or with `host_network` on the host's.
@@ -71,35 +73,36 @@ class Placed:
     host_network: bool
 
 
-def placed(launch: Launch, ground: Ground) -> Placed:
+def container_spec(launch: Launch, context: HostContext) -> ContainerSpec:
     """The container of a launch; ValueError when it is none."""
     container = launch.container
     if container is None:
         raise ValueError("not a launch of a container")
     port = launch.port or PORT
     values = {"{port}": str(port), "{dir}": FILES, "{tmp}": TMP, "{cache}": CACHE, "{python}": "python3"}
+    values["{threads}"] = str(context.threads)
     words: list[str] = []
     for word in launch.argv:
-        words += ground.entrypoint if word == "{entrypoint}" else (_filled(word, values),)
+        words += context.entrypoint if word == "{entrypoint}" else (_filled(word, values),)
     own = {name for name, _ in launch.env}
     env = [pair for pair in HOME_OF_ANYBODY if pair[0] not in own]
     if not container.gpus:
         # Images ask for all GPUs by themselves, and a daemon whose default is the nvidia runtime gives them.
         env.append(("NVIDIA_VISIBLE_DEVICES", "void"))
-    mounts = [Mount(ground.files, FILES, read_only=False), Mount(ground.cache, CACHE, read_only=False)]
+    mounts = [Mount(context.files, FILES, read_only=False), Mount(context.cache, CACHE, read_only=False)]
     mounts += [Mount(path, path, read_only=True) for path in container.reads]
     mounts += [Mount(path, path, read_only=False) for path in container.writes]
-    return Placed(
+    return ContainerSpec(
         image=container.image,
         command=tuple(words),
         env=(*env, *((name, _filled(value, values)) for name, value in launch.env)),
         mounts=tuple(mounts),
-        user=ground.user,
-        groups=ground.groups,
+        user=context.user,
+        groups=context.groups,
         port=port,
         stop_grace_s=int(launch.stop_grace_s),
         shm_mib=container.shm_mib,
-        memory_mib=container.memory_mib or ground.memory_mib,
+        memory_mib=container.memory_mib or context.memory_mib,
         pids=container.pids,
         devices=container.devices,
         gpus=container.gpus,

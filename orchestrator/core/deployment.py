@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
-from typing import Annotated
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.launch import Launch
+from orchestrator.core.part import Part
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
 
+# Of Desired and Deployment as JSON: in records, and in the labels of what runs. Where none is told it is 1.
+VERSION = 2
 
-class Adapter(BaseModel):
+
+class Adapter(Part):
     """A LoRA to serve: public name, SHA-256 over its files, rank, and where orch keeps its copy.
 
     `origin` is the directory it was imported from; `path` is orch's copy of it, `gguf` the same adapter for
     llama.cpp. Both lie in the store, a new place per version, because vLLM's prefix cache knows adapters by
     name and path only.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     digest: str
@@ -34,18 +34,16 @@ class Adapter(BaseModel):
     gguf: str
 
 
-class Deployment(BaseModel):
+class Deployment(Part):
     """Everything that decides what one generation of a profile serves, and how it was started.
 
     It travels as the label of the running process, so that what runs can be compared with what is wanted without
     remembering anything. `model_path` is what the engine loads; `adapter_args` end the launch's argv, `adapter_lines`
     the first of its files; `adapter_loads` counts distinct adapters given to this process since it started (vLLM never
-    frees a slot). `gpu` are the UUIDs of the GPUs that it is to see, with commas between, empty where there is no
-    choice; its container is given them `gpu_way`, and by name the device nodes `gpu_nodes`. `own_store`: what it serves
-    must be imported into it.
+    frees a slot); `hot_adapters` can be changed while it serves. `gpu` are the UUIDs of the GPUs that it is to see,
+    with commas between, empty where there is no choice; its container is given them `gpu_way`, and by name the device
+    nodes `gpu_nodes`. `own_store`: what it serves must be imported into it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     profile: str
     engine: str
@@ -70,7 +68,7 @@ class Deployment(BaseModel):
     gpu: str = ""
     gpu_way: str = ""
     gpu_nodes: tuple[str, ...] = ()
-    hot_adapters: Annotated[bool, Field(description="adapters can be changed while it serves")] = False
+    hot_adapters: bool = False
 
     @property
     def instance(self) -> str:
@@ -105,15 +103,23 @@ class Deployment(BaseModel):
         left_out = {"generation", "public_names", "gpu", "gpu_way", "gpu_nodes"} | of_adapters
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
 
+    @property
+    def label(self) -> str:
+        """All of it, as what runs bears it."""
+        return to_record(self)
+
+    @classmethod
+    def from_label(cls, label: str) -> Deployment:
+        """What `label` wrote, in this version or another. Raises Unfit."""
+        return cls.model_validate_json(label, extra="ignore")
+
     def adapter(self, name: str) -> Adapter | None:
         """The adapter of that public name, if it is part of this deployment."""
         return next((adapter for adapter in self.adapters if adapter.name == name), None)
 
 
-class Wish(BaseModel):
+class DeploymentSpec(Part):
     """What to serve a profile with: what `up` and `migrate` set, and `rollback` returns to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     profile: Profile
     engine: str
@@ -121,21 +127,32 @@ class Wish(BaseModel):
     recipe: Recipe | None = None
 
 
-class Desired(BaseModel):
-    """What the world cannot tell: the wish, the one before it, and the adapters (they outlive a migration).
+class Desired(Part):
+    """What the world cannot tell: the spec, the one before it, and the adapters (they outlive a migration).
 
     `stopped`: taken down; nothing of it is to run until the next `up`, which finds it all here.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    wish: Wish
-    previous: Wish | None = None
+    spec: DeploymentSpec
+    previous: DeploymentSpec | None = None
     adapters: tuple[Adapter, ...] = ()
     stopped: bool = False
 
-    def changed_to(self, wish: Wish) -> Desired:
-        """The same with another wish; the old one becomes what `rollback` returns to."""
-        if wish == self.wish:
+    @classmethod
+    def from_record(cls, document: object) -> Desired:
+        """What `to_record` wrote, in this version or another. Raises Unfit."""
+        if isinstance(document, dict) and "wish" in document:
+            # Earlier records have it as "wish".
+            document = {"spec": document["wish"], **document}
+        return cls.model_validate(document, extra="ignore")
+
+    def changed_to(self, spec: DeploymentSpec) -> Desired:
+        """The same with another spec; the old one becomes what `rollback` returns to."""
+        if spec == self.spec:
             return self.model_copy(update={"stopped": False})
-        return Desired(wish=wish, previous=self.wish, adapters=self.adapters)
+        return Desired(spec=spec, previous=self.spec, adapters=self.adapters)
+
+
+def to_record(value: Deployment | Desired, indent: int | None = None) -> str:
+    """JSON for others to read: this version of orch, or an earlier or a later one."""
+    return json.dumps({"version": VERSION, **value.model_dump()}, indent=indent, ensure_ascii=False)

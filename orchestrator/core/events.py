@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.core.steps import Action, Plan, Skip, Step
+if TYPE_CHECKING:
+    from orchestrator.core.steps import Step
 
 
 class EventKind(StrEnum):
@@ -26,7 +27,8 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True)
 class Event:
-    """`index` counts the plan's items from 0; `step` is the Step's class name; seconds are those the step took."""
+    """`index` counts the plan's items from 0; `step` is the Step's class name; seconds are those the step took. `long`:
+    it may take so long that its beginning is worth telling, on a screen that does not move."""
 
     kind: EventKind
     verb: str
@@ -37,6 +39,7 @@ class Event:
     seconds: float = 0.0
     done: int = 0
     total: int = 0
+    long: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The event as a flat JSON object, without what is empty."""
@@ -51,18 +54,3 @@ class Event:
 def step_name(step: Step) -> str:
     """The Step's kind, as it stands in events and plans."""
     return type(step).__name__
-
-
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """A plan as JSON: the same object that `run` gets, for --plan --json."""
-    items: list[dict[str, Any]] = []
-    for item in plan.items:
-        match item:
-            case Action(step, undo):
-                entry: dict[str, Any] = {"do": step_name(step), "what": step.what}
-                if undo:
-                    entry["undo"] = [back.what for back in undo]
-                items.append(entry)
-            case Skip(what, why):
-                items.append({"skip": what, "why": why})
-    return {"plan": plan.verb, "commit": plan.commit, "items": items}

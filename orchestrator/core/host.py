@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # ASSUMPTION, not measured: what the NVIDIA driver and the GPU's firmware hold for themselves, with no process to show
 # for it. 0.6 GiB, or 2 % of the memory where that is more.
@@ -24,8 +24,8 @@ class GpuUser:
 
     def __str__(self) -> str:
         who = self.name or "a process"
-        told = [f"pid {self.pid}" if self.pid else "", f"{self.memory / 2**30:.1f} GiB" if self.memory else ""]
-        return f"{who} ({', '.join(part for part in told if part)})" if any(told) else who
+        known = [f"pid {self.pid}" if self.pid else "", f"{self.memory / 2**30:.1f} GiB" if self.memory else ""]
+        return f"{who} ({', '.join(part for part in known if part)})" if any(known) else who
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Gpu:
 
     `index` counts all GPUs of the machine, in the order of their PCI addresses; after a reboot it may be another. MIG
     devices have the index of their GPU, which is `parent` by its UUID (empty for a whole GPU). `minor` is N of
-    /dev/nvidiaN. `users_told` says that `users` are all that there are: without it, none in the list means nothing.
+    /dev/nvidiaN. `users_complete` says that `users` are all that there are: without it, none in the list means nothing.
     """
 
     uuid: str
@@ -46,7 +46,7 @@ class Gpu:
     users: tuple[GpuUser, ...] = ()
     parent: str = ""
     minor: int | None = None
-    users_told: bool = False
+    users_complete: bool = False
 
     @property
     def lingering(self) -> int:
@@ -54,16 +54,46 @@ class Gpu:
 
         0 where it is not known who holds how much; what the driver itself holds is an assumption.
         """
-        if not self.users_told or not all(user.memory for user in self.users):
+        if not self.users_complete or not all(user.memory for user in self.users):
             return 0
         reserve = max(DRIVER_RESERVE, int(self.memory_total * DRIVER_SHARE))
         return max(0, self.memory_total - self.memory_free - sum(user.memory for user in self.users) - reserve)
 
 
 @dataclass(frozen=True)
-class Host:
-    """cpus, memory in bytes, CPU flags that engines need, GPUs, and engines that the user installed.
+class Memory:
+    """What processes may take together, in bytes, and what of it is free.
 
+    `limit_file` is where the limit of the control group stands that leaves least; empty: the machine itself does.
+    """
+
+    total: int
+    available: int
+    limit_file: str = ""
+
+    @property
+    def name(self) -> str:
+        """Whose it is, for people."""
+        return f"this control group ({self.total >> 20} MiB)" if self.limit_file else "this machine"
+
+
+@dataclass(frozen=True)
+class Nvidia:
+    """What NVML tells: the GPUs that answer, what is wrong with the others or with the driver (else an empty string),
+    the driver's version (else empty), and the newest CUDA that it runs."""
+
+    gpus: tuple[Gpu, ...] = ()
+    problem: str = ""
+    driver: str = ""
+    cuda: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Host:
+    """CPUs and memory, CPU flags that engines need, GPUs, and engines that the user installed.
+
+    CPUs and memory are what a process that orch starts has, of this machine or of the control groups that it is in:
+    `cpus` those that it can keep busy, memory in bytes and as in Memory.
     gpu_problem says which GPUs were left out and why, or why none was found where a driver seems to be present; else
     it is empty. `driver` is the NVIDIA driver's version ("580.65.06"; empty without) and `cuda` the newest CUDA that it
     runs, (13, 0). `amd` says that an AMD GPU could be used: its devices are there.
@@ -79,3 +109,20 @@ class Host:
     driver: str = ""
     cuda: tuple[int, int] | None = None
     amd: bool = False
+    memory_limit_file: str = ""
+
+    @property
+    def memory(self) -> Memory:
+        """The memory that processes of this host have."""
+        return Memory(self.memory_total, self.memory_available, self.memory_limit_file)
+
+    def having(self, memory: Memory | None) -> Host:
+        """The same for what runs elsewhere on it, with other memory; None: nothing else is known."""
+        if memory is None:
+            return self
+        return replace(
+            self,
+            memory_total=memory.total,
+            memory_available=memory.available,
+            memory_limit_file=memory.limit_file,
+        )

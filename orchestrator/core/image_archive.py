@@ -10,16 +10,15 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
-
 from orchestrator.core.artifact import Manifest
+from orchestrator.core.part import Must, Part
 from orchestrator.core.pins import Accelerator, ImagePin
-from orchestrator.core.profile import Part, Profile
+from orchestrator.core.profile import Profile
 
 FORMAT = 1
 LOCK = "orch-archive.json"
 
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Must(pattern=r"^[0-9a-f]{64}$")]
 
 
 class SavedImage(Part):
@@ -61,7 +60,7 @@ class ArchiveLock(Part):
     orch: str
     created: str
     profile: Profile
-    engines: tuple[SavedEngine, ...] = Field(min_length=1)
+    engines: Annotated[tuple[SavedEngine, ...], Must(min_length=1)]
     weights: str = ""
     adapters: tuple[SavedAdapter, ...] = ()
     gateway_base: str = ""

@@ -44,6 +44,7 @@ class Launch:
         {tmp}     a directory of this instance alone with a short path, empty at each start, gone when it is stopped
         {cache}   a directory of all instances that outlives them; nothing in it may be needed
         {python}  orch's own interpreter
+        {threads} how many threads are to compute, by the CPUs that it has where it starts
 
     An argv[0] without a slash is looked up in `environment`'s bin/, or on PATH when environment is None; in a
     container an argv[0] of {entrypoint} is the image's own entrypoint, word by word.
@@ -70,12 +71,14 @@ class InstanceState(StrEnum):
 @dataclass(frozen=True)
 class Exit:
     """How a process ended: its exit code (None when unknown), the signal that ended it, UTC ISO 8601 time; `reason`
-    where the target knows more."""
+    where the target knows more. `memory_limit` is not None where the kernel ended it, or a part of it, for want of
+    memory: the bytes that there were, 0 where only the machine sets a limit."""
 
     code: int | None
     signal: int | None
     at: str
     reason: str = ""
+    memory_limit: int | None = None
 
     def __str__(self) -> str:
         if self.reason:
@@ -83,6 +86,23 @@ class Exit:
         if self.signal is not None:
             return f"was ended by signal {self.signal}"
         return f"exited with code {self.code}" if self.code is not None else "ended"
+
+
+def out_of_memory(code: int | None, signal: int | None, at: str, limit: int) -> Exit:
+    """An exit for want of memory (`limit`: see Exit). What exited by itself did so when another process was ended."""
+    reason = ran_out(limit)
+    if signal is None and code is not None:
+        reason = f"exited with code {code} as memory ran out ({_whose(limit)})"
+    return Exit(code, signal, at, reason, limit)
+
+
+def ran_out(limit: int) -> str:
+    """What a process did that the kernel ended for want of memory: of `limit` bytes, or (0) of all that there is."""
+    return f"ran out of memory ({_whose(limit)})"
+
+
+def _whose(limit: int) -> str:
+    return f"its limit is {limit >> 20} MiB" if limit else "this machine has no more"
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, ValidationError
-
 from orchestrator.core.artifact import FileEntry, Recipe
+from orchestrator.core.part import Must, Part, Unfit
 from orchestrator.core.pins import Accelerator, EnginePin
-from orchestrator.core.profile import Part, PartT, Profile
+from orchestrator.core.profile import PartT, Profile
 from orchestrator.core.toml_text import toml_text
 from orchestrator.core.weights import HubFile, HubSource, hub_source
 from orchestrator.errors import SourceError
@@ -26,7 +25,7 @@ FORMAT = 1
 DEFAULT_FILE = "orch.lock"
 
 # What is known of a file: SHA-256, or the git blob id that a hub states of a small one, and its size in bytes.
-Stated = Annotated[str, StringConstraints(pattern=r"^(sha256:[0-9a-f]{64}|git:[0-9a-f]{40}) \d+$")]
+Stated = Annotated[str, Must(pattern=r"^(sha256:[0-9a-f]{64}|git:[0-9a-f]{40}) \d+$")]
 
 
 class LockedProfile(Part):
@@ -41,15 +40,15 @@ class LockedEntry(Part):
 
     recipe: Recipe
     source: str
-    builder: dict[str, str] = Field(default_factory=dict)
-    files: dict[str, Stated] = Field(default_factory=dict)
+    builder: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Stated] = field(default_factory=dict)
 
 
 class LockedEngine(Part):
     """The first pinned image (IMAGE@DIGEST) and the environment of an engine, by accelerator."""
 
-    images: dict[Accelerator, str] = Field(default_factory=dict)
-    environments: dict[Accelerator, str] = Field(default_factory=dict)
+    images: dict[Accelerator, str] = field(default_factory=dict)
+    environments: dict[Accelerator, str] = field(default_factory=dict)
 
 
 class Lock(Part):
@@ -59,7 +58,7 @@ class Lock(Part):
     orch: str
     weights: str
     profile: LockedProfile
-    engines: dict[str, LockedEngine] = Field(default_factory=dict)
+    engines: dict[str, LockedEngine] = field(default_factory=dict)
     entries: dict[str, LockedEntry]
 
     @property
@@ -86,7 +85,7 @@ class Difference:
 
 def lock_text(lock: Lock) -> str:
     """The file's text."""
-    tables = lock.model_dump(mode="json", exclude_defaults=True)
+    tables = lock.model_dump(exclude_defaults=True)
     ordered = {name: _sorted(item) if isinstance(item, dict) else item for name, item in tables.items()}
     return f"# Made by orch lock. To be kept beside the profile.\n{toml_text(ordered)}"
 
@@ -101,8 +100,8 @@ def parse_lock(text: str, where: str) -> Lock:
         lock = Lock.model_validate(document)
     except tomllib.TOMLDecodeError as error:
         raise SourceError(f"{where} is no lock file.", hint, str(error)) from error
-    except ValidationError as error:
-        problems = (f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors())
+    except Unfit as error:
+        problems = (f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.problems)
         raise SourceError(f"{where} is no lock file.", hint, "\n".join(problems)) from error
     if lock.weights not in lock.entries:
         raise SourceError(f"{where} does not say what {lock.weights} is.", hint)
@@ -113,7 +112,7 @@ def profile_digest(profile: Profile) -> str:
     """Over all that a profile says itself. Its description does not count, nor where weights, adapters and ready-made
     artifacts come from: what these are is known by their keys."""
     elsewhere = {"description", "weights", "adapters", "artifacts", "calibration"}
-    own = profile.model_dump(mode="json", exclude=elsewhere, exclude_defaults=True)
+    own = profile.model_dump(exclude=elsewhere, exclude_defaults=True)
     own["adapters"] = [entry.name for entry in profile.adapters]
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from orchestrator.core.deployment import Deployment, Desired
 from orchestrator.core.environment import EnvironmentObserved
+from orchestrator.core.gateway_status import GatewayStatus, Listener, Phase, listeners_of
 from orchestrator.core.host import Host
 from orchestrator.core.images import ImageFacts
 from orchestrator.core.launch import Instance, InstanceState
-from orchestrator.core.routes import GatewayStatus, Route
+from orchestrator.core.routes import Route
 from orchestrator.errors import HostError
 
 
@@ -31,11 +32,41 @@ class EngineObserved:
 
 
 @dataclass(frozen=True)
+class OtherGateway:
+    """A gateway beside the one that serves, and what it says of itself (None: it does not answer)."""
+
+    instance: Instance
+    status: GatewayStatus | None
+
+    @property
+    def leaves(self) -> bool:
+        """It has handed over, and answers what is open with it."""
+        return self.status is not None and self.status.phase is Phase.LEAVING
+
+
+@dataclass(frozen=True)
 class GatewayObserved:
-    """The gateway's process (None: never started) and what it says of itself (None: it does not answer)."""
+    """The gateway's process (None: never started) and what it says of itself (None: it does not answer).
+
+    `others` are what is left of those that it has replaced, and of those that were to replace it.
+    """
 
     instance: Instance | None
     status: GatewayStatus | None
+    others: tuple[OtherGateway, ...] = ()
+
+    @property
+    def all(self) -> tuple[Instance, ...]:
+        """Every instance, the one that serves last."""
+        own = (self.instance,) if self.instance is not None else ()
+        return (*(other.instance for other in self.others), *own)
+
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """Where clients know it; () when nothing tells."""
+        if self.status is not None:
+            return self.status.listeners
+        return listeners_of(self.instance.label) if self.instance is not None else ()
 
     @property
     def well(self) -> bool:
@@ -84,4 +115,4 @@ class Observed:
 
     def serving(self, profile: str) -> str | None:
         """The instance that the profile's routes point to."""
-        return next((route.backend for route in self.routes_of(profile)), None)
+        return next((route.backend.instance for route in self.routes_of(profile)), None)

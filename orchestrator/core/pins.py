@@ -5,10 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
-
 from orchestrator.core.environment import EnvironmentSpec
-from orchestrator.core.profile import Part
+from orchestrator.core.part import Must, Part
 
 
 class Accelerator(StrEnum):
@@ -29,9 +27,9 @@ class ImagePin(Part):
 
     image: str
     tag: str
-    digest: Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
-    accelerators: tuple[Accelerator, ...] = Field(min_length=1)
-    cuda: Annotated[str, StringConstraints(pattern=r"^\d+\.\d+$")] | None = None
+    digest: Annotated[str, Must(pattern=r"^sha256:[0-9a-f]{64}$")]
+    accelerators: Annotated[tuple[Accelerator, ...], Must(min_length=1)]
+    cuda: Annotated[str, Must(pattern=r"^\d+\.\d+$")] | None = None
     verified: bool
     source: str
     local: bool = False
@@ -65,7 +63,7 @@ class LocalPin(Part):
 
     accelerator: Accelerator
     version: str
-    requirements: tuple[str, ...] = Field(min_length=1)
+    requirements: Annotated[tuple[str, ...], Must(min_length=1)]
     indexed: tuple[str, ...] = ()
     indexes: tuple[str, ...] = ()
     metadata: tuple[tuple[str, str], ...] = ()
@@ -115,8 +113,8 @@ class GpuProfile(Part):
 
     name: str
     description: str = ""
-    match: tuple[str, ...] = Field(min_length=1)
-    vram_gib: Annotated[float, Field(gt=0)]
-    compute_capability: Annotated[str, StringConstraints(pattern=r"^\d+\.\d+$")]
+    match: Annotated[tuple[str, ...], Must(min_length=1)]
+    vram_gib: Annotated[float, Must(gt=0)]
+    compute_capability: Annotated[str, Must(pattern=r"^\d+\.\d+$")]
     nvfp4: Nvfp4
     source: str

@@ -5,27 +5,21 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
-
 from orchestrator.core.artifact import Recipe
+from orchestrator.core.part import Must, Part, Unfit
 from orchestrator.core.weights import REPOSITORY, HubSource
 from orchestrator.errors import ProfileError
 
 # Instances, directories and processes are named after profiles and adapters.
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-PublicName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$")]
+Name = Annotated[str, Must(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+PublicName = Annotated[str, Must(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$")]
 
 # As many as one machine usually has at most.
 MOST_GPUS = 8
-
-
-class Part(BaseModel):
-    """Base of every table in the file: frozen, and unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 PartT = TypeVar("PartT", bound=Part)
@@ -34,19 +28,17 @@ PartT = TypeVar("PartT", bound=Part)
 class Weights(Part):
     """Upstream weights: a hub repository with a revision, or a local directory (relative to the profile's file)."""
 
-    repo: Annotated[str, StringConstraints(pattern=f"^{REPOSITORY}$")] | None = None
-    revision: Annotated[str, StringConstraints(min_length=1)] | None = None
+    repo: Annotated[str, Must(pattern=f"^{REPOSITORY}$")] | None = None
+    revision: Annotated[str, Must(min_length=1)] | None = None
     path: str | None = None
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Weights:
+    def __post_init__(self) -> None:
         if (self.path is None) == (self.repo is None):
             raise ValueError("give either repo and revision, or path")
         if self.repo is not None and self.revision is None:
             raise ValueError("repo needs a revision; best a 40-digit commit")
         if self.path is not None and self.revision is not None:
             raise ValueError("revision goes with repo, not with path")
-        return self
 
     @property
     def hub(self) -> HubSource | None:
@@ -58,20 +50,18 @@ class ReadyMade(Part):
     """An artifact that others have built, to be taken instead of building it: of a hub repository one `file` (GGUF) or
     what an engine needs of it (NVFP4, FP8); or a file or directory here, relative to the profile's file."""
 
-    repo: Annotated[str, StringConstraints(pattern=f"^{REPOSITORY}$")] | None = None
-    revision: Annotated[str, StringConstraints(min_length=1)] | None = None
-    file: Annotated[str, StringConstraints(pattern=r"^[\w-][\w./-]*\.gguf$")] | None = None
+    repo: Annotated[str, Must(pattern=f"^{REPOSITORY}$")] | None = None
+    revision: Annotated[str, Must(min_length=1)] | None = None
+    file: Annotated[str, Must(pattern=r"^[\w-][\w./-]*\.gguf$")] | None = None
     path: str | None = None
 
-    @model_validator(mode="after")
-    def _one_source(self) -> ReadyMade:
+    def __post_init__(self) -> None:
         if (self.path is None) == (self.repo is None):
             raise ValueError("give either repo and revision, or path")
         if self.repo is not None and self.revision is None:
             raise ValueError("repo needs a revision; best a 40-digit commit")
         if self.path is not None and (self.revision is not None or self.file is not None):
             raise ValueError("revision and file go with repo, not with path")
-        return self
 
     @property
     def hub(self) -> HubSource | None:
@@ -84,8 +74,8 @@ class CalibrationTexts(Part):
     the few that orch ships), of each at most `tokens` tokens. Published checkpoints took 512 of 2048."""
 
     path: str | None = None
-    samples: Annotated[int, Field(ge=1, le=100_000)] = 512
-    tokens: Annotated[int, Field(ge=16, le=131_072)] = 2048
+    samples: Annotated[int, Must(ge=1, le=100_000)] = 512
+    tokens: Annotated[int, Must(ge=16, le=131_072)] = 2048
 
 
 class Serving(Part):
@@ -94,9 +84,9 @@ class Serving(Part):
     memory_mib is the most host memory that an engine in a container may take; None: nine tenths of the machine's.
     """
 
-    context: Annotated[int, Field(ge=128, le=1_048_576)]
-    parallel: Annotated[int, Field(ge=1, le=256)] = 4
-    memory_mib: Annotated[int, Field(ge=16)] | None = None
+    context: Annotated[int, Must(ge=128, le=1_048_576)]
+    parallel: Annotated[int, Must(ge=1, le=256)] = 4
+    memory_mib: Annotated[int, Must(ge=16)] | None = None
     tool_parser: str | None = None
     reasoning_parser: str | None = None
 
@@ -104,25 +94,30 @@ class Serving(Part):
 class Sampling(Part):
     """Defaults for requests that do not say; None leaves it to the engine."""
 
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repeat_penalty: Annotated[float, Field(gt=0)] | None = None
+    temperature: Annotated[float, Must(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Must(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Must(ge=0)] | None = None
+    min_p: Annotated[float, Must(ge=0, le=1)] | None = None
+    repeat_penalty: Annotated[float, Must(gt=0)] | None = None
     seed: int | None = None
+
+    @property
+    def said(self) -> tuple[tuple[str, float], ...]:
+        """What it says, by name."""
+        return tuple((name, value) for name, value in self.model_dump().items() if value is not None)
 
 
 class Lora(Part):
     """Room for adapters: how many at once, and the largest rank."""
 
-    max_adapters: Annotated[int, Field(ge=0, le=64)] = 4
-    max_rank: Annotated[int, Field(ge=1, le=512)] = 16
+    max_adapters: Annotated[int, Must(ge=0, le=64)] = 4
+    max_rank: Annotated[int, Must(ge=1, le=512)] = 16
 
 
 class EngineSettings(Part):
     """recipes: the artifacts this engine may serve, best first; the first that the host can serve is taken."""
 
-    recipes: tuple[Recipe, ...] = Field(min_length=1)
+    recipes: Annotated[tuple[Recipe, ...], Must(min_length=1)]
 
 
 class OllamaSettings(EngineSettings):
@@ -130,24 +125,22 @@ class OllamaSettings(EngineSettings):
     which does not check them, but fails at every load when they do not go together."""
 
     recipes: tuple[Recipe, ...] = (Recipe.GGUF_Q6_K,)
-    keep_alive: Annotated[str, StringConstraints(pattern=r"^(-?\d+|-?\d+(\.\d+)?(ms|s|m|h))$")] = "-1"
+    keep_alive: Annotated[str, Must(pattern=r"^(-?\d+|-?\d+(\.\d+)?(ms|s|m|h))$")] = "-1"
     kv_cache_type: Literal["f16", "q8_0", "q4_0"] | None = None
     flash_attention: bool | None = None
 
-    @model_validator(mode="after")
-    def _what_ollama_does_not_check(self) -> OllamaSettings:
+    def __post_init__(self) -> None:
         if re.fullmatch(r"-?0+(\.0+)?(ms|s|m|h)?", self.keep_alive):
             raise ValueError("keep_alive 0 loads the model anew for every request; -1 keeps it")
         if self.kv_cache_type in ("q8_0", "q4_0") and self.flash_attention is False:
             raise ValueError(f"kv_cache_type {self.kv_cache_type} needs flash_attention")
-        return self
 
 
 class LlamacppSettings(EngineSettings):
     """threads: for generation; None lets llama.cpp choose."""
 
     recipes: tuple[Recipe, ...] = (Recipe.GGUF_Q6_K,)
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Must(ge=1)] | None = None
 
 
 class VllmSettings(EngineSettings):
@@ -155,9 +148,9 @@ class VllmSettings(EngineSettings):
     over how many, all alike, the model is spread (tensor parallel)."""
 
     recipes: tuple[Recipe, ...] = (Recipe.NVFP4A16, Recipe.WEIGHTS)
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
-    kv_cache_mib: Annotated[int, Field(ge=16)] = 1024
-    gpus: Annotated[int, Field(ge=1, le=MOST_GPUS)] = 1
+    gpu_memory_utilization: Annotated[float, Must(gt=0, le=1)] = 0.85
+    kv_cache_mib: Annotated[int, Must(ge=16)] = 1024
+    gpus: Annotated[int, Must(ge=1, le=MOST_GPUS)] = 1
 
 
 class Engines(Part):
@@ -180,7 +173,7 @@ class Profile(Part):
 
     name: Name
     description: str = ""
-    public_names: tuple[PublicName, ...] = Field(min_length=1)
+    public_names: Annotated[tuple[PublicName, ...], Must(min_length=1)]
     weights: Weights
     serving: Serving
     sampling: Sampling = Sampling()
@@ -188,25 +181,19 @@ class Profile(Part):
     engines: Engines = Engines()
     calibration: CalibrationTexts = CalibrationTexts()
     adapters: tuple[AdapterEntry, ...] = ()
-    artifacts: dict[Recipe, ReadyMade] = {}
+    artifacts: dict[Recipe, ReadyMade] = field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _artifacts_served(self) -> Profile:
+    def __post_init__(self) -> None:
         for recipe, ready in self.artifacts.items():
             if not recipe.served or recipe is Recipe.WEIGHTS:
                 raise ValueError(f"artifacts.{recipe.value}: no artifact; weights are named under [weights]")
             if ready.repo is not None and bool(recipe.quant) != (ready.file is not None):
                 what = "a GGUF is one file of a repository: name it with file" if recipe.quant else "file is for GGUFs"
                 raise ValueError(f"artifacts.{recipe.value}: {what}")
-        return self
-
-    @model_validator(mode="after")
-    def _names_unique(self) -> Profile:
         names = [*self.public_names, *(adapter.name for adapter in self.adapters)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"names used twice: {', '.join(twice)}")
-        return self
 
     @property
     def served_name(self) -> str:
@@ -221,7 +208,7 @@ def parse_profile(text: str, where: str, base: Path | None = None) -> Profile:
     """
     try:
         profile = Profile.model_validate(_load_toml(text, where))
-    except ValidationError as error:
+    except Unfit as error:
         raise _all_problems(error, where) from error
     return _absolute(profile, base) if base is not None else profile
 
@@ -230,7 +217,7 @@ def parse_part(kind: type[PartT], text: str, where: str) -> PartT:
     """Any other TOML file of profiles/ (GPUs, engine pins), with the same errors as a Profile."""
     try:
         return kind.model_validate(_load_toml(text, where))
-    except ValidationError as error:
+    except Unfit as error:
         raise _all_problems(error, where) from error
 
 
@@ -241,9 +228,9 @@ def _load_toml(text: str, where: str) -> dict[str, Any]:
         raise ProfileError(f"{where} is not valid TOML.", detail=str(error)) from error
 
 
-def _all_problems(error: ValidationError, where: str) -> ProfileError:
+def _all_problems(error: Unfit, where: str) -> ProfileError:
     problems = []
-    for entry in error.errors():
+    for entry in error.problems:
         path = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part) for part in entry["loc"])) or "(top level)"
         given = entry["input"]
         shown = f" (given: {json.dumps(given, default=str)})" if isinstance(given, str | int | float | bool) else ""

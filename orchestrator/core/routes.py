@@ -1,4 +1,4 @@
-"""Routes and what the gateway says of itself: the values that both sides of its admin socket speak.
+"""Routes: what the gateway is told, and keeps.
 
 Everything here has a JSON form (`to_json`, `from_json`); `from_json` raises ValueError with the place of the fault.
 """
@@ -7,50 +7,60 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from urllib.parse import urlsplit
 
+from orchestrator.core import json_fields as fields
 from orchestrator.errors import PlanRefused
 
-
-def _text(document: Mapping[str, object], key: str) -> str:
-    value = document.get(key)
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{key}: a non-empty string is needed, not {value!r}")
-    return value
+# Of what the two sides of the gateway's admin socket say to each other, and of the routes that it keeps on disk. Where
+# no number is told it is 1: no hand-over, one backend to a route, and a field that is not known is an error.
+PROTOCOL = 2
+OPENAI, ANTHROPIC, OLLAMA = "openai", "anthropic", "ollama"
 
 
-def _whole(document: Mapping[str, object], key: str) -> int:
-    value = document.get(key)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{key}: a whole number is needed, not {value!r}")
-    return value
+@dataclass(frozen=True)
+class Backend:
+    """An engine instance that answers: its name ("tiny-llamacpp-g1"), the target that it runs on, and its address there
+    ("http://127.0.0.1:PORT", no path)."""
 
+    instance: str
+    url: str
+    place: str = ""
 
-def _object(value: object, what: str) -> Mapping[str, object]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{what}: a JSON object is needed, not {type(value).__name__}")
-    return value
+    @classmethod
+    def from_json(cls, value: object) -> Backend:
+        """Read what `asdict` wrote; ValueError says which field is wrong."""
+        document = fields.mapping(value, "backend")
+        url = fields.text(document, "url")
+        parts = urlsplit(url)
+        if parts.scheme != "http" or not parts.hostname or parts.path or parts.query:
+            raise ValueError(f"url: http://HOST:PORT is needed, not {url!r}")
+        place = document.get("place", "")
+        if not isinstance(place, str):
+            raise ValueError(f"place: a string is needed, not {place!r}")
+        return cls(fields.text(document, "instance"), url, place)
 
 
 @dataclass(frozen=True, eq=False)
 class Route:
     """One public name and where it is answered.
 
-    `name` is the public model name (base or adapter), `owner` the profile that owns it, `backend` the engine
-    instance that answers ("tiny-llamacpp-g1"), `url` its address ("http://127.0.0.1:PORT", no path).
-    `upstream` is the name that the engine knows, where it differs from the public one. `patch` is plain JSON
-    merged over the top level of every request body, `defaults` fills in what a request does not say; with neither and
-    no `upstream` bytes pass through as they are.
+    `name` is the public model name (base or adapter), `owner` the profile that owns it, `backends` the instances that
+    answer (one, for now), `speaks` whose APIs they know. `upstream` is the name that the engine knows, where it differs
+    from the public one. `patch` is plain JSON merged over the top level of every request body, `defaults` fills in what
+    a request does not say; with neither and no `upstream` bytes pass through as they are. `patch_paths` are the HTTP
+    paths on which the engine heeds the patch (None: on all); on others it would answer as if there were none.
     """
 
     name: str
     owner: str
-    backend: str
-    url: str
+    backends: tuple[Backend, ...]
+    speaks: tuple[str, ...] = (OPENAI,)
     upstream: str | None = None
     patch: Mapping[str, object] = field(default_factory=dict)
     defaults: Mapping[str, object] = field(default_factory=dict)
+    patch_paths: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Keep copies of `patch` and `defaults` that nobody else can change; ValueError when they are not JSON."""
@@ -61,10 +71,15 @@ class Route:
                 raise ValueError(f"{name}: {error}") from error
             object.__setattr__(self, name, copied)
 
+    def takes_patch(self, path: str) -> bool:
+        """Whether the engine heeds the patch, if there is one, of a request for `path`."""
+        return not self.patch or self.patch_paths is None or path in self.patch_paths
+
     @property
     def key(self) -> str:
         """The route as canonical JSON: equal routes have equal keys."""
-        return json.dumps(self.to_json(), sort_keys=True)
+        # Without copies: beside 40 adapters each route has a patch of 40.
+        return json.dumps({**vars(self), "backends": [vars(one) for one in self.backends]}, sort_keys=True)
 
     def __eq__(self, other: object) -> bool:
         return self.key == other.key if isinstance(other, Route) else NotImplemented
@@ -72,29 +87,45 @@ class Route:
     def __hash__(self) -> int:
         return hash(self.key)
 
+    @property
+    def backend(self) -> Backend:
+        """The one that answers."""
+        return self.backends[0]
+
+    def led_to(self, backend: Backend) -> Route:
+        """The same name, answered by another instance."""
+        return replace(self, backends=(backend,))
+
+    def known_to(self, protocol: int) -> Route:
+        """As much of it as can be said in an earlier protocol; all, where what is left out would change an answer."""
+        if protocol >= PROTOCOL or (self.patch and self.patch_paths is not None):
+            return self
+        placeless = replace(self.backend, place="")
+        return replace(self, backends=(placeless,), speaks=(OPENAI,), patch_paths=None)
+
     def to_json(self) -> dict[str, object]:
         """The route as a plain JSON object."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: object) -> Route:
-        """Read what `to_json` wrote; ValueError says which field is wrong."""
-        document = _object(value, "route")
-        unknown = sorted(set(document) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise ValueError(f"route: unknown field {unknown[0]!r}")
-        url = _text(document, "url")
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname or parts.path or parts.query:
-            raise ValueError(f"url: http://HOST:PORT is needed, not {url!r}")
+        """Read what `to_json` wrote, in this protocol or another; ValueError says which field is wrong."""
+        document = fields.mapping(value, "route")
+        if "backends" in document:
+            backends = tuple(map(Backend.from_json, fields.listed(document["backends"], "backends")))
+        else:
+            backends = (Backend.from_json({"url": document.get("url"), "instance": document.get("backend")}),)
+        if not backends:
+            raise ValueError("backends: none")
         return cls(
-            name=_text(document, "name"),
-            owner=_text(document, "owner"),
-            backend=_text(document, "backend"),
-            url=url,
-            upstream=None if document.get("upstream") is None else _text(document, "upstream"),
-            patch=_object(document.get("patch", {}), "patch"),
-            defaults=_object(document.get("defaults", {}), "defaults"),
+            name=fields.text(document, "name"),
+            owner=fields.text(document, "owner"),
+            backends=backends,
+            speaks=fields.texts({"speaks": [OPENAI], **document}, "speaks"),
+            upstream=None if document.get("upstream") is None else fields.text(document, "upstream"),
+            patch=fields.mapping(document.get("patch", {}), "patch"),
+            defaults=fields.mapping(document.get("defaults", {}), "defaults"),
+            patch_paths=None if document.get("patch_paths") is None else fields.texts(document, "patch_paths"),
         )
 
 
@@ -159,106 +190,4 @@ class RouteTable:
     @classmethod
     def from_json(cls, value: object) -> RouteTable:
         """Read what `to_json` wrote; ValueError says what is wrong."""
-        if not isinstance(value, list):
-            raise ValueError(f"routes: a JSON list is needed, not {type(value).__name__}")
-        return cls(Route.from_json(item) for item in value)
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What happened since the gateway started, to one backend or in all.
-
-    `requests` and `errors` of a backend count tries (a request tried again counts twice), in the totals they
-    count answers to clients. An error is a lost or unreachable engine, or its 5xx; a client that left is none.
-    `streams` counts server-sent event answers.
-    """
-
-    requests: int = 0
-    errors: int = 0
-    streams: int = 0
-
-    @classmethod
-    def from_json(cls, value: object) -> Counts:
-        """Read the JSON form; ValueError says which field is wrong."""
-        document = _object(value, "counts")
-        return cls(_whole(document, "requests"), _whole(document, "errors"), _whole(document, "streams"))
-
-
-@dataclass(frozen=True)
-class BackendLoad:
-    """One backend now: requests in flight, how many of them are open streams, and its counts so far."""
-
-    in_flight: int
-    open_streams: int
-    counts: Counts
-
-    def to_json(self) -> dict[str, int]:
-        """One flat JSON object."""
-        return {"in_flight": self.in_flight, "open_streams": self.open_streams, **asdict(self.counts)}
-
-    @classmethod
-    def from_json(cls, value: object) -> BackendLoad:
-        """Read what `to_json` wrote; ValueError says which field is wrong."""
-        document = _object(value, "backend")
-        return cls(_whole(document, "in_flight"), _whole(document, "open_streams"), Counts.from_json(document))
-
-
-@dataclass(frozen=True)
-class GatewayStatus:
-    """What a running gateway says of itself.
-
-    `listen` is the bound address ("127.0.0.1:8484"), `started_at` UTC, ISO 8601; `paused` maps owners to the
-    seconds until their pause expires, `held` is the number of requests that wait for it. `keys` says whether an API
-    key is demanded of clients.
-    """
-
-    pid: int
-    version: str
-    listen: str
-    started_at: str
-    routes: RouteTable
-    backends: Mapping[str, BackendLoad]
-    totals: Counts
-    paused: Mapping[str, float]
-    held: int
-    keys: bool = False
-
-    def to_json(self) -> dict[str, object]:
-        """The answer to GET /status."""
-        return {
-            "pid": self.pid,
-            "version": self.version,
-            "listen": self.listen,
-            "started_at": self.started_at,
-            "routes": self.routes.to_json(),
-            "backends": {name: load.to_json() for name, load in self.backends.items()},
-            "totals": asdict(self.totals),
-            "paused": dict(self.paused),
-            "held": self.held,
-            "keys": self.keys,
-        }
-
-    @classmethod
-    def from_json(cls, value: object) -> GatewayStatus:
-        """Read what `to_json` wrote; ValueError says which field is wrong."""
-        document = _object(value, "status")
-        paused = _object(document.get("paused"), "paused")
-        # A gateway of an earlier version, which may still run, does not say it and demands none.
-        keys = document.get("keys", False)
-        if not isinstance(keys, bool):
-            raise ValueError(f"keys: true or false is needed, not {keys!r}")
-        return cls(
-            pid=_whole(document, "pid"),
-            version=_text(document, "version"),
-            listen=_text(document, "listen"),
-            started_at=_text(document, "started_at"),
-            routes=RouteTable.from_json(document.get("routes")),
-            backends={
-                name: BackendLoad.from_json(load)
-                for name, load in _object(document.get("backends"), "backends").items()
-            },
-            totals=Counts.from_json(document.get("totals")),
-            paused={owner: float(str(left)) for owner, left in paused.items()},
-            held=_whole(document, "held"),
-            keys=keys,
-        )
+        return cls(map(Route.from_json, fields.listed(value, "routes")))

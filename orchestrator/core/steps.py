@@ -1,4 +1,4 @@
-"""Everything that orch can do to the world, as values: what a Plan is made of.
+"""Everything that orch does to what serves, as values: what a Plan is made of, besides its prerequisites.
 
 A Step is to be done; it says `what` in plain words. `Ensure`, not `Start`: the driver decides from live state, because
 the snapshot that a plan was made from is already stale.
@@ -7,141 +7,109 @@ the snapshot that a plan was made from is already stale.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
 
-from orchestrator.core.artifact import Recipe
-from orchestrator.core.calibration import Calibration
 from orchestrator.core.deployment import Adapter, Deployment, Desired
-from orchestrator.core.environment import EnvironmentSpec
-from orchestrator.core.pins import ImagePin
+from orchestrator.core.gateway_status import GATEWAY, Listener
 from orchestrator.core.routes import Route
-from orchestrator.core.vram import Budget
-from orchestrator.core.weights import HubSource
-
-GATEWAY = "gateway"
 
 
-@dataclass(frozen=True)
-class FetchWeights:
-    """Download a hub snapshot, pinned to a commit, into the store."""
+class Duration(StrEnum):
+    """How long a step may take, for whoever watches: over before anybody looks, or long enough to say so beforehand."""
 
-    source: HubSource
-    key: str
-
-    @property
-    def what(self) -> str:
-        return f"pull {self.source.repo} at {self.source.revision[:12]}"
+    SHORT = "short"
+    LONG = "long"
 
 
-@dataclass(frozen=True)
-class BuildArtifact:
-    """Make an artifact of weights (or of an adapter; then `base_path` are the weights it belongs to), where its
-    activations are 4-bit with a `calibration`."""
+class Step:
+    """Base of everything that can be done: a frozen dataclass each. How it is done lies in perform/."""
 
-    recipe: Recipe
-    key: str
-    source: str
-    source_path: str
-    base_path: str | None = None
-    calibration: Calibration | None = None
+    duration: ClassVar[Duration] = Duration.SHORT
 
     @property
     def what(self) -> str:
-        return f"build {self.key}"
+        """The step in plain words, as an imperative."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class BuildTogether:
-    """Make several artifacts of the same weights, in one read of them."""
-
-    builds: tuple[BuildArtifact, ...]
-
-    @property
-    def what(self) -> str:
-        return f"build {', '.join(build.key for build in self.builds)} in one read"
-
-
-@dataclass(frozen=True)
-class FetchArtifact:
-    """Have a ready-made artifact: `file` of a hub repository or all of it, or what lies at `path`. It is checked to be
-    what the recipe says."""
-
-    recipe: Recipe
-    key: str
-    source: str
-    hub: HubSource | None = None
-    file: str = ""
-    path: str = ""
-
-    @property
-    def what(self) -> str:
-        if self.hub is None:
-            return f"take {self.path} as {self.recipe.value}"
-        file = f"{self.file} of " if self.file else ""
-        return f"pull {file}{self.hub.repo} at {self.hub.revision[:12]}"
-
-
-@dataclass(frozen=True)
-class ImportAdapter:
-    """Copy a PEFT directory into the store, so that it outlives the place it came from."""
-
-    name: str
-    source_path: str
-    key: str
-    digest: str
-
-    @property
-    def what(self) -> str:
-        return f"import adapter {self.name}"
-
-
-@dataclass(frozen=True)
-class EnsureEnvironment:
-    """Have the engine's environment installed and checked."""
-
-    spec: EnvironmentSpec
-
-    @property
-    def what(self) -> str:
-        return f"install {self.spec.name}"
-
-
-@dataclass(frozen=True)
-class PullImage:
-    """Have a container image here, exactly this one."""
-
-    image: ImagePin
-
-    @property
-    def what(self) -> str:
-        return f"pull {self.image.name}"
-
-
-@dataclass(frozen=True)
-class BuildImage:
-    """Make the gateway's image: this orch, on a base image that has its Python."""
-
-    reference: str
-    base: str
-
-    @property
-    def what(self) -> str:
-        return f"build {self.reference}"
-
-
-@dataclass(frozen=True)
-class EnsureGateway:
-    """Have the gateway run, supervised, at its address."""
+class EnsureGateway(Step):
+    """Have the gateway run, supervised, at its addresses."""
 
     target: str
-    listen: str
+    listeners: tuple[Listener, ...]
+    instance: str = GATEWAY
+    origins: tuple[str, ...] = ()
 
     @property
     def what(self) -> str:
-        return f"start the gateway at {self.listen}"
+        return f"start the gateway at {', '.join(listener.address for listener in self.listeners)}"
 
 
 @dataclass(frozen=True)
-class WriteFile:
+class ReplaceGateway(Step):
+    """Have another gateway take over: its listening sockets and its table, while requests go on with the old one."""
+
+    duration = Duration.LONG
+
+    target: str
+    old: str
+    new: str
+    listeners: tuple[Listener, ...]
+    origins: tuple[str, ...] = ()
+
+    @property
+    def what(self) -> str:
+        return f"replace the gateway by {self.new}"
+
+
+@dataclass(frozen=True)
+class RestartGateway(Step):
+    """The same where the old one cannot hand over: it is ended once it is idle, and the other one started."""
+
+    duration = Duration.LONG
+
+    target: str
+    old: str
+    new: str
+    listeners: tuple[Listener, ...]
+    timeout_s: float
+    origins: tuple[str, ...] = ()
+
+    @property
+    def what(self) -> str:
+        return f"restart the gateway as {self.new} when it is idle: it cannot hand over, and is gone for a second"
+
+
+@dataclass(frozen=True)
+class ClearGateway(Step):
+    """Remove what is left of a gateway that was replaced, if it has left by then; a later plan does it otherwise."""
+
+    target: str
+    instance: str
+
+    @property
+    def what(self) -> str:
+        return f"clear {self.instance} away if it has left"
+
+
+@dataclass(frozen=True)
+class KeepGateway(Step):
+    """What takes a replacement back: where the new gateway does not serve, it goes, and the old one stays for good."""
+
+    target: str
+    old: str
+    new: str
+    listeners: tuple[Listener, ...]
+
+    @property
+    def what(self) -> str:
+        return f"keep the gateway that serves, {self.old} or {self.new}"
+
+
+@dataclass(frozen=True)
+class WriteFile(Step):
     """Write one of an instance's files (atomically, before it starts)."""
 
     target: str
@@ -155,7 +123,7 @@ class WriteFile:
 
 
 @dataclass(frozen=True)
-class EnsureEngine:
+class EnsureEngine(Step):
     """Have this generation run, supervised, with exactly this launch."""
 
     deployment: Deployment
@@ -166,8 +134,10 @@ class EnsureEngine:
 
 
 @dataclass(frozen=True)
-class AwaitMemory:
+class AwaitMemory(Step):
     """Wait until so many bytes of a GPU are free: what a process held may linger after its end."""
+
+    duration = Duration.LONG
 
     gpu: str
     size: int
@@ -178,8 +148,10 @@ class AwaitMemory:
 
 
 @dataclass(frozen=True)
-class ImportArtifact:
+class ImportArtifact(Step):
     """Hand artifact and adapters to an engine that keeps a store of its own (Ollama), as soon as it answers."""
+
+    duration = Duration.LONG
 
     deployment: Deployment
 
@@ -189,8 +161,10 @@ class ImportArtifact:
 
 
 @dataclass(frozen=True)
-class AwaitReady:
+class AwaitReady(Step):
     """Wait until the engine answers one real token under its served name, or is dead, or the deadline passed."""
+
+    duration = Duration.LONG
 
     deployment: Deployment
     timeout_s: float
@@ -201,7 +175,7 @@ class AwaitReady:
 
 
 @dataclass(frozen=True)
-class LoadAdapter:
+class LoadAdapter(Step):
     """Load an adapter into a running engine; `deployment` is what it is afterwards."""
 
     deployment: Deployment
@@ -213,7 +187,7 @@ class LoadAdapter:
 
 
 @dataclass(frozen=True)
-class UnloadAdapter:
+class UnloadAdapter(Step):
     """Take an adapter out of a running engine; `deployment` is what it is afterwards, `before` what it is now."""
 
     deployment: Deployment
@@ -226,7 +200,7 @@ class UnloadAdapter:
 
 
 @dataclass(frozen=True)
-class RecordDesired:
+class RecordDesired(Step):
     """Write down what is wanted of a profile (None: nothing any more)."""
 
     profile: str
@@ -238,11 +212,11 @@ class RecordDesired:
             return f"forget {self.profile}"
         if self.desired.stopped:
             return f"record {self.profile} as stopped"
-        return f"record {self.profile} on {self.desired.wish.engine}"
+        return f"record {self.profile} on {self.desired.spec.engine}"
 
 
 @dataclass(frozen=True)
-class SetRoute:
+class SetRoute(Step):
     """Point all names of a profile at an instance, in one switch; each Route's url is filled in when it is done."""
 
     target: str
@@ -251,12 +225,12 @@ class SetRoute:
 
     @property
     def what(self) -> str:
-        backends = ", ".join(sorted({route.backend for route in self.routes}))
+        backends = ", ".join(sorted({route.backend.instance for route in self.routes}))
         return f"route {self.owner} to {backends}"
 
 
 @dataclass(frozen=True)
-class RemoveRoute:
+class RemoveRoute(Step):
     """Take all names of a profile off the gateway."""
 
     owner: str
@@ -267,7 +241,7 @@ class RemoveRoute:
 
 
 @dataclass(frozen=True)
-class VerifyRoute:
+class VerifyRoute(Step):
     """One token through the gateway, under each of these public names."""
 
     names: tuple[str, ...]
@@ -278,8 +252,10 @@ class VerifyRoute:
 
 
 @dataclass(frozen=True)
-class Drain:
+class Drain(Step):
     """Wait until nothing is in flight on an instance; what is left at the deadline is cut with an error event."""
+
+    duration = Duration.LONG
 
     instance: str
     timeout_s: float
@@ -290,7 +266,7 @@ class Drain:
 
 
 @dataclass(frozen=True)
-class StopEngine:
+class StopEngine(Step):
     """End an instance, its whole process group, and its keeper."""
 
     target: str
@@ -302,7 +278,7 @@ class StopEngine:
 
 
 @dataclass(frozen=True)
-class RemoveEngine:
+class RemoveEngine(Step):
     """Remove what a stopped instance left behind, its log excepted."""
 
     target: str
@@ -311,64 +287,3 @@ class RemoveEngine:
     @property
     def what(self) -> str:
         return f"remove {'the gateway' if self.instance == GATEWAY else self.instance}"
-
-
-Step = (
-    FetchWeights
-    | BuildArtifact
-    | BuildTogether
-    | FetchArtifact
-    | ImportAdapter
-    | EnsureEnvironment
-    | PullImage
-    | BuildImage
-    | EnsureGateway
-    | WriteFile
-    | AwaitMemory
-    | EnsureEngine
-    | ImportArtifact
-    | AwaitReady
-    | LoadAdapter
-    | UnloadAdapter
-    | RecordDesired
-    | SetRoute
-    | RemoveRoute
-    | VerifyRoute
-    | Drain
-    | StopEngine
-    | RemoveEngine
-)
-
-
-@dataclass(frozen=True)
-class Action:
-    """A Step to be done, and the Steps that take it back (in the order to run them)."""
-
-    step: Step
-    undo: tuple[Step, ...] = ()
-
-
-@dataclass(frozen=True)
-class Skip:
-    """Something that need not be done: what, and why not."""
-
-    what: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Ordered values. A failure in the first `commit` items undoes all before it; after them it goes forward only.
-
-    `budget` is the memory of the engine that it starts, where that is known.
-    """
-
-    verb: str
-    items: tuple[Action | Skip, ...]
-    commit: int
-    budget: Budget | None = None
-
-    @property
-    def actions(self) -> tuple[Action, ...]:
-        """The items that are to be done."""
-        return tuple(item for item in self.items if isinstance(item, Action))

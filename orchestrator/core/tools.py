@@ -37,10 +37,11 @@ class Tool:
 
 @dataclass(frozen=True)
 class ToolEnd:
-    """Exit code (128 + N: ended by signal N), whether it ran out of its memory, and the end of its output."""
+    """Exit code (128 + N: ended by signal N); in words, if the kernel ended it for want of memory; the end of its
+    output."""
 
     code: int
-    out_of_memory: bool
+    out_of_memory: str
     log: str
 
 

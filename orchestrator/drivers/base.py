@@ -15,20 +15,24 @@ from orchestrator.core.artifact import FileEntry, Manifest, Recipe
 from orchestrator.core.calibration import Calibration
 from orchestrator.core.deployment import Desired
 from orchestrator.core.environment import EnvironmentObserved, EnvironmentSpec
+from orchestrator.core.gateway_status import GatewayStatus, Listener
 from orchestrator.core.host import Host
 from orchestrator.core.images import ImageFacts
 from orchestrator.core.launch import Instance, Launch
 from orchestrator.core.pins import ImagePin
 from orchestrator.core.progress import Progress, silent
-from orchestrator.core.routes import GatewayStatus, Route
+from orchestrator.core.routes import Route
 from orchestrator.core.weights import HubSnapshot, HubSource
 
 
 class Hub(Protocol):
     """The upstream of weights."""
 
-    def snapshot(self, source: HubSource, timeout: float, names: Sequence[str] | None = None) -> HubSnapshot:
-        """The source resolved to a commit, with the files to fetch: those named, by default the weights."""
+    def snapshot(
+        self, source: HubSource, timeout: float, names: Sequence[str] | None = None, progress: Progress = silent
+    ) -> HubSnapshot:
+        """The source resolved to a commit, with the files to fetch: those named, by default the weights. `progress` is
+        called while it waits, and may end the waiting by raising."""
         ...
 
     def fetch(self, snapshot: HubSnapshot, into: Path, progress: Progress) -> tuple[FileEntry, ...]:
@@ -170,6 +174,14 @@ class Target(Protocol):
         """Write one of the instance's files, atomically."""
         ...
 
+    def release(self, name: str) -> None:
+        """Let its process end by itself: nothing starts it again, until `ensure`."""
+        ...
+
+    def reload(self, name: str) -> None:
+        """Have its process read again what it was given to read (SIGHUP); nothing to do where it does not run."""
+        ...
+
     def stop(self, name: str, progress: Progress) -> None:
         """End it completely, its keeper too."""
         ...
@@ -209,10 +221,22 @@ class Images(Protocol):
 
 
 class Gateway(Protocol):
-    """The gateway's admin door."""
+    """The admin's side of the gateway; of the one that serves, where one replaces another."""
+
+    def serving(self) -> str | None:
+        """The instance that serves; None when none answers. HostError for one that hangs."""
+        ...
 
     def status(self) -> GatewayStatus | None:
         """What it says of itself; None when nothing answers."""
+        ...
+
+    def status_of(self, instance: str) -> GatewayStatus | None:
+        """What one of several says of itself; None when nothing answers."""
+        ...
+
+    def hand_over(self, old: str, new: str) -> None:
+        """Have one give its listening sockets and its table to another, which waits for them."""
         ...
 
     def set_routes(self, owner: str, routes: tuple[Route, ...]) -> None:
@@ -283,21 +307,50 @@ class Clock(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class World:
-    """All drivers together. `gateway_launch` is how the gateway is started on a target, at an address;
-    `front` is HTTP with the gateway's API key."""
+class World(Protocol):
+    """All drivers together."""
 
-    host: Callable[[], Host]
-    hub: Hub
-    store: Store
-    builder: Builder
-    environments: Environments
-    targets: Mapping[str, Target]
-    images: Images
-    gateway: Gateway
-    gateway_launch: Callable[[str, str], Launch]
-    http: EngineHttp
-    front: EngineHttp
-    records: Records
-    clock: Clock
+    @property
+    def hub(self) -> Hub: ...
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def builder(self) -> Builder: ...
+
+    @property
+    def environments(self) -> Environments: ...
+
+    @property
+    def targets(self) -> Mapping[str, Target]: ...
+
+    @property
+    def images(self) -> Images: ...
+
+    @property
+    def gateway(self) -> Gateway: ...
+
+    @property
+    def http(self) -> EngineHttp: ...
+
+    @property
+    def front(self) -> EngineHttp:
+        """HTTP with the gateway's API key."""
+        ...
+
+    @property
+    def records(self) -> Records: ...
+
+    @property
+    def clock(self) -> Clock: ...
+
+    def read_host(self) -> Host:
+        """The machine at this moment."""
+        ...
+
+    def gateway_launch(
+        self, target: str, instance: str, listeners: tuple[Listener, ...], origins: tuple[str, ...], take_over: bool
+    ) -> Launch:
+        """How a gateway is started on a target, at its addresses; with `take_over` to wait for those of another."""
+        ...

@@ -1,34 +1,39 @@
-"""Plain HTTP to engines and to the gateway's public side."""
+"""Plain HTTP to engines and to the gateway's public side.
+
+The standard library's client: a look at a running engine is most of what some commands do, and importing httpx would
+cost each of them as much as all the rest.
+"""
 
 from __future__ import annotations
 
-import threading
+import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import IO, Any
-
-import httpx
+from typing import Any
+from urllib.parse import urlsplit
 
 from orchestrator.core.progress import Progress, silent
 from orchestrator.drivers.base import Reply
+from orchestrator.drivers.cancellable import cancellable
+from orchestrator.errors import HostError
 
-TICK_S = 0.1
 BLOCK = 1 << 20
 
 
 class EngineHttp:
-    """httpx without proxies: everything it talks to is on this machine. Safe to use from several threads.
+    """Without proxies: everything it talks to is on this machine. A connection each; safe to use from several threads.
 
     `key` tells the gateway's API key, and is asked each time: a command may be the one that makes it.
     """
 
     def __init__(self, key: Callable[[], str | None] = lambda: None) -> None:
-        self._client = httpx.Client(trust_env=False)
         self._key = key
 
     def get(self, url: str, timeout_s: float) -> Reply | None:
         """The answer, or None when nothing answers in time."""
-        return self._ask("GET", url, timeout_s)
+        return self._ask("GET", url, timeout_s, None, {})
 
     def post(self, url: str, body: Mapping[str, Any], timeout_s: float, progress: Progress = silent) -> Reply | None:
         """The answer to a JSON body, or None when nothing answers in time.
@@ -41,41 +46,60 @@ class EngineHttp:
     def send(
         self, method: str, url: str, content: Mapping[str, Any] | Path | None, timeout_s: float, progress: Progress
     ) -> Reply | None:
-        """The same with any method, a JSON body or a file's bytes, whose progress is told."""
-        answers: list[Reply | None] = []
+        """The same with any method, a JSON body or a file's bytes, whose progress is told. HostError when the file
+        cannot be read."""
+        if isinstance(content, Path):
+            return self._send_file(method, url, content, timeout_s, progress)
+        body = json.dumps(content).encode() if content is not None else None
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        return cancellable(
+            lambda: self._ask(method, url, timeout_s, body, headers),
+            lambda: progress("waiting for an answer", 0, 0),
+            "asking",
+        )
+
+    def _send_file(self, method: str, url: str, file: Path, timeout_s: float, progress: Progress) -> Reply | None:
         sent = [0]
+        with _readable(file):
+            size = file.stat().st_size
+        return cancellable(
+            lambda: self._ask(method, url, timeout_s, _blocks(file, sent), {"Content-Length": str(size)}),
+            lambda: progress("sending", sent[0], size),
+            "sending",
+        )
 
-        def ask() -> None:
-            if not isinstance(content, Path):
-                answers.append(self._ask(method, url, timeout_s, json=content))
-                return
-            with content.open("rb") as file:
-                head = {"Content-Length": str(content.stat().st_size)}
-                answers.append(self._ask(method, url, timeout_s, content=_blocks(file, sent), headers=head))
-
-        asking = threading.Thread(target=ask, daemon=True, name="asking")
-        asking.start()
-        size = content.stat().st_size if isinstance(content, Path) else 0
-        while asking.is_alive():
-            progress("sending" if size else "waiting for an answer", sent[0], size)
-            asking.join(TICK_S)
-        return answers[0] if answers else None
-
-    def _ask(self, method: str, url: str, timeout_s: float, **what: Any) -> Reply | None:
-        key = self._key()
-        head = {**what.pop("headers", {}), **({"Authorization": f"Bearer {key}"} if key is not None else {})}
+    def _ask(
+        self, method: str, url: str, timeout_s: float, body: bytes | Iterator[bytes] | None, headers: dict[str, str]
+    ) -> Reply | None:
+        parts, key = urlsplit(url), self._key()
+        if key is not None:
+            headers = headers | {"Authorization": f"Bearer {key}"}
+        connection = HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
+        with contextlib.closing(connection):
+            try:
+                connection.request(method, parts.path or "/", body, headers)
+                answer = connection.getresponse()
+                text = answer.read().decode(errors="replace")
+            except (OSError, HTTPException):
+                return None
         try:
-            answer = self._client.request(method, url, timeout=timeout_s, headers=head, **what)
-        except httpx.TransportError:
-            return None
-        try:
-            value = answer.json()
+            value = json.loads(text)
         except ValueError:
             value = None
-        return Reply(answer.status_code, value, answer.text)
+        return Reply(answer.status, value, text)
 
 
-def _blocks(file: IO[bytes], sent: list[int]) -> Iterator[bytes]:
-    while block := file.read(BLOCK):
-        yield block
-        sent[0] += len(block)
+@contextlib.contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """What the disk fails at is not the engine's silence."""
+    try:
+        yield
+    except OSError as error:
+        raise HostError(f"{file} cannot be read: {error.strerror or error}.", hint="orch artifacts verify") from error
+
+
+def _blocks(file: Path, sent: list[int]) -> Iterator[bytes]:
+    with _readable(file), file.open("rb") as data:
+        while block := data.read(BLOCK):
+            yield block
+            sent[0] += len(block)

@@ -7,21 +7,34 @@ import errno
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.errors import HostError
+from orchestrator import errors
 
 _HINTS = {
     errno.ENOSPC: "The disk is full: free some space and try again.",
     errno.EDQUOT: "The disk quota is used up: free some space and try again.",
-    errno.EROFS: "The file system is read-only.",
-    errno.EACCES: "Give this user the right to it, or choose another directory.",
-    errno.EPERM: "Give this user the right to it, or choose another directory.",
+    errno.EROFS: "The file system is read-only: use another directory; ORCH_HOME names orch's.",
+    errno.EACCES: "Give this user the right to it, or use a directory of your own: ORCH_HOME names orch's.",
+    errno.EPERM: "Give this user the right to it, or use a directory of your own: ORCH_HOME names orch's.",
+    errno.ENOTDIR: "Set ORCH_HOME to a directory.",
+    errno.EMFILE: "Too many files are open: see ulimit -n.",
+    errno.ENOSYS: "Linux 5.3 or newer is needed.",
 }
 
 
-def _host_error(what: str, path: Path, error: OSError) -> HostError:
-    return HostError(f"{what} {path}: {error.strerror or error}.", hint=_HINTS.get(error.errno or 0, ""))
+@contextlib.contextmanager
+def host_errors(doing: str) -> Iterator[None]:
+    """HostError `Cannot DOING: REASON.` for every OSError."""
+    with errors.host_errors(doing, _HINTS):
+        yield
+
+
+def require_readable(directory: Path) -> None:
+    """HostError where a directory is there and this user may not look into it: it must not seem empty."""
+    with host_errors(f"look into {directory}"), contextlib.suppress(FileNotFoundError), os.scandir(directory):
+        pass
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -29,7 +42,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
 
     Missing parent directories are made. Raises HostError (disk full, no permission); the old file stays then.
     """
-    try:
+    with host_errors(f"write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         temporary = Path(name)
@@ -45,8 +58,6 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
                 temporary.unlink()
             raise
         sync_directory(path.parent)
-    except OSError as error:
-        raise _host_error("Cannot write", path, error) from error
 
 
 def write_json(path: Path, value: object, mode: int = 0o644) -> None:
@@ -59,12 +70,11 @@ def read_json(path: Path) -> object:
 
     Raises HostError when it cannot be read and ValueError when it is not JSON.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise _host_error("Cannot read", path, error) from error
+    with host_errors(f"read {path}"):
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
     value: object = json.loads(data)
     return value
 
@@ -72,11 +82,9 @@ def read_json(path: Path) -> object:
 def move_aside(path: Path) -> Path:
     """Rename a damaged file to `NAME.broken` (replacing an earlier one) and return its new path."""
     aside = path.with_name(f"{path.name}.broken")
-    try:
+    with host_errors(f"move {path} aside"):
         path.replace(aside)
         sync_directory(path.parent)
-    except OSError as error:
-        raise _host_error("Cannot move aside", path, error) from error
     return aside
 
 

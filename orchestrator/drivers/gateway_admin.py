@@ -1,4 +1,4 @@
-"""The gateway's admin socket, from the CLI's side."""
+"""The gateway's admin sockets, from the CLI's side."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
+from orchestrator.core.gateway_status import GATEWAY, GatewayStatus, Phase, generation_of, is_gateway
 from orchestrator.core.progress import Progress, silent
-from orchestrator.core.routes import GatewayStatus, Route
-from orchestrator.errors import HostError, PlanRefused
+from orchestrator.core.routes import Route
+from orchestrator.errors import HostError, PlanRefused, why
 
 # How long the gateway may take over an answer, beyond the time that it was told to wait.
 ANSWER_S = 10.0
@@ -23,6 +24,8 @@ STATUS_S = 3.0
 # A drain is asked for in slices, so that an interrupt is noticed between them.
 SLICE_S = 0.5
 AGAIN_S = 0.1
+# The other gateway reads the table, and writes it to disk.
+HANDOVER_S = 10.0
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -35,6 +38,87 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self._timeout)
         self.sock.connect(os.fspath(self._path))
+
+
+def admin_socket(directory: Path, instance: str) -> Path:
+    """Where a gateway is told things."""
+    return directory / f"{instance}.sock"
+
+
+def handover_socket(directory: Path, instance: str) -> Path:
+    """Where a gateway waits to be given the sockets of another."""
+    return directory / f"{instance}.take"
+
+
+class Gateways:
+    """The gateways of one data directory: their admin sockets lie in `directory`, by their instances' names.
+
+    One of them serves, and every verb is asked of it; there are others only while one replaces another.
+    """
+
+    def __init__(self, directory: Path, patience_s: float = 0.0) -> None:
+        self.directory = directory
+        self._patience_s = patience_s
+
+    def serving(self) -> str | None:
+        """The name of the gateway that serves; None when none answers. Raises HostError for one that hangs."""
+        names = self._names()
+        if len(names) == 1:
+            return names[0] if self.status_of(names[0]) is not None else None
+        hangs: HostError | None = None
+        for name in names:
+            try:
+                status = self.status_of(name)
+            except HostError as error:
+                hangs = error
+                continue
+            if status is not None and status.phase is Phase.SERVING:
+                return name
+        if hangs is not None:
+            raise hangs
+        return None
+
+    def status_of(self, instance: str) -> GatewayStatus | None:
+        """What one of them says of itself; None when nothing answers."""
+        return GatewayAdmin(admin_socket(self.directory, instance)).status()
+
+    def hand_over(self, old: str, new: str) -> None:
+        """Have a gateway give its listening sockets and its table to the one that waits for them."""
+        GatewayAdmin(admin_socket(self.directory, old)).hand_over(handover_socket(self.directory, new))
+
+    def status(self) -> GatewayStatus | None:
+        """What the gateway that serves says of itself; None when nothing answers."""
+        return self._current(0.0).status()
+
+    def set_routes(self, owner: str, routes: Iterable[Route]) -> None:
+        """See GatewayAdmin."""
+        self._current().set_routes(owner, routes)
+
+    def remove_routes(self, owner: str) -> None:
+        """See GatewayAdmin."""
+        self._current().remove_routes(owner)
+
+    def drain(self, backend: str, timeout_s: float, cancel: bool, progress: Progress = silent) -> int:
+        """See GatewayAdmin."""
+        return self._current().drain(backend, timeout_s, cancel, progress)
+
+    def pause(self, owner: str, expires_s: float) -> None:
+        """See GatewayAdmin."""
+        self._current().pause(owner, expires_s)
+
+    def resume(self, owner: str) -> None:
+        """See GatewayAdmin."""
+        self._current().resume(owner)
+
+    def _names(self) -> list[str]:
+        """Newest first."""
+        found = (path.stem for path in self.directory.glob("*.sock"))
+        return sorted(filter(is_gateway, found), key=generation_of, reverse=True)
+
+    def _current(self, patience_s: float | None = None) -> GatewayAdmin:
+        names = self._names()
+        name = (self.serving() if len(names) > 1 else None) or (names or [GATEWAY])[0]
+        return GatewayAdmin(admin_socket(self.directory, name), self._patience_s if patience_s is None else patience_s)
 
 
 class GatewayAdmin:
@@ -101,6 +185,10 @@ class GatewayAdmin:
         """Let the held requests of `owner` go on; no pause is no error."""
         self._call("POST", "/resume", {"owner": owner})
 
+    def hand_over(self, to: Path) -> None:
+        """Have it give its listening sockets and its table to the gateway that waits at the unix socket `to`."""
+        self._call("POST", "/hand-over", {"to": os.fspath(to)}, HANDOVER_S)
+
     def _drain_slice(self, backend: str, seconds: float, cancel: bool) -> int:
         value = self._call("POST", "/drain", {"backend": backend, "timeout_s": seconds, "cancel": cancel}, seconds)
         left = value.get("left")
@@ -137,7 +225,7 @@ class GatewayAdmin:
             return HostError(
                 f"The gateway at {self.socket} does not answer.", hint="It may be stopped or stuck: restart it."
             )
-        return HostError(f"Cannot use the gateway's socket {self.socket}: {error.strerror or error}.")
+        return HostError(f"Cannot use the gateway's socket {self.socket}: {why(error)}.")
 
     def _exchange(self, verb: str, path: str, body: object, timeout: float) -> object:
         """The JSON of the answer; raises OSError for the socket, PlanRefused or HostError for what the gateway says."""

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from pathlib import Path
 
-from orchestrator.core.host import Gpu, Host
-from orchestrator.drivers.nvml import read_nvml
+from orchestrator.core.host import Gpu, Host, Nvidia
+from orchestrator.drivers import cgroups
+from orchestrator.drivers.memory import memory_within, of_machine
+
+NVML = "libnvidia-ml.so.1"
 
 
 def read_host() -> Host:
     """The facts of this moment."""
-    memory = _meminfo()
+    limits = cgroups.limits_of()
+    memory = memory_within(limits, of_machine())
     asked = os.environ.get("CUDA_VISIBLE_DEVICES")
-    nvidia = read_nvml()
+    nvidia = _nvidia()
     left = visible(nvidia.gpus, asked)
     return Host(
-        cpus=len(os.sched_getaffinity(0)),
-        memory_total=memory.get("MemTotal", 0),
-        memory_available=memory.get("MemAvailable", 0),
+        cpus=cgroups.usable_cpus(limits),
+        memory_total=memory.total,
+        memory_available=memory.available,
+        memory_limit_file=memory.limit_file,
         cpu_flags=_cpu_flags(),
         gpus=left,
         # An empty value asks for the CPU: then no GPU is missing.
@@ -29,6 +35,17 @@ def read_host() -> Host:
         cuda=nvidia.cuda,
         amd=amd_in(Path("/dev")),
     )
+
+
+def _nvidia() -> Nvidia:
+    try:
+        ctypes.CDLL(NVML)
+    except OSError:
+        return Nvidia()
+    # Its binding is large, and most machines that only look have no such GPU.
+    from orchestrator.drivers.nvml import read_nvml
+
+    return read_nvml()
 
 
 def visible(gpus: tuple[Gpu, ...], asked: str | None) -> tuple[Gpu, ...]:
@@ -62,17 +79,6 @@ def _problem(gpus: tuple[Gpu, ...], left: tuple[Gpu, ...], asked: str | None) ->
     if asked and gpus and not left:
         return f"CUDA_VISIBLE_DEVICES={asked} names no GPU that orch can use"
     return ""
-
-
-def _meminfo() -> dict[str, int]:
-    """/proc/meminfo in bytes."""
-    found = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        number = rest.split()
-        if number:
-            found[name] = int(number[0]) * 1024
-    return found
 
 
 def _cpu_flags() -> frozenset[str]:

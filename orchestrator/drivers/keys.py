@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from contextlib import suppress
 from pathlib import Path
 
+from orchestrator.core.text import decoded
 from orchestrator.drivers import files
 
 
 def first_key(path: Path) -> str | None:
     """The key that orch itself uses; None when the gateway asks for none."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = decoded(path.read_bytes()).splitlines()
     except FileNotFoundError:
         return None
     return next((line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")), None)
@@ -23,9 +21,3 @@ def write_key(path: Path, key: str) -> None:
     """Make it the only one."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     files.write_atomic(path, f"{key}\n".encode(), mode=0o600)
-
-
-def tell_of_change(gateway: int) -> None:
-    """Have the running gateway (its pid) read the keys again; streams go on."""
-    with suppress(ProcessLookupError):  # it is being restarted, and reads them anyhow
-        os.kill(gateway, signal.SIGHUP)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pynvml
 
-from orchestrator.core.host import Gpu, GpuUser
+from orchestrator.core.host import Gpu, GpuUser, Nvidia
 
 T = TypeVar("T")
 
@@ -24,21 +24,10 @@ FIRST_PID_NAMESPACE = "pid:[4026531836]"
 NO_INSTANCES = "MIG is on, but it has no instances (make one with nvidia-smi mig -cgi PROFILE -C, or turn MIG off)"
 
 
-@dataclass(frozen=True)
-class Nvidia:
-    """What NVML tells: the GPUs that answer, what is wrong with the others or with the driver (else an empty string),
-    the driver's version (else empty), and the newest CUDA that it runs."""
-
-    gpus: tuple[Gpu, ...] = ()
-    problem: str = ""
-    driver: str = ""
-    cuda: tuple[int, int] | None = None
-
-
 def read_gpus() -> tuple[tuple[Gpu, ...], str]:
     """The GPUs that answer, and what is wrong with the others, or with the driver (else an empty string)."""
-    told = read_nvml()
-    return told.gpus, told.problem
+    nvidia = read_nvml()
+    return nvidia.gpus, nvidia.problem
 
 
 def read_nvml() -> Nvidia:
@@ -93,7 +82,7 @@ def _gpu(handle: Any, index: int) -> Gpu:
         memory_free=int(memory.free),
         compute_capability=(int(major), int(minor)),
         index=index,
-        minor=_told(lambda: int(pynvml.nvmlDeviceGetMinorNumber(handle))),
+        minor=_optional(lambda: int(pynvml.nvmlDeviceGetMinorNumber(handle))),
     )
 
 
@@ -136,7 +125,7 @@ def _mig_device(part: Any, gpu: Gpu) -> Gpu:
 def _with_users(gpu: Gpu, handle: Any) -> Gpu:
     """Asked after the memory: an engine that is loading then seems to hold too much and never too little."""
     found: list[Any] = []
-    told = _sees_every_process()
+    complete = _sees_every_process()
     for asked in (
         pynvml.nvmlDeviceGetComputeRunningProcesses_v3,
         pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3,
@@ -146,10 +135,10 @@ def _with_users(gpu: Gpu, handle: Any) -> Gpu:
             found += asked(handle)
         except pynvml.NVMLError_NotSupported:
             # Some GPUs have no graphics and some no MPS; one that does not tell of CUDA tells nothing.
-            told = told and asked is not pynvml.nvmlDeviceGetComputeRunningProcesses_v3
+            complete = complete and asked is not pynvml.nvmlDeviceGetComputeRunningProcesses_v3
         except pynvml.NVMLError:
-            told = False
-    return replace(gpu, users=tuple(_merged(found)), users_told=told)
+            complete = False
+    return replace(gpu, users=tuple(_merged(found)), users_complete=complete)
 
 
 def _merged(found: list[Any]) -> Iterator[GpuUser]:
@@ -171,7 +160,7 @@ def _command(pid: int) -> str:
     try:
         return Path("/proc", str(pid), "comm").read_text("utf-8", "replace").rstrip("\n")
     except OSError:
-        words = (_told(lambda: str(pynvml.nvmlSystemGetProcessName(pid))) or "").split()
+        words = (_optional(lambda: str(pynvml.nvmlSystemGetProcessName(pid))) or "").split()
     return Path(words[0]).name if words else ""
 
 
@@ -180,16 +169,16 @@ def _sees_every_process() -> bool:
 
 
 def _driver() -> str:
-    return _told(lambda: str(pynvml.nvmlSystemGetDriverVersion())) or ""
+    return _optional(lambda: str(pynvml.nvmlSystemGetDriverVersion())) or ""
 
 
 def _cuda() -> tuple[int, int] | None:
     """NVML has it as one number: 13000 is 13.0, 12090 is 12.9."""
-    number = _told(lambda: int(pynvml.nvmlSystemGetCudaDriverVersion_v2()))
+    number = _optional(lambda: int(pynvml.nvmlSystemGetCudaDriverVersion_v2()))
     return (number // 1000, number % 1000 // 10) if number else None
 
 
-def _told(ask: Callable[[], T]) -> T | None:
+def _optional(ask: Callable[[], T]) -> T | None:
     """An answer that orch can do without: None where the driver has none."""
     try:
         return ask()

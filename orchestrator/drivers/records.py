@@ -6,19 +6,22 @@ import fcntl
 import hashlib
 import json
 import os
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from orchestrator.core.deployment import Desired
+from orchestrator.core.deployment import Desired, to_record
+from orchestrator.core.part import Unfit
 from orchestrator.drivers.files import read_json, sync_directory, write_atomic
-from orchestrator.errors import HostError, LockHeld
+from orchestrator.errors import HostError, LockHeld, why
 
 JOURNAL_LIMIT = 5_000_000
+# struct flock: l_type, l_whence, l_start, l_len, l_pid; a write lock of the whole file.
+_KIND = struct.Struct("h")
+_WHOLE_FILE = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 class Records:
@@ -38,9 +41,9 @@ class Records:
     def _read(self) -> Iterator[tuple[Path, Desired | str]]:
         for path in sorted(self._desired.glob("*.json")) if self._desired.is_dir() else ():
             try:
-                yield path, Desired.model_validate(read_json(path))
-            except ValidationError as error:
-                yield path, error.errors()[0]["msg"]
+                yield path, Desired.from_record(read_json(path))
+            except Unfit as error:
+                yield path, error.problems[0]["msg"]
             except ValueError as error:
                 yield path, str(error)
 
@@ -48,7 +51,7 @@ class Records:
         """Write what is wanted of a profile; None removes it. What is written already is not written again."""
         path = self._desired / f"{profile}.json"
         if desired is not None:
-            text = (desired.model_dump_json(indent=2) + "\n").encode()
+            text = (to_record(desired, indent=2) + "\n").encode()
             if not path.is_file() or path.read_bytes() != text:
                 write_atomic(path, text)
         elif path.exists():
@@ -98,25 +101,28 @@ class Journal:
             with self._path.open("a") as file:
                 file.write(line)
         except OSError as error:
-            raise HostError(f"The journal {self._path} cannot be written: {error.strerror}.") from error
+            raise HostError(f"The journal {self._path} cannot be written: {why(error)}.") from error
 
 
 @contextmanager
 def exclusive(path: Path, doing: str) -> Iterator[None]:
     """The one lock of a data directory, held while the world is changed. LockHeld says who has it, since when.
 
-    The kernel lets go of it when its holder dies, however it dies.
+    The kernel lets go of it when its holder dies, however it dies. It is two locks: flock keeps others out, an orch
+    of an earlier version too; the other can be asked about without being taken, so that looking hinders nobody.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise HostError(f"{path} cannot be opened: {error.strerror}.", hint="Is ORCH_HOME writable?") from error
+        hint = "Give this user the right to it, or set ORCH_HOME to a directory of your own."
+        raise HostError(f"{path} cannot be opened: {why(error)}.", hint=hint) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise _held(os.pread(descriptor, 4096, 0)) from None
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _WHOLE_FILE)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "since": _now(), "doing": doing}).encode(), 0)
         yield
@@ -126,18 +132,16 @@ def exclusive(path: Path, doing: str) -> Iterator[None]:
 
 
 def at_work(path: Path) -> str:
-    """Who holds the lock, in a sentence; empty when nobody does."""
+    """Who holds the lock, in a sentence; empty when nobody does. It takes none itself."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _held(os.pread(descriptor, 4096, 0)).message
+        there = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _WHOLE_FILE)
+        return "" if there[: _KIND.size] == _KIND.pack(fcntl.F_UNLCK) else _held(os.pread(descriptor, 4096, 0)).message
     finally:
         os.close(descriptor)
-    return ""
 
 
 def _held(note: bytes) -> LockHeld:

@@ -15,7 +15,7 @@ from orchestrator.core.progress import Progress
 from orchestrator.core.weights import WANTED, HubSource, ReadyFacts, Shape, WeightsFacts, shape_of
 from orchestrator.drivers.base import Store
 from orchestrator.drivers.files import read_json, write_json
-from orchestrator.errors import HostError, SourceError
+from orchestrator.errors import HostError, SourceError, why
 
 CHUNK = 1 << 20
 
@@ -145,7 +145,7 @@ def _list(root: Path) -> list[Path]:
         return list(root.iterdir())
     except OSError as error:
         raise HostError(
-            f"The weights directory {root} cannot be read: {error.strerror}.",
+            f"The weights directory {root} cannot be read: {why(error)}.",
             hint="weights.path in the profile names it.",
         ) from error
 
@@ -164,7 +164,7 @@ def _sha256(path: Path, progress: Progress, done: int, total: int) -> str:
                 done += len(chunk)
                 progress(f"hashing {path.parent.name}", done, total)
     except OSError as error:
-        raise HostError(f"{path} cannot be read: {error.strerror}.") from error
+        raise HostError(f"{path} cannot be read: {why(error)}.") from error
     return digest.hexdigest()
 
 

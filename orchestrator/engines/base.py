@@ -12,9 +12,10 @@ from orchestrator.core.deployment import Adapter, Deployment
 from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.host import Host
 from orchestrator.core.launch import Launch
+from orchestrator.core.memory import MemoryRequest
 from orchestrator.core.pins import Accelerator, EnginePin, ImagePin
 from orchestrator.core.profile import Profile
-from orchestrator.core.vram import Ask
+from orchestrator.core.routes import ANTHROPIC, OPENAI
 from orchestrator.core.weights import Shape
 
 # Renders a template by its path under templates/ with these variables; strict: an undefined one is an error.
@@ -22,7 +23,7 @@ Render = Callable[[str, Mapping[str, Any]], str]
 
 
 @dataclass(frozen=True)
-class Asked:
+class LaunchRequest:
     """What a launch is made from. `model_path` is the directory or file of the artifact; with an `image` it is to run
     in a container, on an address of its own."""
 
@@ -41,7 +42,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Launched:
+class LaunchSpec:
     """How an engine is started: launch and files by name, both without adapters."""
 
     launch: Launch
@@ -49,7 +50,7 @@ class Launched:
 
 
 @dataclass(frozen=True)
-class Exchange:
+class EngineCall:
     """A request to an engine: a JSON `body`, or the bytes of `file`. Where `unless` (a path) answers 200 to a HEAD, it
     need not be made."""
 
@@ -84,6 +85,10 @@ class EngineSheet(Protocol):
     own_store: bool
     # There are images of it.
     in_containers: bool
+    # Whose APIs it knows.
+    speaks: tuple[str, ...]
+    # The HTTP paths on which it heeds what `patch` adds to a request; None: on all.
+    patch_paths: tuple[str, ...] | None
 
     def accelerator(self, host: Host) -> Accelerator:
         """What it computes on, on this host."""
@@ -117,7 +122,7 @@ class EngineSheet(Protocol):
         """The file within the artifact that is given to it; empty for the directory itself."""
         ...
 
-    def launch(self, asked: Asked, render: Render) -> Launched:
+    def launch(self, request: LaunchRequest, render: Render) -> LaunchSpec:
         """argv, environment, files; without adapters."""
         ...
 
@@ -149,8 +154,14 @@ class EngineSheet(Protocol):
         """What must be filled into each request that does not say it."""
         ...
 
-    def ask(self, profile: Profile, weights: int, shape: Shape, accelerator: Accelerator, adapters: int) -> Ask:
+    def memory_request(
+        self, profile: Profile, weights: int, shape: Shape, accelerator: Accelerator, adapters: int
+    ) -> MemoryRequest:
         """The memory that one more needs, for an artifact of so many bytes and this many adapters."""
+        ...
+
+    def hold_less(self, accelerator: Accelerator) -> str:
+        """The profile's settings that, lowered, make it hold less of the host's memory; empty when none does."""
         ...
 
     def liveness_path(self) -> str:
@@ -169,15 +180,15 @@ class EngineSheet(Protocol):
         """The adapters (name, path) that the JSON at identity_path shows; None where it does not tell."""
         ...
 
-    def import_requests(self, deployment: Deployment, digest: Digest) -> tuple[Exchange, ...]:
+    def import_requests(self, deployment: Deployment, digest: Digest) -> tuple[EngineCall, ...]:
         """What puts the artifact into its own store."""
         ...
 
-    def load_requests(self, deployment: Deployment, adapter: Adapter, digest: Digest) -> tuple[Exchange, ...]:
+    def load_requests(self, deployment: Deployment, adapter: Adapter, digest: Digest) -> tuple[EngineCall, ...]:
         """What loads an adapter, in place of one of that name if there is one."""
         ...
 
-    def unload_requests(self, deployment: Deployment, adapter: str) -> tuple[Exchange, ...]:
+    def unload_requests(self, deployment: Deployment, adapter: str) -> tuple[EngineCall, ...]:
         """What unloads the adapter of that name; `deployment` is what runs, with it."""
         ...
 
@@ -198,7 +209,7 @@ class EngineSheet(Protocol):
         ...
 
 
-def told(text: str) -> str:
+def error_message(text: str) -> str:
     """The message of an error answer, OpenAI's shape or Ollama's; else its text."""
     try:
         error = json.loads(text).get("error")
@@ -208,11 +219,13 @@ def told(text: str) -> str:
     return str(message or text)[:500]
 
 
-class Plain:
+class EngineDefaults:
     """For the sheets of engines without a store of their own, and that cannot but use the one GPU they are given."""
 
     own_store = False
     in_containers = True
+    speaks: tuple[str, ...] = (OPENAI, ANTHROPIC)
+    patch_paths: tuple[str, ...] | None = None
 
     def gpus(self, profile: Profile, accelerator: Accelerator) -> int:
         """One."""
@@ -226,6 +239,10 @@ class Plain:
         """Docker's default."""
         return 64
 
+    def hold_less(self, accelerator: Accelerator) -> str:
+        """A KV cache for each of its requests; on a GPU it is there."""
+        return "serving.context or serving.parallel" if accelerator is Accelerator.CPU else ""
+
     def defaults(self, profile: Profile) -> dict[str, Any]:
         """It was told the profile's at its start."""
         return {}
@@ -234,13 +251,13 @@ class Plain:
         """Nothing of it stands in a file."""
         return ""
 
-    def import_requests(self, deployment: Deployment, digest: Digest) -> tuple[Exchange, ...]:
+    def import_requests(self, deployment: Deployment, digest: Digest) -> tuple[EngineCall, ...]:
         """It reads the artifact where it is."""
         return ()
 
     def refusal(self, status: int, text: str) -> str:
         """Its status tells."""
-        return "" if status == 200 else told(text) or f"HTTP {status}"
+        return "" if status == 200 else error_message(text) or f"HTTP {status}"
 
     def gpu_path(self) -> str:
         """Nothing to ask: it dies where it finds no GPU."""
@@ -251,7 +268,7 @@ class Plain:
         return ""
 
 
-class AdaptersAtStart(Plain):
+class StaticAdapters(EngineDefaults):
     """For the sheets of engines whose adapters are given at start."""
 
     hot_adapters = False
@@ -260,11 +277,11 @@ class AdaptersAtStart(Plain):
         """Nothing tells."""
         return None
 
-    def load_requests(self, deployment: Deployment, adapter: Adapter, digest: Digest) -> tuple[Exchange, ...]:
+    def load_requests(self, deployment: Deployment, adapter: Adapter, digest: Digest) -> tuple[EngineCall, ...]:
         """Never asked for where `hot_adapters` is false."""
         raise TypeError("adapters are given at start only")
 
-    def unload_requests(self, deployment: Deployment, adapter: str) -> tuple[Exchange, ...]:
+    def unload_requests(self, deployment: Deployment, adapter: str) -> tuple[EngineCall, ...]:
         """Never asked for where `hot_adapters` is false."""
         raise TypeError("adapters are given at start only")
 

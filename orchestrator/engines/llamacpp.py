@@ -10,11 +10,11 @@ from orchestrator.core.artifact import Recipe
 from orchestrator.core.deployment import Adapter, Deployment
 from orchestrator.core.host import Host
 from orchestrator.core.launch import Launch
+from orchestrator.core.memory import MIB, MemoryRequest, batch_bytes
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
-from orchestrator.core.vram import MIB, Ask, batch_bytes
 from orchestrator.core.weights import Shape
-from orchestrator.engines.base import AdaptersAtStart, Asked, Failure, Launched, Render
+from orchestrator.engines.base import Failure, LaunchRequest, LaunchSpec, Render, StaticAdapters
 
 # The wheel is compiled for these and does not ask the CPU: without them it ends with an illegal instruction.
 CPU_FLAGS = frozenset({"avx2", "fma", "f16c", "bmi2"})
@@ -37,12 +37,15 @@ HINTS: Mapping[str, str] = {
 }
 
 
-class Llamacpp(AdaptersAtStart):
+class Llamacpp(StaticAdapters):
     """See EngineSheet. Adapters are taken only at start, and every request names the scale of each."""
 
     name = "llamacpp"
     takes_gpu = False
     in_containers = False
+    # It turns requests of other APIs into chats, and keeps of them only what it knows: /v1/messages loses the scales,
+    # and what such a request leaves in a slot's cache is mixed into the next one's answer.
+    patch_paths: tuple[str, ...] | None = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
     def accelerator(self, host: Host) -> Accelerator:
         return Accelerator.CPU
@@ -62,23 +65,23 @@ class Llamacpp(AdaptersAtStart):
     def model_file(self, recipe: Recipe) -> str:
         return "model.gguf"
 
-    def launch(self, asked: Asked, render: Render) -> Launched:
-        profile, serving = asked.profile, asked.profile.serving
+    def launch(self, request: LaunchRequest, render: Render) -> LaunchSpec:
+        profile, serving = request.profile, request.profile.serving
         argv = [
             "{python}",
             "-m",
             "orchestrator.drivers.local.llamacpp_server",
-            f"--model={asked.model_path}",
+            f"--model={request.model_path}",
             f"--alias={profile.served_name}",
-            f"--host={asked.bind}",
+            f"--host={request.bind}",
             "--port={port}",
             f"--ctx-size={serving.context * serving.parallel}",
             f"--parallel={serving.parallel}",
         ]
         if profile.engines.llamacpp.threads is not None:
             argv.append(f"--threads={profile.engines.llamacpp.threads}")
-        argv += [f"--{key.replace('_', '-')}={value}" for key, value in profile.sampling if value is not None]
-        return Launched(Launch(tuple(argv), stop_grace_s=15.0))
+        argv += [f"--{key.replace('_', '-')}={value}" for key, value in profile.sampling.said]
+        return LaunchSpec(Launch(tuple(argv), stop_grace_s=15.0))
 
     def adapter_args(self, adapters: tuple[Adapter, ...]) -> tuple[str, ...]:
         return tuple(f"--lora={adapter.gguf}" for adapter in adapters)
@@ -101,9 +104,11 @@ class Llamacpp(AdaptersAtStart):
         wanted = adapter.name if adapter is not None else None
         return {"lora": [{"id": i, "scale": float(a.name == wanted)} for i, a in enumerate(deployment.adapters)]}
 
-    def ask(self, profile: Profile, weights: int, shape: Shape, accelerator: Accelerator, adapters: int) -> Ask:
+    def memory_request(
+        self, profile: Profile, weights: int, shape: Shape, accelerator: Accelerator, adapters: int
+    ) -> MemoryRequest:
         # Adapters are counted at the largest rank that the profile allows, on every matrix: 2 bytes, F16.
-        return Ask(
+        return MemoryRequest(
             name=self.name,
             weights=weights,
             kv_token=shape.kv_token_bytes,

@@ -22,20 +22,17 @@ INTERPRETERS = (".venv/bin/python", "venv/bin/python", "bin/python")
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the tools come from, as hints say it: how others are taken, newer ones, and the memory that they may use
-    (0: all)."""
+    """Where the tools come from, as hints say it: how others are taken, and newer ones."""
 
     others: str
     newer: str
-    memory_mib: int = 0
 
     @classmethod
-    def image(cls, memory_mib: int) -> Origin:
+    def image(cls) -> Origin:
         """The pinned image."""
         return cls(
             "Is it an image of llama.cpp's tools? orch images ls; another one: orch images pin tools IMAGE:TAG",
             "A newer image may: orch images pin tools ghcr.io/ggml-org/llama.cpp:full",
-            memory_mib,
         )
 
     @classmethod
@@ -76,8 +73,7 @@ def failure(what: str, end: ToolEnd, origin: Origin) -> OrchError:
     tail = "\n".join(lines[-TAIL_LINES:])
     said = _telling(lines)
     if end.out_of_memory:
-        limit = f"its limit is {origin.memory_mib} MiB"
-        return HostError(f"{what} ran out of memory ({limit}).", "Stop what else uses memory, then again.", tail)
+        return HostError(f"{what} {end.out_of_memory}.", "Stop what else uses memory, then again.", tail)
     if _UNKNOWN.search(said):
         return SourceError(f"llama.cpp's converter does not know these weights: {said}.", origin.newer, tail)
     if "No space left" in said:

@@ -16,11 +16,21 @@ from orchestrator.core.artifact import Recipe
 from orchestrator.core.deployment import Adapter, Deployment
 from orchestrator.core.host import Host
 from orchestrator.core.launch import Launch
+from orchestrator.core.memory import MIB, MemoryRequest, batch_bytes
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
-from orchestrator.core.vram import MIB, Ask, batch_bytes
+from orchestrator.core.routes import ANTHROPIC, OLLAMA, OPENAI
 from orchestrator.core.weights import Shape
-from orchestrator.engines.base import Asked, Digest, Exchange, Failure, Launched, Plain, Render, told
+from orchestrator.engines.base import (
+    Digest,
+    EngineCall,
+    EngineDefaults,
+    Failure,
+    LaunchRequest,
+    LaunchSpec,
+    Render,
+    error_message,
+)
 
 # Its llama.cpp computes prompts in batches of this many tokens.
 BATCH = 512
@@ -39,13 +49,14 @@ HINTS: Mapping[str, str] = {
 }
 
 
-class Ollama(Plain):
+class Ollama(EngineDefaults):
     """See EngineSheet."""
 
     name = "ollama"
     hot_adapters = True
     takes_gpu = True
     own_store = True
+    speaks: tuple[str, ...] = (OPENAI, ANTHROPIC, OLLAMA)
 
     def accelerator(self, host: Host) -> Accelerator:
         return Accelerator.CUDA if host.gpus else Accelerator.CPU
@@ -67,15 +78,15 @@ class Ollama(Plain):
     def model_file(self, recipe: Recipe) -> str:
         return "model.gguf"
 
-    def launch(self, asked: Asked, render: Render) -> Launched:
-        profile = asked.profile
-        parameters = [(name, value) for name, value in profile.sampling if value is not None]
+    def launch(self, request: LaunchRequest, render: Render) -> LaunchSpec:
+        profile = request.profile
         modelfile = render(
-            "ollama/Modelfile.j2", {"profile": profile, "model_path": asked.model_path, "parameters": parameters}
+            "ollama/Modelfile.j2",
+            {"profile": profile, "model_path": request.model_path, "parameters": profile.sampling.said},
         )
         settings = profile.engines.ollama
         env = {
-            "OLLAMA_HOST": f"{asked.bind}:{{port}}",
+            "OLLAMA_HOST": f"{request.bind}:{{port}}",
             "OLLAMA_MODELS": "{dir}/models",
             "OLLAMA_NUM_PARALLEL": str(profile.serving.parallel),
             "OLLAMA_KEEP_ALIVE": settings.keep_alive,
@@ -86,9 +97,9 @@ class Ollama(Plain):
             env["OLLAMA_KV_CACHE_TYPE"] = settings.kv_cache_type
         if settings.flash_attention is not None:
             env["OLLAMA_FLASH_ATTENTION"] = "1" if settings.flash_attention else "0"
-        program = "{entrypoint}" if asked.image is not None else asked.host.ollama or "ollama"
+        program = "{entrypoint}" if request.image is not None else request.host.ollama or "ollama"
         launch = Launch((program, "serve"), tuple(sorted(env.items())), stop_grace_s=10.0)
-        return Launched(launch, files=(("Modelfile", modelfile),))
+        return LaunchSpec(launch, files=(("Modelfile", modelfile),))
 
     def adapter_args(self, adapters: tuple[Adapter, ...]) -> tuple[str, ...]:
         return ()
@@ -107,13 +118,15 @@ class Ollama(Plain):
 
     def defaults(self, profile: Profile) -> dict[str, Any]:
         # Its /v1 takes temperature 1 and top_p 1 where a request does not say, whatever stands in the Modelfile.
-        told = {"temperature": profile.sampling.temperature, "top_p": profile.sampling.top_p}
-        return {name: value for name, value in told.items() if value is not None}
+        sampling = {"temperature": profile.sampling.temperature, "top_p": profile.sampling.top_p}
+        return {name: value for name, value in sampling.items() if value is not None}
 
-    def ask(self, profile: Profile, weights: int, shape: Shape, accelerator: Accelerator, adapters: int) -> Ask:
+    def memory_request(
+        self, profile: Profile, weights: int, shape: Shape, accelerator: Accelerator, adapters: int
+    ) -> MemoryRequest:
         # OLLAMA_NUM_PARALLEL multiplies the KV cache: each request has the whole context to itself.
         on_gpu = accelerator is Accelerator.CUDA
-        return Ask(
+        return MemoryRequest(
             name=self.name,
             weights=weights,
             kv_token=int(shape.kv_token_bytes * KV_SHARE[profile.engines.ollama.kv_cache_type]),
@@ -140,15 +153,15 @@ class Ollama(Plain):
         tags = _tags(reply)
         return tuple((a.name, a.path) for a in deployment.adapters if _tag(_model_of(a)) in tags)
 
-    def import_requests(self, deployment: Deployment, digest: Digest) -> tuple[Exchange, ...]:
+    def import_requests(self, deployment: Deployment, digest: Digest) -> tuple[EngineCall, ...]:
         blob = f"sha256:{digest(deployment.model_path)}"
         body = {"model": _base_of(deployment), "files": {"model.gguf": blob}, **_parameters(deployment)}
-        found = [_upload(blob, deployment.model_path), Exchange("POST", "/api/create", body)]
+        found = [_upload(blob, deployment.model_path), EngineCall("POST", "/api/create", body)]
         for adapter in deployment.adapters:
             found += self.load_requests(deployment, adapter, digest)
         return tuple(found)
 
-    def load_requests(self, deployment: Deployment, adapter: Adapter, digest: Digest) -> tuple[Exchange, ...]:
+    def load_requests(self, deployment: Deployment, adapter: Adapter, digest: Digest) -> tuple[EngineCall, ...]:
         blob = f"sha256:{digest(adapter.gguf)}"
         body = {
             "model": _model_of(adapter),
@@ -156,16 +169,16 @@ class Ollama(Plain):
             "adapters": {"adapter.gguf": blob},
             **_parameters(deployment),
         }
-        return _upload(blob, adapter.gguf), Exchange("POST", "/api/create", body)
+        return _upload(blob, adapter.gguf), EngineCall("POST", "/api/create", body)
 
-    def unload_requests(self, deployment: Deployment, adapter: str) -> tuple[Exchange, ...]:
+    def unload_requests(self, deployment: Deployment, adapter: str) -> tuple[EngineCall, ...]:
         gone = deployment.adapter(adapter)
-        return (Exchange("DELETE", "/api/delete", {"model": _model_of(gone)}),) if gone is not None else ()
+        return (EngineCall("DELETE", "/api/delete", {"model": _model_of(gone)}),) if gone is not None else ()
 
     def refusal(self, status: int, text: str) -> str:
         # A stream that has begun tells its errors under HTTP 200.
         last = (text.strip().splitlines() or [""])[-1]
-        return told(last) or f"HTTP {status}" if status >= 400 or '"error"' in last else ""
+        return error_message(last) or f"HTTP {status}" if status >= 400 or '"error"' in last else ""
 
     def gpu_path(self) -> str:
         return "/api/ps"
@@ -181,8 +194,8 @@ class Ollama(Plain):
 
     def failure(self, log: str) -> Failure:
         lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith("---")]
-        told = [line for line in lines if line.startswith("Error:") or "Load failed" in line]
-        line = (told or lines or [""])[-1]
+        errors = [line for line in lines if line.startswith("Error:") or "Load failed" in line]
+        line = (errors or lines or [""])[-1]
         # The server's own line is one long record; what the model's process said last stands in its error field.
         said = re.search(r'msg="Load failed".* error="((?:[^"\\]|\\[^n])*)', line)
         return Failure(said[1] if said else line, next((hint for mark, hint in HINTS.items() if mark in log), ""))
@@ -207,9 +220,9 @@ def _tags(reply: Any) -> set[str]:
     return {str(e.get("name")) for e in entries if isinstance(e, dict)} if isinstance(entries, list) else set()
 
 
-def _upload(blob: str, file: str) -> Exchange:
+def _upload(blob: str, file: str) -> EngineCall:
     path = f"/api/blobs/{blob}"
-    return Exchange("POST", path, file=file, unless=path)
+    return EngineCall("POST", path, file=file, unless=path)
 
 
 def _parameters(deployment: Deployment) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from orchestrator.core.artifact import Recipe
 from orchestrator.core.deployment import Adapter, Deployment
 from orchestrator.core.host import Host
 from orchestrator.core.launch import Launch
+from orchestrator.core.memory import MIB, MemoryRequest, batch_bytes
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
-from orchestrator.core.vram import MIB, Ask, batch_bytes
 from orchestrator.core.weights import Shape
-from orchestrator.engines.base import Asked, Digest, Exchange, Failure, Launched, Plain, Render
+from orchestrator.engines.base import Digest, EngineCall, EngineDefaults, Failure, LaunchRequest, LaunchSpec, Render
 
 # The only values --max-lora-rank takes.
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -50,8 +50,10 @@ DRIVER_FIRST = {
     "LD_LIBRARY_PATH": "/usr/local/nvidia/lib64:/usr/local/nvidia/lib:/usr/lib/x86_64-linux-gnu:/usr/local/cuda/lib64"
 }
 # One process less and half a gigabyte less than the default; nobind, or every server sits on the first core;
-# without dynamo the first request with logprobs takes 0.2 s instead of up to 40.
+# without dynamo the first request with logprobs takes 0.2 s instead of up to 40. How many CPUs it has is seen where it
+# starts: by whom it was asked for must not decide what it is.
 ON_CPU = {
+    "OMP_NUM_THREADS": "{threads}",
     "VLLM_TARGET_DEVICE": "cpu",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -96,7 +98,7 @@ NO_TOKENIZER = "IndexError: list index out of range"
 HEARSAY = ("Engine core initialization failed", "WorkerProc initialization failed")
 
 
-class Vllm(Plain):
+class Vllm(EngineDefaults):
     """See EngineSheet."""
 
     name = "vllm"
@@ -149,22 +151,22 @@ class Vllm(Plain):
     def model_file(self, recipe: Recipe) -> str:
         return ""
 
-    def launch(self, asked: Asked, render: Render) -> Launched:
-        profile, cpu = asked.profile, asked.accelerator is Accelerator.CPU
+    def launch(self, request: LaunchRequest, render: Render) -> LaunchSpec:
+        profile, cpu = request.profile, request.accelerator is Accelerator.CPU
         slots = profile.lora.max_adapters
         # vLLM's CPU kernels read index -1, meaning "no adapter", as the last slot: one more that is never used.
         max_loras = slots + 1 if slots and cpu else slots
-        cuda = asked.accelerator is Accelerator.CUDA
-        half = cuda and max(gpu.compute_capability for gpu in asked.host.gpus) < BF16_CAPABILITY
+        cuda = request.accelerator is Accelerator.CUDA
+        half = cuda and max(gpu.compute_capability for gpu in request.host.gpus) < BF16_CAPABILITY
         text = render(
             "vllm/serve.yaml.j2",
             {
                 "profile": profile,
                 "settings": profile.engines.vllm,
-                "model_path": asked.model_path,
+                "model_path": request.model_path,
                 "cpu": cpu,
                 "dtype": "half" if half else "auto",
-                "gpus": self.gpus(profile, asked.accelerator),
+                "gpus": self.gpus(profile, request.accelerator),
                 "max_loras": max_loras,
                 "max_lora_rank": _lora_rank(profile),
                 "sampling": json.dumps(_generation_config(profile)) if _generation_config(profile) else "",
@@ -172,19 +174,19 @@ class Vllm(Plain):
         )
         env = OFFLINE | PLACES
         if cpu:
-            env |= ON_CPU | {"OMP_NUM_THREADS": str(max(1, asked.host.cpus - 1))}
+            env |= ON_CPU
         if slots:
             env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
-        argv: tuple[str, ...] = ("--config", "{dir}/serve.yaml", "--host", asked.bind, "--port", "{port}")
-        if asked.image is None:
+        argv: tuple[str, ...] = ("--config", "{dir}/serve.yaml", "--host", request.bind, "--port", "{port}")
+        if request.image is None:
             argv, grace_s = ("vllm", "serve", *argv), 20.0
         else:
             # What ends a container may be anybody: docker stop, a reboot. Requests in flight may end then.
             argv, grace_s = ("{entrypoint}", *argv, "--shutdown-timeout", str(DRAIN_S)), DRAIN_S + 15.0
             env |= DRIVER_FIRST if cuda else {}
-        environment = asked.environment.name if asked.environment is not None else None
+        environment = request.environment.name if request.environment is not None else None
         launch = Launch(argv, tuple(sorted(env.items())), environment=environment, stop_grace_s=grace_s)
-        return Launched(launch, files=(("serve.yaml", text),))
+        return LaunchSpec(launch, files=(("serve.yaml", text),))
 
     def adapter_args(self, adapters: tuple[Adapter, ...]) -> tuple[str, ...]:
         return ()
@@ -209,10 +211,12 @@ class Vllm(Plain):
     def patch(self, deployment: Deployment, adapter: Adapter | None) -> dict[str, Any]:
         return {}
 
-    def ask(self, profile: Profile, weights: int, shape: Shape, accelerator: Accelerator, adapters: int) -> Ask:
+    def memory_request(
+        self, profile: Profile, weights: int, shape: Shape, accelerator: Accelerator, adapters: int
+    ) -> MemoryRequest:
         settings, cpu = profile.engines.vllm, accelerator is Accelerator.CPU
         gpus = self.gpus(profile, accelerator)
-        return Ask(
+        return MemoryRequest(
             name=self.name,
             # ASSUMPTION: spread evenly, though norms are copied, and embedding and head are padded.
             weights=-(-weights // gpus),
@@ -232,6 +236,9 @@ class Vllm(Plain):
             gpus=gpus,
         )
 
+    def hold_less(self, accelerator: Accelerator) -> str:
+        return "engines.vllm.kv_cache_mib" if accelerator is Accelerator.CPU else ""
+
     def liveness_path(self) -> str:
         return "/health"
 
@@ -247,13 +254,13 @@ class Vllm(Plain):
     def loaded(self, deployment: Deployment, reply: Any) -> tuple[tuple[str, str], ...] | None:
         return tuple((str(entry["id"]), str(entry["root"])) for entry in _entries(reply) if entry.get("parent"))
 
-    def load_requests(self, deployment: Deployment, adapter: Adapter, digest: Digest) -> tuple[Exchange, ...]:
+    def load_requests(self, deployment: Deployment, adapter: Adapter, digest: Digest) -> tuple[EngineCall, ...]:
         # In place keeps the adapter's id and so its slot; the new path keeps the prefix cache honest.
         body = {"lora_name": adapter.name, "lora_path": adapter.path, "load_inplace": True}
-        return (Exchange("POST", "/v1/load_lora_adapter", body),)
+        return (EngineCall("POST", "/v1/load_lora_adapter", body),)
 
-    def unload_requests(self, deployment: Deployment, adapter: str) -> tuple[Exchange, ...]:
-        return (Exchange("POST", "/v1/unload_lora_adapter", {"lora_name": adapter}),)
+    def unload_requests(self, deployment: Deployment, adapter: str) -> tuple[EngineCall, ...]:
+        return (EngineCall("POST", "/v1/unload_lora_adapter", {"lora_name": adapter}),)
 
     def failure(self, log: str) -> Failure:
         lines = [line.strip() for line in log.splitlines() if line.strip()]
@@ -274,7 +281,7 @@ def _lora_rank(profile: Profile) -> int:
 
 def _generation_config(profile: Profile) -> dict[str, Any]:
     names = {"repeat_penalty": "repetition_penalty"}
-    return {names.get(key, key): value for key, value in profile.sampling if value is not None and key != "seed"}
+    return {names.get(key, key): value for key, value in profile.sampling.said if key != "seed"}
 
 
 def _entries(reply: Any) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
-"""`python -m orchestrator.gateway --listen HOST:PORT --admin SOCKET --state ROUTES.json [--key-file FILE]`.
+"""`python -m orchestrator.gateway --listen HOST:PORT --admin SOCKET --state ROUTES.json [--take-over SOCKET]
+[--key-file FILE] [--origin ORIGIN ...]`.
 
-SIGHUP reads the key file again. Exit codes: 0 after SIGTERM or SIGINT, 2 usage, 4 when an address, the socket, the
-state file or the key file cannot be used, or when the address is beyond loopback and there is no key file.
+SIGHUP reads the key file again. Exit codes: 0 after SIGTERM or SIGINT, or when another gateway has taken over; 2 usage;
+4 when an address, a socket, the state file or the key file cannot be used, or when an address is beyond loopback and
+there is no key file.
 """
 
 from __future__ import annotations
@@ -9,31 +11,70 @@ from __future__ import annotations
 import argparse
 import logging
 import resource
+import socket
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import uvloop
 
+from orchestrator.core.gateway_status import Listener
+from orchestrator.core.listen import is_loopback, join_address
 from orchestrator.errors import HostError, OrchError
-from orchestrator.gateway.admin import load_table
+from orchestrator.gateway import state_file
+from orchestrator.gateway.bodies import PATIENCE_S
+from orchestrator.gateway.front import Terms
+from orchestrator.gateway.handover import Receiver
 from orchestrator.gateway.keys import Keys
-from orchestrator.gateway.server import Doors, serve
-from orchestrator.gateway.sockets import admin_socket, front_socket, is_loopback, parse_listen
+from orchestrator.gateway.origins import Allowed, parse_pattern, parse_patterns
+from orchestrator.gateway.server import Setup, serve
+from orchestrator.gateway.sockets import Doors, admin_socket, front_socket, is_own_address, parse_listen
 
 log = logging.getLogger("orchestrator.gateway")
+
+DEFAULT_LISTEN = ("127.0.0.1", 8484)
+
+
+def _origin(text: str) -> str:
+    try:
+        parse_pattern(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m orchestrator.gateway", description="The front door of the engines.")
-    parser.add_argument("--listen", default="127.0.0.1:8484", type=parse_listen, metavar="HOST:PORT")
+    parser.add_argument(
+        "--listen", action="append", type=parse_listen, metavar="HOST:PORT", help="may be given several times"
+    )
     parser.add_argument("--admin", required=True, type=Path, metavar="SOCKET", help="path of the unix socket")
     parser.add_argument("--state", required=True, type=Path, metavar="FILE", help="where the routes are kept")
+    parser.add_argument(
+        "--take-over",
+        type=Path,
+        metavar="SOCKET",
+        help="do not listen, but wait at this unix socket for another gateway's sockets and routes; once it has been "
+        "given them it starts without, from its own state",
+    )
     parser.add_argument(
         "--key-file",
         type=Path,
         metavar="FILE",
         help="API keys, one per line, of which clients must show one; only its owner may read it; needed to listen "
         "beyond loopback; SIGHUP reads it again",
+    )
+    parser.add_argument(
+        "--origin",
+        action="append",
+        default=[],
+        type=_origin,
+        metavar="ORIGIN",
+        help="whose pages may use a gateway without keys, besides this machine's own: https://chat.example.org, "
+        "http://*.lan:8080, chrome-extension://*, or * for all; may be given several times",
+    )
+    parser.add_argument(
+        "--body-patience", default=PATIENCE_S, type=float, metavar="SECONDS", help="for the next bytes of a body"
     )
     parser.add_argument(
         "--grace", default=10.0, type=float, metavar="SECONDS", help="for requests in flight at SIGTERM"
@@ -47,15 +88,16 @@ def _allow_many_connections() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _keys(host: str, file: Path | None) -> Keys | None:
+def _keys(hosts: Iterable[str], file: Path | None) -> Keys | None:
     """The keys that clients must show, None when none are demanded; raises HostError."""
     if file is not None:
         return Keys(file)
-    if not is_loopback(host):
-        raise HostError(
-            f"Listening on {host} lets other machines in, and no API key is demanded of them.",
-            hint="Give --key-file FILE with one API key per line, or listen on 127.0.0.1.",
-        )
+    for host in hosts:
+        if not is_loopback(host):
+            raise HostError(
+                f"Listening on {host} lets other machines in, and no API key is demanded of them.",
+                hint="Give --key-file FILE with one API key per line, or listen on 127.0.0.1.",
+            )
     return None
 
 
@@ -63,16 +105,24 @@ def main(argv: list[str] | None = None) -> int:
     """Serve until a signal; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     arguments = _arguments(argv)
+    listen = arguments.listen or [DEFAULT_LISTEN]
     _allow_many_connections()
     try:
-        host, port = arguments.listen
-        keys = _keys(host, arguments.key_file)
-        front = front_socket(host, port)
+        keys = _keys((host for host, _ in listen), arguments.key_file)
+        origins = tuple(arguments.origin)
+        terms = Terms(
+            keys, Allowed(parse_patterns(origins), socket.gethostname(), is_own_address), arguments.body_patience
+        )
+        waits = arguments.take_over is not None and not arguments.state.exists()
+        fronts = () if waits else tuple(front_socket(*one) for one in listen)
         admin = admin_socket(arguments.admin)
-        table, damage = load_table(arguments.state)
+        receiver = Receiver(arguments.take_over) if waits else None
+        saved, damage = state_file.load(arguments.state)
         if damage:
             log.error(damage)
-        uvloop.run(serve(Doors(front, admin, arguments.admin), arguments.state, table, arguments.grace, keys))
+        listeners = tuple(Listener(join_address(*one)) for one in listen)
+        setup = Setup(listeners, arguments.state, terms, origins, arguments.grace)
+        uvloop.run(serve(setup, Doors(fronts, admin, arguments.admin), saved, receiver))
     except OrchError as error:
         log.error(" ".join(part for part in (error.message, error.hint) if part))
         return error.exit_code

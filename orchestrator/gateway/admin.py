@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import orjson
 from aiohttp import web
 
-from orchestrator.core.routes import GatewayStatus, Route, RouteTable
-from orchestrator.drivers import files
+from orchestrator.core import json_fields as fields
+from orchestrator.core.gateway_status import GatewayStatus, Traffic
+from orchestrator.core.routes import Route
 from orchestrator.errors import HostError, OrchError, PlanRefused
-from orchestrator.gateway.switchboard import Switchboard
+from orchestrator.gateway.succession import Succession
 
 log = logging.getLogger("orchestrator.gateway")
 
@@ -31,20 +32,6 @@ def _failure(status: int, message: str, hint: str = "") -> web.Response:
     return answer({"error": {"message": message, "hint": hint}}, status)
 
 
-def load_table(path: Path) -> tuple[RouteTable, str]:
-    """The saved table and, when the file was damaged, a line about it.
-
-    A damaged file is moved aside and the table is empty: a gateway that answers 404 can be told its routes, a
-    dead one cannot. Raises HostError when the file cannot be read at all.
-    """
-    try:
-        saved = files.read_json(path)
-        return (RouteTable() if saved is None else RouteTable.from_json(saved)), ""
-    except ValueError as error:
-        aside = files.move_aside(path)
-        return RouteTable(), f"{path} is damaged ({error}); moved to {aside}. Starting without routes."
-
-
 async def _body(request: web.Request) -> object:
     try:
         value: object = orjson.loads(await request.read())
@@ -53,22 +40,12 @@ async def _body(request: web.Request) -> object:
     return value
 
 
-def _field(document: object, key: str) -> object:
-    if not isinstance(document, dict) or key not in document:
-        raise ValueError(f"the field {key!r} is missing")
-    value: object = document[key]
-    return value
-
-
 def _name(document: object, key: str) -> str:
-    value = _field(document, key)
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{key}: a non-empty string is needed, not {value!r}")
-    return value
+    return fields.text(fields.mapping(document, "the body"), key)
 
 
 def _seconds(document: object, key: str, least: float, most: float) -> float:
-    value = _field(document, key)
+    value = fields.mapping(document, "the body").get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{key}: a number of seconds is needed, not {value!r}")
     if not least <= value <= most:
@@ -77,13 +54,13 @@ def _seconds(document: object, key: str, least: float, most: float) -> float:
 
 
 class Admin:
-    """The verbs. A change of the table is on disk before it is in force and before it is acknowledged."""
+    """The verbs. A change of the table is on disk, and with the gateway that was replaced, before it is in force and
+    before it is acknowledged."""
 
-    def __init__(self, board: Switchboard, state: Path, status: Callable[[], GatewayStatus]) -> None:
-        self._board = board
-        self._state = state
+    def __init__(self, succession: Succession, status: Callable[[], Awaitable[GatewayStatus]]) -> None:
+        self._succession = succession
+        self._board = succession.board
         self._status = status
-        self._changing = asyncio.Lock()
 
     def application(self) -> web.Application:
         """The routes of the admin socket."""
@@ -96,19 +73,19 @@ class Admin:
                 web.post("/drain", self.drain),
                 web.post("/pause", self.pause),
                 web.post("/resume", self.resume),
+                web.post("/hand-over", self.hand_over),
+                web.post("/left", self.left),
             ]
         )
         return app
 
     async def status(self, _: web.Request) -> web.Response:
         """GET /status."""
-        return answer(self._status().to_json())
+        return answer((await self._status()).to_json())
 
     async def put_routes(self, request: web.Request) -> web.Response:
         """PUT /routes/OWNER with all of the owner's routes; 409 when a name is another owner's."""
-        value = await _body(request)
-        if not isinstance(value, list):
-            raise ValueError("a JSON list of routes is needed")
+        value = fields.listed(await _body(request), "routes")
         await self._replace(request.match_info["owner"], [Route.from_json(item) for item in value])
         return answer({})
 
@@ -118,32 +95,47 @@ class Admin:
         return answer({})
 
     async def _replace(self, owner: str, routes: list[Route]) -> None:
-        async with self._changing:
+        async with self._succession.changing() as tell:
             table = self._board.table.replaced(owner, routes)
-            # In a thread: an fsync may take long, and streams must not wait for it.
-            await asyncio.to_thread(files.write_json, self._state, table.to_json(), 0o600)
+            await tell("PUT", f"/routes/{quote(owner, safe='')}", [route.to_json() for route in routes])
+            await self._succession.save(table)
             self._board.table = table
-            backends = sorted({route.backend for route in routes})
-            log.info("%s: %s", owner, f"routes to {', '.join(backends)}" if backends else "no routes any more")
+        backends = sorted({route.backend.instance for route in routes})
+        log.info("%s: %s", owner, f"routes to {', '.join(backends)}" if backends else "no routes any more")
 
     async def drain(self, request: web.Request) -> web.Response:
         """POST /drain {backend, timeout_s, cancel}: {left} when idle or at the deadline."""
         document = await _body(request)
-        cancel = _field(document, "cancel")
-        if not isinstance(cancel, bool):
-            raise ValueError(f"cancel: true or false is needed, not {cancel!r}")
+        cancel = fields.truth(fields.mapping(document, "the body"), "cancel")
         seconds = _seconds(document, "timeout_s", 0, LONGEST_DRAIN_S)
-        return answer({"left": await self._board.drain(_name(document, "backend"), seconds, cancel)})
+        return answer({"left": await self._succession.drain(_name(document, "backend"), seconds, cancel)})
 
     async def pause(self, request: web.Request) -> web.Response:
         """POST /pause {owner, expires_s}."""
         document = await _body(request)
-        self._board.pause(_name(document, "owner"), _seconds(document, "expires_s", 0.001, LONGEST_PAUSE_S))
+        owner, seconds = _name(document, "owner"), _seconds(document, "expires_s", 0.001, LONGEST_PAUSE_S)
+        async with self._succession.changing() as tell:
+            await tell("POST", "/pause", document)
+            self._board.pause(owner, seconds)
         return answer({})
 
     async def resume(self, request: web.Request) -> web.Response:
         """POST /resume {owner}; no error when it is not paused."""
-        self._board.resume(_name(await _body(request), "owner"))
+        document = await _body(request)
+        owner = _name(document, "owner")
+        async with self._succession.changing() as tell:
+            await tell("POST", "/resume", document)
+            self._board.resume(owner)
+        return answer({})
+
+    async def hand_over(self, request: web.Request) -> web.Response:
+        """POST /hand-over {to}: give the listening sockets to the gateway that waits at that unix socket."""
+        await self._succession.hand_over(Path(_name(await _body(request), "to")))
+        return answer({})
+
+    async def left(self, request: web.Request) -> web.Response:
+        """POST /left with its traffic, from the gateway that was replaced: it is about to end."""
+        await self._succession.has_left(Traffic.from_json(await _body(request)))
         return answer({})
 
 

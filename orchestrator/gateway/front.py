@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from dataclasses import dataclass
 
 from aiohttp import HttpVersion11, hdrs, web
 
-from orchestrator.gateway import metrics, openai
+from orchestrator.core.gateway_status import Phase
+from orchestrator.gateway import metrics, openai, refusals
+from orchestrator.gateway.answers import refuse
+from orchestrator.gateway.bodies import PATIENCE_S, Body, Ledger, check_head
 from orchestrator.gateway.keys import Keys
+from orchestrator.gateway.origins import Allowed, parse_host, parse_origin
+from orchestrator.gateway.refusals import Refusal
 from orchestrator.gateway.relay import Clients, relay
+from orchestrator.gateway.succession import Succession
 from orchestrator.gateway.switchboard import Switchboard
 
-LARGEST_BODY = 64 << 20
+HEALTH = "/health"
+METRICS = "/metrics"
+_READ = ("GET", "HEAD")
 
 
 def canonical(path: str) -> str:
@@ -19,86 +29,106 @@ def canonical(path: str) -> str:
     return "/" + "/".join(part for part in path.split("/") if part)
 
 
-class FrontDoor:
-    """Answers everything that comes in at the public address; with `keys`, nothing but /health without one of them."""
+@dataclass(frozen=True)
+class Terms:
+    """Who may come in, and how long for.
 
-    def __init__(self, board: Switchboard, clients: Clients, keys: Keys | None) -> None:
+    With `keys` nothing but /health is answered without one of them, and whoever shows one may come from any page and
+    under any name. Without, `allowed` says which; the gateway listens on loopback then. A body of which nothing more
+    comes for `patience_s` seconds is given up.
+    """
+
+    keys: Keys | None
+    allowed: Allowed
+    patience_s: float = PATIENCE_S
+
+
+class FrontDoor:
+    """Answers everything that comes in at the public address."""
+
+    def __init__(self, board: Switchboard, clients: Clients, terms: Terms, succession: Succession) -> None:
         self._board = board
         self._clients = clients
-        self._keys = keys
+        self._terms = terms
+        self._succession = succession
+        self._ledger = Ledger()
         self._started = int(time.time())
+        # When a request came, on the loop's clock.
+        self.last_at = time.monotonic()
 
     def application(self) -> web.Application:
         """One catch-all: the allow-list is here, not in a router that would answer in its own shape."""
-        app = web.Application(client_max_size=LARGEST_BODY)
+        app = web.Application()
         app.router.add_route("*", "/{path:.*}", self.answer, expect_handler=self._go_on)
+        app.on_response_prepare.append(self._say_goodbye)
         return app
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Answer one request."""
         path = canonical(request.path)
-        if not self._admits(request, path):
-            return _refused(request)
-        if path in openai.RELAYED:
-            return await self._relay(request, path) if request.method == "POST" else _wrong_method(request, "POST")
-        if path in ("/health", "/metrics", openai.MODELS) or path.startswith(openai.MODELS + "/"):
-            return self._read(path) if request.method in ("GET", "HEAD") else _wrong_method(request, "GET, HEAD")
-        return openai.error_answer(404, f"There is nothing at {request.method} {request.path}.", "unknown_path")
+        self.last_at = asyncio.get_running_loop().time()
+        try:
+            self._check(request, path)
+            if path not in openai.RELAYED:
+                return await self._read(path)
+            with Body(self._ledger, self._terms.patience_s) as body:
+                await body.read(request)
+                return await relay(request, path, body, self._board, self._clients)
+        except Refusal as refusal:
+            return refuse(request, path, refusal)
 
-    def _admits(self, request: web.Request, path: str) -> bool:
-        if self._keys is None or (path == "/health" and request.method in ("GET", "HEAD")):
-            return True
-        return self._keys.admit(request.headers)
+    def _check(self, request: web.Request, path: str) -> None:
+        """Everything that a request's head decides; raises Refusal. Who is not admitted learns nothing else."""
+        self._admit(request, path)
+        if path in openai.RELAYED:
+            if request.method != "POST":
+                raise refusals.wrong_method(request.path, request.method, "POST")
+            check_head(request)
+        elif path in (HEALTH, METRICS, openai.MODELS) or path.startswith(openai.MODELS + "/"):
+            if request.method not in _READ:
+                raise refusals.wrong_method(request.path, request.method, ", ".join(_READ))
+        else:
+            raise refusals.unknown_path(request.method, request.path)
+
+    def _admit(self, request: web.Request, path: str) -> None:
+        headers, allowed = request.headers, self._terms.allowed
+        if self._terms.keys is not None:
+            if not (path == HEALTH and request.method in _READ) and not self._terms.keys.admit(headers):
+                raise refusals.unauthorized()
+            return
+        host, origin = headers.get(hdrs.HOST, ""), headers.get(hdrs.ORIGIN)
+        if not allowed.host(host):
+            raise refusals.foreign_host(host, named=parse_host(host) is not None)
+        if origin is not None and not allowed.origin(origin, host):
+            raise refusals.foreign_origin(origin, named=parse_origin(origin) is not None)
 
     async def _go_on(self, request: web.Request) -> web.StreamResponse | None:
         """Answer an Expect header: a client that waits with its body is not asked for it in vain."""
-        if not self._admits(request, canonical(request.path)):
-            return _refused(request)
-        if request.version == HttpVersion11:
-            if request.headers[hdrs.EXPECT].lower() != "100-continue":
-                return openai.error_answer(417, "Only `Expect: 100-continue` can be met.", "unknown_expectation")
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0  # the head of the answer itself is still to come
+        path = canonical(request.path)
+        try:
+            self._check(request, path)
+            if request.version == HttpVersion11:
+                if request.headers[hdrs.EXPECT].lower() != "100-continue":
+                    raise refusals.unknown_expectation()
+                await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                request.writer.output_size = 0  # the head of the answer itself is still to come
+        except Refusal as refusal:
+            return refuse(request, path, refusal)
         return None
 
-    def _read(self, path: str) -> web.Response:
+    async def _say_goodbye(self, _: web.Request, answer: web.StreamResponse) -> None:
+        """Clients of a gateway that was replaced come again on a new connection, which is its successor's."""
+        if self._succession.phase is Phase.LEAVING:
+            answer.force_close()
+            answer.headers[hdrs.CONNECTION] = "close"
+
+    async def _read(self, path: str) -> web.Response:
         table = self._board.table
-        if path == "/health":
+        if path == HEALTH:
             return web.json_response({"status": "ok"})
-        if path == "/metrics":
-            return web.Response(text=metrics.render(self._board), headers={"Content-Type": metrics.CONTENT_TYPE})
+        if path == METRICS:
+            text = metrics.render(await self._succession.traffic())
+            return web.Response(text=text, headers={"Content-Type": metrics.CONTENT_TYPE})
         if path == openai.MODELS:
             return openai.model_list(table, self._started)
         return openai.one_model(path.removeprefix(openai.MODELS + "/"), table, self._started)
-
-    async def _relay(self, request: web.Request, path: str) -> web.StreamResponse:
-        try:
-            if (request.content_length or 0) > LARGEST_BODY:
-                return _too_large()
-            body = await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            return _too_large()
-        except web.RequestPayloadError as error:
-            return openai.error_answer(400, f"The body cannot be read: {error}.", "invalid_body")
-        return await relay(request, path, body, self._board, self._clients)
-
-
-def _refused(request: web.Request) -> web.Response:
-    answer = openai.unauthorized()
-    if request.can_read_body:
-        # The body is not wanted, so nothing can follow it on this connection.
-        answer.force_close()
-    return answer
-
-
-def _too_large() -> web.Response:
-    answer = openai.error_answer(413, f"The body is larger than {LARGEST_BODY >> 20} MiB.", "body_too_large")
-    # What is left of the body is not worth reading.
-    answer.force_close()
-    return answer
-
-
-def _wrong_method(request: web.Request, allowed: str) -> web.Response:
-    answer = openai.error_answer(405, f"{request.path} is for {allowed}, not {request.method}.", "wrong_method")
-    answer.headers["Allow"] = allowed
-    return answer

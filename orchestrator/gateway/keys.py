@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aiohttp import hdrs
 
+from orchestrator.core.text import decoded
 from orchestrator.errors import HostError
 
 API_KEY = "X-Api-Key"
@@ -50,6 +51,13 @@ def _content(path: Path) -> bytes:
         raise HostError(f"Cannot read the key file {path}: {error.strerror or error}.", hint=_FORM) from error
 
 
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return decoded(_content(path)).encode().splitlines()
+    except ValueError as error:
+        raise HostError(f"The key file {path} cannot be read: it is no UTF-8 text.", hint=_FORM) from error
+
+
 def read_keys(path: Path) -> frozenset[bytes]:
     """The SHA-256 digests of the keys in `path`, a key per line; blank lines and lines that begin with # are none.
 
@@ -57,7 +65,7 @@ def read_keys(path: Path) -> frozenset[bytes]:
     that cannot be sent as one. No message repeats anything of the content.
     """
     digests = set()
-    for number, line in enumerate(_content(path).splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         key = line.strip()
         if not key or key.startswith(b"#"):
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from orchestrator.gateway.switchboard import Switchboard
+from orchestrator.core.gateway_status import Traffic
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -24,29 +24,28 @@ def _family(name: str, kind: str, what: str, samples: Iterable[Sample]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render(board: Switchboard) -> str:
+def render(traffic: Traffic) -> str:
     """Every family, one after the other."""
-    backends = board.backends
-    tallies = [
-        ({"model": name, "backend": backend}, tally)
-        for backend, state in backends.items()
-        for name, tally in state.by_route.items()
+    backends, totals = traffic.backends, traffic.totals
+    tries = [
+        ({"model": name, "backend": backend}, counts)
+        for backend, load in backends.items()
+        for name, counts in load.by_route.items()
     ]
-    totals = board.totals
     families: list[Family] = [
         ("requests_total", "counter", "Requests that clients sent for a known name.", [({}, totals.requests)]),
         ("errors_total", "counter", "Requests that the gateway or an engine failed.", [({}, totals.errors)]),
         ("streams_total", "counter", "Answers begun as a stream of events.", [({}, totals.streams)]),
         ("tries_total", "counter", "Requests sent to a backend, repeats included.",
-         [(labels, tally.requests) for labels, tally in tallies]),
+         [(labels, counts.requests) for labels, counts in tries]),
         ("try_errors_total", "counter", "Tries that the backend failed.",
-         [(labels, tally.errors) for labels, tally in tallies]),
+         [(labels, counts.errors) for labels, counts in tries]),
         ("try_streams_total", "counter", "Tries that became a stream.",
-         [(labels, tally.streams) for labels, tally in tallies]),
+         [(labels, counts.streams) for labels, counts in tries]),
         ("in_flight", "gauge", "Requests in flight.",
-         [({"backend": name}, len(state.claims)) for name, state in backends.items()]),
+         [({"backend": name}, load.in_flight) for name, load in backends.items()]),
         ("open_streams", "gauge", "Open streams.",
-         [({"backend": name}, state.open_streams) for name, state in backends.items()]),
-        ("held_requests", "gauge", "Requests that wait for a pause to end.", [({}, board.held)]),
+         [({"backend": name}, load.open_streams) for name, load in backends.items()]),
+        ("held_requests", "gauge", "Requests that wait for a pause to end.", [({}, traffic.held)]),
     ]  # fmt: skip
     return "".join(_family(f"orch_gateway_{name}", kind, what, samples) for name, kind, what, samples in families)

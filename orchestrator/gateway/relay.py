@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
 import aiohttp
 from aiohttp import hdrs, web
 
-from orchestrator.gateway import openai
+from orchestrator.gateway import openai, refusals
+from orchestrator.gateway.answers import shape_of
+from orchestrator.gateway.bodies import PIECE, Body
+from orchestrator.gateway.refusals import Refusal
 from orchestrator.gateway.switchboard import Claim, StoppingError, Switchboard, Tally, UnknownNameError
 
 # Seconds before each new try of a request of which the client has seen nothing yet: about 3 s in all.
@@ -30,9 +33,12 @@ _HOP_BY_HOP = frozenset(
         "transfer-encoding", "upgrade",
     }
 )  # fmt: skip
-# Length, host and expectation belong to one hop too; a compressed body was unpacked by the server side.
+# Length, host and expectation belong to one hop too; a compressed body was unpacked; which pages may ask is decided
+# here, and an engine that has another opinion (Ollama) must not be asked for it.
 # The body was read as JSON, so it is sent as JSON: vLLM refuses what llama.cpp takes under any type.
-_NOT_SENT_ON = _HOP_BY_HOP | {"host", "content-length", "content-encoding", "content-type", "expect"}
+_NOT_SENT_ON = _HOP_BY_HOP | {"host", "content-length", "content-encoding", "content-type", "expect", "origin"}
+# What engines tell browsers: llama.cpp allows every page.
+_CORS = "access-control-"
 _JSON = (hdrs.CONTENT_TYPE, "application/json")
 
 
@@ -54,34 +60,34 @@ class BackendLostError(Exception):
 
 
 async def relay(
-    request: web.Request, path: str, body: bytes, board: Switchboard, clients: Clients
+    request: web.Request, path: str, body: Body, board: Switchboard, clients: Clients
 ) -> web.StreamResponse:
-    """Answer a request from the engine that its public name leads to.
+    """Answer a request from the engine that its public name leads to; raises Refusal while nothing of it is out.
 
     The answer's end is left to the server side, which writes it when the claim is released already: a client that
     does not read the end of a finished answer must not keep the engine in use.
     """
-    try:
-        call = openai.Call.parse(body)
-    except openai.BodyError as error:
-        return openai.error_answer(400, str(error), "invalid_body")
+    call = openai.Call.parse(body.data)
     if board.table.find(call.name) is None:
-        return openai.unknown_name(call.name, board.table)
+        raise refusals.unknown_name(call.name, board.table)
     board.totals.requests += 1
     try:
-        return await _with_retries(request, path, call, board, clients)
+        return await _with_retries(request, path, call, body, board, clients)
     except UnknownNameError:
-        return openai.unknown_name(call.name, board.table)
+        raise refusals.unknown_name(call.name, board.table) from None
     except StoppingError:
         board.totals.errors += 1
-        return openai.unavailable("The gateway is stopping.")
+        raise refusals.unavailable("The gateway is stopping.") from None
+    except Refusal as refusal:
+        board.totals.errors += refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        raise
     except ConnectionError:
         # The engine's are BackendLostError, so it is the client that went away under a write. Nobody gets this answer.
         return web.Response(status=499)
 
 
 async def _with_retries(
-    request: web.Request, path: str, call: openai.Call, board: Switchboard, clients: Clients
+    request: web.Request, path: str, call: openai.Call, body: Body, board: Switchboard, clients: Clients
 ) -> web.StreamResponse:
     losses = 0
     headers = [*end_to_end(request.headers, _NOT_SENT_ON | clients.withheld), _JSON]
@@ -89,9 +95,11 @@ async def _with_retries(
     until = asyncio.get_running_loop().time() + GIVE_UP_S
     for pause in (*PAUSES, None):
         with await board.admit(call.name) as claim:
-            attempt = Attempt(request, headers, claim, board.totals)
+            if not claim.route.takes_patch(path):
+                raise refusals.adapters_lost(call.name, path, claim.route.patch_paths or ())
+            attempt = Attempt(request, path, body, headers, claim, board.totals)
             try:
-                return await attempt.run(session, path, call, last=pause is None)
+                return await attempt.run(session, call, last=pause is None)
             except BackendLostError as lost:
                 claim.tally.errors += 1
                 losses += lost.sent
@@ -104,8 +112,7 @@ async def _with_retries(
         session = clients.fresh
         # Not claimed while it waits: a drain of the lost backend need not wait for this.
         await asyncio.sleep(pause)
-    board.totals.errors += 1
-    return openai.unavailable(f"The engine behind `{call.name}` does not answer now; try again in a moment.")
+    raise refusals.unavailable(f"The engine behind `{call.name}` does not answer now; try again in a moment.")
 
 
 @dataclass(frozen=True)
@@ -126,27 +133,27 @@ class Clients:
 class Attempt:
     """One try; the engine is sent `headers`.
 
-    `answer` is set once the client has been sent something; from then on there is no other try.
+    `answer` is set once the client has been sent something; from then on there is no other try, and the request's
+    `body` is let go of.
     """
 
     request: web.Request
+    path: str
+    body: Body
     headers: list[tuple[str, str]]
     claim: Claim
     totals: Tally
     answer: web.StreamResponse | None = None
     _tail: bytes = b""
 
-    async def run(self, session: aiohttp.ClientSession, path: str, call: openai.Call, last: bool) -> web.StreamResponse:
-        """Send the request and copy the answer; raises BackendLostError, also when the claim is cut.
+    async def run(self, session: aiohttp.ClientSession, call: openai.Call, last: bool) -> web.StreamResponse:
+        """Send the request and copy the answer; raises BackendLostError, also when the claim is cut, and Refusal.
 
         503 is what llama.cpp's server says while it loads, so it is passed on only by the last try.
         """
-        route = self.claim.route
-        query = self.request.rel_url.raw_query_string
-        url = f"{route.url}{path}?{query}" if query else f"{route.url}{path}"
         try:
             async with self.claim.cuttable():
-                upstream, first = await _open(session, url, self.headers, call.body_for(route))
+                upstream, first = await self._send(session, call)
                 try:
                     if upstream.status == HTTPStatus.SERVICE_UNAVAILABLE and not last:
                         raise BackendLostError("The engine is not ready.", False)
@@ -157,9 +164,21 @@ class Attempt:
         except TimeoutError as error:
             raise BackendLostError("The request was ended because its engine is being taken away.", True) from error
 
+    async def _send(self, session: aiohttp.ClientSession, call: openai.Call) -> tuple[aiohttp.ClientResponse, bytes]:
+        """Send the request, see `_open`; when it has returned, nothing but `body` holds the bytes any more."""
+        route, came = self.claim.route, self.body.data
+        query = self.request.rel_url.raw_query_string
+        url = f"{route.backend.url}{self.path}?{query}" if query else f"{route.backend.url}{self.path}"
+        sent = call.body_for(route, came)
+        self.body.count(len(came) + (len(sent) if sent is not came else 0))
+        return await _open(session, url, self.headers, sent)
+
     async def _copy(self, upstream: aiohttp.ClientResponse, chunk: bytes) -> web.StreamResponse:
+        headers = end_to_end(upstream.headers, _HOP_BY_HOP)
         answer = web.StreamResponse(
-            status=upstream.status, reason=upstream.reason, headers=end_to_end(upstream.headers, _HOP_BY_HOP)
+            status=upstream.status,
+            reason=upstream.reason,
+            headers=[pair for pair in headers if not pair[0].lower().startswith(_CORS)],
         )
         if upstream.status >= 500:
             self.claim.tally.errors += 1
@@ -168,6 +187,7 @@ class Attempt:
             self.claim.streaming()
             self.totals.streams += 1
         self.answer = answer
+        self.body.release()
         await answer.prepare(self.request)
         content = upstream.content
         while chunk:
@@ -186,7 +206,8 @@ class Attempt:
             try:
                 async with asyncio.timeout(FAREWELL_S):
                     between = self._tail.endswith((b"\n\n", b"\r\n\r\n"))
-                    await answer.write((b"" if between else b"\n\n") + openai.stream_error(reason))
+                    last = shape_of(self.path).stream_error(refusals.interrupted(reason))
+                    await answer.write((b"" if between else b"\n\n") + last)
                 return answer
             except TimeoutError:
                 pass
@@ -202,6 +223,12 @@ def is_event_stream(headers: Mapping[str, str]) -> bool:
     return kind.startswith("text/event-stream") and headers.get(hdrs.CONTENT_ENCODING, "identity") == "identity"
 
 
+async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
+    view = memoryview(body)
+    for start in range(0, len(body), PIECE):
+        yield view[start : start + PIECE]
+
+
 async def _open(
     session: aiohttp.ClientSession, url: str, headers: list[tuple[str, str]], body: bytes
 ) -> tuple[aiohttp.ClientResponse, bytes]:
@@ -210,8 +237,12 @@ async def _open(
     An engine sends the head of a stream at once, but the first token after the whole prompt. Waiting for both
     keeps the request repeatable until there is something to show.
     """
+    data: bytes | AsyncIterator[memoryview] = body
+    if len(body) > PIECE:
+        # In pieces, as the engine takes them: at once, the connection would keep a copy of all that it has not.
+        data, headers = _pieces(body), [*headers, (hdrs.CONTENT_LENGTH, str(len(body)))]
     try:
-        upstream = await session.post(url, data=body, headers=headers, allow_redirects=False)
+        upstream = await session.post(url, data=data, headers=headers, allow_redirects=False)
     except aiohttp.ConnectionTimeoutError as error:
         raise BackendLostError("The engine's address does not answer.", False, final=True) from error
     except aiohttp.ClientConnectorError as error:

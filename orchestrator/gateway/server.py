@@ -1,4 +1,4 @@
-"""The process: both doors open, until a signal; then what is in flight may end."""
+"""The process: the doors open, until a signal or a successor; then what is in flight may end."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ import aiohttp
 from aiohttp import hdrs, web
 
 from orchestrator import __version__
-from orchestrator.core.routes import GatewayStatus, RouteTable
+from orchestrator.core.gateway_status import GatewayState, GatewayStatus, Listener, Phase
 from orchestrator.errors import HostError
 from orchestrator.gateway.admin import Admin
-from orchestrator.gateway.front import FrontDoor
+from orchestrator.gateway.front import FrontDoor, Terms
+from orchestrator.gateway.handover import Receiver
 from orchestrator.gateway.keys import CREDENTIALS, Keys
 from orchestrator.gateway.relay import FAREWELL_S, Clients
-from orchestrator.gateway.sockets import address
+from orchestrator.gateway.sockets import BACKLOG, Doors, address
+from orchestrator.gateway.succession import AGAIN_S, Succession
 from orchestrator.gateway.switchboard import Switchboard
 
 log = logging.getLogger("orchestrator.gateway")
@@ -30,15 +32,21 @@ log = logging.getLogger("orchestrator.gateway")
 # Less than the 5 s after which uvicorn and llama.cpp's server close an idle connection, so that a request is
 # hardly ever sent into one that is being closed.
 IDLE_S = 3.0
+# How long a gateway that was replaced leaves connections open on which nothing comes: longer than clients keep them
+# for another request (Go's 90 s are the longest usual), since one that is just then sent into a closed one is lost.
+LAST_IDLE_S = 100.0
 
 
 @dataclass(frozen=True)
-class Doors:
-    """The listening sockets and the path of the second."""
+class Setup:
+    """What the process was started with. `listeners` are the addresses that it was told, `origins` those that were
+    added to `terms`, as they were written; `grace` seconds are for requests in flight at a signal."""
 
-    front: socket.socket
-    admin: socket.socket
-    admin_path: Path
+    listeners: tuple[Listener, ...]
+    state: Path
+    terms: Terms
+    origins: tuple[str, ...]
+    grace: float
 
 
 def client_session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
@@ -52,8 +60,10 @@ def client_session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
     )
 
 
-def _reload(keys: Keys) -> None:
+def _reload(keys: Keys | None) -> None:
     """A file that cannot be used changes nothing: no client is locked out, none is let in, no stream is cut."""
+    if keys is None:
+        return
     try:
         keys.reload()
     except HostError as error:
@@ -62,54 +72,135 @@ def _reload(keys: Keys) -> None:
         log.info("%s was read again; API keys: %d.", keys.path, len(keys))
 
 
-async def serve(doors: Doors, state: Path, table: RouteTable, grace: float, keys: Keys | None) -> None:
-    """Serve until SIGTERM or SIGINT, then for at most `grace` seconds more what is already in flight."""
-    board = Switchboard(table)
-    started_at = datetime.now(UTC).isoformat(timespec="seconds")
-    listen = address(doors.front)
+async def serve(setup: Setup, doors: Doors, saved: GatewayState, receiver: Receiver | None) -> None:
+    """Serve until SIGTERM or SIGINT, or until another gateway has taken over and all is answered that was open here.
 
-    def status() -> GatewayStatus:
-        return GatewayStatus(
-            pid=os.getpid(),
-            version=__version__,
-            listen=listen,
-            started_at=started_at,
-            routes=board.table,
-            backends={name: backend.load() for name, backend in board.backends.items()},
-            totals=board.totals.frozen(),
-            paused=board.paused,
-            held=board.held,
-            keys=keys is not None,
-        )
-
+    Without listening sockets among the doors it waits until `receiver` is given those of the gateway that it replaces.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if keys is not None:
-        loop.add_signal_handler(signal.SIGHUP, _reload, keys)
+    keys = setup.terms.keys
+    loop.add_signal_handler(signal.SIGHUP, _reload, keys)
     async with (
         client_session(aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S)) as kept,
         client_session(aiohttp.TCPConnector(limit=0, force_close=True)) as fresh,
     ):
-        # handler_cancellation: a client that goes away ends its request, held or in flight, at once.
-        front = web.AppRunner(
-            FrontDoor(board, Clients(kept, fresh, frozenset() if keys is None else CREDENTIALS), keys).application(),
-            access_log=None,
-            handler_cancellation=True,
-            shutdown_timeout=grace + FAREWELL_S + 1,
-        )
-        admin = web.AppRunner(Admin(board, state, status).application(), access_log=None, shutdown_timeout=1)
-        await admin.setup()
-        await front.setup()
-        await web.SockSite(admin, doors.admin).start()
-        await web.SockSite(front, doors.front, backlog=1024).start()
-        log.info("Listening on %s with %d routes.", listen, len(table))
-        await stop.wait()
-        cutting = loop.call_later(grace, board.stop)
-        await front.cleanup()
-        cutting.cancel()
-        await admin.cleanup()
-    with contextlib.suppress(FileNotFoundError):
-        doors.admin_path.unlink()
+        gateway = Gateway(setup, doors, saved, Clients(kept, fresh, frozenset() if keys is None else CREDENTIALS))
+        await gateway.open()
+        serving = asyncio.create_task(gateway.run(receiver))
+        await asyncio.wait((serving, asyncio.create_task(stop.wait())), return_when=asyncio.FIRST_COMPLETED)
+        serving.cancel()
+        await gateway.close()
+        # What ended it by itself is told.
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
     log.info("Stopped.")
+
+
+def _addresses(fronts: tuple[socket.socket, ...]) -> tuple[Listener, ...]:
+    return tuple(Listener(address(front)) for front in fronts)
+
+
+class Gateway:
+    """Both of its sides, and its life."""
+
+    def __init__(self, setup: Setup, doors: Doors, saved: GatewayState, clients: Clients) -> None:
+        self._setup = setup
+        self._doors = doors
+        self._board = Switchboard(saved.routes)
+        self._succession = Succession(self._board, doors, setup.state, saved.predecessor)
+        # Read while they are open: a gateway that leaves has closed them, and still answers for itself.
+        self._bound = _addresses(doors.fronts)
+        self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._door = FrontDoor(self._board, clients, setup.terms, self._succession)
+        # handler_cancellation: a client that goes away ends its request, held or in flight, at once.
+        # No auto_decompress: it would unpack before it is known whose body it is, and without a bound.
+        self._front = web.AppRunner(
+            self._door.application(),
+            access_log=None,
+            auto_decompress=False,
+            handler_cancellation=True,
+            shutdown_timeout=setup.grace + FAREWELL_S + 1,
+        )
+        admin = Admin(self._succession, self.status).application()
+        self._admin = web.AppRunner(admin, access_log=None, shutdown_timeout=1)
+
+    async def status(self) -> GatewayStatus:
+        """What it says of itself."""
+        return GatewayStatus(
+            pid=os.getpid(),
+            version=__version__,
+            listeners=self._bound or self._setup.listeners,
+            started_at=self._started_at,
+            routes=self._board.table,
+            traffic=await self._succession.traffic(),
+            paused=self._board.paused,
+            keys=self._setup.terms.keys is not None,
+            origins=self._setup.origins,
+            phase=self._succession.phase,
+        )
+
+    async def open(self) -> None:
+        """The admin's side; the clients' too, where it has their sockets."""
+        await self._admin.setup()
+        await self._front.setup()
+        await web.SockSite(self._admin, self._doors.admin).start()
+        if self._doors.fronts:
+            await self._accept()
+
+    async def run(self, receiver: Receiver | None) -> None:
+        """Take over from another gateway, if there is one to replace; serve until another has taken over, and then
+        until all is answered that is open here."""
+        if receiver is not None:
+            try:
+                await self._take_over(receiver)
+            finally:
+                receiver.close()
+        await self._succession.given.wait()
+        for site in tuple(self._front.sites):
+            await site.stop()
+        await self._answer_what_is_open()
+        await self._succession.wait_for_predecessor()
+        await self._succession.tell_successor()
+
+    async def close(self) -> None:
+        """End; what is in flight has the time that it was given."""
+        cutting = asyncio.get_running_loop().call_later(self._setup.grace, self._board.stop)
+        await self._front.cleanup()
+        cutting.cancel()
+        await self._admin.cleanup()
+        with contextlib.suppress(FileNotFoundError):
+            self._doors.admin_path.unlink()
+
+    async def _accept(self) -> None:
+        fronts = self._succession.fronts
+        self._bound = _addresses(fronts)
+        for front in fronts:
+            await web.SockSite(self._front, front, backlog=BACKLOG).start()
+        addresses = ", ".join(one.address for one in self._bound)
+        log.info("Listening on %s with %d routes.", addresses, len(self._board.table))
+
+    async def _take_over(self, receiver: Receiver) -> None:
+        log.info("Waiting at %s to replace another gateway.", receiver.path)
+        while self._succession.phase is Phase.WAITING:
+            try:
+                given, fronts = await receiver.receive()
+                await self._succession.take(given, fronts)
+                await self._accept()
+                await receiver.acknowledge(self._doors.admin_path)
+            except (OSError, ValueError, HostError) as error:
+                log.error("Nothing was taken over: %s", error)
+                for site in tuple(self._front.sites):
+                    await site.stop()
+                await self._succession.give_back()
+
+    async def _answer_what_is_open(self) -> None:
+        """Each connection once more, for which the door sees; those on which nothing comes are closed in the end."""
+        loop = asyncio.get_running_loop()
+        while (server := self._front.server) is not None and server.connections:
+            idle = not self._board.traffic.in_flight
+            if idle and loop.time() - self._door.last_at > LAST_IDLE_S:
+                return
+            await asyncio.sleep(AGAIN_S)

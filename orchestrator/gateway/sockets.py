@@ -1,15 +1,16 @@
-"""The two listening sockets, made before anything else: what cannot be had is known at once."""
+"""The listening sockets, made before anything else: what cannot be had is known at once."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import errno
-import ipaddress
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.core.listen import join_address, split_address
 from orchestrator.errors import HostError
 
 BACKLOG = 1024
@@ -17,26 +18,36 @@ BACKLOG = 1024
 _LONGEST_SOCKET_PATH = 107
 
 
+@dataclass(frozen=True)
+class Doors:
+    """The listening sockets of clients (none yet: it is to be given them), the admin's, and the path of the latter."""
+
+    fronts: tuple[socket.socket, ...]
+    admin: socket.socket
+    admin_path: Path
+
+
 def parse_listen(text: str) -> tuple[str, int]:
-    """`HOST:PORT` (an IPv6 host in brackets, port 0 for any free one) for argparse."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise argparse.ArgumentTypeError(f"HOST:PORT is needed, not {text!r}")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`: 127.0.0.0/8, ::1, the name localhost. No other name is looked up."""
+    """`HOST:PORT` (port 0 for any free one) for argparse."""
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
+        return split_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def is_own_address(text: str) -> bool:
+    """Whether an IP address is one of this machine's, at this moment: one that is not cannot be bound."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in text else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind((text, 0))
+    except OSError:
+        return False
+    return True
 
 
 def address(listening: socket.socket) -> str:
     """The bound address as `HOST:PORT`."""
-    host, port = listening.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return join_address(*listening.getsockname()[:2])
 
 
 def front_socket(host: str, port: int) -> socket.socket:
@@ -70,14 +81,19 @@ def _answers(path: Path) -> bool:
 
 
 def admin_socket(path: Path) -> socket.socket:
-    """A listening unix socket of mode 0600 in place of a dead one; raises HostError when a living one answers there."""
+    """A listening unix socket in place of a dead one; raises HostError when a living one answers there."""
+    if path.is_socket() and _answers(path):
+        raise HostError(f"Another gateway answers at {path}.", hint="There is one gateway for each socket.")
+    return unix_socket(path)
+
+
+def unix_socket(path: Path) -> socket.socket:
+    """A listening unix socket of mode 0600, in place of whatever socket is at `path`; raises HostError."""
     if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
-        raise HostError(f"The path of the admin socket is longer than {_LONGEST_SOCKET_PATH} bytes: {path}.")
+        raise HostError(f"The path of the socket is longer than {_LONGEST_SOCKET_PATH} bytes: {path}.")
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if _answers(path):
-            raise HostError(f"Another gateway answers at {path}.", hint="There is one gateway for each socket.")
         if path.is_socket():
             path.unlink()
         # The mode is part of bind: a later chmod would leave a moment in which others can connect.
@@ -89,8 +105,5 @@ def admin_socket(path: Path) -> socket.socket:
         listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
-        raise HostError(f"Cannot open the admin socket {path}: {error.strerror or error}.") from error
-    except HostError:
-        listening.close()
-        raise
+        raise HostError(f"Cannot open the socket {path}: {error.strerror or error}.") from error
     return listening

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from orchestrator.core.routes import BackendLoad, Counts, Route, RouteTable
+from orchestrator.core.gateway_status import BackendLoad, Counts, Traffic
+from orchestrator.core.routes import Route, RouteTable
 
 # How long a drain waits for the requests that it has cut.
 CUT_S = 3.0
@@ -51,12 +52,8 @@ class Backend:
 
     def load(self) -> BackendLoad:
         """The figures of this moment."""
-        total = Tally()
-        for tally in self.by_route.values():
-            total.requests += tally.requests
-            total.errors += tally.errors
-            total.streams += tally.streams
-        return BackendLoad(len(self.claims), self.open_streams, total.frozen())
+        by_route = {name: tally.frozen() for name, tally in self.by_route.items()}
+        return BackendLoad(len(self.claims), self.open_streams, by_route)
 
 
 class Claim:
@@ -140,7 +137,7 @@ class Switchboard:
                 raise UnknownNameError(name)
             hold = self._holds.get(route.owner)
             if hold is None:
-                return Claim(route, self._backend(route.backend))
+                return Claim(route, self._backend(route.backend.instance))
             self.held += 1
             try:
                 await hold.over.wait()
@@ -189,11 +186,12 @@ class Switchboard:
                 claim.cut()
 
     @property
-    def backends(self) -> Mapping[str, Backend]:
-        """Every backend that was ever claimed or is in the table, by name."""
+    def traffic(self) -> Traffic:
+        """The figures of this moment, of every backend that was ever claimed or is in the table."""
         for route in self.table:
-            self._backend(route.backend)
-        return self._backends
+            self._backend(route.backend.instance)
+        loads = {name: backend.load() for name, backend in self._backends.items()}
+        return Traffic(loads, self.totals.frozen(), self.held)
 
     @property
     def paused(self) -> dict[str, float]:

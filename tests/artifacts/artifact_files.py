@@ -39,8 +39,8 @@ def quantizer_library() -> Path:
     return next(Path(spec.origin).parent.glob("*.so"))
 
 
-@cache
 def quantizer() -> Quantizer:
+    """A new one: one that has had much to do compiles its successor (see test_q6_k.py)."""
     return Quantizer(quantizer_library())
 
 
@@ -78,18 +78,30 @@ def edit_json(file: Path, **changes: object) -> None:
     file.write_text(json.dumps({name: field for name, field in value.items() if field is not ...}))
 
 
-def gguf_tensors(file: Path) -> dict[str, tuple[str, str]]:
+class Reader(GGUFReader):
+    """gguf's own, over a plain array instead of a memmap, whose slices take several times as long."""
+
+    @property
+    def data(self) -> np.ndarray[Any, Any]:
+        return self._data
+
+    @data.setter
+    def data(self, mapped: np.ndarray[Any, Any]) -> None:
+        self._data = np.asarray(mapped)
+
+
+def gguf_tensors(file: Path | GGUFReader) -> dict[str, tuple[str, str]]:
     """Name to (type, SHA-256 of the bytes), in the order of the file."""
     return {
         tensor.name: (tensor.tensor_type.name, hashlib.sha256(tensor.data.tobytes()).hexdigest())
-        for tensor in GGUFReader(file).tensors
+        for tensor in (Reader(file) if isinstance(file, Path) else file).tensors
     }
 
 
 def gguf_metadata(file: Path | GGUFReader) -> dict[str, Any]:
     """The keys of a GGUF, without the tokenizer's long lists."""
     long = tuple(f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges", "scores"))
-    fields = (GGUFReader(file) if isinstance(file, Path) else file).fields
+    fields = (Reader(file) if isinstance(file, Path) else file).fields
     return {key: field.contents() for key, field in fields.items() if not key.startswith("GGUF.") and key not in long}
 
 
@@ -181,7 +193,7 @@ def gguf_value(key: str, value: str | int | list[Any]) -> bytes:
 
 
 @dataclass(frozen=True)
-class GgufTold:
+class GgufContents:
     """A GGUF file in the words of families.json: per tensor type, shape and the head of a SHA-256, in the order of the
     file; its keys without the tokenizer's lists; one SHA-256 over those."""
 
@@ -190,28 +202,30 @@ class GgufTold:
     vocabulary: str
 
 
-def gguf_told(file: Path) -> GgufTold:
+def gguf_contents(file: Path) -> GgufContents:
     """What families.json says of such a file. It is read once: gguf's reader is slow with vocabularies."""
-    reader = GGUFReader(file)
+    reader = Reader(file)
     tensors = {
-        tensor.name: _told(tensor.tensor_type.name, [int(size) for size in reversed(tensor.shape)], tensor.data)
+        tensor.name: _tensor_digest(
+            tensor.tensor_type.name, [int(size) for size in reversed(tensor.shape)], tensor.data
+        )
         for tensor in reader.tensors
     }
     digest = hashlib.sha256()
     for key in ("tokens", "token_type", "scores", "merges"):
         if (field := reader.fields.get(f"tokenizer.ggml.{key}")) is not None:
             digest.update(json.dumps([key, field.contents()]).encode())
-    return GgufTold(tensors, gguf_metadata(reader), digest.hexdigest())
+    return GgufContents(tensors, gguf_metadata(reader), digest.hexdigest())
 
 
-def safetensors_told(file: Path) -> dict[str, str]:
+def safetensors_contents(file: Path) -> dict[str, str]:
     """The same of a safetensors file's tensors."""
     with Checkpoint.open_files((file,)) as checkpoint:
         return {
-            name: _told(tensor.dtype, list(tensor.shape), checkpoint.read(tensor))
+            name: _tensor_digest(tensor.dtype, list(tensor.shape), checkpoint.read(tensor))
             for name, tensor in sorted(checkpoint.tensors.items())
         }
 
 
-def _told(kind: str, shape: list[int], data: np.ndarray[Any, Any]) -> str:
+def _tensor_digest(kind: str, shape: list[int], data: np.ndarray[Any, Any]) -> str:
     return f"{kind} {'x'.join(map(str, shape))} {hashlib.sha256(data.tobytes()).hexdigest()[:16]}"

@@ -10,6 +10,7 @@ from artifact_files import (
     ASSETS,
     TINY,
     UNTIED,
+    Reader,
     edit_json,
     expected_gguf,
     gguf_metadata,
@@ -17,7 +18,6 @@ from artifact_files import (
     oracles,
     write_safetensors,
 )
-from gguf import GGUFReader
 from tiny_models import MODELS, write_adapter
 
 from orchestrator.artifacts import families
@@ -94,7 +94,7 @@ def test_bf16_adapters_are_taken(bits: int, copied: Path, tmp_path: Path) -> Non
     write_safetensors(copied / "adapter_model.safetensors", tensors)
     build_lora_gguf(copied, BASE, tmp_path / "adapter.gguf", silent)
     value = np.array([bits << 16], np.uint32).view(np.float32).astype(np.float16)
-    assert all((tensor.data == value).all() for tensor in GGUFReader(tmp_path / "adapter.gguf").tensors)
+    assert all((tensor.data == value).all() for tensor in Reader(tmp_path / "adapter.gguf").tensors)
 
 
 @pytest.mark.parametrize(

@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 from artifact_files import (
     ASSETS,
-    GgufTold,
+    GgufContents,
+    Reader,
     edit_json,
-    gguf_told,
+    gguf_contents,
     quantizer,
     read_safetensors,
-    safetensors_told,
+    safetensors_contents,
     write_safetensors,
 )
-from gguf import GGUFReader
 from tiny_models import MODELS, write_model
 
 from orchestrator.artifacts import one_pass
-from orchestrator.artifacts.gguf_file import WantedGguf, build_gguf
+from orchestrator.artifacts.gguf_file import GgufOutputSpec, build_gguf
 from orchestrator.artifacts.gguf_types import CONVERTED, FILE_TYPES, Quant
-from orchestrator.artifacts.nvfp4_checkpoint import WantedNvfp4
+from orchestrator.artifacts.nvfp4_checkpoint import Nvfp4OutputSpec
 from orchestrator.artifacts.rope import Rope, llama3_factors
 from orchestrator.core.progress import silent
 from orchestrator.errors import SourceError
@@ -45,23 +45,27 @@ def oracle(name: str) -> dict[str, Any]:
 @pytest.fixture(scope="module", params=list(MODELS))
 def built(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, dict[Quant, GgufTold]]:
+) -> tuple[str, dict[Quant, GgufContents]]:
     """(name of a tiny model, its GGUF of every type), all made in one pass."""
     directory = tmp_path_factory.mktemp(request.param)
     source = write_model(request.param, directory / "source")
     quants: tuple[Quant, ...] = ("bf16",) if request.param == "llama-smol" else tuple(FILE_TYPES)
-    wanted = [WantedGguf(directory / f"{quant}.gguf", quant, quantizer()) for quant in quants]
-    one_pass.build(source, wanted, silent)
-    return request.param, {one.quant: gguf_told(one.out) for one in wanted}
+    specs = [GgufOutputSpec(directory / f"{quant}.gguf", quant, quantizer()) for quant in quants]
+    one_pass.build(source, specs, silent)
+    return request.param, {one.quant: gguf_contents(one.out) for one in specs}
 
 
-def test_tensors_are_those_of_llama_cpp_byte_for_byte_and_in_order(built: tuple[str, dict[Quant, GgufTold]]) -> None:
+@pytest.mark.slow
+def test_tensors_are_those_of_llama_cpp_byte_for_byte_and_in_order(
+    built: tuple[str, dict[Quant, GgufContents]],
+) -> None:
     name, files = built
     for quant, found in files.items():
         assert list(found.tensors.items()) == list(oracle(name)[quant]["tensors"].items()), quant
 
 
-def test_metadata_is_that_of_llama_cpp(built: tuple[str, dict[Quant, GgufTold]]) -> None:
+@pytest.mark.slow
+def test_metadata_is_that_of_llama_cpp(built: tuple[str, dict[Quant, GgufContents]]) -> None:
     name, files = built
     for quant, found in files.items():
         expected = {key: value for key, value in oracle(name)[quant]["metadata"].items() if key not in _NAMED}
@@ -70,7 +74,8 @@ def test_metadata_is_that_of_llama_cpp(built: tuple[str, dict[Quant, GgufTold]])
             assert list(found.metadata) == list(expected), quant
 
 
-def test_the_vocabulary_is_that_of_llama_cpp(built: tuple[str, dict[Quant, GgufTold]]) -> None:
+@pytest.mark.slow
+def test_the_vocabulary_is_that_of_llama_cpp(built: tuple[str, dict[Quant, GgufContents]]) -> None:
     name, files = built
     if MODELS[name].tokenizer == "spm-json":
         # llama.cpp's converter writes one score for all pieces: see test_scores_are_made_anew_from_merges.
@@ -83,11 +88,11 @@ def test_the_vocabulary_is_that_of_llama_cpp(built: tuple[str, dict[Quant, GgufT
 def test_nvfp4_is_that_of_llm_compressor(name: str, tmp_path: Path) -> None:
     """The same in all families: q, k and v share a divisor, as gate and up do; biases are copied; no row is moved."""
     source, out = write_model(name, tmp_path / "source"), tmp_path / "nvfp4"
-    gguf = WantedGguf(tmp_path / "q8_0.gguf", "q8_0", quantizer())
+    gguf = GgufOutputSpec(tmp_path / "q8_0.gguf", "q8_0", quantizer())
     # Together with a GGUF, for which Llama's rows are moved.
-    one_pass.build(source, [gguf, WantedNvfp4(out)], silent)
-    assert gguf_told(gguf.out).tensors == oracle(name)["q8_0"]["tensors"]
-    found = safetensors_told(out / "model.safetensors")
+    one_pass.build(source, [gguf, Nvfp4OutputSpec(out)], silent)
+    assert gguf_contents(gguf.out).tensors == oracle(name)["q8_0"]["tensors"]
+    found = safetensors_contents(out / "model.safetensors")
     assert found == oracle(name)["nvfp4a16"]
     assert ("model.layers.0.self_attn.q_proj.bias" in found) is (name == "qwen2-tied")
     assert (out / "tokenizer.model").exists() is (name == "llama-spm")
@@ -111,7 +116,7 @@ def test_rows_change_places_within_heads_wherever_blocks_end(tmp_path: Path) -> 
     assert query.size > one_pass.BLOCK_ITEMS
     # What Hugging Face rotates together lies half a head apart; for llama.cpp it lies side by side.
     order = [head * head_dim + half + pair for head in range(heads) for pair in range(48) for half in (0, 48)]
-    found = {tensor.name: tensor.data for tensor in GGUFReader(tmp_path / "model.gguf").tensors}
+    found = {tensor.name: tensor.data for tensor in Reader(tmp_path / "model.gguf").tensors}
     assert np.array_equal(found["blk.0.attn_q.weight"], query[order].astype(np.float16))
     value = tensors["model.layers.0.self_attn.v_proj.weight"]
     assert np.array_equal(found["blk.0.attn_v.weight"], value.astype(np.float16))

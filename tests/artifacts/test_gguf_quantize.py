@@ -9,8 +9,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from artifact_files import TINY, UNTIED, expected_gguf, gguf_tensors, gguf_told, quantizer
-from gguf import GGUFReader, GGUFWriter
+from artifact_files import TINY, UNTIED, Reader, expected_gguf, gguf_contents, gguf_tensors, quantizer
+from gguf import GGUFWriter
 from test_families import oracle
 from tiny_models import write_model
 
@@ -41,6 +41,7 @@ def unquantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Quan
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "start", "quant"),
     [
@@ -58,7 +59,7 @@ def test_files_are_those_of_llama_cpp(
     out = tmp_path / "model.gguf"
     quantize(unquantized(name, start), out, quant)
     expected = oracle(name)[f"{start}-{quant}" if quant in ("q8_0", "f16") else quant]
-    found = gguf_told(out)
+    found = gguf_contents(out)
     assert list(found.tensors.items()) == list(expected["tensors"].items())
     left_out = ("general.version", "general.basename")
     wanted = {key: value for key, value in expected["metadata"].items() if key not in left_out}
@@ -67,6 +68,7 @@ def test_files_are_those_of_llama_cpp(
     assert list(tmp_path.iterdir()) == [out]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "expected"), [(TINY, "gguf/q6_k"), (UNTIED, "untied/gguf/q6_k")])
 def test_in_two_steps_it_is_what_it_is_in_one(source: Path, expected: str, tmp_path: Path) -> None:
     build_gguf(source, tmp_path / "bf16.gguf", "bf16", quantizer(), silent)
@@ -87,9 +89,9 @@ def test_float32_files_are_taken_and_every_key_is_kept(tmp_path: Path) -> None:
     values = np.random.default_rng(0).standard_normal((8, 512), np.float32)
     write(tmp_path / "f32.gguf", {"blk.0.ffn_up.weight": values, "blk.0.attn_norm.weight": values[0]}, keys)
     quantize(tmp_path / "f32.gguf", tmp_path / "q8_0.gguf", "q8_0")
-    reader = GGUFReader(tmp_path / "q8_0.gguf")
+    reader = Reader(tmp_path / "q8_0.gguf")
     assert {key: reader.fields[key].contents() for key in keys} == keys
-    before = GGUFReader(tmp_path / "f32.gguf").fields
+    before = Reader(tmp_path / "f32.gguf").fields
     assert all(reader.fields[key].types == before[key].types for key in keys)
     found = {tensor.name: tensor.data for tensor in reader.tensors}
     assert np.array_equal(found["blk.0.ffn_up.weight"], gguf.quantize(values, gguf.GGMLQuantizationType.Q8_0))

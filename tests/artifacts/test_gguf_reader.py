@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from artifact_files import TINY, UNTIED, gguf_info, gguf_key, gguf_string, quantizer, raw_gguf
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+from artifact_files import TINY, UNTIED, Reader, gguf_info, gguf_key, gguf_string, quantizer, raw_gguf
+from gguf import GGMLQuantizationType, GGUFWriter
 
 from orchestrator.artifacts.gguf_file import build_gguf
 from orchestrator.artifacts.gguf_reader import GgufFile
@@ -41,7 +41,7 @@ def plain(value: Any) -> Any:
 @pytest.mark.parametrize(("source", "quant"), [(TINY, "bf16"), (UNTIED, "q6_k")])
 def test_a_built_file_is_read_as_ggufs_own_reader_reads_it(source: Path, quant: Quant, tmp_path: Path) -> None:
     build_gguf(source, tmp_path / "model.gguf", quant, quantizer(), silent)
-    theirs = GGUFReader(tmp_path / "model.gguf")
+    theirs = Reader(tmp_path / "model.gguf")
     fields = {key: field.contents() for key, field in theirs.fields.items() if not key.startswith("GGUF.")}
     with GgufFile.open(tmp_path / "model.gguf") as ours:
         assert {key: plain(value) for key, value in ours.fields.items()} == fields

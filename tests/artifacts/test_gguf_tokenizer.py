@@ -73,6 +73,7 @@ def test_added_tokens_are_control_or_user_defined(source: Path) -> None:
     assert kinds["[PAD4095]"] == "UNUSED"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -117,6 +118,7 @@ def test_a_tokenizer_that_gguf_would_get_wrong_is_refused(
     assert caught.value.hint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

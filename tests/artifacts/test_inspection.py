@@ -9,13 +9,14 @@ from artifact_files import (
     ASSETS,
     TINY,
     UNTIED,
+    Reader,
     edit_json,
     gguf_model,
     quantizer,
     read_safetensors,
     write_safetensors,
 )
-from gguf import GGUFReader, dequantize
+from gguf import dequantize
 from tiny_models import write_model
 
 from orchestrator.artifacts.fp8_checkpoint import build_fp8
@@ -134,7 +135,7 @@ def by_part(errors: list[TensorError], part: str) -> list[float]:
 def test_the_error_of_a_gguf_is_that_of_its_dequantized_tensors(made: Path) -> None:
     errors = compare(made / "q4.gguf", TINY, silent)
     weights = read_safetensors(TINY)
-    theirs = {tensor.name: tensor for tensor in GGUFReader(made / "q4.gguf").tensors}
+    theirs = {tensor.name: tensor for tensor in Reader(made / "q4.gguf").tensors}
     for layer, (name, part) in enumerate([("attn_q", "self_attn.q_proj"), ("ffn_down", "mlp.down_proj")]):
         stored, source = (
             theirs[f"blk.{layer}.{name}.weight"],

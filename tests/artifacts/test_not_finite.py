@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from artifact_files import copy_tiny, quantizer, read_safetensors, write_safetensors
 
-from orchestrator.artifacts.fp8_checkpoint import WantedFp8
-from orchestrator.artifacts.gguf_file import WantedGguf
-from orchestrator.artifacts.nvfp4_checkpoint import WantedNvfp4
-from orchestrator.artifacts.one_pass import Wanted, build
+from orchestrator.artifacts.fp8_checkpoint import Fp8OutputSpec
+from orchestrator.artifacts.gguf_file import GgufOutputSpec
+from orchestrator.artifacts.nvfp4_checkpoint import Nvfp4OutputSpec
+from orchestrator.artifacts.one_pass import OutputSpec, build
 from orchestrator.artifacts.safetensors import to_float32
 from orchestrator.core.progress import silent
 from orchestrator.errors import SourceError
 
-BUILDERS: dict[str, Callable[[Path], Wanted]] = {
-    "gguf bf16": lambda out: WantedGguf(out / "model.gguf", "bf16", quantizer()),
-    "gguf q4_k_m": lambda out: WantedGguf(out / "model.gguf", "q4_k_m", quantizer()),
-    "nvfp4a16": WantedNvfp4,
-    "fp8": WantedFp8,
+BUILDERS: dict[str, Callable[[Path], OutputSpec]] = {
+    "gguf bf16": lambda out: GgufOutputSpec(out / "model.gguf", "bf16", quantizer()),
+    "gguf q4_k_m": lambda out: GgufOutputSpec(out / "model.gguf", "q4_k_m", quantizer()),
+    "nvfp4a16": Nvfp4OutputSpec,
+    "fp8": Fp8OutputSpec,
 }
 PLACES = {
     "model.embed_tokens.weight": -np.inf,
@@ -30,6 +30,7 @@ PLACES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bf16", "float16", "float32"])
 def test_no_builder_takes_what_is_not_finite(dtype: str, tmp_path: Path) -> None:
     source = copy_tiny(tmp_path / "source")
@@ -39,10 +40,10 @@ def test_no_builder_takes_what_is_not_finite(dtype: str, tmp_path: Path) -> None
         wide.ravel()[-3] = value
         bits = (wide.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
         write_safetensors(source / "model.safetensors", sound | {name: bits if dtype == "bf16" else wide.astype(dtype)})
-        for builder, wanted in BUILDERS.items():
+        for builder, spec_of in BUILDERS.items():
             out = tmp_path / builder
             out.mkdir(exist_ok=True)
             with pytest.raises(SourceError) as caught:
-                build(source, [wanted(out)], silent)
+                build(source, [spec_of(out)], silent)
             assert f"tensor {name} contains NaN or Inf" in caught.value.message, builder
             assert list(out.iterdir()) == [], builder

@@ -10,17 +10,17 @@ import pytest
 from artifact_files import TINY, UNTIED, quantizer, read_safetensors, write_safetensors
 
 from orchestrator.artifacts.estimate import estimate
-from orchestrator.artifacts.gguf_file import WantedGguf
-from orchestrator.artifacts.nvfp4_checkpoint import WantedNvfp4
-from orchestrator.artifacts.one_pass import Wanted, build, fused_with
+from orchestrator.artifacts.gguf_file import GgufOutputSpec
+from orchestrator.artifacts.nvfp4_checkpoint import Nvfp4OutputSpec
+from orchestrator.artifacts.one_pass import OutputSpec, build, fused_with
 from orchestrator.core.progress import silent
 from orchestrator.errors import HostError, Interrupted, SourceError
 
 
-def wanted(place: Path, there: bool = False) -> list[Wanted]:
+def output_specs(place: Path, there: bool = False) -> list[OutputSpec]:
     place.mkdir(exist_ok=there)
-    ggufs = [WantedGguf(place / f"{quant}.gguf", quant, quantizer()) for quant in ("q6_k", "bf16")]
-    return [*ggufs, WantedNvfp4(place / "nvfp4")]
+    ggufs = [GgufOutputSpec(place / f"{quant}.gguf", quant, quantizer()) for quant in ("q6_k", "bf16")]
+    return [*ggufs, Nvfp4OutputSpec(place / "nvfp4")]
 
 
 def contents(place: Path) -> dict[str, bytes]:
@@ -38,31 +38,34 @@ def bytes_read(work: Callable[[], None]) -> int:
     return count() - before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [TINY, UNTIED])
 def test_together_they_are_as_one_by_one(source: Path, tmp_path: Path) -> None:
-    build(source, wanted(tmp_path / "together"), silent)
-    for one in wanted(tmp_path / "alone"):
+    build(source, output_specs(tmp_path / "together"), silent)
+    for one in output_specs(tmp_path / "alone"):
         build(source, [one], silent)
     assert contents(tmp_path / "together") == contents(tmp_path / "alone")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [TINY, UNTIED])
 def test_the_weights_are_read_once(source: Path, tmp_path: Path) -> None:
     size = sum(path.stat().st_size for path in source.glob("*.safetensors"))
-    build(source, [WantedNvfp4(tmp_path / "warm")], silent)
-    assert size < bytes_read(lambda: build(source, wanted(tmp_path / "made"), silent)) < 1.25 * size
+    build(source, [Nvfp4OutputSpec(tmp_path / "warm")], silent)
+    assert size < bytes_read(lambda: build(source, output_specs(tmp_path / "made"), silent)) < 1.25 * size
 
 
+@pytest.mark.slow
 def test_what_is_too_large_to_be_held_is_read_twice_and_comes_out_the_same(tmp_path: Path) -> None:
-    build(UNTIED, wanted(tmp_path / "held"), silent)
-    read = bytes_read(lambda: build(UNTIED, wanted(tmp_path / "read"), silent, held_bytes=100_000))
+    build(UNTIED, output_specs(tmp_path / "held"), silent)
+    read = bytes_read(lambda: build(UNTIED, output_specs(tmp_path / "read"), silent, held_bytes=100_000))
     assert read > 1.5 * sum(path.stat().st_size for path in UNTIED.glob("*.safetensors"))
     assert contents(tmp_path / "held") == contents(tmp_path / "read")
 
 
 def test_the_estimate_is_what_is_read_and_written(tmp_path: Path) -> None:
-    found = estimate(UNTIED, wanted(tmp_path / "made"))
-    build(UNTIED, wanted(tmp_path / "built"), silent)
+    found = estimate(UNTIED, output_specs(tmp_path / "made"))
+    build(UNTIED, output_specs(tmp_path / "built"), silent)
     assert found.reads == sum(tensor.nbytes for tensor in read_safetensors(UNTIED).values())
     weights = [path for path in (tmp_path / "built").rglob("*") if path.suffix in (".gguf", ".safetensors")]
     written = sum(path.stat().st_size for path in weights)
@@ -83,11 +86,12 @@ def test_an_error_in_mid_unit_ends_the_build_and_leaves_nothing(tmp_path: Path) 
     write_safetensors(source / "model.safetensors", tensors)
     before = threading.active_count()
     with pytest.raises(SourceError, match=r"up_proj\.weight contains NaN or Inf"):
-        build(source, wanted(tmp_path / "made"), silent)
+        build(source, output_specs(tmp_path / "made"), silent)
     assert contents(tmp_path / "made") == {}
     assert threading.active_count() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_interrupted_none_of_them_looks_finished(share: float, tmp_path: Path) -> None:
     def stop(what: str, done: int, total: int) -> None:
@@ -95,7 +99,7 @@ def test_interrupted_none_of_them_looks_finished(share: float, tmp_path: Path) -
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        build(UNTIED, wanted(tmp_path / "made"), stop)
+        build(UNTIED, output_specs(tmp_path / "made"), stop)
     assert contents(tmp_path / "made") == {}
 
 
@@ -108,6 +112,7 @@ def test_matrices_that_engines_fuse_belong_together() -> None:
     assert fused_with("lm_head.weight") == "lm_head.weight"
 
 
+@pytest.mark.slow
 def test_two_builds_never_write_one_file(tmp_path: Path) -> None:
     """The second would go on filling what the first has given its final name."""
     refused: list[str] = []
@@ -115,10 +120,10 @@ def test_two_builds_never_write_one_file(tmp_path: Path) -> None:
     def meanwhile(what: str, done: int, total: int) -> None:
         if not refused:
             with pytest.raises(HostError) as caught:
-                build(TINY, wanted(tmp_path / "made", there=True), silent)
+                build(TINY, output_specs(tmp_path / "made", there=True), silent)
             refused.append(caught.value.message)
 
-    build(TINY, wanted(tmp_path / "made"), meanwhile)
-    build(TINY, wanted(tmp_path / "alone"), silent)
+    build(TINY, output_specs(tmp_path / "made"), meanwhile)
+    build(TINY, output_specs(tmp_path / "alone"), silent)
     assert "Another process is writing" in refused[0]
     assert contents(tmp_path / "made") == contents(tmp_path / "alone")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
-from artifact_files import quantizer_library
+from artifact_files import TINY, expected_gguf, gguf_tensors, quantizer_library
 from gguf import GGMLQuantizationType
 
 from orchestrator.artifacts import q6_k
+from orchestrator.artifacts.gguf_file import build_gguf
 from orchestrator.artifacts.quantize import Quantizer
+from orchestrator.core.progress import silent
+
+# Compiling takes most of it.
+pytestmark = pytest.mark.slow
 
 Q6_K = GGMLQuantizationType.Q6_K
 
@@ -82,3 +89,10 @@ def test_what_is_announced_decides_at_once(announced: int, compiled: bool) -> No
     one.expect(announced)
     one(Q6_K, rows("weights"))
     assert one.compiled is compiled
+
+
+def test_a_file_that_is_built_with_it_is_that_of_llama_cpp(tmp_path: Path) -> None:
+    one = Quantizer(quantizer_library(), worth_compiling=1)
+    build_gguf(TINY, tmp_path / "model.gguf", "q6_k", one, silent)
+    assert one.compiled
+    assert gguf_tensors(tmp_path / "model.gguf") == expected_gguf("gguf/q6_k")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.artifacts.shelf import Damage
 from orchestrator.artifacts.store import Store
+from orchestrator.artifacts.store_directory import Damage
 from orchestrator.core.artifact import FileEntry, Recipe, artifact_key
 from orchestrator.errors import HostError, Interrupted, SourceError
 

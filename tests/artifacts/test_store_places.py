@@ -47,7 +47,7 @@ def test_what_is_finished_in_a_shared_store_is_used_in_place(store: Store, other
     assert store.get(KEY) == other.get(KEY)
     assert store.all() == other.all()
     assert store.path(KEY) == other.path(KEY)
-    assert store.shelf(KEY).root == other.root
+    assert store.directory_of(KEY).root == other.root
     with store.building(KEY, fresh=True) as turn:
         assert turn.manifest == other.get(KEY)
     assert store.verify(KEY) == []

@@ -13,7 +13,7 @@ from orch_command import Orch
 
 from orchestrator.artifacts.store import Store
 from orchestrator.core.artifact import Recipe, artifact_key
-from orchestrator.core.deployment import Desired, Wish
+from orchestrator.core.deployment import DeploymentSpec, Desired
 from orchestrator.core.profile import parse_profile
 from orchestrator.drivers.records import Records
 
@@ -38,10 +38,10 @@ def desired(hub: Any, hub_profile: str) -> Desired:
     text = Path(hub_profile).read_text().replace('"main"', f'"{hub.repos["test/tiny"].commit}"')
     before = re.sub(r"repo = .*\n.*", f'repo = "test/old"\nrevision = "{"0" * 40}"', text)
     now, then = (
-        Wish(profile=parse_profile(profile, "hub.toml"), engine="llamacpp", target="local")
+        DeploymentSpec(profile=parse_profile(profile, "hub.toml"), engine="llamacpp", target="local")
         for profile in (text, before)
     )
-    return Desired(wish=now, previous=then, stopped=True)
+    return Desired(spec=now, previous=then, stopped=True)
 
 
 def went(orch: Orch, *words: str) -> tuple[list[str], dict[str, str]]:

@@ -90,6 +90,16 @@ def test_without_a_home_it_says_what_to_set(orch: Orch) -> None:
     assert "ORCH_HOME" in done.stderr
 
 
+def test_origins_that_are_none_are_told_by_every_command(orch: Orch) -> None:
+    for wrong in ("chat.example.org", "http://localhost:3000,null", "https://a.example/x"):
+        orch.env["ORCH_ORIGINS"] = wrong
+        (said,) = orch.run("status", "--json", code=2).lines
+        assert said["error"].startswith("ORCH_ORIGINS: ")
+        assert wrong.rpartition(",")[2] in said["error"]
+    orch.env["ORCH_ORIGINS"] = " , https://chat.example.org ,chrome-extension://*"
+    orch.run("status")
+
+
 @pytest.mark.parametrize("words", ["profile show vllm", "profile ls --json", "--help"])
 def test_a_reader_that_leaves_early_sees_no_traceback(orch: Orch, words: str) -> None:
     process = orch.start(*words.split())

@@ -60,6 +60,7 @@ def test_another_machine_makes_the_same_bits_or_tells_what_differs(
     assert sorted(entries(elsewhere)) == ["gguf-q6_k", "weights"]
 
     elsewhere.run("lock", "-p", profile, "-o", str(file))
+    file.write_text(file.read_text(), encoding="utf-8-sig")
     assert orch.run(*words).lines[-1] == {"same": 2}
     up = ("up", "llamacpp", "-p", profile, "--locked", str(file), "--plan")
     assert "to do" in orch.run(*up).out
@@ -80,6 +81,19 @@ def test_a_lock_that_is_none(orch: Orch, tmp_path: Path, text: str | None, code:
     if text is not None:
         file.write_text(text)
     assert says in orch.run("lock", "check", str(file), code=code).err
+
+
+def test_a_recipe_that_needs_an_environment_is_locked_by_its_entry(orch: Orch, profile: str, tmp_path: Path) -> None:
+    path = Path(profile)
+    path.write_text(path.read_text().replace('recipes = ["weights"]', 'recipes = ["nvfp4", "weights"]'))
+    file = tmp_path / "orch.lock"
+    made = orch.run("lock", "-p", profile, "-o", str(file), "--json").lines[-1]
+    assert sorted(key.rpartition("-")[0] for key in made["entries"]) == ["gguf-q6_k", "nvfp4", "weights"]
+    assert kinds(orch.run("lock", "check", str(file), "-p", profile, "--no-build", "--json", code=9)) == [
+        *("unknown", "unknown", "missing")
+    ]
+    up = orch.run("up", "llamacpp", "-p", profile, "--locked", str(file), code=5)
+    assert "Not all that tiny is served with is in the store yet" in up.err
 
 
 def test_the_lock_of_a_directory_of_weights_and_an_adapter(orch: Orch, elsewhere: Orch, tmp_path: Path) -> None:

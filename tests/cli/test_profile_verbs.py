@@ -53,6 +53,16 @@ def test_a_profile_is_utf_8_whatever_the_locale_says(orch: Orch) -> None:
     orch.run("profile", "ls")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_profile_as_other_editors_save_it(orch: Orch, encoding: str) -> None:
+    text = 'description = "für alle"\n' + orch.profile.read_text()
+    orch.profile.write_text(text.replace("\n", "\r\n"), encoding=encoding)
+    orch.run("profile", "check", str(orch.profile))
+    rendered = orch.run("render", "llamacpp", "-p", str(orch.profile), "--json").lines[-1]
+    orch.profile.write_text(text, encoding="utf-8")
+    assert orch.run("render", "llamacpp", "-p", str(orch.profile), "--json").lines[-1] == rendered
+
+
 def test_check_tells_all_problems_at_once_with_their_paths(orch: Orch) -> None:
     path = orch.home / "bad.toml"
     path.write_text(BAD)
@@ -74,7 +84,9 @@ def test_check_tells_all_problems_at_once_with_their_paths(orch: Orch) -> None:
     ("content", "says"),
     [
         (b"name = ", "not valid TOML"),
-        (b"\xff\xfe\x00", "cannot be read"),
+        (b"\xff\xfe\x00", "it is not UTF-16 text"),
+        ("name = ".encode("utf-16-le"), "not valid TOML"),
+        ("# für".encode("latin-1"), "it is not UTF-8 text"),
         (b"", "problems"),
         (b'name = "a"\nname = "b"\n', "not valid TOML"),
     ],

@@ -89,7 +89,7 @@ def test_a_compose_file_needs_no_daemon_and_no_model(orch: Orch) -> None:
     assert made["engine"]["image"] == resources.engine_pins()["ollama"].docker[0].reference
     assert made["engine"]["command"] == ["serve"]
     assert made["gateway"]["command"][2:4] == ["--listen", orch.listen]
-    assert [one["name"] for one in json.loads(found["files/gateway/routes.json"])] == [
+    assert [one["name"] for one in json.loads(found["files/gateway/routes.json"])["routes"]] == [
         "test/Tiny",
         "tiny",
         "tiny:latest",

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from typing import Any
 import pytest
 from orch_command import ASSETS, Orch, script
 
-from orchestrator.core.going import PartLine
-from orchestrator.render import moving
+from orchestrator.cli.screen import moving
+from orchestrator.core.progress_view import PartLine
 
 hub_server = script("hub_server")
 
@@ -125,3 +126,33 @@ def test_files_under_way_fit_any_width(width: int, is_utf: bool) -> None:
         assert lines[-1] == "  and 3 more"
         assert "...Instruct-Q6_K-00001-of-00009.gguf " in lines[3]
         assert lines[3].endswith(" 11 % of 4.0 GB")
+
+
+@pytest.mark.parametrize("hung_up_on", [False, True], ids=["hangup", "nohup"])
+@pytest.mark.parametrize(
+    "words", ["status", "profile show qwen3-8b", "profile check tiny.toml", "render vllm -p tiny.toml"]
+)
+def test_a_terminal_that_is_closed_interrupts(orch: Orch, words: str, hung_up_on: bool) -> None:
+    """As Ctrl-C does: without a word about a bug, where there is still a place for words."""
+
+    def before() -> None:
+        if hung_up_on:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    main, terminal = pty.openpty()
+    command = [sys.executable, "-m", "orchestrator", *words.split()]
+    with (orch.home / "err").open("w+") as err:
+        process = subprocess.Popen(
+            command,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=err,
+            env=orch.environ(),
+            cwd=orch.home,
+            preexec_fn=before,
+        )
+        os.close(terminal)
+        os.close(main)
+        code = process.wait(timeout=60)
+        err.seek(0)
+        assert (code, err.read()) == (130, "")

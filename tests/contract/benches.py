@@ -11,23 +11,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from fakes.asks import CPU
-from fakes.world import FakeWorld, gateway_launch
+from fakes.asks import CPU, gateway_launch
+from fakes.world import FakeWorld
 
-from orchestrator.core.launch import Container, Instance, InstanceState, Launch
+from orchestrator.core.gateway_status import GATEWAY, Listener, gateway_label, is_gateway
+from orchestrator.core.launch import LOCAL, Container, Instance, InstanceState, Launch
 from orchestrator.core.routes import Route
 from orchestrator.drivers.base import EngineHttp, Gateway, Target
 from orchestrator.drivers.docker.containers import DockerTarget
 from orchestrator.drivers.docker.daemon import SOCKET, Daemon
 from orchestrator.drivers.docker.images import DockerImages
 from orchestrator.drivers.engine_http import EngineHttp as PlainHttp
-from orchestrator.drivers.gateway_admin import GatewayAdmin
+from orchestrator.drivers.gateway_admin import Gateways, admin_socket, handover_socket
 from orchestrator.drivers.local.processes import LocalTarget
 from orchestrator.errors import HostError
 
 Value = TypeVar("Value")
 ABSENT = "vllm-cpu-1.0-00000000"
-SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
+SLEEPER = (
+    "import signal, time; signal.signal(signal.SIGHUP, lambda *_: print('reloaded', flush=True)); "
+    "print('up', flush=True); time.sleep(600)"
+)
 
 
 def wait_until(condition: Callable[[], Value], timeout_s: float = 10.0) -> Value:
@@ -42,13 +46,15 @@ def wait_until(condition: Callable[[], Value], timeout_s: float = 10.0) -> Value
 @dataclass
 class TargetBench:
     """A target; `launch` is something that stays up, `crash` ends an instance's process and nobody asked for that,
-    `damage` makes its record unreadable. `cannot` is a launch whose program is not there, and what is said of it."""
+    `damage` makes its record unreadable, `reloads` counts how often it was told to read anew. `cannot` is a launch
+    whose program is not there, and what is said of it."""
 
     target: Target
     launch: Launch
     crash: Callable[[str], None]
     damage: Callable[[str], object]
     cannot: tuple[Launch, str]
+    reloads: Callable[[str], int]
 
     def seen(self, name: str = "one") -> Instance:
         return next(instance for instance in self.target.observe() if instance.name == name)
@@ -63,7 +69,15 @@ def fake_target() -> TargetBench:
     world = FakeWorld(CPU)
     launch = Launch(("sleeper",), stop_grace_s=2.0)
     cannot = (replace(launch, environment=ABSENT), "is not ready")
-    return TargetBench(world.target, launch, world.target.crash, world.target.damage, cannot)
+
+    def reloads(name: str) -> int:
+        return world.target.processes[name].reloads
+
+    return TargetBench(world.target, launch, world.target.crash, world.target.damage, cannot, reloads)
+
+
+def _reloads_in_log(target: Target) -> Callable[[str], int]:
+    return lambda name: target.log_tail(name, 100).count("reloaded")
 
 
 def local_target(home: Path) -> LocalTarget:
@@ -84,6 +98,7 @@ def real_target(home: Path) -> TargetBench:
         crash,
         lambda name: (target.file_path(name, "").parent / "spec.json").write_text("{"),
         (replace(launch, environment=ABSENT), "is not ready"),
+        _reloads_in_log(target),
     )
     return bench
 
@@ -97,7 +112,8 @@ def docker_target(home: Path, image: str) -> TargetBench:
 
     def crash(name: str) -> None:
         init = bench.seen(name).pid
-        children = Path(f"/proc/{init}/task/{init}/children").read_text().split()
+        # The init has begun; the program that it is to have may not.
+        children = wait_until(Path(f"/proc/{init}/task/{init}/children").read_text).split()
         os.kill(int(children[0]), signal.SIGKILL)
 
     launch = Launch(("{python}", "-S", "-c", SLEEPER), stop_grace_s=2.0, container=Container(image))
@@ -109,6 +125,7 @@ def docker_target(home: Path, image: str) -> TargetBench:
         crash,
         lambda name: (damage / name / "record.json").write_text("{"),
         (absent, "is not here"),
+        _reloads_in_log(target),
     )
     return bench
 
@@ -120,13 +137,18 @@ class GatewayBench:
     gateway: Gateway
     http: EngineHttp
     target: Target
-    launch: Launch
-    listen: str
+    launch: Callable[[str, str, tuple[Listener, ...], tuple[str, ...], bool], Launch]
+    listeners: tuple[Listener, ...]
     awake: Callable[[], object]
     close: Callable[[], object]
 
-    def start(self) -> None:
-        self.target.ensure("gateway", self.launch, self.listen)
+    @property
+    def listen(self) -> str:
+        return self.listeners[0].address
+
+    def start(self, instance: str = GATEWAY, take_over: bool = False) -> None:
+        launch = self.launch(LOCAL, instance, self.listeners, (), take_over)
+        self.target.ensure(instance, launch, gateway_label(self.listeners))
         self.awake()
 
     @property
@@ -138,36 +160,45 @@ class GatewayBench:
 
 def fake_gateway(listen: str) -> GatewayBench:
     world = FakeWorld(CPU)
-    launch = gateway_launch("local", listen)
     return GatewayBench(
         world.gateway,
         world.http,
         world.target,
-        launch,
-        listen,
+        gateway_launch,
+        (Listener(listen),),
         awake=lambda: world.clock.sleep(1.0),
         close=lambda: None,
     )
 
 
 def real_gateway(home: Path, listen: str) -> GatewayBench:
-    admin = GatewayAdmin(home / "admin.sock")
-    argv = (
-        *("{python}", "-m", "orchestrator.gateway", "--listen", listen),
-        *("--admin", str(home / "admin.sock"), "--state", "{dir}/routes.json"),
-    )
-    launch = Launch(argv, stop_grace_s=5.0, port=int(listen.rpartition(":")[2]))
-    http = PlainHttp()
+    gateways = Gateways(home)
+
+    def launch(
+        target: str, instance: str, listeners: tuple[Listener, ...], origins: tuple[str, ...], take_over: bool
+    ) -> Launch:
+        (listener,) = listeners
+        argv = ["{python}", "-m", "orchestrator.gateway", "--listen", listener.address]
+        argv += ["--admin", str(admin_socket(home, instance)), "--state", "{dir}/routes.json"]
+        argv += ["--take-over", str(handover_socket(home, instance))] if take_over else []
+        argv += [f"--origin={origin}" for origin in origins]
+        port = None if take_over else int(listener.address.rpartition(":")[2])
+        return Launch(tuple(argv), stop_grace_s=5.0, port=port)
+
     return GatewayBench(
-        admin,
-        http,
+        gateways,
+        PlainHttp(),
         local_target(home),
         launch,
-        listen,
-        awake=lambda: wait_until(lambda: admin.status()),
-        # A command's client lives as long as its process; this process lives longer.
-        close=http._client.close,
+        (Listener(listen),),
+        awake=lambda: wait_until(lambda: all(map(gateways.status_of, bench_names(home)))),
+        close=lambda: None,
     )
+
+
+def bench_names(home: Path) -> list[str]:
+    """The gateways that were started."""
+    return [path.name for path in (home / "processes").iterdir() if is_gateway(path.name)]
 
 
 def _no_environment(name: str) -> Path:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from benches import GatewayBench, TargetBench, docker_target, fake_gateway, fake_target, real_gateway, real_target
+from docker_orch import made_images
 from fakes.asks import CPU
 from fakes.world import FakeWorld
-from orch_command import script
 
 from orchestrator.artifacts.store import Store as DiskStore
 from orchestrator.core.progress import silent
@@ -33,8 +33,7 @@ def home() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def python_image(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A container image that has a Python and nothing else to do."""
-    made: dict[str, str] = script("docker_images").ensure_images(("python",), tmp_path_factory.mktemp("images"))
-    return made["python"]
+    return made_images(tmp_path_factory.mktemp("images"), "python")["python"]
 
 
 @pytest.fixture(params=[*BOTH, pytest.param("docker", marks=pytest.mark.docker)])
@@ -58,7 +57,8 @@ def gateway(request: pytest.FixtureRequest, home: Path) -> Iterator[GatewayBench
     made = fake_gateway(listen) if request.param == "fake" else real_gateway(home, listen)
     made.start()
     yield made
-    made.target.stop("gateway", silent)
+    for instance in made.target.observe():
+        made.target.stop(instance.name, silent)
     made.close()
 
 

@@ -9,7 +9,7 @@ import pytest
 from fakes.asks import CPU, adapter, resolved, tiny
 from fakes.engine import EngineServer, OllamaStore
 
-from orchestrator.core.deployment import Desired, Wish
+from orchestrator.core.deployment import DeploymentSpec, Desired
 
 CHAT = "/v1/chat/completions"
 LOAD = "/v1/load_lora_adapter"
@@ -54,10 +54,10 @@ OLLAMA: list[tuple[str, str, dict[str, Any] | Path | None, int, str]] = [
 
 def server(engine: str, *adapters: str) -> EngineServer:
     profile = tiny()
-    wish = Wish(profile=profile, engine=engine, target="local")
+    spec = DeploymentSpec(profile=profile, engine=engine, target="local")
     fitted = tuple(adapter(name, profile) for name in adapters)
     host = CPU.__class__(**{**vars(CPU), "ollama": "/usr/bin/ollama"})
-    made = resolved(Desired(wish=wish, adapters=fitted), host).deployment
+    made = resolved(Desired(spec=spec, adapters=fitted), host).deployment
     return EngineServer(made, dict(made.written), OllamaStore())
 
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 import threading
 
 import pytest
-from benches import GatewayBench
+from benches import GatewayBench, wait_until
 
+from orchestrator.core.gateway_status import Phase
+from orchestrator.core.launch import InstanceState
 from orchestrator.core.progress import silent
-from orchestrator.core.routes import Route
-from orchestrator.errors import HostError, Interrupted, PlanRefused
+from orchestrator.core.routes import Backend, Route
+from orchestrator.errors import HostError, Interrupted, OrchError, PlanRefused
 
 
 def route(name: str, owner: str = "tiny", backend: str = "tiny-llamacpp-g1", **more: object) -> Route:
-    return Route(name, owner, backend, "http://127.0.0.1:9", **more)  # type: ignore[arg-type]
+    return Route(name, owner, (Backend(backend, "http://127.0.0.1:9", "local"),), **more)  # type: ignore[arg-type]
 
 
 def test_it_says_where_it_listens(gateway: GatewayBench) -> None:
     status = gateway.gateway.status()
     assert status is not None
-    assert (status.listen, tuple(status.routes), status.held) == (gateway.listen, (), 0)
+    assert (status.listen, tuple(status.routes), status.traffic.held) == (gateway.listen, (), 0)
     assert status.pid == gateway.target.observe()[0].pid
 
 
@@ -108,3 +110,38 @@ def test_waiting_for_an_answer_can_be_ended(gateway: GatewayBench) -> None:
     for thread in threading.enumerate():
         if thread.name == "asking":
             thread.join(10.0)
+
+
+def test_a_second_gateway_waits_until_it_is_given_what_the_first_has(gateway: GatewayBench) -> None:
+    admin = gateway.gateway
+    admin.set_routes("tiny", (route("a"), route("b", upstream="tiny")))
+    before = gateway.table
+    assert admin.serving() == "gateway"
+    gateway.start("gateway-g2", take_over=True)
+    waiting = admin.status_of("gateway-g2")
+    assert waiting is not None
+    assert (waiting.phase, tuple(waiting.routes), admin.serving()) == (Phase.WAITING, (), "gateway")
+    gateway.target.release("gateway")
+    admin.hand_over("gateway", "gateway-g2")
+    status = admin.status()
+    assert status is not None
+    assert (admin.serving(), status.phase, status.listen) == ("gateway-g2", Phase.SERVING, gateway.listen)
+    assert gateway.table == before
+    # What comes now is told to the one that serves.
+    admin.set_routes("other", (route("x", "other"),))
+    assert gateway.table == (*before, route("x", "other"))
+    wait_until(lambda: {one.name: one.state for one in gateway.target.observe()}["gateway"] is InstanceState.STOPPED)
+    assert admin.status_of("gateway") is None
+    assert admin.drain("nobody", 1.0, True, silent) == 0
+
+
+def test_what_nobody_takes_over_stays(gateway: GatewayBench) -> None:
+    admin = gateway.gateway
+    admin.set_routes("tiny", (route("a"),))
+    with pytest.raises(HostError, match="did not take over"):
+        admin.hand_over("gateway", "gateway-g2")
+    assert (admin.serving(), [one.name for one in gateway.table]) == ("gateway", ["a"])
+    gateway.start("gateway-g2", take_over=True)
+    with pytest.raises(OrchError):
+        admin.hand_over("gateway-g2", "gateway-g2")
+    assert admin.serving() == "gateway"

@@ -54,6 +54,17 @@ def test_a_relabelled_instance_says_so_and_keeps_its_process(bench: TargetBench)
     assert bench.target.ensure("one", later, "afterwards").pid == first.pid
 
 
+def test_a_reloaded_instance_is_told_once_and_goes_on(bench: TargetBench) -> None:
+    first = bench.runs()
+    wait_until(lambda: bench.target.log_tail("one", 10))
+    bench.target.reload("one")
+    wait_until(lambda: bench.reloads("one") == 1)
+    assert bench.seen() == first
+    bench.target.reload("nobody")
+    bench.target.stop("one", silent)
+    bench.target.reload("one")
+
+
 def test_what_is_unknown_cannot_be_relabelled(bench: TargetBench) -> None:
     with pytest.raises(HostError, match=r"no (local process|container) named one"):
         bench.target.relabel("one", bench.launch, "label")

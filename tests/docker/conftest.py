@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from docker import DockerClient
-from docker_orch import made_images
+from docker_orch import environments, made_images
 from image_bench import HOST, SMALL, orch_at, registry_server, remove, small_image
 from orch_command import Orch
 
 from orchestrator.drivers.docker.daemon import Daemon
 from orchestrator.drivers.docker.images import DockerImages
+
+__all__ = ["environments"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,9 +25,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def images(environments: Path) -> dict[str, str]:
     """The images of the gateway's base and of Ollama's stand-in."""
-    return made_images(tmp_path_factory, "python", "ollama")
+    return made_images(environments, "python", "ollama")
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +43,7 @@ def daemon() -> Iterator[Daemon]:
     """The daemon as orch speaks with it."""
     made = Daemon(HOST)
     yield made
-    with made.told("end the connection") as api:
+    with made.api_for("end the connection") as api:
         api.close()
 
 

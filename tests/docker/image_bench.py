@@ -28,7 +28,8 @@ def orch_at(home: Path) -> Orch:
     return command
 
 
-SMALL = "orch-test-small/tool:1"
+# Its own in each process of tests: they share the daemon.
+SMALL = f"orch-test-small/tool-{os.getpid()}:1"
 
 
 def new_image(megabytes: float = 0.1, **config: Any) -> Any:

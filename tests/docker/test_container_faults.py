@@ -17,6 +17,8 @@ import pytest
 from docker_orch import DockerOrch, nothing_left, serving
 from orch_command import ANSWER, ASSETS, wait_until
 
+from orchestrator.drivers.docker.daemon import Daemon
+
 pytestmark = [pytest.mark.docker, pytest.mark.llamacpp]
 
 ENGINE = "tiny-ollama-g1"
@@ -175,6 +177,15 @@ def test_a_daemon_that_hangs_is_not_waited_for_for_ever(orch: DockerOrch) -> Non
         process = orch.start("status")
         assert process.wait(timeout=90) == 0, "nothing of it is in Docker, so the daemon is not asked"
         process.communicate()
+
+
+def test_a_daemon_that_never_answers_is_told(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
+        silent.bind(str(tmp_path / "d"))
+        silent.listen()
+        facts = Daemon(f"unix://{tmp_path}/d", patience_s=0, answer_s=0.5).facts()
+    assert "takes too long to answer" in facts.problem or "does not answer" in facts.problem
+    assert facts.hint
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small file system")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,11 +14,10 @@ from docker_orch import DockerOrch, serving
 from orch_command import ANSWER, ASSETS, wait_until
 from own_daemon import OwnDaemon
 
-from orchestrator.drivers.docker.daemon import Daemon
-
 pytestmark = [
     pytest.mark.docker,
     pytest.mark.llamacpp,
+    pytest.mark.long,
     pytest.mark.skipif(bool(OwnDaemon.why_not()), reason=OwnDaemon.why_not() or "-"),
 ]
 
@@ -135,15 +133,6 @@ def test_a_slow_daemon_is_waited_for(up: DockerOrch, daemon: OwnDaemon) -> None:
     assert process.returncode == 0, err
     assert serves(up)
     up.status()
-
-
-def test_a_daemon_that_never_answers_is_told(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
-        silent.bind(str(tmp_path / "d"))
-        silent.listen()
-        facts = Daemon(f"unix://{tmp_path}/d", patience_s=0, answer_s=0.5).facts()
-    assert "takes too long to answer" in facts.problem or "does not answer" in facts.problem
-    assert facts.hint
 
 
 def test_with_live_restore_a_killed_daemon_cuts_no_stream(

@@ -22,7 +22,7 @@ from own_daemon import OwnDaemon
 from orchestrator.drivers.docker.daemon import devices_in
 
 __all__ = ["names", "nvml"]
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.long]
 
 ENGINE = "tiny-ollama-g1"
 UUID, NUMBER = "GPU-aaaa-1", "0"

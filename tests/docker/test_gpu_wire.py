@@ -19,7 +19,7 @@ from orchestrator.core.host import DRIVER_RESERVE
 from orchestrator.drivers.nvml import FIRST_PID_NAMESPACE
 
 __all__ = ["names", "nvml"]
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.long]
 
 ENGINE = "tiny-ollama-g1"
 

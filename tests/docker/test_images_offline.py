@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from image_bench import BASE, here, new_image, orch_at, pin_text, pinned, remove
 from orch_command import ANSWER, ASSETS, Orch, free_port
 
 from orchestrator.core.artifact import FileEntry, Manifest, Recipe
-from orchestrator.core.image_archive import LOCK, ArchiveLock, outside
+from orchestrator.core.image_archive import LOCK, ArchiveLock, SavedImage, outside
 from orchestrator.core.profile import parse_profile
 from orchestrator.core.progress import silent
 from orchestrator.drivers.docker.archive import write_archive
@@ -41,7 +42,7 @@ class Made:
 def made(client: DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     """The small image as if it were an Ollama, its artifact, and the weights' directory."""
     root = tmp_path_factory.mktemp("made")
-    name = "orch-test-small/saved:1"
+    name = f"orch-test-small/saved-{os.getpid()}:1"
     image = small_image(client, name, NVIDIA_REQUIRE_CUDA="cuda>=12.9")
     done = Made(orch_at(root / "home"), root / "tiny.tar", image)
     done.orch.run("images", "pin", "ollama", name)
@@ -322,3 +323,23 @@ def test_after_load_a_profile_is_served_without_registry_and_hub(tmp_path: Path)
             left = orch.processes()
             orch.close()
             assert left == []
+
+
+def test_a_gateway_of_another_python_is_told_when_it_is_loaded(
+    saved: Path, client: DockerClient, docker_images: DockerImages, tmp_path: Path
+) -> None:
+    name = f"orch-gateway:test-{os.getpid()}"
+    small_image(client, name, PYTHON_VERSION="3.99.1")
+    try:
+        seen = docker_images.details(name)
+        assert seen is not None
+        image = SavedImage(name=name, reference=name, id=seen.facts.id, layers=seen.layers, size=seen.facts.size)
+        lock = lock_of(saved).model_copy(update={"images": (image,), "entries": (), "gateway_base": "somebody/python"})
+        write_archive(saved, lock, {}, docker_images, silent)
+        other = second(tmp_path)
+        del other.env["ORCH_GATEWAY_BASE"]
+        lines = other.run("images", "load", str(saved), "--json").lines
+    finally:
+        remove(client, name)
+    assert ["3.99" in line["unfit"] for line in lines if "unfit" in line] == [True]
+    assert not any("set" in line for line in lines), "what is of no use is not recommended"

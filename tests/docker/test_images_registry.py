@@ -105,8 +105,9 @@ def test_a_layer_that_is_cut_once_comes_all_the_same(registry: Any, docker_image
     assert [line for line in registry.requests if layer_of(image)[1:] in line and "bytes=" in line]
 
 
+@pytest.mark.long
 def test_a_layer_that_is_always_cut_is_told_in_the_end(registry: Any, docker_images: DockerImages) -> None:
-    """The daemon tries it six times, each time it waits longer."""
+    """The daemon tries it six times, each time it waits longer, more than a minute in all."""
     image = new_image(1)
     pin = pin_of(registry, image)
     registry.faults.append(Fault("cut", layer_of(image), 0))

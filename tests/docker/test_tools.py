@@ -4,6 +4,7 @@ it is real), and small images whose program fails in one way or another."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -29,13 +30,13 @@ from orchestrator.errors import HostError
 TINY = ASSETS / "tiny-qwen3"
 UNTIED = ASSETS / "untied-qwen3"
 # An image that would be built over and over: the shell has its words, and the last path in them is the output's.
-PROGRAM = "orch-test-small/program"
+PROGRAM = f"orch-test-small/program-{os.getpid()}"
 
 
 @pytest.fixture(scope="session")
-def stand_in(tmp_path_factory: pytest.TempPathFactory) -> str:
+def stand_in(environments: Path) -> str:
     """The image that stands for llama.cpp's tools."""
-    return made_images(tmp_path_factory, "tools")["tools"]
+    return made_images(environments, "tools")["tools"]
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def pin(orch: Orch, client: DockerClient, image: str) -> None:
 
 def tools_of(client: DockerClient, home: Path) -> list[Any]:
     """Containers of tools that this data directory's orch has started, running or not."""
-    return list(client.containers.list(all=True, filters={"label": f"orch.tool={home}"}))
+    return list(client.containers.list(all=True, ignore_removed=True, filters={"label": f"orch.tool={home}"}))
 
 
 def tensors(path: Path) -> dict[str, tuple[str, bytes]]:
@@ -210,7 +211,7 @@ def test_a_tool_that_outgrows_its_memory(daemon: Daemon, docker_images: DockerIm
     with_little = Tool("Converting", image, (), (), (), memory_mib=32)
     end = tools(daemon, docker_images, "/nobody/memory").run(with_little, lambda *_: None)
     assert end.out_of_memory
-    assert "ran out of memory (its limit is 32 MiB)" in failure("Converting", end, Origin.image(32)).message
+    assert "ran out of memory (its limit is 32 MiB)" in failure("Converting", end, Origin.image()).message
 
 
 def tools(daemon: Daemon, images: DockerImages, home: str) -> DockerTools:

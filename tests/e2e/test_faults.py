@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from orch_command import ANSWER, ASSETS, Orch, wait_until
+from orch_command import ANSWER, ASSETS, Orch, stopped_afterwards, wait_until
 
 pytestmark = pytest.mark.llamacpp
 
@@ -33,25 +37,41 @@ def answers(orch: Orch) -> bool:
 
 @pytest.fixture
 def up(orch: Orch) -> Orch:
-    """The tiny model, served by llama.cpp."""
+    """The tiny model, served by llama.cpp; the test may do with it what it likes."""
     orch.run("up", "llamacpp", "-p", str(orch.profile))
     return orch
 
 
-def test_a_killed_engine_comes_back_by_itself_and_clients_are_told(up: Orch) -> None:
-    load = up.load("tiny", clients=2, tokens=400)
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orch]:
+    with stopped_afterwards(Orch(tmp_path_factory.mktemp("one") / "home")) as orch:
+        orch.run("up", "llamacpp", "-p", str(orch.profile))
+        yield orch
+
+
+@pytest.fixture
+def lasting(one: Orch) -> Orch:
+    """The same, one for all tests that leave it as it was: in sync, its first generation, no adapters."""
+    if one.status(code=None).code != 0:
+        one.run("up")
+    assert list(one.engines()) == [ENGINE]
+    return one
+
+
+def test_a_killed_engine_comes_back_by_itself_and_clients_are_told(lasting: Orch) -> None:
+    load = lasting.load("tiny", clients=2, tokens=400)
     wait_until(lambda: load.open_now() == 2, what="two open streams")
-    before = up.record(ENGINE)["engine"][0]
+    before, restarts = lasting.record(ENGINE)["engine"][0], lasting.engines()[ENGINE]["restarts"]
     kill(before)
     wait_until(lambda: any(stream.problem for stream in load.streams), what="a stream that was told")
     cut = [stream for stream in load.stop() if stream.problem]
     assert all("error" in stream.problem or "engine" in stream.problem for stream in cut), cut
-    wait_until(lambda: answers(up), what="the engine")
-    after = up.engines()[ENGINE]
+    wait_until(lambda: answers(lasting), what="the engine")
+    after = lasting.engines()[ENGINE]
     assert after["pid"] != before
-    assert after["restarts"] == 1
+    assert after["restarts"] == restarts + 1
     assert "signal 9" in after["last_exit"]
-    up.status()
+    lasting.status()
 
 
 def test_an_engine_that_hangs_is_told_and_a_fresh_one_takes_its_place(up: Orch) -> None:
@@ -67,31 +87,31 @@ def test_an_engine_that_hangs_is_told_and_a_fresh_one_takes_its_place(up: Orch) 
     up.status()
 
 
-def test_a_killed_keeper_leaves_the_engine_serving_and_up_adopts_it(up: Orch) -> None:
-    before = up.record(ENGINE)
+def test_a_killed_keeper_leaves_the_engine_serving_and_up_adopts_it(lasting: Orch) -> None:
+    before = lasting.record(ENGINE)
     kill(before["keeper"][0])
-    assert up.says() == ANSWER
-    told = up.status(code=9)
-    assert up.engines()[ENGINE]["state"] == "unsupervised"
+    assert lasting.says() == ANSWER
+    told = lasting.status(code=9)
+    assert lasting.engines()[ENGINE]["state"] == "unsupervised"
     assert any(f"start {ENGINE}" in line.get("drift", "") for line in told.lines)
-    assert up.run("up", "--json").steps("started") == ["EnsureEngine", "VerifyRoute"]
-    after = up.record(ENGINE)
+    assert lasting.run("up", "--json").steps("started") == ["EnsureEngine", "VerifyRoute"]
+    after = lasting.record(ENGINE)
     assert after["engine"] == before["engine"]
-    up.status()
+    lasting.status()
 
 
-def test_engine_and_keeper_killed_together_are_started_again_by_up(up: Orch) -> None:
-    record = up.record(ENGINE)
+def test_engine_and_keeper_killed_together_are_started_again_by_up(lasting: Orch) -> None:
+    record = lasting.record(ENGINE)
     kill(record["keeper"][0])
     kill(record["engine"][0])
-    refused = wait_until(lambda: (r := up.chat()).status_code == 503 and r, what="a 503")
+    refused = wait_until(lambda: (r := lasting.chat()).status_code == 503 and r, what="a 503")
     assert refused.headers["Retry-After"]
     assert "error" in refused.json()
-    up.status(code=9)
-    up.run("up")
-    assert up.says() == ANSWER
-    assert up.engines()[ENGINE]["port"] == record["port"]
-    up.status()
+    lasting.status(code=9)
+    lasting.run("up")
+    assert lasting.says() == ANSWER
+    assert lasting.engines()[ENGINE]["port"] == record["port"]
+    lasting.status()
 
 
 def test_a_killed_gateway_comes_back_with_its_routes(up: Orch) -> None:
@@ -102,14 +122,14 @@ def test_a_killed_gateway_comes_back_with_its_routes(up: Orch) -> None:
     up.status()
 
 
-def test_gateway_and_its_keeper_killed_together_are_started_again_by_up(up: Orch) -> None:
-    record = up.record("gateway")
+def test_gateway_and_its_keeper_killed_together_are_started_again_by_up(lasting: Orch) -> None:
+    record = lasting.record("gateway")
     kill(record["keeper"][0])
     kill(record["engine"][0])
-    up.status(code=9)
-    up.run("up")
-    assert up.says() == ANSWER
-    up.status()
+    lasting.status(code=9)
+    lasting.run("up")
+    assert lasting.says() == ANSWER
+    lasting.status()
 
 
 def test_down_with_a_dead_gateway_leaves_no_route_behind(up: Orch) -> None:
@@ -127,14 +147,14 @@ def test_down_all_right_after_the_gateway_was_killed_stops_everything(up: Orch) 
     assert up.processes() == []
 
 
-def test_everything_killed_is_healed_by_one_up(up: Orch) -> None:
+def test_everything_killed_is_healed_by_one_up(lasting: Orch) -> None:
     for name in ("gateway", ENGINE):
-        record = up.record(name)
+        record = lasting.record(name)
         kill(record["keeper"][0])
         kill(record["engine"][0])
-    up.run("up")
-    assert up.says() == ANSWER
-    up.status()
+    lasting.run("up")
+    assert lasting.says() == ANSWER
+    lasting.status()
 
 
 def test_an_occupied_address_is_told_with_its_owner_and_nothing_is_left(orch: Orch) -> None:
@@ -149,10 +169,10 @@ def test_an_occupied_address_is_told_with_its_owner_and_nothing_is_left(orch: Or
     assert orch.says() == ANSWER
 
 
-def test_the_gateway_does_not_move_by_itself(up: Orch) -> None:
-    told = up.run("up", "--listen", "127.0.0.1:1", "--json", code=5)
-    assert up.listen in told.lines[-1]["error"]
-    assert up.says() == ANSWER
+def test_the_gateway_does_not_move_by_itself(lasting: Orch) -> None:
+    told = lasting.run("up", "--listen", "127.0.0.1:1", "--json", code=5)
+    assert lasting.listen in told.lines[-1]["error"]
+    assert lasting.says() == ANSWER
 
 
 def test_two_ups_at_once_are_one_and_a_message(orch: Orch) -> None:
@@ -168,8 +188,8 @@ def test_two_ups_at_once_are_one_and_a_message(orch: Orch) -> None:
     assert orch.says() == ANSWER
 
 
-def test_another_engine_is_refused_with_the_way_to_it(up: Orch) -> None:
-    told = up.run("up", "vllm", "--json", code=5).lines[-1]
+def test_another_engine_is_refused_with_the_way_to_it(lasting: Orch) -> None:
+    told = lasting.run("up", "vllm", "--json", code=5).lines[-1]
     assert told["hint"].endswith("orch migrate --to vllm")
 
 
@@ -180,17 +200,18 @@ def test_ollama_without_its_binary_is_refused_before_anything_changes(orch: Orch
     assert orch.processes() == []
 
 
-def test_a_context_beyond_the_models_is_refused(up: Orch) -> None:
-    up.write_profile(context=4096)
-    told = up.run("up", "llamacpp", "-p", str(up.profile), "--json", code=5).lines[-1]
+def test_a_context_beyond_the_models_is_refused(lasting: Orch) -> None:
+    lasting.write_profile(context=4096)
+    told = lasting.run("up", "llamacpp", "-p", str(lasting.profile), "--json", code=5).lines[-1]
+    lasting.write_profile()
     assert "2048 positions" in told["error"]
-    assert up.says() == ANSWER
+    assert lasting.says() == ANSWER
 
 
 def test_records_of_another_version_stop_nothing_and_everything_can_be_taken_down(up: Orch) -> None:
     spec = up.home / "processes" / ENGINE / "spec.json"
     spec.write_text(spec.read_text().replace("served_name", "name_that_was_served"))
-    (up.home / "records" / "desired" / "tiny.json").write_text('{"wish": 1')
+    (up.home / "records" / "desired" / "tiny.json").write_text('{"spec": 1')
     drift = [line["drift"] for line in up.status(code=9).lines if "drift" in line]
     assert any(line.startswith(f"{ENGINE}: its label cannot be read") for line in drift)
     assert any("tiny.json cannot be read" in line for line in drift)
@@ -257,20 +278,20 @@ def spoil(weights: Path, damage: str) -> None:
     (weights / "config.json").write_text(json.dumps(config))
 
 
-def test_adapters_that_do_not_fit_are_refused_and_nothing_changes(up: Orch) -> None:
-    wrong = up.home / "wrong"
+def test_adapters_that_do_not_fit_are_refused_and_nothing_changes(lasting: Orch) -> None:
+    wrong = lasting.home / "wrong"
     shutil.copytree(ASSETS / "lora-a", wrong)
     config = json.loads((wrong / "adapter_config.json").read_text())
     (wrong / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
-    assert "use_dora" in up.run("lora", "add", "x", str(wrong), "--json", code=10).lines[-1]["error"]
-    assert "does not exist" in up.run("lora", "add", "x", str(up.home / "nowhere"), code=2).err
+    assert "use_dora" in lasting.run("lora", "add", "x", str(wrong), "--json", code=10).lines[-1]["error"]
+    assert "does not exist" in lasting.run("lora", "add", "x", str(lasting.home / "nowhere"), code=2).err
     assert (
         "both the model and an adapter"
-        in up.run("lora", "add", "tiny", str(ASSETS / "lora-a"), "--json", code=5).lines[-1]["error"]
+        in lasting.run("lora", "add", "tiny", str(ASSETS / "lora-a"), "--json", code=5).lines[-1]["error"]
     )
-    assert up.run("lora", "rm", "x", "--json", code=5).lines[-1]["hint"] == "There are: none."
-    assert up.says() == ANSWER
-    up.status()
+    assert lasting.run("lora", "rm", "x", "--json", code=5).lines[-1]["hint"] == "There are: none."
+    assert lasting.says() == ANSWER
+    lasting.status()
 
 
 def test_a_profile_with_problems_reports_all_of_them(orch: Orch) -> None:
@@ -287,8 +308,8 @@ def test_a_profile_with_problems_reports_all_of_them(orch: Orch) -> None:
     ]
 
 
-def test_logs_follow_until_interrupted(up: Orch) -> None:
-    following = up.start("logs", ENGINE, "--follow")
+def test_logs_follow_until_interrupted(lasting: Orch) -> None:
+    following = lasting.start("logs", ENGINE, "--follow")
     assert following.stdout is not None
     assert following.stdout.readline()
     before = time.monotonic()
@@ -298,12 +319,12 @@ def test_logs_follow_until_interrupted(up: Orch) -> None:
     assert time.monotonic() - before < 5
 
 
-def test_a_hung_gateway_is_told_and_replaced_with_its_routes(up: Orch) -> None:
-    os.kill(up.record("gateway")["engine"][0], signal.SIGSTOP)
-    up.status(code=9)
-    up.run("up")
-    assert up.says() == ANSWER
-    up.status()
+def test_a_hung_gateway_is_told_and_replaced_with_its_routes(lasting: Orch) -> None:
+    os.kill(lasting.record("gateway")["engine"][0], signal.SIGSTOP)
+    lasting.status(code=9)
+    lasting.run("up")
+    assert lasting.says() == ANSWER
+    lasting.status()
 
 
 @pytest.mark.parametrize("mode", [("--json",), ()], ids=["json", "words"])
@@ -348,3 +369,58 @@ def test_a_removed_artifact_is_built_again(up: Orch) -> None:
     up.run("up", "--fresh")
     assert up.says() == ANSWER
     up.run("artifacts", "verify")
+
+
+NOBODY = 65534
+
+
+def as_another(orch: Orch, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run a command without root's right to everything."""
+    without = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
+    command = [*without, sys.executable, "-m", "orchestrator", *args]
+    return subprocess.run(command, env=orch.environ(), capture_output=True, text=True, timeout=60, check=False)
+
+
+def give_away(orch: Orch) -> str:
+    """Make the data directory another user's, as one that another user brought up would be; whose it is then."""
+    if os.getuid() == 0:
+        for path in [orch.home, *orch.home.rglob("*")]:
+            os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+        return pwd.getpwuid(NOBODY).pw_name
+    for path in [*(orch.home / "processes").glob("*/*.json"), *(orch.home / "logs").iterdir(), orch.home / "lock"]:
+        path.chmod(0)
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
+def take_back(orch: Orch) -> None:
+    for path in [orch.home, *orch.home.rglob("*")]:
+        os.chown(path, os.getuid(), os.getgid(), follow_symlinks=False)
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode | 0o600)
+
+
+def test_what_belongs_to_another_user_is_told_by_every_verb_that_looks(up: Orch) -> None:
+    owner = give_away(up)
+    try:
+        told = as_another(up, "status")
+        assert told.returncode == 9
+        assert "Engines on local: unknown." in told.stdout
+        assert f"belongs to {owner}" in told.stdout
+        assert "none" not in told.stdout
+        lora = ("lora", "add", "alpha", str(ASSETS / "lora-a"))
+        looking = (("logs",), ("logs", ENGINE), ("up", "--plan"), ("up",), ("down", "--all"), lora, ("artifacts", "gc"))
+        for words in looking:
+            refused = as_another(up, *words)
+            assert (refused.returncode, "Traceback" in refused.stderr) == (4, False), refused
+            assert f"belongs to {owner}" in refused.stderr
+            assert "TIP" in refused.stderr
+        up.home.chmod(0)
+        for words in (("status",), ("artifacts", "ls"), ("lora", "ls"), *looking):
+            refused = as_another(up, *words)
+            assert refused.returncode == 4, refused
+            assert f"{up.home} belongs to {owner}" in refused.stderr
+    finally:
+        up.home.chmod(0o755)
+        take_back(up)
+    assert up.says() == ANSWER
+    up.status()

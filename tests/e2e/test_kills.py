@@ -1,12 +1,15 @@
 """kill -9 of the CLI at every step, Ctrl-C at every step: afterwards the same command reaches the same end.
 
 The steps are read from the command's own plan, so that a new step is covered by itself. All tests of a step share one
-data directory's history: what the kill left is what the next command finds.
+data directory's history: what the kill left is what the next command finds. In containers each run tries other steps,
+and `scripts/test long` all of them.
 """
 
 from __future__ import annotations
 
+import random
 import signal
+from collections.abc import Callable
 
 import pytest
 from orch_command import ANSWER, Orch
@@ -19,11 +22,30 @@ BACK = ("migrate", "--recipe", "gguf-q6_k", "--to")
 
 # In containers, those steps that ask the daemon or what it runs: the others are the same code.
 IN_DOCKER = ("BuildImage", "EnsureGateway", "EnsureEngine", "ImportArtifact", "AwaitReady", "SetRoute", "StopEngine")
+SAMPLE = 2
+
+Tried = Callable[[Orch, list[str]], list[tuple[int, str]]]
 
 
-def to_try(either: Orch, steps: list[str]) -> list[tuple[int, str]]:
+@pytest.fixture(params=["local", pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.sampled])])
+def either(request: pytest.FixtureRequest) -> Orch:
+    """`orch` on each target."""
+    command: Orch = request.getfixturevalue("orch" if request.param == "local" else "orch_docker")
+    return command
+
+
+@pytest.fixture
+def to_try(thorough: bool, chance: random.Random) -> Tried:
     """The steps to end a command at, by their number."""
-    return [(number, step) for number, step in enumerate(steps) if either.target == "local" or step in IN_DOCKER]
+
+    def tried(either: Orch, steps: list[str]) -> list[tuple[int, str]]:
+        if either.target == "local":
+            return list(enumerate(steps))
+        found = [(number, step) for number, step in enumerate(steps) if step in IN_DOCKER]
+        assert len(found) > SAMPLE
+        return found if thorough else sorted(chance.sample(found, SAMPLE))
+
+    return tried
 
 
 def check(either: Orch, recipe: str) -> None:
@@ -34,7 +56,7 @@ def check(either: Orch, recipe: str) -> None:
     assert len(either.processes()) == either.all_of_it
 
 
-def test_up_killed_at_every_step_converges(either: Orch) -> None:
+def test_up_killed_at_every_step_converges(either: Orch, to_try: Tried) -> None:
     command = ("up", either.engine, "-p", str(either.profile))
     steps = either.actions(*command)
     assert steps[-4:] == ["AwaitReady", "RecordDesired", "SetRoute", "VerifyRoute"]
@@ -49,25 +71,27 @@ def test_up_killed_at_every_step_converges(either: Orch) -> None:
         _forget_artifacts(either)
 
 
-def test_migrate_killed_at_every_step_converges_and_no_stream_fails(either: Orch) -> None:
+def test_migrate_killed_at_every_step_converges_and_no_stream_fails(either: Orch, to_try: Tried) -> None:
+    """There and back by turns, which are the same steps."""
     either.run("up", either.engine, "-p", str(either.profile))
     either.run(*MOVE, either.engine)
-    either.run(*BACK, either.engine)
-    steps = either.actions(*MOVE, either.engine)
+    ways = [(BACK, "gguf-q6_k"), (MOVE, "gguf-bf16")]
+    steps = either.actions(*BACK, either.engine)
     assert steps[-3:] == ["Drain", "StopEngine", "RemoveEngine"]
     load = either.load("tiny", clients=2)
-    for number, step in to_try(either, steps):
-        killed = either.signal_at(number, signal.SIGKILL, *MOVE, either.engine)
-        assert killed.code == -signal.SIGKILL, f"{step}: {killed.out}"
-        either.run(*MOVE, either.engine)
-        check(either, "gguf-bf16")
-        either.run(*BACK, either.engine)
+    for turn, (number, step) in enumerate(to_try(either, steps)):
+        way, recipe = ways[turn % 2]
+        assert either.actions(*way, either.engine) == steps
+        killed = either.signal_at(number, signal.SIGKILL, *way, either.engine)
+        # The last step may be over before the signal comes.
+        assert killed.code == -signal.SIGKILL or step == steps[-1], f"{step}: {killed.out}"
+        either.run(*way, either.engine)
+        check(either, recipe)
     problems = [stream.problem for stream in load.stop() if stream.problem]
     assert problems == []
-    check(either, "gguf-q6_k")
 
 
-def test_up_interrupted_at_every_step_takes_back_what_it_started(either: Orch) -> None:
+def test_up_interrupted_at_every_step_takes_back_what_it_started(either: Orch, to_try: Tried) -> None:
     command = ("up", either.engine, "-p", str(either.profile))
     for turn, (step, _) in enumerate(to_try(either, either.actions(*command))):
         told = either.signal_at(step, signal.SIGTERM if turn % 2 else signal.SIGINT, *command)
@@ -82,7 +106,7 @@ def test_up_interrupted_at_every_step_takes_back_what_it_started(either: Orch) -
         _forget_artifacts(either)
 
 
-def test_an_interrupted_migration_leaves_the_old_engine_serving(orch: Orch) -> None:
+def test_an_interrupted_migration_leaves_the_old_engine_serving(orch: Orch, to_try: Tried) -> None:
     orch.run("up", orch.engine, "-p", str(orch.profile))
     load = orch.load("tiny", clients=3)
     for step, name in to_try(orch, orch.actions(*MOVE, orch.engine)):

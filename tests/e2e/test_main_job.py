@@ -77,3 +77,16 @@ def test_logs_of_what_serves_and_of_the_gateway(either: Orch) -> None:
     assert "listening" in either.run("logs", f"tiny-{either.engine}-g1", "-n", "200").out.lower()
     assert either.run("logs", "gateway").code == 0
     assert f"Logs: gateway, tiny-{either.engine}-g1" in either.run("logs", "nobody", code=5).err
+
+
+@pytest.mark.parametrize("words", ["logs", "logs gateway", "logs -f"])
+def test_a_reader_of_logs_may_leave(orch: Orch, words: str) -> None:
+    orch.run("up", orch.engine, "-p", str(orch.profile))
+    process = orch.start(*words.split())
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(timeout=30), err) == (0, "")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from orch_command import ANSWER, ASSETS, Orch, wait_until
+from docker_orch import DockerOrch, nothing_left
+from orch_command import ANSWER, ASSETS, Orch, stopped_afterwards, wait_until, with_environments
 
 pytestmark = [pytest.mark.vllm, pytest.mark.llamacpp]
 
@@ -27,57 +31,61 @@ def served(orch_vllm: Orch) -> Orch:
     return orch_vllm
 
 
-def test_a_migration_there_and_back_fails_no_stream(either_vllm: Orch) -> None:
-    served = either_vllm
-    served.run("up", served.engine, "-p", str(served.profile))
-    served.run("lora", "add", "alpha", str(ASSETS / "lora-a"))
-    load = served.load("tiny", "alpha", clients=4, tokens=200)
+@pytest.fixture(scope="module", params=["local", pytest.param("docker", marks=pytest.mark.docker)])
+def both(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, environments: Path
+) -> Iterator[Orch]:
+    """On each target the tiny model with an adapter, on what is not vLLM at first: its start is shared by the tests
+    that follow, because it takes a quarter of a minute."""
+    home = tmp_path_factory.mktemp("both") / "home"
+    if request.param == "docker":
+        made = nothing_left(DockerOrch(home, request.getfixturevalue("images")))
+    else:
+        made = stopped_afterwards(Orch(home))
+    with made as orch:
+        if request.param == "local":
+            with_environments(orch, environments)
+        orch.run("up", orch.engine, "-p", str(orch.profile))
+        orch.run("lora", "add", "alpha", str(ASSETS / "lora-a"))
+        yield orch
+
+
+@pytest.fixture
+def on_vllm(both: Orch) -> Orch:
+    """The same, once it is served by vLLM."""
+    both.run(*MIGRATE)
+    return both
+
+
+def engines_of(orch: Orch) -> list[str]:
+    return [row["engine"] for row in orch.engines().values()]
+
+
+def ended_on(streams: Iterable[Any]) -> set[str]:
+    """What has served the streams that are over."""
+    return {stream.engine.split("-")[0] for stream in streams if stream.ended and stream.engine}
+
+
+def test_a_migration_fails_no_stream(both: Orch) -> None:
+    load = both.load("tiny", "alpha", clients=4, tokens=200)
     wait_until(lambda: load.open_now() >= 1, what="open streams")  # Ollama serves one name at a time
-    assert "leave out nvfp4a16" in served.run(*MIGRATE).err
-    assert served.says() == ANSWER
-    assert served.says("alpha") == ALPHA
-    assert [row["engine"] for row in served.engines().values()] == ["vllm"]
-    wait_until(lambda: any("vllm" in stream.engine for stream in load.streams if stream.ended), what="vLLM's streams")
-    served.run("rollback")
-    assert [row["engine"] for row in served.engines().values()] == [served.engine]
+    assert "leave out nvfp4a16" in both.run(*MIGRATE).err
+    assert both.says() == ANSWER
+    assert both.says("alpha") == ALPHA
+    assert engines_of(both) == ["vllm"]
+    wait_until(lambda: "vllm" in ended_on(load.streams), what="vLLM's streams")
     streams = load.stop()
     assert [stream.problem for stream in streams if stream.problem] == []
-    assert {stream.engine.split("-")[0] for stream in streams} == {FINGERPRINTS[served.engine], "vllm"}
-    served.status()
+    assert ended_on(streams) == {FINGERPRINTS[both.engine], "vllm"}
+    both.status()
 
 
-@pytest.mark.parametrize("step", ["AwaitReady", "RecordDesired", "SetRoute", "Drain"])
-def test_a_migration_killed_around_the_switch_converges(served: Orch, step: str) -> None:
-    load = served.load("tiny", clients=2)
-    number = served.actions(*MIGRATE).index(step)
-    killed = served.signal_at(number, signal.SIGKILL, *MIGRATE)
-    assert killed.code == -signal.SIGKILL
-    served.status(code=9)
-    served.run(*MIGRATE)
-    assert [stream.problem for stream in load.stop() if stream.problem] == []
-    assert [row["engine"] for row in served.engines().values()] == ["vllm"]
-    assert served.says() == ANSWER
-    served.status()
-
-
-def test_a_migration_interrupted_while_vllm_starts_is_taken_back_at_once(served: Orch) -> None:
-    number = served.actions(*MIGRATE).index("AwaitReady")
-    began = time.monotonic()
-    told = served.signal_at(number, signal.SIGINT, *MIGRATE)
-    assert told.code == 130
-    assert "taken back" in told.lines[-1]["error"]
-    assert time.monotonic() - began < 15
-    assert list(served.engines()) == ["tiny-llamacpp-g1"]
-    assert served.says() == ANSWER
-    served.status()
-
-
-def test_adapters_are_loaded_replaced_and_unloaded_while_it_serves(either_vllm: Orch) -> None:
-    orch = either_vllm
-    orch.run("up", "vllm", "-p", str(orch.profile))
+@pytest.mark.rotated
+def test_adapters_are_loaded_replaced_and_unloaded_while_it_serves(on_vllm: Orch) -> None:
+    orch = on_vllm
+    (first,) = orch.engines()
     load = orch.load("tiny", clients=2)
-    for name, adapter in (("alpha", "lora-a"), ("bravo", "lora-b")):
-        orch.run("lora", "add", name, str(ASSETS / adapter))
+    orch.run("lora", "add", "bravo", str(ASSETS / "lora-b"))
     assert (orch.says("alpha"), orch.says("bravo")) == (ALPHA, BRAVO)
 
     # vLLM's CPU kernels answer base requests with the last adapter slot's weights, if a batch mixes them with others.
@@ -90,22 +98,25 @@ def test_adapters_are_loaded_replaced_and_unloaded_while_it_serves(either_vllm: 
     assert orch.says("alpha") == BRAVO
     orch.run("lora", "rm", "alpha")
     assert orch.chat("alpha").status_code == 404
-    assert sorted(orch.engines()) == ["tiny-vllm-g1"], "all of it in one process"
+    assert list(orch.engines()) == [first], "all of it in one process"
 
     # Three distinct names fit one process; the fourth takes a new one, because a used slot is never given back.
     orch.run("lora", "add", "charlie", str(ASSETS / "lora-r16"))
     orch.run("lora", "rm", "charlie")
+    assert list(orch.engines()) == [first]
     orch.run("lora", "add", "delta", str(ASSETS / "lora-a"))
-    assert sorted(orch.engines()) == ["tiny-vllm-g2"]
+    (second,) = orch.engines()
+    assert second != first
     assert (orch.says("delta"), orch.says("bravo"), orch.says()) == (ALPHA, BRAVO, ANSWER)
     assert [stream.problem for stream in load.stop() if stream.problem] == []
     orch.status()
 
 
-def test_a_dead_engine_core_is_a_crash_and_comes_back_with_its_adapters(either_vllm: Orch) -> None:
-    orch = either_vllm
-    orch.run("up", "vllm", "-p", str(orch.profile))
-    orch.run("lora", "add", "alpha", str(ASSETS / "lora-a"))
+@pytest.mark.rotated
+def test_a_dead_engine_core_is_a_crash_and_comes_back_with_its_adapters(on_vllm: Orch) -> None:
+    orch = on_vllm
+    orch.run("lora", "add", "delta", str(ASSETS / "lora-a"))
+    ((engine, before),) = orch.engines().items()
     core = next(
         pid
         for pid in orch.inner_processes()
@@ -115,13 +126,60 @@ def test_a_dead_engine_core_is_a_crash_and_comes_back_with_its_adapters(either_v
 
     def back() -> bool:
         try:
-            return orch.engines()["tiny-vllm-g1"]["restarts"] == 1 and orch.says("alpha") == ALPHA
+            return orch.engines()[engine]["restarts"] == before["restarts"] + 1 and orch.says("delta") == ALPHA
         except httpx.TransportError:
             return False
 
     wait_until(back, seconds=120, what="the restarted engine with its adapter")
-    assert "exited with code 0" in orch.engines()["tiny-vllm-g1"]["last_exit"]
+    assert "exited with code 0" in orch.engines()[engine]["last_exit"]
     orch.status()
+
+
+@pytest.mark.rotated
+def test_the_way_back_fails_no_stream(on_vllm: Orch) -> None:
+    on_vllm.run("lora", "add", "bravo", str(ASSETS / "lora-b"))
+    load = on_vllm.load("tiny", "bravo", clients=4, tokens=200)
+    wait_until(lambda: "vllm" in ended_on(load.streams), what="vLLM's streams")
+    on_vllm.run("rollback")
+    assert engines_of(on_vllm) == [on_vllm.engine]
+    assert on_vllm.says() == ANSWER
+    wait_until(lambda: FINGERPRINTS[on_vllm.engine] in ended_on(load.streams), what="the other engine's streams")
+    streams = load.stop()
+    assert [stream.problem for stream in streams if stream.problem] == []
+    assert ended_on(streams) == {FINGERPRINTS[on_vllm.engine], "vllm"}
+    on_vllm.status()
+
+
+AROUND_THE_SWITCH = ("AwaitReady", "RecordDesired", "SetRoute", "Drain")
+
+
+@pytest.mark.sampled
+def test_a_migration_killed_around_the_switch_converges(served: Orch, thorough: bool, chance: random.Random) -> None:
+    """At one of these steps, and in `scripts/test long` at each."""
+    for step in AROUND_THE_SWITCH if thorough else chance.sample(AROUND_THE_SWITCH, 1):
+        load = served.load("tiny", clients=2)
+        number = served.actions(*MIGRATE).index(step)
+        killed = served.signal_at(number, signal.SIGKILL, *MIGRATE)
+        assert killed.code == -signal.SIGKILL
+        served.status(code=9)
+        served.run(*MIGRATE)
+        assert [stream.problem for stream in load.stop() if stream.problem] == []
+        assert engines_of(served) == ["vllm"]
+        assert served.says() == ANSWER
+        served.status()
+        served.run("migrate", "--to", served.engine)
+
+
+def test_a_migration_interrupted_while_vllm_starts_is_taken_back_at_once(served: Orch) -> None:
+    number = served.actions(*MIGRATE).index("AwaitReady")
+    began = time.monotonic()
+    told = served.signal_at(number, signal.SIGINT, *MIGRATE)
+    assert told.code == 130
+    assert "taken back" in told.lines[-1]["error"]
+    assert time.monotonic() - began < 15
+    assert list(served.engines()) == ["tiny-llamacpp-g1"]
+    assert served.says() == ANSWER
+    served.status()
 
 
 def test_weights_that_vllm_cannot_load_fail_with_its_own_words(served: Orch) -> None:

@@ -23,7 +23,7 @@ from orch_command import ASSETS, Orch, free_port, wait_until
 
 from orchestrator.artifacts.safetensors import Checkpoint
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.long]
 
 TINY = ASSETS / "tiny-qwen3"
 PLUGIN = """

@@ -1,4 +1,4 @@
-"""core/compose: the same container for `docker compose` as for the Docker API, and YAML that says what was meant."""
+"""The same container for `docker compose` as for the Docker API, and YAML that says what was meant."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.core import compose
-from orchestrator.core.container import Ground, Placed, placed
+from orchestrator.app import compose_file as compose
+from orchestrator.core.container import ContainerSpec, HostContext, container_spec
 from orchestrator.core.launch import Container, Launch
-from orchestrator.core.routes import Route
+from orchestrator.core.routes import Backend, Route
 from orchestrator.drivers.docker.request import MIB, create_body
 
 IMAGE = "sha256:" + "0" * 64
@@ -31,13 +31,13 @@ GATEWAY = Launch(
 AT = compose.place("a name")
 
 
-def container(**changes: Any) -> Placed:
+def container(**changes: Any) -> ContainerSpec:
     launch = replace(ENGINE, container=replace(ENGINE.container or Container(IMAGE), **changes))
-    return placed(launch, Ground("/files", "/cache", "7:8", ("server", "serve")))
+    return container_spec(launch, HostContext("/files", "/cache", "7:8", ("server", "serve"), 3))
 
 
 def document(loading: Launch | None = None) -> dict[str, Any]:
-    made: dict[str, Any] = yaml.safe_load(compose.yaml_text(compose.document(ENGINE, loading, GATEWAY, "7:8", AT)))
+    made: dict[str, Any] = yaml.safe_load(compose.yaml_text(compose.document(ENGINE, loading, GATEWAY, "7:8", 3, AT)))
     return made
 
 
@@ -48,7 +48,7 @@ CDI = {"gpus": (GPU,), "gpu_way": "cdi"}
 @pytest.mark.parametrize(
     "made", [container(), container(memory_mib=None), container(**NVIDIA), container(**CDI)], ids=str
 )
-def test_the_same_container_as_the_docker_driver_asks_for(made: Placed) -> None:
+def test_the_same_container_as_the_docker_driver_asks_for(made: ContainerSpec) -> None:
     """Every setting that the driver sends, and none besides."""
     body = create_body(made, {}, "net", "10.0.0.2")
     host, said = body["HostConfig"], compose.settings(made, own_entrypoint=False)
@@ -144,10 +144,11 @@ def test_an_engine_with_a_store_of_its_own_is_filled_before_the_gateway_starts()
 
 
 def test_every_name_leads_to_the_engine() -> None:
-    routes = (Route("tiny", "tiny", "", ""), Route("alpha", "tiny", "", "", upstream="a-1", patch={"x": 1}))
-    alpha, tiny = json.loads(compose.routes_text(routes, AT))
+    nowhere = (Backend("", ""),)
+    routes = (Route("tiny", "tiny", nowhere), Route("alpha", "tiny", nowhere, upstream="a-1", patch={"x": 1}))
+    alpha, tiny = json.loads(compose.routes_text(routes, AT))["routes"]
     assert (alpha["name"], alpha["upstream"], alpha["patch"]) == ("alpha", "a-1", {"x": 1})
-    assert {one["url"] for one in (alpha, tiny)} == {f"http://{AT.engine}:8000"}
+    assert {one["backends"][0]["url"] for one in (alpha, tiny)} == {f"http://{AT.engine}:8000"}
 
 
 def test_a_place_stays_and_differs_between_names() -> None:

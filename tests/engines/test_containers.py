@@ -8,14 +8,28 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes.asks import CPU, DAEMON, GIB, LISTEN, PINS, adapter, gpu, image, resolved, shipped, tiny, weights_of
-from fakes.materials import store_path
-from fakes.world import gateway_launch
+from fakes.asks import (
+    CPU,
+    DAEMON,
+    GIB,
+    LISTEN,
+    PINS,
+    adapter,
+    context_of,
+    gateway_launch,
+    gpu,
+    image,
+    resolved,
+    tiny,
+    weights_of,
+)
+from fakes.storage import store_path
 
 from orchestrator.core.artifact import Recipe
-from orchestrator.core.container import Ground, placed
-from orchestrator.core.deployment import Deployment, Desired, Wish
+from orchestrator.core.container import HostContext, container_spec
+from orchestrator.core.deployment import Deployment, DeploymentSpec, Desired
 from orchestrator.core.docker import CDI, HOOK, DockerFacts
+from orchestrator.core.gateway_status import Listener
 from orchestrator.core.host import Host
 from orchestrator.core.launch import Launch
 from orchestrator.core.pins import Accelerator
@@ -30,8 +44,8 @@ TWO = replace(
     gpus=tuple(replace(gpu("GeForce RTX 5090", (12, 0), 32), uuid=f"GPU-{n}", index=n, minor=n) for n in (0, 1)),
 )
 ON_TWO = {"engines": {"vllm": {"gpus": 2}}}
-GROUND = Ground(
-    "/home/containers/NAME/files", "/home/cache/containers", "1000:1000", ("vllm", "serve"), memory_mib=58_982
+HOST_CONTEXT = HostContext(
+    "/home/containers/NAME/files", "/home/cache/containers", "1000:1000", ("vllm", "serve"), 3, memory_mib=58_982
 )
 LABELS = {"orch.home": "/home", "orch.instance": "NAME"}
 NETWORK, ADDRESS = "orch-123456", "172.30.0.2"
@@ -41,27 +55,29 @@ def deployment(
     engine: str, host: Host, adapters: tuple[str, ...] = (), docker: DockerFacts = DAEMON, **profile: object
 ) -> Deployment:
     made = tiny(**profile)
-    wish = Wish(profile=made, engine=engine, target="docker")
+    spec = DeploymentSpec(profile=made, engine=engine, target="docker")
     fitted = tuple(adapter(text, made) for text in adapters)
-    return resolved(Desired(wish=wish, adapters=fitted), host, docker=docker).deployment
+    return resolved(Desired(spec=spec, adapters=fitted), host, docker=docker).deployment
 
 
-def sent(launch: Launch, ground: Ground = GROUND) -> str:
+def sent(launch: Launch, context: HostContext = HOST_CONTEXT) -> str:
     """The JSON for a launch; hashes of the store as `*`."""
     alone = launch.container is not None and launch.container.host_network
-    body = create_body(placed(launch, ground), LABELS, "" if alone else NETWORK, "" if alone else ADDRESS)
+    body = create_body(container_spec(launch, context), LABELS, "" if alone else NETWORK, "" if alone else ADDRESS)
     return re.sub(r"-([0-9a-f]{16}|[0-9a-f]{8})(?![0-9a-f])", "-*", json.dumps(body, indent=1)) + "\n"
 
 
-OLLAMA_GROUND = replace(GROUND, entrypoint=("/bin/ollama",))
+OLLAMA_CONTEXT = replace(HOST_CONTEXT, entrypoint=("/bin/ollama",))
 CASES = {
     "vllm_rtx-5090": sent(deployment("vllm", RTX_5090, ("a",)).launch),
     "vllm_two-rtx-5090": sent(deployment("vllm", TWO, ("a",), **ON_TWO).launch),
-    "ollama_rtx-5090": sent(deployment("ollama", RTX_5090, ("a",)).launch, OLLAMA_GROUND),
+    "ollama_rtx-5090": sent(deployment("ollama", RTX_5090, ("a",)).launch, OLLAMA_CONTEXT),
     "ollama_amd": sent(
-        deployment("ollama", replace(CPU, amd=True)).launch, replace(OLLAMA_GROUND, groups=("44", "993"))
+        deployment("ollama", replace(CPU, amd=True)).launch, replace(OLLAMA_CONTEXT, groups=("44", "993"))
     ),
-    "gateway": sent(gateway_launch("docker", LISTEN), replace(GROUND, entrypoint=())),
+    "gateway": sent(
+        gateway_launch("docker", "gateway", (Listener(LISTEN),), (), False), replace(HOST_CONTEXT, entrypoint=())
+    ),
 }
 
 
@@ -125,8 +141,8 @@ def test_two_gpus_are_given_by_cdi() -> None:
 def test_vllm_on_amd_gpus_is_told_how_many() -> None:
     profile, amd = tiny(**ON_TWO), replace(CPU, amd=True)
     pin = PINS["vllm"].model_copy(update={"docker": (image("vllm/vllm-openai-rocm", "v1", Accelerator.ROCM),)})
-    wish = Wish(profile=profile, engine="vllm", target="docker")
-    made = resolve(wish, (), weights_of(profile), amd, replace(shipped(), pins={"vllm": pin}))
+    spec = DeploymentSpec(profile=profile, engine="vllm", target="docker")
+    made = resolve(spec, (), weights_of(profile), amd, replace(context_of(tiny()), pins={"vllm": pin}))
     assert "tensor-parallel-size: 2\n" in dict(made.deployment.files)["serve.yaml"]
     assert made.passed_over[0].what == "leave out nvfp4a16"
 
@@ -155,13 +171,13 @@ def test_an_amd_gpu_is_given_by_its_nodes_and_its_own_image() -> None:
 def test_vllm_on_an_amd_gpu_is_told_nothing_of_nvidia() -> None:
     profile, amd = tiny(), replace(CPU, amd=True)
     pin = PINS["vllm"].model_copy(update={"docker": (image("vllm/vllm-openai-rocm", "v1", Accelerator.ROCM),)})
-    wish = Wish(profile=profile, engine="vllm", target="docker")
-    made = resolve(wish, (), weights_of(profile), amd, replace(shipped(), pins={"vllm": pin}))
+    spec = DeploymentSpec(profile=profile, engine="vllm", target="docker")
+    made = resolve(spec, (), weights_of(profile), amd, replace(context_of(tiny()), pins={"vllm": pin}))
     assert made.deployment.recipe is Recipe.WEIGHTS
     assert [skip.what for skip in made.passed_over] == ["leave out nvfp4a16"]
     assert "LD_LIBRARY_PATH" not in dict(made.deployment.launch.env)
     assert "dtype: auto\n" in dict(made.deployment.files)["serve.yaml"]
-    assert made.budget is None
+    assert made.memory_fit is None
 
 
 def test_weights_outside_of_the_store_are_read_where_they_are() -> None:
@@ -174,8 +190,8 @@ def test_weights_that_are_links_are_read_where_they_lead() -> None:
     """As in the hub client's cache."""
     profile = tiny(engines={"vllm": {"recipes": ["weights"]}})
     facts = replace(weights_of(profile), linked=("/cache/blobs",))
-    wish = Wish(profile=profile, engine="vllm", target="docker")
-    made = resolve(wish, (), facts, RTX_5090, replace(shipped(), docker=DAEMON)).deployment
+    spec = DeploymentSpec(profile=profile, engine="vllm", target="docker")
+    made = resolve(spec, (), facts, RTX_5090, replace(context_of(tiny()), docker=DAEMON)).deployment
     assert made.launch.container is not None
     assert "/cache/blobs" in made.launch.container.reads
 
@@ -188,8 +204,8 @@ def test_an_entry_of_a_shared_store_is_read_where_it_is_and_adapters_from_the_ow
 
     profile = tiny()
     lora = (adapter("a", profile),)
-    wish = Wish(profile=profile, engine="vllm", target="docker")
-    made = resolve(wish, lora, weights_of(profile), RTX_5090, replace(shipped(), store_path=path)).deployment
+    spec = DeploymentSpec(profile=profile, engine="vllm", target="docker")
+    made = resolve(spec, lora, weights_of(profile), RTX_5090, replace(context_of(tiny()), store_path=path)).deployment
     assert made.launch.container is not None
     assert made.model_path == str(shared / made.artifact_key)
     assert made.launch.container.reads == (str(shared / made.artifact_key), str(store_path("k").parent))
@@ -198,7 +214,10 @@ def test_an_entry_of_a_shared_store_is_read_where_it_is_and_adapters_from_the_ow
 
 def test_memory_is_the_profiles_or_the_grounds_which_is_no_part_of_the_fingerprint() -> None:
     own, most = deployment("ollama", CPU, serving={"memory_mib": 4096}), deployment("ollama", CPU)
-    assert [placed(made.launch, GROUND).memory_mib for made in (own, most)] == [4096, GROUND.memory_mib]
+    assert [container_spec(made.launch, HOST_CONTEXT).memory_mib for made in (own, most)] == [
+        4096,
+        HOST_CONTEXT.memory_mib,
+    ]
     assert most.fingerprint == deployment("ollama", replace(CPU, memory_total=CPU.memory_total - 1)).fingerprint
     assert CPU.memory_total == 64 * GIB
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fakes.asks import CPU, adapter, resolved, tiny
 
-from orchestrator.core.deployment import Deployment, Desired, Wish
+from orchestrator.core.deployment import Deployment, DeploymentSpec, Desired
 from orchestrator.engines import ENGINES
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -22,8 +22,8 @@ def body(name: str) -> Any:
 
 def deployment(engine: str, served: str, model_path: str) -> Deployment:
     names = {"name": served, "public_names": [f"public/{served}"]} if engine == "ollama" else {"public_names": [served]}
-    wish = Wish(profile=tiny(**names), engine=engine, target="local")
-    return resolved(Desired(wish=wish), HOST).deployment.model_copy(update={"model_path": model_path})
+    spec = DeploymentSpec(profile=tiny(**names), engine=engine, target="local")
+    return resolved(Desired(spec=spec), HOST).deployment.model_copy(update={"model_path": model_path})
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from fakes.asks import CPU, adapter, gpu, resolved, tiny
 
 from orchestrator import resources
 from orchestrator.core.artifact import Recipe
-from orchestrator.core.deployment import Deployment, Desired, Wish
+from orchestrator.core.deployment import Deployment, DeploymentSpec, Desired
 from orchestrator.core.host import Host
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile, parse_profile
@@ -34,9 +34,9 @@ def shipped() -> Profile:
 
 
 def deployment(engine: str, profile: Profile, host: Host, adapters: tuple[str, ...] = ()) -> Deployment:
-    wish = Wish(profile=profile, engine=engine, target="local")
+    spec = DeploymentSpec(profile=profile, engine=engine, target="local")
     fitted = tuple(adapter(text, profile) for text in adapters)
-    return resolved(Desired(wish=wish, adapters=fitted), host).deployment
+    return resolved(Desired(spec=spec, adapters=fitted), host).deployment
 
 
 def text_of(made: Deployment) -> str:
@@ -55,6 +55,14 @@ def test_the_launch_is_as_reviewed(path: Path) -> None:
     profile, adapters = (shipped(), ()) if name == "qwen3-8b" else (tiny(sampling={"temperature": 0.5}), ("a", "b"))
     made = deployment(engine, profile, HOSTS[host], adapters)
     assert text_of(made) == path.read_text()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_it_is_does_not_depend_on_the_cpus_and_the_memory_of_who_asks(engine: str) -> None:
+    """An engine that is well stays, also for `taskset -c 0 orch up`, or one that is run in a smaller control group."""
+    less = replace(HOST, cpus=1, memory_total=2**30, memory_available=2**29, memory_limit_file="/f")
+    here, there = deployment(engine, tiny(), HOST), deployment(engine, tiny(), less)
+    assert here.fingerprint == there.fingerprint
 
 
 EVERY = [
@@ -183,6 +191,8 @@ def test_llamacpp_gives_every_request_all_scales() -> None:
     assert sheet.patch(made, None) == {"lora": [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]}
     assert sheet.patch(made, second) == {"lora": [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 1.0}]}
     assert sheet.patch(deployment("llamacpp", tiny(), HOST), None) == {}
+    assert sheet.patch_paths is not None
+    assert [ENGINES[name].patch_paths for name in ("ollama", "vllm")] == [None, None]
     assert [word for word in made.launch.argv if word.startswith("--lora=")] == [
         f"--lora={first.gguf}",
         f"--lora={second.gguf}",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.core.launch import ran_out
 from orchestrator.core.tools import ToolEnd
 from orchestrator.engines.llamacpp_tools import Origin, failure
 from orchestrator.errors import HostError, SourceError
 
-IMAGE = Origin.image(memory_mib=64)
+IMAGE = Origin.image()
 TRACE = 'Traceback (most recent call last):\n  File "/app/convert_hf_to_gguf.py", line 1, in <module>\n    main()\n'
 
 
@@ -35,7 +36,7 @@ TRACE = 'Traceback (most recent call last):\n  File "/app/convert_hf_to_gguf.py"
     ],
 )
 def test_the_telling_line(log: str, kind: type[Exception], said: str) -> None:
-    told = failure("Converting", ToolEnd(1, False, log), IMAGE)
+    told = failure("Converting", ToolEnd(1, "", log), IMAGE)
     assert type(told) is kind
     assert said in told.message
     assert told.hint
@@ -43,16 +44,16 @@ def test_the_telling_line(log: str, kind: type[Exception], said: str) -> None:
 
 
 def test_a_memory_that_was_too_small_explains_whatever_was_printed() -> None:
-    told = failure("Converting", ToolEnd(137, True, "Model Foo is not supported"), IMAGE)
+    told = failure("Converting", ToolEnd(137, ran_out(64 << 20), "Model Foo is not supported"), IMAGE)
     assert type(told) is HostError
     assert "its limit is 64 MiB" in told.message
 
 
 def test_tools_that_were_given_are_told_by_their_place() -> None:
     given = Origin.given("/opt/llama.cpp", "/opt/llama.cpp/.venv/bin/python")
-    told = failure("Converting", ToolEnd(1, False, "ModuleNotFoundError: No module named 'torch'"), given)
+    told = failure("Converting", ToolEnd(1, "", "ModuleNotFoundError: No module named 'torch'"), given)
     assert told.message == "Converting failed (exit code 1): ModuleNotFoundError: No module named 'torch'."
     assert "/opt/llama.cpp/.venv/bin/python" in told.hint
-    unknown = failure("Converting", ToolEnd(1, False, "ERROR:hf-to-gguf:Model FooModel is not supported"), given)
+    unknown = failure("Converting", ToolEnd(1, "", "ERROR:hf-to-gguf:Model FooModel is not supported"), given)
     assert type(unknown) is SourceError
     assert "images" not in unknown.hint

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from fakes.asks import CPU, adapter, resolved, tiny, weights_of
 
-from orchestrator.core.deployment import Deployment, Desired, Wish
+from orchestrator.core.deployment import Deployment, DeploymentSpec, Desired
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import parse_profile
 from orchestrator.engines import ENGINES
-from orchestrator.engines.base import Exchange
+from orchestrator.engines.base import EngineCall
 from orchestrator.errors import ProfileError
 
 SHEET = ENGINES["ollama"]
@@ -27,9 +27,9 @@ def digest(path: str) -> str:
 
 def deployment(*adapters: str, **profile: Any) -> Deployment:
     made = tiny(**profile)
-    wish = Wish(profile=made, engine="ollama", target="local")
+    spec = DeploymentSpec(profile=made, engine="ollama", target="local")
     fitted = tuple(adapter(text, made) for text in adapters)
-    return resolved(Desired(wish=wish, adapters=fitted), HOST).deployment
+    return resolved(Desired(spec=spec, adapters=fitted), HOST).deployment
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_quantized_cache_asks_for_less_memory() -> None:
 
     def asked(kind: str | None) -> int:
         profile = tiny(engines={"ollama": {"kv_cache_type": kind}})
-        return SHEET.ask(profile, 1, shape, Accelerator.CPU, 0).kv_token
+        return SHEET.memory_request(profile, 1, shape, Accelerator.CPU, 0).kv_token
 
     assert asked(None) == asked("f16") == 1024
     assert (asked("q8_0"), asked("q4_0")) == (544, 288)
@@ -95,7 +95,7 @@ def test_the_model_is_uploaded_and_made_with_its_parameters() -> None:
     blob = f"sha256:{digest(made.model_path)}"
     upload, create = SHEET.import_requests(made, digest)
     path = f"/api/blobs/{blob}"
-    assert upload == Exchange("POST", path, file=made.model_path, unless=path)
+    assert upload == EngineCall("POST", path, file=made.model_path, unless=path)
     assert (create.method, create.path) == ("POST", "/api/create")
     assert create.body == {
         "model": "tiny",
@@ -123,7 +123,7 @@ def test_each_adapter_is_a_model_made_from_the_base() -> None:
 def test_what_is_unloaded_is_the_model_of_what_runs() -> None:
     made = deployment("a", "b")
     (gone,) = SHEET.unload_requests(made, "a")
-    assert gone == Exchange("DELETE", "/api/delete", {"model": SHEET.upstream(made, made.adapters[0])})
+    assert gone == EngineCall("DELETE", "/api/delete", {"model": SHEET.upstream(made, made.adapters[0])})
     assert SHEET.unload_requests(made, "nobody") == ()
 
 

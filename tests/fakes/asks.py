@@ -1,29 +1,37 @@
-"""From a command in words to a Plan, for the tiny profile: what the CLI does between observe and plan."""
+"""From a command in words to a Plan, for the tiny profile: orch itself decides, over facts that are made up."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from fakes.materials import store_path
+from fakes.storage import store_path
 from orchestrator import resources
+from orchestrator.app.deploy import Options, plan_for, plan_taking_down, plan_to
+from orchestrator.app.intent import AddAdapter, GoBack, Intent, MoveTo, RemoveAdapter, Serve, resolve_desired
+from orchestrator.app.orchestrator import Orchestrator
 from orchestrator.core.artifact import Recipe, artifact_key
 from orchestrator.core.calibration import Calibration
-from orchestrator.core.deployment import Adapter, Desired, Wish
+from orchestrator.core.deployment import Adapter, Desired
 from orchestrator.core.docker import DockerFacts
 from orchestrator.core.environment import EnvironmentSpec
+from orchestrator.core.gateway_status import Listener
 from orchestrator.core.host import Gpu, Host
 from orchestrator.core.images import ImageFacts
-from orchestrator.core.launch import DOCKER
-from orchestrator.core.observed import Observed
+from orchestrator.core.launch import DOCKER, LOCAL, Container, Launch
+from orchestrator.core.observed import GatewayObserved, Observed
 from orchestrator.core.pins import Accelerator, EnginePin, ImagePin, LocalPin
-from orchestrator.core.plan import Door, Limits, plan_deploy, plan_down, plan_down_all
-from orchestrator.core.profile import Profile
+from orchestrator.core.plan import Plan
+from orchestrator.core.profile import CalibrationTexts, Profile, ReadyMade, Weights
+from orchestrator.core.progress import Progress, silent
 from orchestrator.core.resolved import Resolved
-from orchestrator.core.steps import BuildImage, Plan, PullImage
-from orchestrator.core.weights import ReadyFacts, Shape, WeightsFacts
-from orchestrator.engines.resolve import Shipped, fitted, resolve
+from orchestrator.core.weights import HubSource, ReadyFacts, Shape, WeightsFacts
+from orchestrator.engines.context import ResolveContext
+from orchestrator.engines.prerequisites import fitted
+from orchestrator.settings import Settings
 
 LISTEN = "127.0.0.1:8484"
 GATEWAY_IMAGE = "orch-gateway:1"
@@ -107,26 +115,6 @@ def _merged(document: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]
     return merged
 
 
-def weights_of(profile: Profile) -> WeightsFacts:
-    """What is known of the profile's weights: all of a directory's, nothing yet of a hub's."""
-    source = profile.weights.hub
-    if source is None:
-        key = artifact_key(Recipe.WEIGHTS, "dir:tiny")
-        return WeightsFacts("dir:tiny", key, str(profile.weights.path), None, WEIGHTS_BYTES, SHAPE)
-    key = artifact_key(Recipe.WEIGHTS, str(source))
-    return WeightsFacts(str(source), key, str(store_path(key)), source)
-
-
-def ready_of(profile: Profile) -> dict[Recipe, ReadyFacts]:
-    """What is known of its ready-made artifacts, before they are here."""
-    found = {}
-    for recipe, ready in profile.artifacts.items():
-        source = f"{ready.hub}/{ready.file}" if ready.hub is not None else f"file:{ready.path}"
-        key = artifact_key(recipe, source)
-        found[recipe] = ReadyFacts(source, key, ready.hub, ready.file or "", ready.path or "")
-    return found
-
-
 def _render(name: str, values: Mapping[str, Any]) -> str:
     """The shipped templates, each text made once: thousands of plans are made of a dozen deployments."""
     key = (name, repr(sorted(values.items())))
@@ -138,31 +126,126 @@ def _render(name: str, values: Mapping[str, Any]) -> str:
 _rendered: dict[tuple[str, str], str] = {}
 
 
-def shipped(
-    finished: Mapping[str, int] | None = None,
-    docker: DockerFacts = DAEMON,
-    images: Mapping[str, ImageFacts] | None = None,
-    ready: Mapping[Recipe, ReadyFacts] | None = None,
-) -> Shipped:
-    """The shipped templates, pins of our own, and the fake store."""
-    return Shipped(
-        PINS,
-        _render,
-        store_path,
-        finished or {},
-        docker=docker,
+class MadeUpCatalog:
+    """Weights of which all is known where they are a directory's, and nothing yet where they are a hub's."""
+
+    def of_hub(self, source: HubSource) -> WeightsFacts:
+        key = artifact_key(Recipe.WEIGHTS, str(source))
+        return WeightsFacts(str(source), key, str(store_path(key)), source)
+
+    def of_directory(self, weights: Weights, progress: Progress) -> WeightsFacts:
+        key = artifact_key(Recipe.WEIGHTS, "dir:tiny")
+        return WeightsFacts("dir:tiny", key, str(weights.path), None, WEIGHTS_BYTES, SHAPE)
+
+    def of_ready_made(self, recipe: Recipe, ready: ReadyMade, progress: Progress) -> ReadyFacts:
+        source = f"{ready.hub}/{ready.file}" if ready.hub is not None else f"file:{ready.path}"
+        return ReadyFacts(source, artifact_key(recipe, source), ready.hub, ready.file or "", ready.path or "")
+
+
+@dataclass(frozen=True)
+class MadeUpAdapter:
+    """What a PEFT directory says of itself; see `adapter`."""
+
+    rank: int
+    source: str
+
+
+class MadeUpReader:
+    """Adapters by the name of their directory."""
+
+    def adapter(self, directory: Path, base: Path | None) -> MadeUpAdapter:
+        text, _, rank = directory.relative_to("/adapters").as_posix().partition("/")
+        return MadeUpAdapter(int(rank or RANK), f"dir:{hashlib.sha256(text.encode()).hexdigest()}")
+
+
+class MadeUpStore:
+    """A store that has only places."""
+
+    def path(self, key: str) -> Path:
+        return store_path(key)
+
+
+def gateway_launch(
+    target: str, instance: str, listeners: tuple[Listener, ...], origins: tuple[str, ...], take_over: bool
+) -> Launch:
+    """How the fake gateway is started."""
+    listen = listeners[0].address
+    argv = ("{python}", "-m", "orchestrator.gateway", "--listen", listen, *(("--take-over",) if take_over else ()))
+    container = Container(GATEWAY_IMAGE, host_network=True) if target == DOCKER else None
+    port = None if take_over else int(listen.rpartition(":")[2])
+    return Launch(argv, stop_grace_s=20.0, port=port, container=container)
+
+
+class MadeUpOrchestrator(Orchestrator):
+    """orch on a machine that is made up: its weights, pins, daemon and images. What it decides is orch's own."""
+
+    def __init__(self, host: Host = CPU, docker: DockerFacts = DAEMON) -> None:
+        settings = Settings(Path("/nowhere"), LISTEN, listen_given=False, torch_index=None, offline=True, target=LOCAL)
+        super().__init__(settings, silent, lambda value, text: None)
+        self.host = host
+        self.docker_facts = docker
+        self.pins = PINS
+        self.catalog = MadeUpCatalog()  # type: ignore[assignment]
+        self.store = MadeUpStore()  # type: ignore[assignment]
+        self.builder = MadeUpReader()  # type: ignore[assignment]
+        self.targets = dict.fromkeys((LOCAL, DOCKER))  # type: ignore[assignment]
+
+    @property
+    def attends_docker(self) -> bool:
+        return True
+
+    def calibration(self, texts: CalibrationTexts) -> Calibration:
+        return CALIBRATION
+
+    def api_key(self) -> str | None:
+        return None
+
+    def gateway_image(self) -> tuple[str, ImagePin | str]:
+        return GATEWAY_IMAGE, GATEWAY_BASE
+
+    def gateway_launch(
+        self, target: str, instance: str, listeners: tuple[Listener, ...], origins: tuple[str, ...], take_over: bool
+    ) -> Launch:
+        return gateway_launch(target, instance, listeners, origins, take_over)
+
+    def resolve_context(self, observed: Observed, profile: Profile) -> ResolveContext:
+        return replace(super().resolve_context(observed, profile), render=_render)
+
+
+def nothing_but(
+    host: Host, finished: Mapping[str, int] | None = None, images: Mapping[str, ImageFacts] | None = None
+) -> Observed:
+    """A world with these things in it, where nothing runs."""
+    return Observed(
+        host=host,
+        engines=(),
+        gateway=GatewayObserved(None, None),
+        finished=finished or {},
+        environments={},
+        desired={},
         images=images or {},
-        ready=ready or {},
-        calibration=lambda: CALIBRATION,
     )
+
+
+def weights_of(profile: Profile) -> WeightsFacts:
+    """What is known of the profile's weights."""
+    source = profile.weights.hub
+    return MadeUpCatalog().of_hub(source) if source else MadeUpCatalog().of_directory(profile.weights, silent)
+
+
+def context_of(
+    profile: Profile, finished: Mapping[str, int] | None = None, docker: DockerFacts = DAEMON
+) -> ResolveContext:
+    """What resolving the profile needs."""
+    return MadeUpOrchestrator(docker=docker).resolve_context(nothing_but(CPU, finished), profile)
 
 
 def adapter(text: str, profile: Profile) -> Adapter:
     """An adapter from `NAME`, or `NAME@VERSION` for other bytes of that name, or `NAME/RANK`."""
-    text, _, rank = text.partition("/")
-    name, _, _ = text.partition("@")
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return fitted(name, digest, int(rank or RANK), f"/adapters/{text}", weights_of(profile), shipped())
+    facts = MadeUpReader().adapter(Path("/adapters", text), None)
+    name, _, _ = text.partition("/")[0].partition("@")
+    digest = facts.source.removeprefix("dir:")
+    return fitted(name, digest, facts.rank, f"/adapters/{text}", weights_of(profile), context_of(profile))
 
 
 def resolved(
@@ -173,58 +256,45 @@ def resolved(
     images: Mapping[str, ImageFacts] | None = None,
 ) -> Resolved:
     """What is wanted, on this host."""
-    wish = desired.wish
-    around = shipped(finished, docker, images, ready_of(wish.profile))
-    return resolve(wish, desired.adapters, weights_of(wish.profile), host, around)
+    return resolve_desired(MadeUpOrchestrator(host, docker), desired, nothing_but(host, finished, images))[0]
 
 
-def wanted(command: str, profile: Profile, observed: Observed) -> Desired:
-    """What `up`, `migrate`, `rollback` and `lora` want of the profile; `--target NAME` ends `up` and `migrate`."""
+def intent_of(command: str, profile: Profile) -> Intent:
+    """What `up`, `migrate`, `rollback` and `lora` ask of the profile; `--target NAME` ends `up` and `migrate`."""
     command, _, asked = command.partition(" --target ")
-    present = observed.desired.get(profile.name)
-    target = asked or (present.wish.target if present is not None else "local")
+    target = asked or None
     match command.split():
-        case ["up"] | ["up", "--fresh"] if present is not None:
-            return present.changed_to(present.wish.model_copy(update={"profile": profile}))
-        case ["up", engine, *recipe] | ["migrate", engine, *recipe]:
-            wish = Wish(profile=profile, engine=engine, target=target, recipe=Recipe(recipe[0]) if recipe else None)
-            return present.changed_to(wish) if present is not None else Desired(wish=wish)
-        case ["rollback"] if present is not None and present.previous is not None:
-            return present.changed_to(present.previous)
-        case ["lora", "add", text] if present is not None:
-            added = adapter(text, profile)
-            others = [a for a in present.adapters if a.name != added.name]
-            return present.model_copy(update={"adapters": (*others, added)})
-        case ["lora", "rm", name] if present is not None:
-            return present.model_copy(update={"adapters": tuple(a for a in present.adapters if a.name != name)})
+        case ["up"] | ["up", "--fresh" | "--gateway"]:
+            return Serve(profile=profile)
+        case ["up", engine, *recipe]:
+            return Serve(engine, profile, target, Recipe(recipe[0]) if recipe else None)
+        case ["migrate", engine, *recipe]:
+            return MoveTo(engine, profile.name, target, Recipe(recipe[0]) if recipe else None)
+        case ["rollback"]:
+            return GoBack(profile.name)
+        case ["lora", "add", text]:
+            return AddAdapter(text.partition("/")[0].partition("@")[0], Path("/adapters", text), profile.name)
+        case ["lora", "rm", name]:
+            return RemoveAdapter(name, profile.name)
     raise ValueError(f"no such command here: {command}")
 
 
-def door(target: str, observed: Observed) -> Door:
-    """The gateway for what is wanted on a target."""
-    running = observed.gateway.instance
-    if target != DOCKER or (running is not None and running.target != DOCKER):
-        return Door(LISTEN, target)
-    return Door(LISTEN, target, (PullImage(GATEWAY_BASE), BuildImage(GATEWAY_IMAGE, GATEWAY_BASE.reference)))
-
-
 def plan_of(
-    command: str, profile: Profile, observed: Observed, limits: Limits | None = None, docker: DockerFacts = DAEMON
+    command: str,
+    profile: Profile,
+    observed: Observed,
+    options: Options | None = None,
+    docker: DockerFacts = DAEMON,
 ) -> Plan:
     """The Plan of a command."""
-    limits = limits or Limits()
-    if command == "down":
-        return plan_down(profile.name, observed, limits)
-    if command == "down --all":
-        return plan_down_all(observed, limits)
-    desired = wanted(command, profile, observed)
-    made = resolved(desired, observed.host, observed.finished, docker, observed.images)
-    way_in, fresh = door(desired.wish.target, observed), "--fresh" in command
-    return plan_deploy(command.split()[0], made, desired, observed, way_in, limits, fresh=fresh)
+    options = options or Options(fresh="--fresh" in command, renew_gateway="--gateway" in command)
+    if command.startswith("down"):
+        return plan_taking_down(None, command == "down --all", observed, options.drain_s, forget=False)
+    orch = MadeUpOrchestrator(observed.host, docker)
+    return plan_for(orch, command.split()[0], intent_of(command, profile), observed, options)
 
 
 def plan_status(profile: Profile, observed: Observed, docker: DockerFacts = DAEMON) -> Plan:
     """What `status` asks: the plan to what is recorded."""
-    desired = observed.desired[profile.name]
-    made = resolved(desired, observed.host, observed.finished, docker, observed.images)
-    return plan_deploy("status", made, desired, observed, door(desired.wish.target, observed), Limits())
+    orch = MadeUpOrchestrator(observed.host, docker)
+    return plan_to(orch, "status", observed.desired[profile.name], observed, Options())

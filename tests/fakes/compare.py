@@ -6,7 +6,7 @@ from typing import Any
 
 from fakes.world import FakeWorld
 from orchestrator.core.observed import Observed
-from orchestrator.core.steps import Plan
+from orchestrator.core.plan import Plan
 
 
 def what_serves(observed: Observed) -> dict[str, Any]:
@@ -29,11 +29,16 @@ def adapters(observed: Observed) -> dict[str, Any]:
     }
 
 
-def lost(world: FakeWorld, before: FakeWorld) -> list[str]:
-    """The public names that answered before and do not any more."""
-    status = before.observe().gateway.status
+def answered(world: FakeWorld) -> list[str]:
+    """The public names that answer."""
+    status = world.observe().gateway.status
     names = status.routes.names if status is not None else ()
-    return [name for name in names if before.chat(name) == 200 and world.chat(name) != 200]
+    return [name for name in names if world.chat(name) == 200]
+
+
+def lost(world: FakeWorld, before: list[str]) -> list[str]:
+    """Those of `before`, which have answered, that do not any more."""
+    return [name for name in before if world.chat(name) != 200]
 
 
 def left_to_do(plan: Plan) -> list[str]:

@@ -10,9 +10,18 @@ from urllib.parse import urlsplit
 
 from fakes.faults import Faults
 from fakes.target import FakeClock, FakeTarget, Process
+from orchestrator.core.gateway_status import (
+    BackendLoad,
+    GatewayStatus,
+    Phase,
+    Traffic,
+    generation_of,
+    is_gateway,
+    listeners_of,
+)
+from orchestrator.core.launch import InstanceState
 from orchestrator.core.progress import Progress, silent
-from orchestrator.core.routes import Counts, GatewayStatus, Route
-from orchestrator.core.steps import GATEWAY
+from orchestrator.core.routes import Route
 from orchestrator.drivers.base import Reply
 from orchestrator.errors import HostError
 
@@ -20,7 +29,7 @@ STEP_S = 0.1
 
 
 class FakeGateway:
-    """The admin side of the instance `gateway` of one of the fake targets; `in_flight` counts by backend, `stuck` is
+    """The admin side of the gateways among the instances of the fake targets; `in_flight` counts by backend, `stuck` is
     the pid of a process that takes connections and answers nothing."""
 
     def __init__(self, targets: tuple[FakeTarget, ...], clock: FakeClock, faults: Faults) -> None:
@@ -30,22 +39,32 @@ class FakeGateway:
         self._clock = clock
         self._faults = faults
 
+    def serving(self) -> str | None:
+        with self._faults.call("gateway.serving"):
+            return next((name for name, process in self._living() if process.phase is Phase.SERVING), None)
+
     def status(self) -> GatewayStatus | None:
         with self._faults.call("gateway.status"):
             process = self._process()
-            if process is None:
-                return None
-            return GatewayStatus(
-                pid=process.pid or 0,
-                version="1",
-                listen=process.label,
-                started_at="2026-01-01T00:00:00+00:00",
-                routes=process.routes,
-                backends={},
-                totals=Counts(),
-                paused={},
-                held=0,
-            )
+            return self._status(process) if process is not None else None
+
+    def status_of(self, instance: str) -> GatewayStatus | None:
+        with self._faults.call("gateway.status"):
+            process = dict(self._living()).get(instance)
+            return self._status(process) if process is not None else None
+
+    def hand_over(self, old: str, new: str) -> None:
+        with self._faults.call(f"gateway.hand_over {old} {new}"):
+            living = dict(self._living())
+            before, after = living.get(old), living.get(new)
+            if before is None or before.phase is not Phase.SERVING:
+                raise HostError("No gateway answers at its socket.", hint="`orch up` starts it.")
+            if after is None or after.phase is not Phase.WAITING:
+                raise HostError("The gateway did not take over: nobody waits.")
+            after.routes, after.port, after.phase = before.routes, before.port, Phase.SERVING
+            before.phase = Phase.LEAVING
+            if not any(self.in_flight.values()):
+                before.state, before.pid = InstanceState.STOPPED, None
 
     def set_routes(self, owner: str, routes: tuple[Route, ...]) -> None:
         with self._faults.call(f"gateway.set_routes {owner}"):
@@ -70,11 +89,29 @@ class FakeGateway:
                 self._clock.sleep(STEP_S)
             return 0
 
-    def _process(self) -> Process | None:
-        process = gateway_process(self._targets)
-        if process is not None and process.pid is not None and process.pid == self.stuck:
+    def _status(self, process: Process) -> GatewayStatus:
+        loads = {name: BackendLoad(count) for name, count in self.in_flight.items()}
+        return GatewayStatus(
+            pid=process.pid or 0,
+            version=process.version,
+            listeners=listeners_of(process.label),
+            started_at="2026-01-01T00:00:00+00:00",
+            routes=process.routes,
+            traffic=Traffic(loads),
+            protocol=process.protocol,
+            phase=process.phase,
+        )
+
+    def _living(self) -> list[tuple[str, Process]]:
+        """The gateways that answer, newest first."""
+        found = gateway_processes(self._targets)
+        if any(process.pid is not None and process.pid == self.stuck for _, process in found):
             raise HostError("The gateway does not answer.", hint="It may be stopped or stuck: restart it.")
-        return answering(self._targets, process.host, process.port) if process is not None else None
+        return [(name, process) for name, process in found if answers(process, self._clock)]
+
+    def _process(self) -> Process | None:
+        """The one that serves."""
+        return next((process for _, process in self._living() if process.phase is Phase.SERVING), None)
 
     def _answering(self) -> Process:
         process = self._process()
@@ -83,10 +120,22 @@ class FakeGateway:
         return process
 
 
-def gateway_process(targets: tuple[FakeTarget, ...]) -> Process | None:
-    """The instance `gateway`, wherever it is."""
-    found = (target.processes.get(GATEWAY) for target in targets)
-    return next((process for process in found if process is not None), None)
+def gateway_processes(targets: tuple[FakeTarget, ...]) -> list[tuple[str, Process]]:
+    """The gateways, wherever they are, newest first."""
+    names = [(target, name) for target in targets for name in target.processes if is_gateway(name)]
+    found = [(name, process) for target, name in names if (process := target.now(name)) is not None]
+    return sorted(found, key=lambda pair: generation_of(pair[0]), reverse=True)
+
+
+def serving_gateway(targets: tuple[FakeTarget, ...]) -> Process | None:
+    """The one that clients reach."""
+    found = (process for _, process in gateway_processes(targets) if process.phase is Phase.SERVING)
+    return next(found, None)
+
+
+def answers(process: Process, clock: FakeClock) -> bool:
+    """Whether it lives and is ready."""
+    return process.state is InstanceState.RUNNING and clock.now >= process.ready_at and not process.fate.hangs
 
 
 def answering(targets: tuple[FakeTarget, ...], host: str, port: int) -> Process | None:
@@ -138,7 +187,7 @@ class FakeHttp:
         route = gateway.routes.find(str(body["model"]))
         if route is None:
             return Reply(404, None, json.dumps({"error": {"message": f"There is no model {body['model']}."}}))
-        engine = self._at(route.url)
+        engine = self._at(route.backend.url)
         if engine is None or engine.server is None:
-            return Reply(502, None, f"{route.backend} does not answer")
+            return Reply(502, None, f"{route.backend.instance} does not answer")
         return engine.server.post(path, {**body, "model": route.upstream or route.name, **route.patch})

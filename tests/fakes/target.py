@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from fakes.engine import EngineServer, OllamaStore
 from fakes.faults import Faults
+from orchestrator import __version__
 from orchestrator.core.deployment import Deployment
-from orchestrator.core.launch import DOCKER, LOCAL, Exit, Instance, InstanceState, Launch
+from orchestrator.core.gateway_status import GatewayState, Phase, is_gateway
+from orchestrator.core.launch import DOCKER, LOCAL, Exit, Instance, InstanceState, Launch, out_of_memory
 from orchestrator.core.progress import Progress
-from orchestrator.core.routes import RouteTable
+from orchestrator.core.routes import PROTOCOL, RouteTable
 from orchestrator.drivers.base import Environments, Images
 from orchestrator.errors import HostError
 
@@ -38,13 +41,16 @@ class FakeClock:
 
 @dataclass(frozen=True)
 class Fate:
-    """What becomes of an instance when it starts: it hangs, or (with a log) dies instead of getting ready; an Ollama
-    may fall back to the CPU."""
+    """What becomes of an instance when it starts: it hangs, or (with a log) dies instead of getting ready, of want of
+    memory if there is a `memory_limit`; an Ollama may fall back to the CPU. How it died is known `late` seconds later.
+    """
 
     hangs: bool = False
     falls_back: bool = False
     log: str = ""
     code: int = 1
+    memory_limit: int | None = None
+    late: float = 0.0
 
 
 @dataclass
@@ -59,15 +65,25 @@ class Process:
     pid: int | None = None
     starts: int = 0
     last_exit: Exit | None = None
+    coming: tuple[float, Exit] | None = None  # an exit, and when it will be known
     ready_at: float = 0.0
     fate: Fate = field(default_factory=Fate)
     server: EngineServer | None = None
     problem: str = ""  # with one, nothing else of its record can be read
     host: str = LOOPBACK
     drift: str = ""
+    reloads: int = 0
     # What the gateway and an Ollama keep on disk, in the instance's directory.
     routes: RouteTable = field(default_factory=RouteTable)
+    phase: Phase = Phase.SERVING
+    version: str = __version__
+    protocol: int = PROTOCOL
     kept: OllamaStore = field(default_factory=OllamaStore)
+
+    @property
+    def listens(self) -> bool:
+        """It has its port: one that leaves has given it away."""
+        return self.state is InstanceState.RUNNING and self.phase is Phase.SERVING
 
 
 class FakeTarget:
@@ -103,7 +119,7 @@ class FakeTarget:
 
     def ensure(self, name: str, launch: Launch, label: str) -> Instance:
         with self._call(f"ensure {name}"):
-            process = self._now(name)
+            process = self.now(name)
             if process is not None and process.state is InstanceState.RUNNING:
                 self._check_record(name, process)
                 if process.launch != launch:
@@ -124,6 +140,16 @@ class FakeTarget:
             process = self._known(name)
             process.launch, process.label = launch, label
 
+    def release(self, name: str) -> None:
+        with self._call(f"release {name}"):
+            self._known(name).supervised = False
+
+    def reload(self, name: str) -> None:
+        with self._call(f"reload {name}"):
+            process = self.now(name)
+            if process is not None and process.state is InstanceState.RUNNING:
+                process.reloads += 1
+
     def write_file(self, name: str, filename: str, text: str) -> None:
         with self._call(f"write_file {name} {filename}"):
             self.files.setdefault(name, {})[filename] = text
@@ -138,7 +164,7 @@ class FakeTarget:
 
     def remove(self, name: str) -> None:
         with self._call(f"remove {name}"):
-            process = self._now(name)
+            process = self.now(name)
             lives = process is not None and (process.state is not InstanceState.STOPPED or process.supervised)
             if process is not None and lives and not process.problem:
                 raise HostError(f"{name} still runs.", "Stop it before it is removed.")
@@ -164,8 +190,13 @@ class FakeTarget:
         process.ready_at = self._clock.now + BOOT_S
         process.fate = self.fates.get(name, Fate())
         self.logs_of[name] = "starting\n"
-        if process.label.startswith("{"):
-            made = Deployment.model_validate_json(process.label)
+        if is_gateway(name):
+            kept = self.files.get(name, {}).get("routes.json")
+            if kept is not None:
+                process.routes = GatewayState.from_json(json.loads(kept)).routes
+            process.phase = Phase.WAITING if "--take-over" in process.launch.argv else Phase.SERVING
+        elif process.label.startswith("{"):
+            made = Deployment.from_label(process.label)
             on_gpu = False if process.fate.falls_back else None
             process.server = EngineServer(made, self.files.get(name, {}), process.kept, on_gpu)
 
@@ -173,7 +204,10 @@ class FakeTarget:
         """Its process ends and nobody asked for that; its keeper waits to restart it."""
         process = self.processes[name]
         self._end(process, InstanceState.BACKOFF if process.supervised else InstanceState.STOPPED)
-        process.last_exit = Exit(code, None, f"at {self._clock.now}")
+        at = f"at {self._clock.now}"
+        limit = process.fate.memory_limit
+        told = Exit(code, None, at) if limit is None else out_of_memory(None, 9, at, limit)
+        process.last_exit, process.coming = None, (self._clock.now + process.fate.late, told)
 
     def damage(self, name: str) -> None:
         """Its record can be read no more; its process goes on."""
@@ -182,25 +216,28 @@ class FakeTarget:
     def answering(self, host: str, port: int) -> Process | None:
         """The process that listens there, if it is ready."""
         for name in self.processes:
-            process = self._now(name)
+            process = self.now(name)
             at = process is not None and (process.host, process.port) == (host, port)
-            if process is not None and at and process.state is InstanceState.RUNNING:
+            if process is not None and at and process.listens:
                 silent = process.fate.hangs or process.drift == PAUSED
                 return process if self._clock.now >= process.ready_at and not silent else None
         return None
 
-    def _now(self, name: str) -> Process | None:
+    def now(self, name: str) -> Process | None:
         """The instance as it is now: what dies while it gets ready is dead once that time has come."""
         process = self.processes.get(name)
-        if process is None or process.state is not InstanceState.RUNNING:
-            return process
-        if process.fate.log and self._clock.now >= process.ready_at:
+        if process is None:
+            return None
+        dies = process.state is InstanceState.RUNNING and process.fate.log != ""
+        if dies and self._clock.now >= process.ready_at:
             self.logs_of[name] += process.fate.log
             self.crash(name, process.fate.code)
+        if process.coming is not None and self._clock.now >= process.coming[0]:
+            process.last_exit, process.coming = process.coming[1], None
         return process
 
     def _instance(self, name: str) -> Instance:
-        process = self._now(name)
+        process = self.now(name)
         assert process is not None
         return Instance(
             name=name,
@@ -219,7 +256,7 @@ class FakeTarget:
         )
 
     def _known(self, name: str) -> Process:
-        process = self._now(name)
+        process = self.now(name)
         if process is None:
             kind = "container" if self.name == DOCKER else "local process"
             raise HostError(f"There is no {kind} named {name}.")
@@ -245,7 +282,7 @@ class FakeTarget:
 
     def _choose_port(self, launch: Launch, before: Process | None) -> int:
         if launch.port is not None:
-            if any(p.port == launch.port and p.state is InstanceState.RUNNING for p in self.processes.values()):
+            if any(p.port == launch.port and p.listens for p in self.processes.values()):
                 raise HostError(f"Port {launch.port} is taken.", "End that program, or choose another port.")
             return launch.port
         if self.name == DOCKER:

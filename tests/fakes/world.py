@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
-from fakes.asks import GATEWAY_IMAGE
+from fakes.asks import gateway_launch
 from fakes.engine import EngineServer, tagged
 from fakes.faults import Faults
-from fakes.gateway import FakeGateway, FakeHttp, gateway_process
-from fakes.materials import SIZE, FakeBuilder, FakeEnvironments, FakeHub, FakeImages, FakeRecords, FakeStore
-from fakes.materials import made as manifest_of
+from fakes.gateway import FakeGateway, FakeHttp, serving_gateway
+from fakes.storage import SIZE, FakeBuilder, FakeEnvironments, FakeHub, FakeImages, FakeRecords, FakeStore
+from fakes.storage import made as manifest_of
 from fakes.target import FakeClock, FakeTarget, Process
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.events import Event
+from orchestrator.core.gateway_status import Listener, listeners_of
 from orchestrator.core.host import Host
-from orchestrator.core.launch import DOCKER, Container, Instance, InstanceState, Launch
-from orchestrator.core.observed import EngineObserved, Observed
-from orchestrator.core.steps import GATEWAY, Plan
+from orchestrator.core.launch import DOCKER, Instance, InstanceState, Launch
+from orchestrator.core.observed import EngineObserved, Observed, OtherGateway
+from orchestrator.core.plan import Plan
 from orchestrator.drivers.base import World
 from orchestrator.engines import ENGINES
 from orchestrator.observe import observe
@@ -28,11 +30,23 @@ LOADING_S = 5.0
 LINGERS_S = 3.0
 
 
-def gateway_launch(target: str, listen: str) -> Launch:
-    """How the fake gateway is started."""
-    argv = ("{python}", "-m", "orchestrator.gateway", "--listen", listen)
-    container = Container(GATEWAY_IMAGE, host_network=True) if target == DOCKER else None
-    return Launch(argv, stop_grace_s=20.0, port=int(listen.rpartition(":")[2]), container=container)
+@dataclass(frozen=True)
+class Drivers:
+    """A World (drivers/base.py) of these."""
+
+    read_host: Callable[[], Host]
+    hub: FakeHub
+    store: FakeStore
+    builder: FakeBuilder
+    environments: FakeEnvironments
+    targets: Mapping[str, FakeTarget]
+    images: FakeImages
+    gateway: FakeGateway
+    gateway_launch: Callable[[str, str, tuple[Listener, ...], tuple[str, ...], bool], Launch]
+    http: FakeHttp
+    front: FakeHttp
+    records: FakeRecords
+    clock: FakeClock
 
 
 def never() -> bool:
@@ -68,8 +82,8 @@ class FakeWorld:
 
     @property
     def world(self) -> World:
-        return World(
-            host=self._host,
+        return Drivers(
+            read_host=self._host,
             hub=self.hub,
             store=self.store,
             builder=self.builder,
@@ -111,10 +125,11 @@ class FakeWorld:
 
     def chat(self, name: str) -> int:
         """The status that a client gets who asks for a name at the gateway; 0 when nothing answers."""
-        process = gateway_process(self.targets)
+        process = serving_gateway(self.targets)
         if process is None:
             return 0
-        reply = self.front.post(f"http://{process.label}/v1/chat/completions", {"model": name}, 1.0)
+        (listener,) = listeners_of(process.label)
+        reply = self.front.post(f"http://{listener.address}/v1/chat/completions", {"model": name}, 1.0)
         return reply.status if reply is not None else 0
 
     @classmethod
@@ -131,11 +146,13 @@ class FakeWorld:
             made.records.record(profile, desired)
         for engine in observed.engines:
             made._put(engine)
+        if observed.gateway.status is not None:
+            loads = observed.gateway.status.traffic.backends
+            made.gateway.in_flight = {name: load.in_flight for name, load in loads.items()}
         if observed.gateway.instance is not None:
-            process = _process(observed.gateway.instance)
-            made._target(observed.gateway.instance).processes[GATEWAY] = process
-            if observed.gateway.status is not None:
-                process.routes = observed.gateway.status.routes
+            made._put_gateway(OtherGateway(observed.gateway.instance, observed.gateway.status))
+        for other in observed.gateway.others:
+            made._put_gateway(other)
         for target in made.targets:
             ports = [process.port for process in target.processes.values()]
             pids = [process.pid or 0 for process in target.processes.values()]
@@ -145,6 +162,12 @@ class FakeWorld:
 
     def _target(self, instance: Instance) -> FakeTarget:
         return next(target for target in self.targets if target.name == instance.target)
+
+    def _put_gateway(self, seen: OtherGateway) -> None:
+        process = self._target(seen.instance).processes[seen.instance.name] = _process(seen.instance)
+        if seen.status is not None:
+            process.routes, process.phase = seen.status.routes, seen.status.phase
+            process.version, process.protocol = seen.status.version, seen.status.protocol
 
     def _put(self, engine: EngineObserved) -> None:
         target, name = self._target(engine.instance), engine.instance.name

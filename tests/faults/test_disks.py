@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from orch_nursery import Nursery, nursery_of, sound
+from orch_killed import Commands, commands_of, sound
 
 from orchestrator.artifacts.store import Store
 
@@ -38,24 +38,24 @@ def remount(place: Path, options: str) -> None:
 
 
 @contextmanager
-def orch_on(place: Path, tmp_path: Path) -> Iterator[Nursery]:
-    with nursery_of(tmp_path / "work", TINY, place / "home") as (nursery, _):
-        yield nursery
+def orch_on(place: Path, tmp_path: Path) -> Iterator[Commands]:
+    with commands_of(tmp_path / "work", TINY, place / "home") as (orch, _):
+        yield orch
 
 
 def test_a_disk_that_fills_up_is_told_at_every_stage(tmp_path: Path) -> None:
     build = ("build", "-p", str(tmp_path / "work" / "tiny.toml"))
-    with disk(tmp_path / "disk", f"{SIZES[0]}k") as place, orch_on(place, tmp_path) as nursery:
+    with disk(tmp_path / "disk", f"{SIZES[0]}k") as place, orch_on(place, tmp_path) as orch:
         finished: list[set[str]] = []
         for size in SIZES:
             remount(place, f"size={size}k")
-            ended = nursery.run(*build, code=4)
+            ended = orch.run(*build, code=4)
             assert "Traceback" not in ended.said
             assert "free some disk space" in ended.said.lower()
             finished.append({key.rpartition("-")[0] for key in sound(place / "home" / "store")})
         assert finished == [set(), *[{"weights"}] * (len(SIZES) - 1)]
         remount(place, f"size={WHOLE}")
-        nursery.run(*build)
+        orch.run(*build)
         assert {key.rpartition("-")[0] for key in sound(place / "home" / "store")} == {
             "weights",
             "gguf-q6_k",
@@ -66,21 +66,21 @@ def test_a_disk_that_fills_up_is_told_at_every_stage(tmp_path: Path) -> None:
 
 def test_a_read_only_disk_is_read_and_told(tmp_path: Path) -> None:
     profile = str(tmp_path / "work" / "tiny.toml")
-    with disk(tmp_path / "disk", WHOLE) as place, orch_on(place, tmp_path) as nursery:
-        nursery.run("build", "-p", profile, "--recipe", "nvfp4a16")
-        (key,) = (key for key in nursery.listed() if key.startswith("nvfp4a16"))
+    with disk(tmp_path / "disk", WHOLE) as place, orch_on(place, tmp_path) as orch:
+        orch.run("build", "-p", profile, "--recipe", "nvfp4a16")
+        (key,) = (key for key in orch.listed() if key.startswith("nvfp4a16"))
         remount(place, "ro")
         for words in (("artifacts", "ls"), ("artifacts", "verify"), ("status",), ("inspect", key)):
-            nursery.run(*words)
-        nursery.run("build", "-p", profile, "--recipe", "nvfp4a16")
+            orch.run(*words)
+        orch.run("build", "-p", profile, "--recipe", "nvfp4a16")
         for words in (
             ("build", "-p", profile),
             ("artifacts", "rm", key),
             ("lock", "-p", profile, "-o", f"{place}/x.lock"),
         ):
-            ended = nursery.run(*words, code=4)
+            ended = orch.run(*words, code=4)
             assert "Read-only file system" in ended.said
             assert "Traceback" not in ended.said
         remount(place, "rw")
-        nursery.run("build", "-p", profile)
+        orch.run("build", "-p", profile)
         assert len(sound(place / "home" / "store")) == 3

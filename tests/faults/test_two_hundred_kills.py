@@ -1,4 +1,6 @@
-"""kill -9 at two hundred random moments of pulls and builds: nothing half-finished is listed, nothing is done twice."""
+"""kill -9 at random moments of pulls and builds: nothing half-finished is listed, nothing is done twice. Two hundred in
+`scripts/test long`, and forty others with each commit.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,13 @@ from typing import Any
 
 import pytest
 from orch_command import ROOT
-from orch_nursery import Nursery, Undisturbed, hub_server, nursery_of, sound
+from orch_killed import Commands, Undisturbed, commands_of, hub_server, sound
 
 from orchestrator.artifacts.store import Store
 from orchestrator.drivers.hub.part import PIECE, arrived, piece_size
 
 WEIGHTS = "model.safetensors"
-KILLS = 200
+KILLS, SAMPLE = 200, 40
 # Of one command in a row, before it may end.
 MOST = 13
 # Bytes per second: what comes of the weights between two kills is a part of them.
@@ -31,21 +33,22 @@ LOST = 512 * 1024
 class Clock:
     """Random moments within the time that commands take here and now, counted from their start."""
 
-    def __init__(self, nursery: Nursery) -> None:
-        self._nursery, self._random = nursery, random.Random(4)
+    def __init__(self, orch: Commands, chance: random.Random) -> None:
+        self._orch, self._random = orch, chance
         self._takes: dict[tuple[str, ...], float] = {}
 
     def run(self, words: tuple[str, ...]) -> None:
         """Runs a command to its end, and sees how long it takes."""
         began = time.monotonic()
-        self._nursery.run(*words)
+        self._orch.run(*words)
         self._takes[words] = time.monotonic() - began
 
     def kill(self, words: tuple[str, ...]) -> bool:
         """Runs a command and kills it at a random moment; False if it was through before."""
-        pid = self._nursery.start(*words)
+        process = self._orch.start(*words)
         time.sleep(self._random.uniform(0.2, 1.0) * self._takes[words])
-        code = self._nursery.kill(pid)
+        process.kill()
+        code = process.wait()
         assert code in (0, -signal.SIGKILL)
         return code != 0
 
@@ -53,9 +56,9 @@ class Clock:
 class Life:
     """One data directory from nothing to all artifacts, as it is seen between kills."""
 
-    def __init__(self, nursery: Nursery, hub: Any, undisturbed: Undisturbed) -> None:
-        self._nursery, self._hub, self._undisturbed = nursery, hub, undisturbed
-        self._store = nursery.home / "store"
+    def __init__(self, orch: Commands, hub: Any, undisturbed: Undisturbed) -> None:
+        self._orch, self._hub, self._undisturbed = orch, hub, undisturbed
+        self._store = orch.home / "store"
         self._work = self._store / ".partial" / undisturbed.weights
         whole = (undisturbed.source / WEIGHTS).read_bytes()
         self._size, self._part = len(whole), self._work / ".partial" / hashlib.sha256(whole).hexdigest()
@@ -97,17 +100,18 @@ def undisturbed(tmp_path: Path) -> Undisturbed:
 
     place = tmp_path / "undisturbed"
     source = write_model("qwen2-tied", place / "source")
-    with nursery_of(place, source) as (nursery, _):
-        nursery.run("build", "-p", str(place / "tiny.toml"))
-        made = sound(nursery.home / "store")
+    with commands_of(place, source) as (orch, _):
+        orch.run("build", "-p", str(place / "tiny.toml"))
+        made = sound(orch.home / "store")
     assert len(made) == 3
     return Undisturbed(source, made)
 
 
-def test_two_hundred_kills(undisturbed: Undisturbed, tmp_path: Path) -> None:
+@pytest.mark.sampled
+def test_two_hundred_kills(undisturbed: Undisturbed, tmp_path: Path, thorough: bool, chance: random.Random) -> None:
     total = sum(path.stat().st_size for path in undisturbed.source.iterdir())
-    with nursery_of(tmp_path / "killed", undisturbed.source) as (nursery, hub):
-        clock, kills = Clock(nursery), 0
+    with commands_of(tmp_path / "killed", undisturbed.source) as (orch, hub):
+        clock, kills = Clock(orch, random.Random(4) if thorough else chance), 0
         pull, build = (
             ("pull", "-p", str(tmp_path / "killed" / "tiny.toml")),
             ("build", "-p", str(tmp_path / "killed" / "tiny.toml")),
@@ -115,9 +119,9 @@ def test_two_hundred_kills(undisturbed: Undisturbed, tmp_path: Path) -> None:
         hub.faults.append(hub_server.Fault("slow", WEIGHTS, SLOW))
         clock.run(pull)
         clock.run(build)
-        while kills < KILLS:
-            shutil.rmtree(nursery.home)
-            life, sent, before = Life(nursery, hub, undisturbed), hub.sent, kills
+        while kills < (KILLS if thorough else SAMPLE):
+            shutil.rmtree(orch.home)
+            life, sent, before = Life(orch, hub, undisturbed), hub.sent, kills
             for words in (pull, build):
                 for _ in range(MOST):
                     killed = clock.kill(words)
@@ -129,5 +133,5 @@ def test_two_hundred_kills(undisturbed: Undisturbed, tmp_path: Path) -> None:
                     assert hub.sent - sent <= total + LOST * (kills - before)
                 clock.run(words)
                 life.look()
-            assert nursery.listed().keys() == undisturbed.made.keys() == sound(nursery.home / "store").keys()
-            assert Store(nursery.home / "store").unfinished() == {}
+            assert orch.listed().keys() == undisturbed.made.keys() == sound(orch.home / "store").keys()
+            assert Store(orch.home / "store").unfinished() == {}

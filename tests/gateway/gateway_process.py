@@ -13,7 +13,8 @@ from pathlib import Path
 
 from upstream import Upstream
 
-from orchestrator.core.routes import GatewayStatus, Route
+from orchestrator.core.gateway_status import GatewayStatus
+from orchestrator.core.routes import Backend, Route
 from orchestrator.drivers.gateway_admin import GatewayAdmin
 
 
@@ -84,10 +85,9 @@ class Gateway:
         finally:
             connection.close()
 
-    def route(self, name: str, engine: Upstream, **more: object) -> Route:
-        """A route of owner "one" to an engine."""
-        fields = {"owner": "one", "backend": engine.name, "url": engine.url, **more}
-        return Route(name=name, **fields)
+    def route(self, name: str, engine: Upstream, url: str = "", **more: object) -> Route:
+        """A route of owner "one" to an engine, at another `url` than its own if there is one."""
+        return Route(**{"name": name, "owner": "one", "backends": (Backend(engine.name, url or engine.url),), **more})
 
 
 class Stream:

@@ -20,8 +20,8 @@ def test_a_client_that_leaves_a_stream_ends_it_at_the_engine(gateway, engine, st
     client.event()
     client.close()
     one.wait_for_disconnect(1)
-    wait_until(lambda: gateway.status().backends["one-g1"].in_flight == 0)
-    assert gateway.status().totals.errors == 0
+    wait_until(lambda: gateway.status().traffic.backends["one-g1"].in_flight == 0)
+    assert gateway.status().traffic.totals.errors == 0
 
 
 def test_clients_that_leave_under_a_write_are_no_errors(gateway, engine, stream):
@@ -31,8 +31,8 @@ def test_clients_that_leave_under_a_write_are_no_errors(gateway, engine, stream)
         client = stream(model="tiny", tokens=100_000)
         client.event()
         client.close()
-    wait_until(lambda: gateway.status().backends["one-g1"].in_flight == 0)
-    assert gateway.status().totals.errors == 0
+    wait_until(lambda: gateway.status().traffic.backends["one-g1"].in_flight == 0)
+    assert gateway.status().traffic.totals.errors == 0
     assert "ERROR" not in gateway.log.read_text()
 
 
@@ -45,7 +45,7 @@ def test_a_client_that_leaves_before_the_answer_ends_the_request_at_the_engine(g
     one.wait_for_requests(1)
     connection.close()
     one.wait_for_disconnect(1)
-    wait_until(lambda: gateway.status().backends["one-g1"].in_flight == 0)
+    wait_until(lambda: gateway.status().traffic.backends["one-g1"].in_flight == 0)
     assert len(one.requests) == 1
 
 
@@ -60,8 +60,8 @@ def test_a_dead_engine_is_tried_again_for_some_seconds_then_503(gateway, engine)
     assert int(headers["retry-after"]) > 0
     assert 2 < took < 5
     now = gateway.status()
-    assert (now.totals.requests, now.totals.errors) == (1, 1)
-    assert now.backends["one-g1"].counts.requests == now.backends["one-g1"].counts.errors > 2
+    assert (now.traffic.totals.requests, now.traffic.totals.errors) == (1, 1)
+    assert now.traffic.backends["one-g1"].counts.requests == now.traffic.backends["one-g1"].counts.errors > 2
 
 
 def test_an_engine_that_comes_back_in_time_answers(gateway, engine):
@@ -70,10 +70,10 @@ def test_an_engine_that_comes_back_in_time_answers(gateway, engine):
     one.close()
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(gateway.ask, CHAT, {"model": "tiny"})
-        wait_until(lambda: gateway.status().backends["one-g1"].counts.errors > 1)
+        wait_until(lambda: gateway.status().traffic.backends["one-g1"].counts.errors > 1)
         engine("again", one.port)
         assert json.loads(asked.result()[2])["from"] == "again"
-    assert gateway.status().totals.errors == 0
+    assert gateway.status().traffic.totals.errors == 0
 
 
 def test_an_engine_that_still_loads_is_waited_for(gateway, engine):
@@ -85,7 +85,7 @@ def test_an_engine_that_still_loads_is_waited_for(gateway, engine):
         one.wait_for_requests(3)
         one.loading = False
         assert asked.result()[0] == 200
-    assert gateway.status().totals.errors == 0
+    assert gateway.status().traffic.totals.errors == 0
 
 
 def test_an_engine_that_loads_for_long_answers_itself(gateway, engine):
@@ -94,7 +94,7 @@ def test_an_engine_that_loads_for_long_answers_itself(gateway, engine):
     one.loading = True
     status, _, answer = gateway.ask(CHAT, {"model": "tiny"})
     assert (status, json.loads(answer)["from"]) == (503, "one-g1")
-    assert gateway.status().totals.errors == 1
+    assert gateway.status().traffic.totals.errors == 1
 
 
 def test_a_request_whose_engine_is_gone_follows_the_route(gateway, engine):
@@ -103,7 +103,7 @@ def test_a_request_whose_engine_is_gone_follows_the_route(gateway, engine):
     one.close()
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(gateway.ask, CHAT, {"model": "tiny"})
-        wait_until(lambda: gateway.status().backends["one-g1"].counts.errors > 1)
+        wait_until(lambda: gateway.status().traffic.backends["one-g1"].counts.errors > 1)
         gateway.admin.set_routes("one", [gateway.route("tiny", two)])
         assert json.loads(asked.result()[2])["from"] == "one-g2"
 
@@ -117,7 +117,7 @@ def test_an_engine_lost_before_the_first_byte_is_tried_again_but_not_for_ever(ga
     assert (status, json.loads(answer)["error"]["code"]) == (503, "backend_unavailable")
     # A request that kills its engine must not be fed to every engine that comes up.
     assert len(one.requests) == 3
-    assert gateway.status().totals.errors == 1
+    assert gateway.status().traffic.totals.errors == 1
 
 
 def test_an_engine_lost_in_a_stream_ends_it_with_an_error_event(gateway, engine, stream):
@@ -129,8 +129,8 @@ def test_an_engine_lost_in_a_stream_ends_it_with_an_error_event(gateway, engine,
     assert json.loads(last)["error"]["code"] == "stream_interrupted"
     assert len(one.requests) == 1
     now = gateway.status()
-    assert (now.totals.requests, now.totals.errors) == (1, 1)
-    assert now.backends["one-g1"].in_flight == now.backends["one-g1"].open_streams == 0
+    assert (now.traffic.totals.requests, now.traffic.totals.errors) == (1, 1)
+    assert now.traffic.backends["one-g1"].in_flight == now.traffic.backends["one-g1"].open_streams == 0
 
 
 def test_an_engine_lost_inside_an_event_still_ends_with_one_of_its_own(gateway, engine):
@@ -151,7 +151,7 @@ def test_an_engine_lost_in_a_whole_answer_leaves_it_visibly_broken(gateway, engi
     with pytest.raises((http.client.IncompleteRead, ConnectionError)):
         gateway.ask(CHAT, {"model": "tiny", "tokens": 1000, "die": "middle"})
     assert len(one.requests) == 1
-    assert gateway.status().totals.errors == 1
+    assert gateway.status().traffic.totals.errors == 1
 
 
 def test_a_client_that_does_not_read_does_not_hold_a_drain(gateway, engine, stream):
@@ -160,4 +160,4 @@ def test_a_client_that_does_not_read_does_not_hold_a_drain(gateway, engine, stre
     client = stream(model="tiny", tokens=400_000)
     client.event()
     assert gateway.admin.drain("one-g1", 0.3, True) == 1
-    assert gateway.status().backends["one-g1"].in_flight == 0
+    assert gateway.status().traffic.backends["one-g1"].in_flight == 0

@@ -65,11 +65,11 @@ def test_stream_arrives_event_by_event(gateway, engine, stream):
     client = stream(model="tiny", tokens=3, wait="middle")
     # The engine sends the second event only after the gate: the first one did not wait for it.
     assert json.loads(client.event())["index"] == 0
-    assert gateway.status().backends["streaming-g1"].open_streams == 1
+    assert gateway.status().traffic.backends["streaming-g1"].open_streams == 1
     one.gate.set()
     assert [json.loads(event)["index"] for event in (client.event(), client.event())] == [1, 2]
     assert client.rest() == ["[DONE]"]
-    load = gateway.status().backends["streaming-g1"]
+    load = gateway.status().traffic.backends["streaming-g1"]
     assert (load.in_flight, load.open_streams, load.counts.streams, load.counts.errors) == (0, 0, 1, 0)
 
 
@@ -118,13 +118,13 @@ def test_a_redirect_is_the_clients_to_follow(gateway, engine):
 def test_an_engines_error_is_passed_on_and_counted(gateway, engine):
     one = engine("failing-g1")
     gateway.admin.set_routes("one", [gateway.route("tiny", one)])
-    before = gateway.status().totals
+    before = gateway.status().traffic.totals
     status, _, answer = gateway.ask(CHAT, {"model": "tiny", "status": 500})
     assert (status, json.loads(answer)["from"]) == (500, "failing-g1")
     assert len(one.requests) == 1
     now = gateway.status()
-    assert (now.totals.requests - before.requests, now.totals.errors - before.errors) == (1, 1)
-    counts = now.backends["failing-g1"].counts
+    assert (now.traffic.totals.requests - before.requests, now.traffic.totals.errors - before.errors) == (1, 1)
+    counts = now.traffic.backends["failing-g1"].counts
     assert (counts.requests, counts.errors) == (1, 1)
 
 
@@ -195,12 +195,12 @@ def test_an_unknown_name_is_told_the_valid_ones(gateway, engine):
 
 
 def test_a_body_without_a_model_is_refused(gateway):
-    before = gateway.status().totals
+    before = gateway.status().traffic.totals
     for body in (b"", b"{", b"[]", b'"tiny"', b"{}", b'{"model": 3}', b'{"model": ""}', b"\xff"):
         status, headers, answer = gateway.ask(CHAT, body)
         assert (status, headers["content-type"]) == (400, "application/json"), body
         assert json.loads(answer)["error"]["type"] == "invalid_request_error"
-    assert gateway.status().totals == before
+    assert gateway.status().traffic.totals == before
 
 
 def test_a_compressed_body_reaches_the_engine_unpacked(gateway, engine):
@@ -248,7 +248,7 @@ def test_health_and_metrics(gateway, engine):
     status, headers, answer = gateway.ask("/metrics", verb="GET")
     lines = answer.decode().splitlines()
     assert (status, headers["content-type"].split(";")[0]) == (200, "text/plain")
-    totals = gateway.status().totals
+    totals = gateway.status().traffic.totals
     assert f"orch_gateway_requests_total {totals.requests}" in lines
     assert f"orch_gateway_streams_total {totals.streams}" in lines
     assert totals.requests >= 3

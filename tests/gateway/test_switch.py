@@ -28,7 +28,7 @@ def test_a_switch_moves_new_requests_and_leaves_the_old_where_they_began(gateway
     assert json.loads(old.event())["from"] == "one-g1"
     gateway.admin.set_routes("one", [gateway.route("tiny", two)])
     assert source(gateway.ask(CHAT, {"model": "tiny"})) == "one-g2"
-    loads = gateway.status().backends
+    loads = gateway.status().traffic.backends
     assert (loads["one-g1"].in_flight, loads["one-g2"].in_flight) == (1, 0)
     one.gate.set()
     assert [json.loads(old.event())["from"] for _ in range(2)] == ["one-g1"] * 2
@@ -66,8 +66,8 @@ def test_nothing_is_lost_when_the_old_engine_goes_after_its_drain(gateway, engin
             over.set()
         done = sum(result.result() for result in clients)
     now = gateway.status()
-    assert (now.totals.requests, now.totals.errors) == (done, 0)
-    assert sum(load.counts.requests for load in now.backends.values()) == done
+    assert (now.traffic.totals.requests, now.traffic.totals.errors) == (done, 0)
+    assert sum(load.counts.requests for load in now.traffic.backends.values()) == done
 
 
 def test_all_names_of_an_owner_switch_together(gateway, engine):
@@ -135,7 +135,7 @@ def test_a_drain_that_cuts_ends_streams_with_an_error_event(gateway, engine, str
     assert gateway.admin.drain("one-g1", 0.1, True) == 1
     (last,) = open_one.rest()
     assert json.loads(last)["error"]["code"] == "stream_interrupted"
-    assert gateway.status().backends["one-g1"].in_flight == 0
+    assert gateway.status().traffic.backends["one-g1"].in_flight == 0
     one.wait_for_disconnect(1)
 
 
@@ -159,17 +159,17 @@ def test_a_pause_holds_requests_until_resume_and_then_uses_the_new_route(gateway
     gateway.admin.pause("one", 60)
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(gateway.ask, CHAT, {"model": "tiny"}) for _ in range(3)]
-        wait_until(lambda: gateway.status().held == 3)
+        wait_until(lambda: gateway.status().traffic.held == 3)
         now = gateway.status()
         assert 55 < now.paused["one"] <= 60
-        assert now.backends["one-g1"].in_flight == 0
+        assert now.traffic.backends["one-g1"].in_flight == 0
         assert source(gateway.ask(CHAT, {"model": "other"})) == "two-g1"
         one.close()
         gateway.admin.set_routes("one", [gateway.route("tiny", two)])
         gateway.admin.resume("one")
         assert [source(answer.result()) for answer in asked] == ["one-g2"] * 3
     now = gateway.status()
-    assert (now.held, now.paused, now.totals.errors) == (0, {}, 0)
+    assert (now.traffic.held, now.paused, now.traffic.totals.errors) == (0, {}, 0)
     assert one.requests == []
 
 
@@ -197,9 +197,9 @@ def test_a_held_client_that_leaves_is_dropped(gateway, engine):
     gateway.admin.pause("one", 60)
     connection = gateway.connect()
     connection.request("POST", CHAT, b'{"model": "tiny"}')
-    wait_until(lambda: gateway.status().held == 1)
+    wait_until(lambda: gateway.status().traffic.held == 1)
     connection.close()
-    wait_until(lambda: gateway.status().held == 0)
+    wait_until(lambda: gateway.status().traffic.held == 0)
     gateway.admin.resume("one")
     assert source(gateway.ask(CHAT, {"model": "tiny"})) == "one-g1"
     assert len(one.requests) == 1

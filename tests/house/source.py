@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "orchestrator"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Module:
     """A module of the product; `name` without the package ("core.plan"; "" is the package itself)."""
 
@@ -59,13 +59,14 @@ def _own_names() -> frozenset[str]:
     return frozenset(f"{PACKAGE}.{module.name}".rstrip(".") for module in modules())
 
 
-def imports(module: Module) -> list[Import]:
+@cache
+def imports(module: Module) -> tuple[Import, ...]:
     """The module's imports; `from package import submodule` counts as the submodule, the rest as its origin."""
-    return [
+    return tuple(
         Import(target, node, inside)
         for node, inside in _statements(module.tree, inside=False)
         for target in _targets(node)
-    ]
+    )
 
 
 def _statements(tree: ast.AST, inside: bool) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:

@@ -39,7 +39,7 @@ def test_everything_lies_below_the_data_directory() -> None:
     paths = [settings.store, settings.environments, settings.processes, settings.logs, settings.records]
     paths += [settings.containers, settings.pins, settings.loaded_images, settings.hash_cache]
     # Each in a directory of its own, which the gateway's container sees.
-    alone = [settings.admin_socket.parent, settings.keys.parent, settings.container_cache.parent]
+    alone = [settings.admin, settings.keys.parent, settings.container_cache.parent]
     assert {path.parent for path in [*paths, *alone]} == {Path("/a")}
     assert len({*paths, *alone}) == len([*paths, *alone])
 
@@ -51,6 +51,12 @@ def test_the_address() -> None:
     assert (given.listen, given.listen_given) == ("0.0.0.0:80", True)
 
 
+def test_the_origins_of_pages() -> None:
+    assert read_settings({"HOME": "/c", "ORCH_ORIGINS": ""}).origins == ()
+    said = " https://a.example,,chrome-extension://* , https://a.example"
+    assert read_settings({"HOME": "/c", "ORCH_ORIGINS": said}).origins == ("https://a.example", "chrome-extension://*")
+
+
 @pytest.mark.parametrize(("value", "offline"), [("1", True), ("TRUE", True), ("0", False), ("", False)])
 def test_offline_is_what_the_hub_client_understands_by_it(value: str, offline: bool) -> None:
     assert read_settings({"HOME": "/c", "HF_HUB_OFFLINE": value}).offline is offline
@@ -59,11 +65,11 @@ def test_offline_is_what_the_hub_client_understands_by_it(value: str, offline: b
 def test_a_socket_fits_its_address_however_deep_the_data_directory_is() -> None:
     name = "/admin/gateway.sock"
     fits = read_settings({"ORCH_HOME": "/" + "a" * (SOCKET_PATH_MAX - len(name) - 1)})
-    assert fits.admin_socket == fits.data / "admin" / "gateway.sock"
+    assert fits.admin == fits.data / "admin"
     deep = [read_settings({"ORCH_HOME": "/" + letter * SOCKET_PATH_MAX}) for letter in ("a", "b", "ä")]
-    assert all(len(str(settings.admin_socket).encode()) <= SOCKET_PATH_MAX for settings in deep)
-    assert len({settings.admin_socket for settings in deep}) == len(deep)
-    assert read_settings({"ORCH_HOME": str(deep[0].data)}).admin_socket == deep[0].admin_socket
+    assert all(len(str(settings.admin / "gateway.sock").encode()) <= SOCKET_PATH_MAX for settings in deep)
+    assert len({settings.admin for settings in deep}) == len(deep)
+    assert read_settings({"ORCH_HOME": str(deep[0].data)}).admin == deep[0].admin
 
 
 @pytest.mark.parametrize(

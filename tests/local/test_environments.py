@@ -58,16 +58,36 @@ def environments(tmp_path: Path, wheels: Path) -> Environments:
     return Environments(tmp_path / "environments")
 
 
-def test_made_checked_broken_mended_removed(environments: Environments, tmp_path: Path) -> None:
+def test_made_by_two_at_once_checked_broken_mended_removed(
+    environments: Environments, wheels: Path, tmp_path: Path
+) -> None:
     assert environments.observe() == ()
+    # After the last line that pip prints there is still most of the work to do.
+    many = {f"tinypart_{number}.py": "x = 1\n" * 20_000 for number in range(60)}
+    make_wheel(wheels, "tinypart", "2.0", many | {"tinypart.py": ""})
     told: list[tuple[str, int, int]] = []
-    bin_directory = environments.ensure(SPEC, lambda *what: told.append(what))
+    paths: list[Path] = []
+
+    def install() -> None:
+        paths.append(environments.ensure(SPEC, lambda *what: told.append(what)))
+
+    threads = [threading.Thread(target=install) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert len(paths) == 2
+    (bin_directory,) = set(paths)
+    assert any(what.startswith("waiting for another installation") for what, _, _ in told)
     assert subprocess.check_output([bin_directory / "tinyengine"]) == b"1.0\n"
     (seen,) = environments.observe()
     assert (seen.name, seen.engine, seen.version, seen.problem) == (SPEC.name, "tiny", "1.0", "")
     assert seen.size > 1_000_000
     assert ("checking: tinyengine", 1, 3) in told
     assert {total for what, _, total in told if what.startswith("pip: ")} == {2}
+    unpacking = [(done, total) for what, done, total in told if what == "pip: unpacking packages"]
+    assert unpacking == sorted(unpacking)
+    assert unpacking[0] == (0, 2)
     assert environments.bin(SPEC.name) == bin_directory
     assert environments.check(SPEC, silent) == ""
     listed = subprocess.check_output([bin_directory / "python", "-m", "pip", "list", "--format=json"])
@@ -133,14 +153,6 @@ def test_a_killed_installation_is_unfinished_and_made_again(
     assert _running(reached) == []
     assert environments.observe()[0].problem == ""
     assert not leftover.exists()
-
-
-def test_a_failing_check_is_told_with_its_output(environments: Environments) -> None:
-    spec = EnvironmentSpec("tiny", "1.0", ("tinypart==2.0",), checks=(("python", "-c", "exit('no such CPU')"),))
-    with pytest.raises(HostError, match="failed with code 1") as caught:
-        environments.ensure(spec, silent)
-    assert caught.value.detail == "no such CPU"
-    assert "not finished" in environments.observe()[0].problem
 
 
 def test_a_missing_package_is_told_without_noise(environments: Environments, tmp_path: Path) -> None:
@@ -241,59 +253,32 @@ def test_the_password_of_an_index_is_written_nowhere(
     assert [path for path in written if b"secret" in path.read_bytes()] == []
 
 
-def test_the_password_of_an_index_is_not_told_with_an_error(
+def test_errors_are_told_with_what_was_said_and_without_the_password_of_an_index(
     environments: Environments, tmp_path: Path, private_index: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", private_index.replace("secret", "wrong-secret"))
-    check = ("python", "-c", f"import sys; print(1); sys.exit('{private_index}/simple')")
-    for spec in (
-        EnvironmentSpec("tiny", "1.0", ("nosuchthing==3.0",), ("nosuchthing==3.0",), (private_index,)),
-        EnvironmentSpec("tiny", "1.0", (), checks=(check,)),
+    check = ("python", "-c", f"import sys; print('no such CPU'); sys.exit('{private_index}/simple')")
+    missing = EnvironmentSpec("tiny", "1.0", ("nosuchthing==3.0",), ("nosuchthing==3.0",), (private_index,))
+    for spec, message, detail in (
+        (missing, "nosuchthing", "nosuchthing"),
+        (EnvironmentSpec("tiny", "1.0", (), checks=(check,)), "failed with code 1", "no such CPU"),
     ):
         with pytest.raises(HostError) as caught:
             environments.ensure(spec, silent)
-        assert caught.value.detail
+        assert message in f"{caught.value.message} {caught.value.detail}"
+        assert detail in caught.value.detail
         assert "secret" not in caught.value.detail
+        assert "not finished" in {seen.name: seen.problem for seen in environments.observe()}[spec.name]
         installing = tmp_path / "environments" / spec.name / "installing"
         assert installing.stat().st_mode & 0o777 == 0o600
         assert "indexes" not in json.loads(installing.read_text())
-
-
-def test_unpacking_is_counted(environments: Environments, wheels: Path) -> None:
-    """After the last line that pip prints there is still most of the work to do."""
-    slow = {f"tinypart_{number}.py": "x = 1\n" * 20_000 for number in range(60)}
-    make_wheel(wheels, "tinypart", "2.0", slow)
-    told: list[tuple[str, int, int]] = []
-    environments.ensure(EnvironmentSpec("tiny", "1.0", SPEC.requirements), lambda *what: told.append(what))
-    unpacking = [(done, total) for what, done, total in told if what == "pip: unpacking packages"]
-    assert unpacking == sorted(unpacking)
-    assert unpacking[0] == (0, 2)
 
 
 def test_too_little_disk_is_told_before_anything_is_made(environments: Environments) -> None:
     with pytest.raises(HostError, match="needs 1e\\+09 GB of disk space"):
         environments.ensure(EnvironmentSpec("tiny", "1.0", ("tinypart==2.0",), size_gb=1e9), silent)
     assert environments.observe() == ()
-
-
-def test_two_at_once_make_one(environments: Environments) -> None:
-    told: list[str] = []
-    paths: list[Path] = []
-
-    def install() -> None:
-        paths.append(environments.ensure(SPEC, lambda what, done, total: told.append(what)))
-
-    threads = [threading.Thread(target=install) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert len(paths) == 2
-    assert len(set(paths)) == 1
-    assert any(what.startswith("waiting for another installation") for what in told)
-    (seen,) = environments.observe()
-    assert seen.problem == ""
 
 
 def test_the_wait_for_another_installation_can_be_interrupted(environments: Environments) -> None:

@@ -22,6 +22,8 @@ from orchestrator.core.launch import Launch
 from orchestrator.core.progress import silent
 from orchestrator.drivers.local import proc
 from orchestrator.drivers.local.processes import LocalTarget
+from orchestrator.engines import ENGINES
+from orchestrator.gateway import openai
 
 pytestmark = pytest.mark.llamacpp
 
@@ -166,6 +168,35 @@ def test_adapters_are_off_until_a_request_asks(target: LocalTarget, gguf: Path, 
         assert "bravo" in chat(client, "What is the answer?", lora=scales)
     assert "alpha" not in plain
     assert "bravo" not in plain
+
+
+# What llama.cpp is asked for on each path that the gateway passes on: the same chat every time.
+QUESTION = [{"role": "user", "content": "What is the answer?"}]
+PROMPT = "<|im_start|>user\nWhat is the answer?<|im_end|>\n<|im_start|>assistant\n"
+ASKED: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": QUESTION, "max_tokens": 16},
+    "/v1/completions": {"prompt": PROMPT, "max_tokens": 16},
+    "/v1/responses": {"input": QUESTION[0]["content"], "max_output_tokens": 16},
+    "/v1/messages": {"messages": QUESTION, "max_tokens": 16},
+    "/v1/embeddings": {"input": QUESTION[0]["content"]},
+}
+
+
+def test_the_paths_on_which_it_heeds_the_scales(target: LocalTarget, gguf: Path, tmp_path: Path) -> None:
+    """They are those of its sheet: on every other path that the gateway knows, scales would be lost."""
+    adapter = tmp_path / "lora-a.gguf"
+    lora.build_lora_gguf(ASSETS / "lora-a", families.read_config(ASSETS / "tiny-qwen3"), adapter, silent)
+    assert ASKED.keys() == openai.RELAYED
+    heeded = []
+    with serve(target, launch(gguf, f"--lora={adapter}", "--temperature=0", context=1024, parallel=1)) as client:
+        for path, body in ASKED.items():
+            with_scale, without = (
+                client.post(path, json={"model": "tiny", **body, "lora": [{"id": 0, "scale": scale}]}).text
+                for scale in (1.0, 0.0)
+            )
+            assert "alpha" not in without
+            heeded += [path] if "alpha" in with_scale else []
+    assert tuple(heeded) == ENGINES["llamacpp"].patch_paths
 
 
 def test_sampling_defaults(target: LocalTarget, gguf: Path) -> None:

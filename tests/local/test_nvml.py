@@ -65,7 +65,7 @@ def told(line: str, index: int = 0) -> Gpu:
 
 
 def without_users(host: Host) -> tuple[Gpu, ...]:
-    return tuple(replace(gpu, users=(), users_told=False) for gpu in host.gpus)
+    return tuple(replace(gpu, users=(), users_complete=False) for gpu in host.gpus)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_what_the_driver_does_not_tell_of_a_process_is_zero_and_never_lingers(re
 def test_processes_that_are_not_listed_are_no_problem_and_nothing_lingers(read: Read, code: str) -> None:
     host = read(RTX_5090.replace("|32000", "|9000") + f"|hidden={code}")
     (gpu,) = host.gpus
-    assert (gpu.users, gpu.users_told, gpu.lingering, host.gpu_problem) == ((), False, 0, "")
+    assert (gpu.users, gpu.users_complete, gpu.lingering, host.gpu_problem) == ((), False, 0, "")
 
 
 @pytest.mark.skipif(IN_A_CONTAINER, reason="in a container it is not known who holds a GPU's memory")
@@ -234,7 +234,7 @@ def test_processes_that_are_not_listed_are_no_problem_and_nothing_lingers(read: 
 )
 def test_memory_that_nobody_holds_lingers(read: Read, processes: str, lingering: int) -> None:
     (gpu,) = read(RTX_5090.replace("|32000", "|9000") + processes).gpus
-    assert gpu.users_told
+    assert gpu.users_complete
     # 32607 - 9000, and 652 are the driver's: 2 %.
     assert gpu.lingering // MIB == pytest.approx(lingering, abs=1)
 
@@ -254,7 +254,7 @@ def test_in_a_container_nothing_lingers(library: Path) -> None:
     busy = RTX_5090.replace("|32000", "|9000")
     (gpu,) = host_of(machine_env(library, f"{busy}|processes={NOBODY}:ollama:2000"), *before).gpus
     assert gpu.users == (GpuUser(NOBODY, "ollama", 2000 * MIB),)
-    assert (gpu.users_told, gpu.lingering) == (False, 0)
+    assert (gpu.users_complete, gpu.lingering) == (False, 0)
 
 
 def test_the_memory_that_is_free_may_change(read: Read, tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_an_amd_gpu_is_there_when_its_devices_are(tmp_path: Path) -> None:
     assert amd_in(tmp_path)
 
 
-GPU = Gpu("GPU-1", "NVIDIA H200", 140 * GIB, 100 * GIB, (9, 0), users_told=True)
+GPU = Gpu("GPU-1", "NVIDIA H200", 140 * GIB, 100 * GIB, (9, 0), users_complete=True)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ GPU = Gpu("GPU-1", "NVIDIA H200", 140 * GIB, 100 * GIB, (9, 0), users_told=True)
         (replace(GPU, users=(GpuUser(1, "a", 40 * GIB),)), 0),
         (replace(GPU, users=(GpuUser(1, "a", 60 * GIB),)), 0),
         (replace(GPU, users=(GpuUser(1, "a", 5 * GIB), GpuUser(0, "", 0))), 0),
-        (replace(GPU, users_told=False), 0),
+        (replace(GPU, users_complete=False), 0),
         (replace(GPU, memory_total=8 * GIB, memory_free=7 * GIB), 0.4),  # 0.6 GiB are the driver's
         (replace(GPU, memory_total=8 * GIB, memory_free=8 * GIB), 0),
     ],

@@ -208,4 +208,4 @@ def test_a_client_that_leaves_frees_the_runner(server: Server) -> None:
         next(answer.iter_lines())
     began = time.monotonic()
     assert server.says("tiny-a") == ALPHA
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60

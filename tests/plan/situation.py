@@ -6,22 +6,45 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from fakes.asks import CPU, DAEMON, GATEWAY_BASE, GATEWAY_IMAGE, GIB, LISTEN, PINS, adapter, gpu, resolved, tiny
-from fakes.materials import built_facts, image_facts
+from fakes.asks import (
+    CPU,
+    DAEMON,
+    GATEWAY_BASE,
+    GATEWAY_IMAGE,
+    GIB,
+    LISTEN,
+    PINS,
+    adapter,
+    gateway_launch,
+    gpu,
+    resolved,
+    tiny,
+)
+from fakes.storage import built_facts, image_facts
 from fakes.target import CONTAINER_PORT, FIRST_PORT, LOOPBACK, PAUSED
-from fakes.world import gateway_launch
 
+from orchestrator import __version__
 from orchestrator.core.artifact import Recipe
-from orchestrator.core.deployment import Deployment, Desired, Wish
+from orchestrator.core.deployment import Deployment, DeploymentSpec, Desired
 from orchestrator.core.docker import DockerFacts
 from orchestrator.core.environment import EnvironmentObserved
+from orchestrator.core.gateway_status import (
+    GATEWAY,
+    BackendLoad,
+    GatewayStatus,
+    Listener,
+    Phase,
+    Traffic,
+    gateway_label,
+)
 from orchestrator.core.host import DRIVER_RESERVE, DRIVER_SHARE, Gpu, GpuUser, Host
 from orchestrator.core.images import ImageFacts
 from orchestrator.core.launch import DOCKER, LOCAL, Exit, Instance, InstanceState
-from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
+from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed, OtherGateway
+from orchestrator.core.plan import Action, Plan, Skip
+from orchestrator.core.prerequisites import EnsureEnvironment, ImportAdapter
 from orchestrator.core.resolved import Resolved
-from orchestrator.core.routes import Counts, GatewayStatus, Route, RouteTable
-from orchestrator.core.steps import GATEWAY, Action, EnsureEnvironment, ImportAdapter, Plan, Skip
+from orchestrator.core.routes import PROTOCOL, Backend, Route, RouteTable
 from orchestrator.errors import HostError
 
 HOSTS: dict[str, Host] = {
@@ -50,6 +73,14 @@ DRIFTS = {"drift=paused": PAUSED, "drift=renamed": "was renamed to mine"}
 DEAD_PORT = 20999
 
 
+AT = (Listener(LISTEN),)
+
+
+def gateway_status(routes: RouteTable) -> GatewayStatus:
+    """What the gateway of a case says of itself."""
+    return GatewayStatus(100, __version__, AT, "2026-01-01T00:00:00+00:00", routes)
+
+
 class Situation:
     """A case file's world as an Observed.
 
@@ -58,7 +89,9 @@ class Situation:
     [context=N] [aliases=X,Y] [adapters=A,B] [loaded=A,B] [loads=N]`; without words it runs, is supervised and answers,
     with its adapters loaded. `routes` (to which generation all names lead), `desired` and `previous` are written the
     same way. `gateway` is well (where there are engines), absent, silent, unsupervised or renamed, `gateway_target`
-    where it is; `foreign` are public names of another profile.
+    where it is, `gateway_name`, `gateway_protocol` and `gateway_version` which one; `other_gateways` has lines `NAME
+    waiting|leaving|silent|stopped`, `in_flight` counts requests by instance; `foreign` are public names of another
+    profile.
     `host`, `ollama`, `free_gib` and `free_gpu_gib` are the machine; `driver` is the NVIDIA driver's version,
     `lingering_gib` GPU memory that a dead process has not given back, `gpu_users` lines `NAME PID GIB` of living ones;
     what is said of GPU memory is of each GPU, or a list with a number for each.
@@ -90,7 +123,7 @@ class Situation:
             reserve = max(DRIVER_RESERVE, int(one.memory_total * DRIVER_SHARE))
             held = int(said["lingering_gib"] * GIB) + sum(user.memory for user in users)
             free = one.memory_total - reserve - held
-        return replace(one, memory_free=free, users=users, users_told="lingering_gib" in said)
+        return replace(one, memory_free=free, users=users, users_complete="lingering_gib" in said)
 
     def observed(self) -> Observed:
         engines = tuple(self._engine(line, index) for index, line in enumerate(self._case.get("engines", [])))
@@ -110,7 +143,7 @@ class Situation:
             unreachable=unreachable,
         )
 
-    def _wish(self, words: list[str]) -> Desired:
+    def _desired_of(self, words: list[str]) -> Desired:
         """`ENGINE [RECIPE] [target=docker] [context=N] [adapters=A,B]`."""
         settings = dict(word.split("=", 1) for word in words if "=" in word)
         recipe = next((Recipe(word) for word in words if word in list(Recipe)), None)
@@ -121,15 +154,15 @@ class Situation:
             changes["public_names"] = ["tiny", *settings["aliases"].split(",")]
         profile = tiny(**changes)
         adapters = tuple(adapter(text, profile) for text in settings.get("adapters", "").split(",") if text)
-        wish = Wish(profile=profile, engine=words[0], target=settings.get("target", LOCAL), recipe=recipe)
-        return Desired(wish=wish, adapters=adapters)
+        spec = DeploymentSpec(profile=profile, engine=words[0], target=settings.get("target", LOCAL), recipe=recipe)
+        return Desired(spec=spec, adapters=adapters)
 
     def _deployment(self, words: list[str]) -> Deployment:
-        wish = self._wish(words)
+        desired = self._desired_of(words)
         settings = dict(word.split("=", 1) for word in words if "=" in word)
         generation = next(int(word[1:]) for word in words if re.fullmatch(r"g\d+", word))
-        loads = int(settings.get("loads", len(wish.adapters)))
-        return self._resolved(wish).deployment.model_copy(update={"generation": generation, "adapter_loads": loads})
+        loads = int(settings.get("loads", len(desired.adapters)))
+        return self._resolved(desired).deployment.model_copy(update={"generation": generation, "adapter_loads": loads})
 
     def _resolved(self, desired: Desired) -> Resolved:
         """As it was resolved when it was started: everything was there."""
@@ -148,7 +181,7 @@ class Situation:
             state=state,
             supervised="unsupervised" not in words and state is not InstanceState.STOPPED,
             launch=deployment.launch,
-            label=deployment.model_dump_json(),
+            label=deployment.label,
             port=CONTAINER_PORT if in_docker else FIRST_PORT + index,
             pid=101 + index if running else None,
             starts=1,
@@ -170,65 +203,87 @@ class Situation:
 
     def _gateway(self, engines: tuple[EngineObserved, ...]) -> GatewayObserved:
         state = self._case.get("gateway", "well" if engines else "absent")
+        others = tuple(self._other_gateway(line.split()) for line in self._case.get("other_gateways", []))
         if state == "absent":
-            return GatewayObserved(None, None)
-        target = self._case.get("gateway_target", LOCAL)
-        launch = gateway_launch(target, LISTEN)
+            return GatewayObserved(None, None, others)
         living = state != "silent"
-        instance = Instance(
-            name=GATEWAY,
-            state=InstanceState.RUNNING if living else InstanceState.STOPPED,
+        instance = replace(
+            self._gateway_instance(self._case.get("gateway_name", GATEWAY), living),
             supervised=state in ("well", "renamed"),
+            drift=DRIFTS["drift=renamed"] if state == "renamed" else "",
+        )
+        if not living:
+            return GatewayObserved(instance, None, others)
+        table = RouteTable([*self._routes(engines), *self._foreign_routes()])
+        status = replace(
+            gateway_status(table),
+            protocol=self._case.get("gateway_protocol", PROTOCOL),
+            version=self._case.get("gateway_version", __version__),
+            traffic=Traffic({name: BackendLoad(count) for name, count in self._case.get("in_flight", {}).items()}),
+        )
+        return GatewayObserved(instance, status, others)
+
+    def _gateway_instance(self, name: str, living: bool) -> Instance:
+        target = self._case.get("gateway_target", LOCAL)
+        launch = gateway_launch(target, name, AT, (), take_over=False)
+        return Instance(
+            name=name,
+            state=InstanceState.RUNNING if living else InstanceState.STOPPED,
+            supervised=False,
             launch=launch,
-            label=LISTEN,
+            label=gateway_label(AT),
             port=launch.port,
             pid=100 if living else None,
             starts=1,
             target=target,
-            drift=DRIFTS["drift=renamed"] if state == "renamed" else "",
         )
-        if not living:
-            return GatewayObserved(instance, None)
-        table = RouteTable([*self._routes(engines), *self._foreign_routes()])
-        status = GatewayStatus(100, "1", LISTEN, "2026-01-01T00:00:00+00:00", table, {}, Counts(), {}, 0)
-        return GatewayObserved(instance, status)
+
+    def _other_gateway(self, words: list[str]) -> OtherGateway:
+        name, phase = words
+        instance = self._gateway_instance(name, phase != "stopped")
+        if phase not in list(Phase):
+            return OtherGateway(instance, None)
+        return OtherGateway(instance, replace(gateway_status(RouteTable()), phase=Phase(phase)))
 
     def _routes(self, engines: tuple[EngineObserved, ...]) -> list[Route]:
         text = self._case.get("routes", "")
         if not text:
             return []
         deployment = self._deployment(text.split())
-        wish = self._wish(text.split())
+        desired = self._desired_of(text.split())
         urls = {engine.instance.name: engine.instance.url for engine in engines}
         url = urls.get(deployment.instance, f"http://127.0.0.1:{DEAD_PORT}")
-        return [replace(route, backend=deployment.instance, url=url) for route in self._resolved(wish).routes]
+        backend = Backend(deployment.instance, url, deployment.target)
+        protocol = self._case.get("gateway_protocol", PROTOCOL)
+        return [route.led_to(backend).known_to(protocol) for route in self._resolved(desired).routes]
 
     def _foreign_routes(self) -> list[Route]:
         names = self._case.get("foreign", [])
-        return [Route(name, "other", "other-llamacpp-g1", f"http://127.0.0.1:{DEAD_PORT}") for name in names]
+        backend = Backend("other-llamacpp-g1", f"http://127.0.0.1:{DEAD_PORT}")
+        return [Route(name, "other", (backend,)) for name in names]
 
     def _desired(self) -> Desired | None:
         if "desired" not in self._case:
             return None
-        desired = self._wish(self._case["desired"].split())
+        desired = self._desired_of(self._case["desired"].split())
         if "previous" in self._case:
-            desired = desired.model_copy(update={"previous": self._wish(self._case["previous"].split()).wish})
+            desired = desired.model_copy(update={"previous": self._desired_of(self._case["previous"].split()).spec})
         return desired
 
-    def _supply(self) -> list[Any]:
+    def _prerequisites(self) -> list[Any]:
         profile = tiny()
         adapters = tuple(adapter(text, profile) for text in ("a", "b"))
         able = replace(self.host, cpu_flags=CPU.cpu_flags)
         steps: list[Any] = []
         for engine in ("llamacpp", "vllm"):
-            wish = Wish(profile=profile, engine=engine, target=LOCAL)
-            steps += resolved(Desired(wish=wish, adapters=adapters), able).supply
+            spec = DeploymentSpec(profile=profile, engine=engine, target=LOCAL)
+            steps += resolved(Desired(spec=spec, adapters=adapters), able).prerequisites
         return steps
 
     def _finished(self) -> dict[str, int]:
         if self._case.get("finished", "all") != "all":
             return {}
-        return {step.key: GIB for step in self._supply() if not isinstance(step, EnsureEnvironment)}
+        return {step.key: GIB for step in self._prerequisites() if not isinstance(step, EnsureEnvironment)}
 
     def _images(self) -> dict[str, ImageFacts]:
         if self._case.get("images", "all") != "all":
@@ -245,7 +300,7 @@ class Situation:
         if state == "absent":
             return {}
         problem = "" if state == "installed" else state
-        specs = [step.spec for step in self._supply() if isinstance(step, EnsureEnvironment)]
+        specs = [step.spec for step in self._prerequisites() if isinstance(step, EnsureEnvironment)]
         return {spec.name: EnvironmentObserved(spec.name, spec.engine, spec.version, GIB, problem) for spec in specs}
 
 

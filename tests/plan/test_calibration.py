@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from fakes.asks import CALIBRATION, shipped, tiny, weights_of
+from fakes.asks import CALIBRATION, context_of, tiny, weights_of
 from situation import HOSTS
 
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.calibration import cost, parse_texts
 from orchestrator.core.environment import EnvironmentObserved
 from orchestrator.core.observed import GatewayObserved, Observed
-from orchestrator.core.steps import Skip
-from orchestrator.core.supply import plan_supply
+from orchestrator.core.plan import Skip
 from orchestrator.core.weights import Shape
-from orchestrator.engines.resolve import artifact_supply, key_of
+from orchestrator.engines.prerequisites import artifact_prerequisites, key_of
 from orchestrator.errors import SourceError
+from orchestrator.planning.prerequisites import plan_prerequisites
 
 CHAT = '{"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]}'
 
@@ -26,14 +26,16 @@ def test_other_texts_are_another_artifact_and_only_where_they_count() -> None:
     keys = set()
     for changed in ({}, {"digest": "beef"}, {"samples": 9}, {"tokens": 65}, {"path": "/elsewhere"}):
         other = replace(CALIBRATION, **changed)
-        keys.add(key_of(Recipe.NVFP4, weights, replace(shipped(), calibration=lambda other=other: other)))
+        keys.add(key_of(Recipe.NVFP4, weights, replace(context_of(tiny()), calibration=lambda other=other: other)))
     assert len(keys) == 4, "where the texts lie does not count"
 
     def never() -> None:
         raise AssertionError("nobody has to have texts for this")
 
     for recipe in (Recipe.NVFP4A16, Recipe.FP8, Recipe.GGUF_Q6_K):
-        assert key_of(recipe, weights, replace(shipped(), calibration=never)) == key_of(recipe, weights, shipped())
+        assert key_of(recipe, weights, replace(context_of(tiny()), calibration=never)) == key_of(
+            recipe, weights, context_of(tiny())
+        )
 
 
 @pytest.mark.parametrize(
@@ -47,8 +49,8 @@ def test_other_texts_are_another_artifact_and_only_where_they_count() -> None:
 def test_the_environment_is_made_only_for_what_is_still_to_be_built(
     finished: bool, installed: bool, skipped: list[str]
 ) -> None:
-    supply = artifact_supply(Recipe.NVFP4, weights_of(tiny()), shipped())
-    key, name = key_of(Recipe.NVFP4, weights_of(tiny()), shipped()), CALIBRATION.environment.name
+    prerequisites = artifact_prerequisites(Recipe.NVFP4, weights_of(tiny()), context_of(tiny()))
+    key, name = key_of(Recipe.NVFP4, weights_of(tiny()), context_of(tiny())), CALIBRATION.environment.name
     observed = Observed(
         host=HOSTS["cpu"],
         engines=(),
@@ -57,7 +59,7 @@ def test_the_environment_is_made_only_for_what_is_still_to_be_built(
         environments={name: EnvironmentObserved(name, "llmcompressor-cpu", "1.0", 1)} if installed else {},
         desired={},
     )
-    plan = plan_supply("build", supply, observed)
+    plan = plan_prerequisites("build", prerequisites, observed)
     assert [item.why for item in plan.items if isinstance(item, Skip)] == skipped
     assert len(plan.actions) == 2 - len(skipped)
 

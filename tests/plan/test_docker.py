@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from fakes.asks import DAEMON, gpu
 
-from orchestrator.core.docker import CDI, HOOK, DockerFacts, extra_nodes, gpu_way
+from orchestrator.core.docker import CDI, HOOK, DockerFacts
+from orchestrator.engines.gpus import extra_nodes, gpu_way
 from orchestrator.errors import HostError
 
 ONE = gpu("GeForce RTX 5090", (12, 0), 32)

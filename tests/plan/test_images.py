@@ -8,8 +8,9 @@ import pytest
 from fakes.asks import CPU, gpu, image
 
 from orchestrator.core.host import Host
-from orchestrator.core.images import ImageFacts, driver_cannot
+from orchestrator.core.images import ImageFacts
 from orchestrator.core.pins import Accelerator
+from orchestrator.engines.driver_support import driver_cannot
 
 # As images of CUDA 12.9 and 13.0 carry them, shortened: the brands of data-centre boards that older drivers serve.
 CUDA_12_9 = (

@@ -6,7 +6,7 @@ import pytest
 from scenarios import SCENARIOS, at_call, clean, planned, start
 
 from orchestrator.core.events import EventKind, step_name
-from orchestrator.core.steps import Action, Skip
+from orchestrator.core.plan import Action, Skip
 from orchestrator.errors import HostError, StepFailed
 
 

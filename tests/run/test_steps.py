@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from fakes.asks import CPU, plan_of, tiny
+from fakes.asks import CPU, gpu, plan_of, tiny
 from fakes.compare import what_serves
 from fakes.target import Fate
 from fakes.world import FakeWorld
 from scenarios import planned, start
 
+from orchestrator.app.deploy import Options
 from orchestrator.core.launch import InstanceState
-from orchestrator.core.plan import Limits
+from orchestrator.core.plan import Action, Plan
 from orchestrator.core.progress import silent
-from orchestrator.core.routes import Route
-from orchestrator.core.steps import Action, Drain, Plan, VerifyRoute
+from orchestrator.core.routes import Backend, Route
+from orchestrator.core.steps import Drain, VerifyRoute
 from orchestrator.errors import HostError, StepFailed, StepStranded
 
+MIB = 2**20
+OF_REQUESTS = "serving.context or serving.parallel in the profile"
+OF_VLLM = "engines.vllm.kv_cache_mib in the profile"
+FREE = "free some of this machine's memory"
 VLLM_LOG = """\
 (EngineCore pid=7) INFO 11-22 10:00:00 [core.py:1] loading
 (EngineCore pid=7) ERROR 11-22 10:00:01 [core.py:2] ValueError: No available memory for the cache blocks. Try more.
@@ -38,6 +45,57 @@ def test_a_dead_engine_fails_at_once_with_its_telling_line() -> None:
     assert ended.value.hint == "Raise engines.vllm.kv_cache_mib or gpu_memory_utilization."
     assert VLLM_LOG.strip() in ended.value.detail
     assert what_serves(world.observe()) == before
+
+
+LITTLE = "raise the limit of the control group that it runs in"
+
+
+@pytest.mark.parametrize(
+    ("command", "instance", "limit", "said", "hint"),
+    [
+        ("up llamacpp", "tiny-llamacpp-g1", 700 * MIB, "its limit is 700 MiB", f"Lower {OF_REQUESTS}, or {LITTLE}."),
+        ("up vllm", "tiny-vllm-g1", 700 * MIB, "its limit is 700 MiB", f"Lower {OF_VLLM}, or {LITTLE}."),
+        ("up vllm", "tiny-vllm-g1", 0, "this machine has no more", f"Lower {OF_VLLM}, or {FREE}."),
+        ("up ollama --target docker", "tiny-ollama-g1", MIB, "its limit is 1 MiB", f"Lower {OF_REQUESTS}, or {FREE}."),
+    ],
+)
+def test_an_engine_that_ran_out_of_memory_is_told_as_that(
+    command: str, instance: str, limit: int, said: str, hint: str
+) -> None:
+    """Its log ends anywhere, and its keeper may still be ending what is left of it when it is first seen dead."""
+    world = FakeWorld(replace(CPU, ollama="/usr/bin/ollama"))
+    target = world.docker if "docker" in command else world.target
+    target.fates[instance] = Fate(log="E loading model\n", memory_limit=limit, late=3.0)
+    with pytest.raises(StepFailed) as ended:
+        world.run(plan_of(command, tiny(), world.observe()))
+    assert ended.value.message.endswith(f"{instance} ran out of memory ({said}).")
+    assert ended.value.hint == f"{hint} All of its log: orch logs {instance}"
+    assert "loading model" in ended.value.detail
+
+
+def test_a_container_is_given_more_memory_in_its_profile() -> None:
+    world = FakeWorld(CPU)
+    world.docker.fates["tiny-ollama-g1"] = Fate(log="E\n", memory_limit=500 * MIB)
+    profile = tiny(serving={"context": 512, "memory_mib": 500})
+    with pytest.raises(StepFailed) as ended:
+        world.run(plan_of("up ollama --target docker", profile, world.observe()))
+    assert ended.value.hint.startswith(f"Lower {OF_REQUESTS}, or raise serving.memory_mib.")
+
+
+def test_on_a_gpu_no_setting_makes_it_hold_less_of_this_memory() -> None:
+    world = FakeWorld(replace(CPU, gpus=(gpu("GeForce RTX 5090", (12, 0), 32),)))
+    world.target.fates["tiny-vllm-g1"] = Fate(log="E\n", memory_limit=500 * MIB)
+    with pytest.raises(StepFailed) as ended:
+        world.run(plan_of("up vllm", tiny(), world.observe()))
+    assert ended.value.hint.startswith("Raise the limit of the control group that it runs in.")
+
+
+def test_how_it_died_is_not_waited_for_for_ever() -> None:
+    world = FakeWorld(CPU)
+    world.target.fates["tiny-llamacpp-g1"] = Fate(log="0 E no model\n", late=1000.0)
+    with pytest.raises(StepFailed, match="tiny-llamacpp-g1 is not running: no model"):
+        world.run(plan_of("up llamacpp", tiny(), world.observe()))
+    assert world.clock.now < 60
 
 
 def test_an_engine_that_was_restarted_meanwhile_has_died() -> None:
@@ -88,7 +146,7 @@ def test_a_hanging_engine_fails_at_the_deadline() -> None:
     world.target.fates["tiny-vllm-g3"] = Fate(hangs=True)
     began = world.clock.now
     with pytest.raises(StepFailed) as ended:
-        world.run(plan_of("migrate vllm", tiny(), world.observe(), Limits(ready_s=5.0)))
+        world.run(plan_of("migrate vllm", tiny(), world.observe(), Options(ready_s=5.0)))
     assert 5.0 <= world.clock.now - began < 6.0
     assert "did not answer within 5 s" in ended.value.message
     assert ended.value.hint.startswith("A larger --timeout gives it longer")
@@ -120,7 +178,7 @@ def test_a_stranger_on_the_port_is_not_taken_for_the_engine() -> None:
 
     world.faults.after = swap
     with pytest.raises(StepFailed) as ended:
-        world.run(plan_of("migrate vllm", tiny(), world.observe(), Limits(ready_s=3.0)))
+        world.run(plan_of("migrate vllm", tiny(), world.observe(), Options(ready_s=3.0)))
     assert "did not answer within 3 s" in ended.value.message
 
 
@@ -141,12 +199,45 @@ def test_an_engine_that_refuses_a_chat_fails_at_once() -> None:
 
 def test_a_gateway_that_cannot_start_is_a_fault_of_the_host() -> None:
     world = FakeWorld(CPU)
-    world.target.fates["gateway"] = Fate(log="cannot listen at 127.0.0.1:8484\n")
+    world.target.fates["gateway"] = Fate(log="Traceback:\nImportError: libffi.so.8: no such file\n")
     with pytest.raises(HostError) as ended:
         world.run(plan_of("up llamacpp", tiny(), world.observe()))
-    assert "did not start at 127.0.0.1:8484" in ended.value.message
-    assert "cannot listen" in ended.value.detail
+    assert ended.value.message.endswith(
+        "The gateway did not start at 127.0.0.1:8484: ImportError: libffi.so.8: no such file"
+    )
+    assert "ddress" not in ended.value.hint
+    assert "orch logs gateway" in ended.value.hint
+    assert "Traceback" in ended.value.detail
     assert what_serves(world.observe()) == what_serves(FakeWorld(CPU).observe())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "The address 127.0.0.1:8484 is already in use. Stop what listens there, or choose another address.",
+        "Cannot listen on 10.9.8.7:8484: Cannot assign requested address.",
+    ],
+)
+def test_a_gateway_that_cannot_have_its_address_says_so(said: str) -> None:
+    world = FakeWorld(CPU)
+    world.target.fates["gateway"] = Fate(log=f"--- started ---\nERROR {said}\n--- ended ---\n")
+    with pytest.raises(HostError) as ended:
+        world.run(plan_of("up llamacpp", tiny(), world.observe()))
+    assert ended.value.message.endswith(f"did not start at 127.0.0.1:8484: {said}")
+    assert "--listen HOST:PORT" in ended.value.hint
+
+
+def test_a_gateway_that_ran_out_of_memory_or_hangs_is_told_as_that() -> None:
+    for fate, told in (
+        (Fate(log="INFO listening\n", memory_limit=1 << 25), "it ran out of memory (its limit is 32 MiB)"),
+        (Fate(hangs=True), "did not answer within 30 s"),
+    ):
+        world = FakeWorld(CPU)
+        world.target.fates["gateway"] = fate
+        with pytest.raises(HostError) as ended:
+            world.run(plan_of("up llamacpp", tiny(), world.observe()))
+        assert told in ended.value.message
+        assert "ddress" not in ended.value.hint
 
 
 def test_a_name_that_another_profile_took_meanwhile() -> None:
@@ -156,13 +247,13 @@ def test_a_name_that_another_profile_took_meanwhile() -> None:
 
     def take(index: int, what: str) -> None:
         if what.startswith("target.ensure"):
-            world.gateway.set_routes("other", (Route("b", "other", "other-vllm-g1", "http://127.0.0.1:1"),))
+            world.gateway.set_routes("other", (Route("b", "other", (Backend("other-vllm-g1", "http://127.0.0.1:1"),)),))
 
     world.faults.after = take
     with pytest.raises(StepFailed) as ended:
         world.run(plan)
     assert "already served by 'other'" in ended.value.message
-    assert [route.backend for route in world.observe().routes_of("tiny")] == ["tiny-llamacpp-g2"] * 3
+    assert [route.backend.instance for route in world.observe().routes_of("tiny")] == ["tiny-llamacpp-g2"] * 3
 
 
 def test_an_engine_that_is_adopted_keeps_its_process() -> None:
@@ -197,7 +288,7 @@ def test_what_is_in_flight_ends_before_its_engine_does() -> None:
 
     world.faults.before = end_one
     began = world.clock.now
-    world.run(plan_of("migrate vllm", tiny(), world.observe(), Limits(drain_s=4.0)))
+    world.run(plan_of("migrate vllm", tiny(), world.observe(), Options(drain_s=4.0)))
     assert left_at_stop == [0]
     assert world.clock.now - began >= 4.0
 
@@ -314,7 +405,7 @@ def test_a_container_is_started_in_docker_and_routed_to_at_its_own_address() -> 
     assert [*world.target.processes] == ["gateway"]
     (engine,) = world.observe().engines
     assert (engine.instance.target, engine.instance.url) == ("docker", "http://172.30.0.2:8000")
-    assert {route.url for route in world.observe().routes_of("tiny")} == {engine.instance.url}
+    assert {route.backend.url for route in world.observe().routes_of("tiny")} == {engine.instance.url}
 
 
 def test_a_daemon_that_goes_away_in_between() -> None:

@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from pydantic import ValidationError
-
 from orchestrator.core.artifact import FileEntry, Manifest, artifact_key
 from orchestrator.core.image_archive import (
     FORMAT,
@@ -267,7 +265,7 @@ def _read_lock(file: Path, tar: tarfile.TarFile) -> ArchiveLock:
                 hint=f"Use the version of orch that made it: {value.get('orch', 'it does not say')}.",
             )
         return ArchiveLock.model_validate(value)
-    except (ValueError, ValidationError) as error:
+    except ValueError as error:
         raise _damaged(file, f"its {LOCK} cannot be read") from error
 
 

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.core.container import MOST_OF_MEMORY, RESTART, Ground, placed
-from orchestrator.core.launch import DOCKER, Exit, Instance, InstanceState, Launch
+from orchestrator.core.container import MOST_OF_MEMORY, RESTART, HostContext, container_spec
+from orchestrator.core.gateway_status import is_gateway
+from orchestrator.core.launch import DOCKER, Exit, Instance, InstanceState, Launch, out_of_memory
 from orchestrator.core.progress import Progress, silent
-from orchestrator.core.steps import GATEWAY
-from orchestrator.drivers import files, ports
+from orchestrator.drivers import cgroups, files, ports
+from orchestrator.drivers.cancellable import cancellable
 from orchestrator.drivers.docker import records
 from orchestrator.drivers.docker.daemon import Daemon, DaemonGone, NotThere
 from orchestrator.drivers.docker.images import DockerImages
@@ -62,10 +63,15 @@ class DockerTarget:
         return self._attending or self._root.is_dir()
 
     def observe(self) -> tuple[Instance, ...]:
-        """Every container of this home as it is now, by name, also one whose record is damaged. Reads only."""
+        """Every container of this home as it is now, by name, also one whose record is damaged. Reads only.
+
+        A gateway that somebody removed counts as stopped: its routes are still here.
+        """
         if not self.in_use:
             return ()
-        return tuple(sorted(self._daemon.patiently(self._observe_all), key=lambda instance: instance.name))
+        found = self._daemon.with_retry(self._observe_all)
+        found += self._removed_gateways({instance.name for instance in found})
+        return tuple(sorted(found, key=lambda instance: instance.name))
 
     def ensure(self, name: str, launch: Launch, label: str) -> Instance:
         """Have it run; returns once it is started (not: ready). Decides from what is there now.
@@ -74,12 +80,25 @@ class DockerTarget:
         right. HostError when it runs with another launch or a damaged record, or cannot be started.
         """
         self.attend()
-        return self._daemon.patiently(lambda: self._ensure(name, launch, label))
+        return self._daemon.with_retry(lambda: self._ensure(name, launch, label))
 
     def relabel(self, name: str, launch: Launch, label: str) -> None:
         """Change the label, and what a restart by `ensure` is compared with."""
         info = self._known(name)
         records.write(self._directory(name), str(info["Id"]), launch, label)
+
+    def release(self, name: str) -> None:
+        """Let it end by itself: the daemon does not start it again. `ensure` takes that back."""
+        info = self._known(name)
+        with self._daemon.api_for(f"release {name}") as api, _gone_is_fine():
+            api.update_container(info["Id"], restart_policy={"Name": "no"})
+
+    def reload(self, name: str) -> None:
+        """Send it SIGHUP, by way of the init in it; the daemon knows which process that is."""
+        info = self._daemon.with_retry(lambda: self._find(name)) if self.in_use else None
+        if info is not None and _state(info) is InstanceState.RUNNING:
+            with self._daemon.api_for(f"reload {name}") as api, _gone_is_fine():
+                api.kill(info["Id"], signal="SIGHUP")
 
     def write_file(self, name: str, filename: str, text: str) -> None:
         """Put a file into the instance's directory (`{dir}`); the instance need not exist yet."""
@@ -91,18 +110,18 @@ class DockerTarget:
 
         Interrupted by `progress`, the daemon ends it all the same.
         """
-        info = self._daemon.patiently(lambda: self._find(name), progress)
+        info = self._daemon.with_retry(lambda: self._find(name), progress)
         if info is None or _state(info) is InstanceState.STOPPED:
             return
-        grace_s = int(info["Config"].get("StopTimeout") or 10)
+        grace_s, what = int(info["Config"].get("StopTimeout") or 10), f"stopping {name}"
 
         def end() -> None:
-            with self._daemon.told(f"stop {name}") as api, _gone_is_fine():
+            with self._daemon.api_for(f"stop {name}") as api, _gone_is_fine():
                 if info["State"].get("Paused"):
                     api.unpause(info["Id"])
                 api.stop(info["Id"], timeout=grace_s)
 
-        self._daemon.patiently(lambda: self._daemon.ticking(end, progress, f"stopping {name}"), progress)
+        self._daemon.with_retry(lambda: cancellable(end, lambda: progress(what, 0, 0), what), progress)
 
     def remove(self, name: str) -> None:
         """Remove a stopped container and its files; its log is saved. Unknown: only its files.
@@ -110,19 +129,19 @@ class DockerTarget:
         HostError when it still runs, unless its record is damaged.
         """
         if self.in_use:
-            self._daemon.patiently(lambda: self._remove(name))
+            self._daemon.with_retry(lambda: self._remove(name))
         shutil.rmtree(self._directory(name), ignore_errors=True)
         if self.in_use:
-            self._daemon.patiently(lambda: self._tidy({instance.name for instance in self._observe_all()}))
+            self._daemon.with_retry(lambda: self._tidy({instance.name for instance in self._observe_all()}))
 
     def log_tail(self, name: str, lines: int) -> str:
         """The last lines of its latest start; empty when there is no log."""
-        info = self._daemon.patiently(lambda: self._find(name)) if self.in_use else None
+        info = self._daemon.with_retry(lambda: self._find(name)) if self.in_use else None
         return self._logs.tail(name, info, lines)
 
     def log(self, name: str, lines: int, going_on: Callable[[], bool]) -> Iterator[str] | None:
         """See Target. It goes on over restarts, until the container is removed."""
-        if not self.in_use or self._daemon.patiently(lambda: self._find(name)) is None:
+        if not self.in_use or self._daemon.with_retry(lambda: self._find(name)) is None:
             return None
         return self._logs.lines(lambda: self._find(name), lines, going_on)
 
@@ -145,7 +164,7 @@ class DockerTarget:
         With the last container the network goes, and the directory that says that the daemon is in use.
         """
         for directory in self._root.iterdir() if self._root.is_dir() else ():
-            if directory.name not in living | {GATEWAY}:
+            if directory.name not in living and not is_gateway(directory.name):
                 shutil.rmtree(directory, ignore_errors=True)
         if not living:
             self._network.remove()
@@ -155,12 +174,17 @@ class DockerTarget:
     def _observe_all(self) -> list[Instance]:
         return [self._instance(info) for info in self._inspect_all()]
 
+    def _removed_gateways(self, living: set[str]) -> Iterator[Instance]:
+        for directory in self._root.iterdir() if self._root.is_dir() else ():
+            if is_gateway(directory.name) and directory.name not in living and (directory / "files").is_dir():
+                yield Instance(directory.name, InstanceState.STOPPED, False, Launch(()), "", None, target=DOCKER)
+
     def _inspect_all(self, name: str | None = None) -> Iterator[dict[str, Any]]:
         wanted = [f"{HOME}={self._home}", *([f"{INSTANCE}={name}"] if name is not None else [])]
-        with self._daemon.told("list containers") as api:
+        with self._daemon.api_for("list containers") as api:
             found = api.containers(all=True, filters={"label": wanted})
         for entry in found:
-            with contextlib.suppress(NotThere), self._daemon.told("inspect a container") as api:
+            with contextlib.suppress(NotThere), self._daemon.api_for("inspect a container") as api:
                 yield api.inspect_container(entry["Id"])
 
     def _find(self, name: str) -> dict[str, Any] | None:
@@ -169,7 +193,7 @@ class DockerTarget:
         return found[-1] if found else None
 
     def _known(self, name: str) -> dict[str, Any]:
-        info = self._daemon.patiently(lambda: self._find(name)) if self.in_use else None
+        info = self._daemon.with_retry(lambda: self._find(name)) if self.in_use else None
         if info is None:
             raise HostError(f"There is no container named {name}.")
         if problem := self._instance(info).problem:
@@ -217,9 +241,9 @@ class DockerTarget:
         code = int(state["ExitCode"]) if state.get("Restarting") else self._logs.exit_code(info)
         limit = int(info["HostConfig"].get("Memory") or 0)
         oom = state.get("OOMKilled") or (code == SIGKILL_EXIT and self._logs.ran_out_of_memory(info))
-        reason = f"ran out of memory (its limit is {limit >> 20} MiB)" if oom and limit else ""
         signal = code - 128 if code in SIGNAL_EXITS else None
-        return Exit(code if signal is None else None, signal, str(state.get("FinishedAt", "")), reason)
+        end = (code if signal is None else None, signal, str(state.get("FinishedAt", "")))
+        return out_of_memory(*end, limit) if oom else Exit(*end)
 
     def _ensure(self, name: str, launch: Launch, label: str) -> Instance:
         info = self._find(name)
@@ -248,7 +272,7 @@ class DockerTarget:
         return self._instance(info)
 
     def _put_right(self, name: str, info: dict[str, Any], seen: Instance) -> None:
-        with self._daemon.told(f"put {name} right") as api:
+        with self._daemon.api_for(f"put {name} right") as api:
             if info["State"].get("Paused"):
                 api.unpause(info["Id"])
             if not seen.supervised:
@@ -266,7 +290,7 @@ class DockerTarget:
             raise ports.taken(launch.port)
         self._make_directory(name)
         facts = self._images.find(container.image)
-        made = placed(launch, self._ground(name, facts.entrypoint, container.devices))
+        made = container_spec(launch, self._host_context(name, facts.entrypoint, container.devices))
         for path in (*container.writes, *container.reads):
             if Path(path).is_relative_to(self._home) or path in container.writes:
                 Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -288,30 +312,31 @@ class DockerTarget:
             body["HostConfig"]["Ulimits"] = []
             self._create(name, body)
 
-    def _ground(self, name: str, entrypoint: tuple[str, ...], devices: tuple[str, ...]) -> Ground:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    def _host_context(self, name: str, entrypoint: tuple[str, ...], devices: tuple[str, ...]) -> HostContext:
+        memory, cpus = self._daemon.room()
         nodes = [node for path in map(Path, devices) for node in (path, *(path.iterdir() if path.is_dir() else ()))]
-        return Ground(
+        return HostContext(
             files=str(self._files(name)),
             cache=str(self._cache),
             user=f"{os.getuid()}:{os.getgid()}",
             entrypoint=entrypoint,
-            memory_mib=int(memory * MOST_OF_MEMORY) >> 20,
+            threads=cgroups.threads(cpus),
+            memory_mib=int(memory.total * MOST_OF_MEMORY) >> 20,
             # AMD's nodes are for the groups video and render, which have other numbers inside.
             groups=tuple(sorted({str(node.stat().st_gid) for node in nodes if node.exists()})),
         )
 
     def _create(self, name: str, body: dict[str, Any]) -> None:
         """Create and start; what cannot be started is not left behind."""
-        with self._daemon.told(f"create {name}") as api:
+        with self._daemon.api_for(f"create {name}") as api:
             created = api.create_container_from_config(body, self._network.container_name(name))
         try:
-            with self._daemon.told(f"start {name}") as api:
+            with self._daemon.api_for(f"start {name}") as api:
                 api.start(created["Id"])
         except DaemonGone:
             raise
         except HostError:
-            with self._daemon.told(f"remove {name}") as api:
+            with self._daemon.api_for(f"remove {name}") as api:
                 api.remove_container(created["Id"], v=True, force=True)
             raise
 
@@ -323,7 +348,7 @@ class DockerTarget:
         except HostError:
             # A full disk, a container that is half removed: what is to go goes, without a last word.
             pass
-        with self._daemon.told(f"remove {name}") as api, _gone_is_fine():
+        with self._daemon.api_for(f"remove {name}") as api, _gone_is_fine():
             api.remove_container(info["Id"], v=True, force=True)
 
     def _directory(self, name: str) -> Path:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
-import threading
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from orchestrator.core.docker import DockerFacts
+from orchestrator.core.host import Memory
 from orchestrator.core.progress import Progress, silent
+from orchestrator.drivers import cgroups
+from orchestrator.drivers.memory import memory_within, of_machine
 from orchestrator.errors import HostError
 
 if TYPE_CHECKING:
@@ -25,7 +30,7 @@ SOCKET = "unix:///var/run/docker.sock"
 # A daemon that answered before is waited for this long: it is being restarted.
 PATIENCE_S = 90.0
 ANSWER_S = 60.0
-TICK_S = 0.1
+TICK_S = 0.3
 HOOKS = ("nvidia-container-runtime-hook", "nvidia-ctk")
 HOOK_SAYS = re.compile(r"nvidia-container-cli: .+")
 
@@ -38,7 +43,6 @@ HINTS: Mapping[str, str] = {
     "nvidia-container-cli: device error": "The toolkit does not know the GPU: nvidia-smi -L shows the ones there are.",
     "nvidia-container-cli: initialization error": "The toolkit finds no NVIDIA driver that works: nvidia-smi should "
     "work first (after an update of the driver, reboot); Docker from snap does not see it.",
-    "no space left on device": "The disk is full: free some space where Docker keeps its data, and try again.",
     "ddress already in use": "Another program has the address: choose another one with --listen HOST:PORT.",
     "toomanyrequests": "The registry limits anonymous pulls: docker login, or wait.",
     "unauthorized": "The registry wants a login: docker login",
@@ -47,6 +51,8 @@ HINTS: Mapping[str, str] = {
     "i/o timeout": "The registry cannot be reached. Offline: orch images load FILE",
     "connection refused": "The registry cannot be reached. Offline: orch images load FILE",
 }
+# However the daemon says that a disk is full.
+FULL = ("no space left on device", "disk quota exceeded")
 
 
 class DaemonGone(HostError):
@@ -82,8 +88,8 @@ class Daemon:
         return APIClient(base_url=self.host, version="auto", timeout=self._answer_s)
 
     @contextmanager
-    def told(self, what: str) -> Iterator[APIClient]:
-        """The API for one exchange; what goes wrong in it is told as `what` could not be done."""
+    def api_for(self, what: str) -> Iterator[APIClient]:
+        """The API for one exchange; what goes wrong in it is reported as: it could not do `what`."""
         from docker.errors import APIError, DockerException
         from requests.exceptions import ReadTimeout, RequestException
         from urllib3.exceptions import HTTPError
@@ -92,7 +98,7 @@ class Daemon:
             yield self._api
             self._met = True
         except APIError as error:
-            raise _refused(what, error.status_code, str(error.explanation or error)) from error
+            raise self.refused(what, str(error.explanation or error), error.status_code) from error
         except ReadTimeout as error:
             raise HostError(
                 f"The Docker daemon takes too long to answer: it could not {what}.",
@@ -107,7 +113,7 @@ class Daemon:
                 ) from error
             raise self._gone(error) from error
 
-    def patiently(self, call: Callable[[], Value], progress: Progress = silent) -> Value:
+    def with_retry(self, call: Callable[[], Value], progress: Progress = silent) -> Value:
         """`call()`, again when the daemon went away in the middle of it and came back."""
         deadline = time.monotonic() + self._patience_s
         while True:
@@ -119,37 +125,44 @@ class Daemon:
                     raise
                 self.__dict__.pop("_api", None)
                 progress("waiting for the Docker daemon", 0, 0)
-                time.sleep(TICK_S * 3)
+                time.sleep(TICK_S)
 
-    def ticking(self, call: Callable[[], Value], progress: Progress, what: str) -> Value:
-        """`call()` in a thread, so that `progress` can end the waiting; the daemon then goes on by itself."""
-        done: list[Value] = []
-        failed: list[BaseException] = []
+    def refused(self, what: str, said: str, status: int | None = None) -> HostError:
+        """Why it did not do `what`, in our words where they are known; `said` is its answer, or a line of it."""
+        if any(mark in said.lower() for mark in FULL):
+            return HostError(
+                f"The disk where Docker keeps its data{self._data()} is full: it could not {what}.",
+                hint="Free some space there, then run the same command again. `docker system df` shows what takes it, "
+                "`docker image prune` removes images that have no name.",
+                detail=said.strip()[:500],
+            )
+        kind = NotThere if status == 404 else HostError
+        hint = next((hint for mark, hint in HINTS.items() if mark in said), "")
+        return kind(f"Docker refused to {what}: {_telling(said)[:500]}", hint=hint)
 
-        def work() -> None:
-            try:
-                done.append(call())
-            except BaseException as error:  # noqa: BLE001  raised again below, in the thread that asked
-                failed.append(error)
+    def _data(self) -> str:
+        """Where that is, as far as the daemon, which has just answered, still does."""
+        from docker.errors import DockerException
+        from requests.exceptions import RequestException
 
-        thread = threading.Thread(target=work, daemon=True, name=what)
-        thread.start()
-        while thread.is_alive():
-            progress(what, 0, 0)
-            thread.join(TICK_S)
-        if failed:
-            raise failed[0]
-        return done[0]
+        if "_api" not in self.__dict__:
+            return ""
+        try:
+            place = str(self._api.info().get("DockerRootDir") or "")
+        except (RequestException, DockerException, OSError):
+            return ""
+        return f" ({place})" if place else ""
 
     def facts(self) -> DockerFacts:
         """What it can do. One that cannot be used is told as a `problem`, not raised."""
         try:
-            info = self.patiently(self._info)
+            info = self.with_retry(self._info)
         except HostError as error:
             return DockerFacts(problem=error.message, hint=error.hint)
         found = [entry["ID"] for entry in info.get("DiscoveredDevices") or () if entry.get("Source") == "cdi"]
         options = " ".join(info.get("SecurityOptions") or ())
         problem, hint = _unusable(info, options)
+        memory, cpus = self._room(info)
         return DockerFacts(
             version=str(info.get("ServerVersion", "")),
             runtimes=tuple(sorted(info.get("Runtimes") or ())),
@@ -157,6 +170,8 @@ class Daemon:
             hook=any(shutil.which(name) for name in HOOKS),
             nodes=tuple(sorted(str(path) for path in Path("/dev").glob("nvidia*"))),
             cgroup_driver=str(info.get("CgroupDriver", "")),
+            memory=memory,
+            cpus=cpus,
             problem=problem,
             hint=hint,
         )
@@ -165,8 +180,24 @@ class Daemon:
         """Whether SELinux keeps containers from files of this machine that are not labelled for them."""
         return "name=selinux" in (self._info().get("SecurityOptions") or ())
 
+    def room(self) -> tuple[Memory, int]:
+        """The memory and the CPUs that its containers have."""
+        return self._room(self.with_retry(self._info))
+
+    def _room(self, info: Mapping[str, Any]) -> tuple[Memory, int]:
+        """The daemon makes control groups beside the caller's, so the caller's own limits are not theirs: they have the
+        machine's memory, as the daemon knows it. Where the daemon is in the same container as orch, that holds what it
+        makes, too; one that is reached by a socket from outside is in no group that is seen from here."""
+        machine, cpus = of_machine(), int(info.get("NCPU") or 0)
+        total = int(info.get("MemTotal") or 0) or machine.total
+        machine = Memory(total, min(machine.available, total))
+        limits = cgroups.limits_of_all_here() if cgroups.is_here(_listener(self.host)) else cgroups.Limits()
+        if limits.cpus is not None:
+            cpus = min(cpus, math.ceil(limits.cpus))
+        return memory_within(limits, machine), cpus
+
     def _info(self) -> dict[str, Any]:
-        with self.told("docker info") as api:
+        with self.api_for("docker info") as api:
             found: dict[str, Any] = api.info()
             return found
 
@@ -182,16 +213,21 @@ class Daemon:
         return DaemonGone(f"The Docker daemon does not answer at {place}.", hint=hint, detail=text[:300])
 
 
-def _refused(what: str, status: int | None, said: str) -> HostError:
-    kind = NotThere if status == 404 else HostError
-    hint = next((hint for mark, hint in HINTS.items() if mark in said), "")
-    return kind(f"Docker refused to {what}: {_telling(said)[:500]}", hint=hint)
+def _listener(host: str) -> int:
+    """The pid of the process that has opened a unix socket, as it is seen from here; 0 when it is not."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.connect(host.removeprefix("unix://"))
+            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        except OSError:
+            return 0
+    return int(struct.unpack("3i", credentials)[0])
 
 
 def _telling(said: str) -> str:
     """Its first line; of the toolkit's hook what that says itself, which stands at the end of it or below."""
     found = HOOK_SAYS.search(said)
-    return found[0].removesuffix(": unknown") if found else said.strip().splitlines()[0]
+    return found[0].removesuffix(": unknown") if found else (said.strip().splitlines() or ["it does not say why"])[0]
 
 
 def _unusable(info: Mapping[str, Any], options: str) -> tuple[str, str]:

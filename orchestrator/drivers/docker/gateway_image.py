@@ -1,12 +1,14 @@
 """The gateway's image: the installed orch and what it needs, copied onto a base image that has the same Python.
 
 Nothing is downloaded: what is tested here is what runs there. The image's name carries a hash of all that is in it.
+Its last line runs while it is built: a base that has another Python, or another C library, makes no image.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -18,11 +20,12 @@ import orchestrator
 from orchestrator.errors import HostError
 
 # What the gateway imports besides the standard library; what these need themselves is found out.
-NEEDED = ("aiohttp", "uvloop", "orjson")
+NEEDED = ("aiohttp", "uvloop", "orjson", "msgspec")
 # The rooms that the gateway is made of: core values, errors, small files.
 ROOMS = ("__init__.py", "errors.py", "core", "gateway", "drivers/__init__.py", "drivers/files.py")
 PLACE = "opt/orch"
 NAME = "orch-gateway"
+_OTHER_PYTHON = "it has Python %s, and the packages of this orch are made for %s"
 
 
 def reference(base: str) -> str:
@@ -36,9 +39,14 @@ def reference(base: str) -> str:
 
 def context(base: str) -> io.BytesIO:
     """The build context, a tar: a Dockerfile and the files. Always the same bytes for the same orch."""
-    dockerfile = (
-        f"FROM {base}\nCOPY {PLACE} /{PLACE}\nENV PYTHONPATH=/{PLACE} PYTHONDONTWRITEBYTECODE=1\nENTRYPOINT []\n"
+    lines = (
+        f"FROM {base}",
+        f"COPY {PLACE} /{PLACE}",
+        f"ENV PYTHONPATH=/{PLACE} PYTHONDONTWRITEBYTECODE=1",
+        "ENTRYPOINT []",
+        f"RUN {json.dumps(['python3', '-c', _check()])}",
     )
+    dockerfile = "\n".join((*lines, ""))
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name, data in [("Dockerfile", dockerfile.encode()), *((f"{PLACE}/{n}", d) for n, d in _files())]:
@@ -52,6 +60,22 @@ def context(base: str) -> io.BytesIO:
 def python() -> str:
     """The Python that the base must have, as MAJOR.MINOR: compiled packages are made for one."""
     return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def unfit(base_python: str) -> str:
+    """Why a base that says which Python it has ("": it does not say) cannot be the gateway's; empty when it can."""
+    if base_python in ("", python()):
+        return ""
+    return _OTHER_PYTHON % (base_python, python())
+
+
+def _check() -> str:
+    """A program that ends with 1, and says why, where the gateway could not run."""
+    return (
+        f"import sys; has = '%d.%d' % sys.version_info[:2]; "
+        f"has == '{python()}' or sys.exit('{_OTHER_PYTHON}' % (has, '{python()}')); "
+        "import orchestrator.gateway.__main__"
+    )
 
 
 @cache

@@ -5,30 +5,33 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from orchestrator.core.image_archive import SavedImage
 from orchestrator.core.image_names import ImageDetails, NamedImage, familiar, split_name
 from orchestrator.core.images import ImageFacts
 from orchestrator.core.pins import ImagePin
 from orchestrator.core.progress import Progress
 from orchestrator.drivers import files
+from orchestrator.drivers.cancellable import cancellable
 from orchestrator.drivers.docker.daemon import Daemon, DaemonGone, NotThere
-from orchestrator.drivers.docker.gateway_image import context
 from orchestrator.errors import HostError
 
 if TYPE_CHECKING:
     from docker import APIClient
+
+    from orchestrator.core.image_archive import SavedImage
 
 Item = TypeVar("Item")
 
 TICK_S = 0.1
 # While it exports, unpacks or stores a layer of several gigabytes, the daemon says nothing.
 SILENCE_S = 900.0
+# The builder shows in red what a program says on stderr.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 VERSION_LABEL = "org.opencontainers.image.version"
 
 # By a mark in what the daemon or the registry says; the first that fits decides.
@@ -61,7 +64,7 @@ class DockerImages:
         if not self._in_use():
             return {}
         found: dict[str, ImageFacts] = {}
-        for facts in self._daemon.patiently(self._all):
+        for facts in self._daemon.with_retry(self._all):
             found |= dict.fromkeys((facts.id, *facts.references, *facts.tags), facts)
         return found
 
@@ -76,14 +79,14 @@ class DockerImages:
 
     def pull(self, image: ImagePin, progress: Progress) -> ImageFacts:
         """See Images. What is here already is not asked for again."""
-        facts = self._daemon.patiently(lambda: self._here(image.reference), progress)
+        facts = self._daemon.with_retry(lambda: self._here(image.reference), progress)
         if facts is None and image.local:
             raise HostError(
                 f"The image {image.name} with the ID {image.digest[:19]} is not here, and no registry has it.",
                 hint=f"Make or load it again, then pin it: orch images pin ENGINE {image.name}",
             )
         if facts is None:
-            self._daemon.patiently(lambda: self._pull(image, progress), progress)
+            self._daemon.with_retry(lambda: self._pull(image, progress), progress)
             facts = self._here(image.reference)
         if facts is None:
             raise HostError(f"{image.name} was pulled, and is not here by its digest {image.digest[:19]}.")
@@ -91,21 +94,48 @@ class DockerImages:
 
     def build(self, reference: str, base: str, progress: Progress) -> None:
         """See Images."""
-        facts = self.find(base)
+        # Tar and the packages' metadata: only for this.
+        from orchestrator.drivers.docker.gateway_image import context, python
+
+        facts, what = self.find(base), f"building {reference}"
 
         def make() -> None:
-            with self._daemon.told(f"build {reference}") as api:
-                answer = api.build(fileobj=context(facts.id), custom_context=True, tag=reference, rm=True, decode=True)
-                for line in answer:
-                    if "error" in line:
-                        raise HostError(f"The gateway's image could not be built: {line['error']}")
+            with self._daemon.api_for("make the gateway's image") as api:
+                lines = list(
+                    api.build(
+                        fileobj=context(facts.id),
+                        custom_context=True,
+                        tag=reference,
+                        network_mode="none",
+                        rm=True,
+                        forcerm=True,
+                        decode=True,
+                    )
+                )
+                failed = next((line for line in lines if "error" in line), None)
+                if failed is not None:
+                    said = "".join(str(line.get("stream", "")) for line in lines)
+                    _remove_half_built(api, said, facts.id)
+                    raise self._not_built(next(iter(facts.tags), base), python(), failed, said)
 
-        self._daemon.patiently(lambda: self._daemon.ticking(make, progress, f"building {reference}"), progress)
+        self._daemon.with_retry(lambda: cancellable(make, lambda: progress(what, 0, 0), what), progress)
+
+    def _not_built(self, base: str, python: str, failed: Mapping[str, Any], said: str) -> HostError:
+        """What a build has failed of: the image's own check of what it is made on, or the daemon."""
+        exited = "code" in (failed.get("errorDetail") or {})
+        if not exited and "executable file not found" not in failed["error"]:
+            return self._daemon.refused("make the gateway's image", failed["error"])
+        last = next((line for line in reversed(_COLOUR.sub("", said).splitlines()) if _is_of_a_program(line)), "")
+        return HostError(
+            f"The gateway cannot run in the image {base}: {last.strip() if exited else 'it has no python3'}",
+            hint=f"Name an image that has Python {python} and glibc: ORCH_GATEWAY_BASE=IMAGE:TAG",
+            detail=str(failed["error"])[:500],
+        )
 
     def resolve(self, name: str) -> NamedImage:
         """What IMAGE:TAG means now, by its registry; where that does not tell, and the image is here, by the image."""
         try:
-            with self._daemon.told(f"ask the registry for {name}") as api:
+            with self._daemon.api_for(f"ask the registry for {name}") as api:
                 return NamedImage(str(api.inspect_distribution(name)["Descriptor"]["digest"]))
         except DaemonGone:
             raise
@@ -122,7 +152,7 @@ class DockerImages:
 
     def details(self, reference: str) -> ImageDetails | None:
         """All of an image that is here; None when it is not."""
-        found = self._daemon.patiently(lambda: self._raw(reference))
+        found = self._daemon.with_retry(lambda: self._raw(reference))
         if found is None:
             return None
         labels = (found.get("Config") or {}).get("Labels") or {}
@@ -144,7 +174,7 @@ class DockerImages:
         with self._silent(f"load {saved.name}") as api:
             for line in _watched(lambda: api.load_image(iter(blocks), quiet=True), tick):
                 if "error" in line:
-                    raise HostError(f"{saved.name} cannot be loaded: {line['error']}", hint=_disk_hint(line["error"]))
+                    raise self._daemon.refused(f"load {saved.name}", line["error"])
                 ids += re.findall(r"^Loaded image.*?: (\S+)$", str(line.get("stream", "")), re.MULTILINE)
         if not self.adopt(saved, ids):
             raise HostError(f"Docker took the archive of {saved.name}, and has no image {saved.id[:19]}.")
@@ -171,7 +201,7 @@ class DockerImages:
         image, tag = split_name(saved.name)
         if other is not None and (other.facts.id == facts.id or facts.tags or facts.references):
             return
-        with self._daemon.told(f"name the image {saved.name}") as api:
+        with self._daemon.api_for(f"name the image {saved.name}") as api:
             api.tag(facts.id, image, tag if other is None else f"{tag}-{facts.id[7:19]}")
 
     def _known(self) -> dict[str, str]:
@@ -198,7 +228,7 @@ class DockerImages:
             return None
 
     def _all(self) -> list[ImageFacts]:
-        with self._daemon.told("list images") as api:
+        with self._daemon.api_for("list images") as api:
             entries = api.images()
         stands_for: dict[str, list[str]] = {}
         for reference, image in self._known().items():
@@ -215,7 +245,7 @@ class DockerImages:
         return found
 
     def _inspect(self, reference: str) -> dict[str, Any]:
-        with self._daemon.told(f"inspect the image {reference}") as api:
+        with self._daemon.api_for(f"inspect the image {reference}") as api:
             found: dict[str, Any] = api.inspect_image(reference)
             return found
 
@@ -231,7 +261,7 @@ class DockerImages:
                 lines = _watched(lambda: api.pull(image.image, tag=image.digest, stream=True, decode=True), tell)
                 for line in lines:
                     if "error" in line:
-                        raise HostError(f"{image.name} cannot be pulled: {line['error']}")
+                        raise self._daemon.refused(f"pull {image.name}", line["error"])
                     _take(layers, line)
                     tell()
         except DaemonGone:
@@ -241,8 +271,8 @@ class DockerImages:
 
     @contextmanager
     def _silent(self, what: str) -> Iterator[APIClient]:
-        """As `told`, for what the daemon may think about for minutes without a word."""
-        with self._daemon.told(what) as api:
+        """As `api_for`, for what the daemon may think about for minutes without a word."""
+        with self._daemon.api_for(what) as api:
             before, api.timeout = api.timeout, SILENCE_S
             try:
                 yield api
@@ -260,6 +290,7 @@ def _facts(found: Mapping[str, Any]) -> ImageFacts:
         entrypoint=tuple(config.get("Entrypoint") or ()),
         requires=env.get("NVIDIA_REQUIRE_CUDA", ""),
         size=int(found.get("Size") or 0),
+        python=".".join(env.get("PYTHON_VERSION", "").split(".")[:2]),
     )
 
 
@@ -313,5 +344,16 @@ def _hint(said: str) -> str:
     return next((hint for mark, hint in PULL_HINTS.items() if mark in said), OFFLINE)
 
 
-def _disk_hint(said: str) -> str:
-    return "Free some space where Docker keeps its data, and try again." if "no space" in said else ""
+def _remove_half_built(api: APIClient, said: str, base: str) -> None:
+    """What a failed build was at stays as an image without a name."""
+    from docker.errors import APIError
+
+    ids = re.findall(r"^ ---> ([0-9a-f]{12,})$", said, re.MULTILINE)
+    if ids and not base.removeprefix("sha256:").startswith(ids[-1]):
+        with suppress(APIError):
+            api.remove_image(ids[-1])
+
+
+def _is_of_a_program(line: str) -> bool:
+    """Not of the builder itself, which tells its steps, images and containers so."""
+    return bool(line.strip()) and not line.startswith(("Step ", " --->", "Removing intermediate container"))

@@ -34,7 +34,7 @@ class ContainerLogs:
             since = (
                 0.0 if info.get("RestartCount") else max(1.0, _seconds(info["State"].get("StartedAt", "")) - EARLY_S)
             )
-            return self._daemon.patiently(lambda: self._text(info, tail=lines, since=since))
+            return self._daemon.with_retry(lambda: self._text(info, tail=lines, since=since))
         try:
             text = (self._saved / f"{name}.log").read_text(errors="replace")
         except FileNotFoundError:
@@ -73,11 +73,11 @@ class ContainerLogs:
     def _events(self, info: dict[str, Any], kind: str) -> list[dict[str, Any]]:
         at = _seconds(info["State"].get("FinishedAt", ""))
         wanted = {"container": info["Id"], "event": kind}
-        with self._daemon.told("read events") as api:
+        with self._daemon.api_for("read events") as api:
             return list(api.events(since=int(at) - 2, until=int(at) + 2, filters=wanted, decode=True))
 
     def _text(self, info: dict[str, Any], tail: int, since: float = 0) -> str:
-        with self._daemon.told("read a log") as api:
+        with self._daemon.api_for("read a log") as api:
             data: bytes = api.logs(info["Id"], tail=tail, **({"since": since} if since else {}))
         return data.decode(errors="replace").rstrip("\n")
 
@@ -87,7 +87,7 @@ class ContainerLogs:
 
         def read() -> None:
             try:
-                with self._daemon.told("follow a log") as api:
+                with self._daemon.api_for("follow a log") as api:
                     for block in api.logs(info["Id"], stream=True, follow=True, since=since):
                         coming.put(block)
             except HostError as error:

@@ -58,18 +58,18 @@ class Network:
         if self.holds(info):
             return
         address = self.free_address()
-        with self._daemon.told("connect a container to its network") as api:
+        with self._daemon.api_for("connect a container to its network") as api:
             api.connect_container_to_network(info["Id"], self.name, ipv4_address=address)
 
     def remove(self) -> None:
         """Remove it when nothing is on it any more."""
         for name in (self.name, f"{self.name}-probe"):
-            with contextlib.suppress(NotThere), self._daemon.told(f"remove the network {name}") as api:
+            with contextlib.suppress(NotThere), self._daemon.api_for(f"remove the network {name}") as api:
                 api.remove_network(name)
 
     def _subnet(self) -> ipaddress.IPv4Network | None:
         try:
-            with self._daemon.told("inspect the network") as api:
+            with self._daemon.api_for("inspect the network") as api:
                 found = api.inspect_network(self.name)
         except NotThere:
             return None
@@ -77,9 +77,9 @@ class Network:
 
     def _make(self) -> ipaddress.IPv4Network:
         labels, probe = {HOME: str(self._home)}, f"{self.name}-probe"
-        with contextlib.suppress(NotThere), self._daemon.told(f"remove the network {probe}") as api:
+        with contextlib.suppress(NotThere), self._daemon.api_for(f"remove the network {probe}") as api:
             api.remove_network(probe)  # of one that was killed in between
-        with self._daemon.told(f"make the network {self.name}") as api:
+        with self._daemon.api_for(f"make the network {self.name}") as api:
             # Under another name: the final one is for the network that can fix addresses.
             api.create_network(probe, driver="bridge", internal=True, labels=labels)
             subnet = api.inspect_network(probe)["IPAM"]["Config"][0]["Subnet"]
@@ -89,11 +89,11 @@ class Network:
         return ipaddress.IPv4Network(subnet)
 
     def _containers(self) -> list[dict[str, Any]]:
-        with self._daemon.told("list containers") as api:
+        with self._daemon.api_for("list containers") as api:
             found = api.containers(all=True, filters={"label": f"{HOME}={self._home}"})
             inspected = []
             for entry in found:
-                with contextlib.suppress(NotThere), self._daemon.told("inspect a container") as inner:
+                with contextlib.suppress(NotThere), self._daemon.api_for("inspect a container") as inner:
                     inspected.append(inner.inspect_container(entry["Id"]))
         return inspected
 

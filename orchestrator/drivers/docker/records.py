@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
+from orchestrator.core import part
 from orchestrator.core.launch import Launch
 from orchestrator.drivers import files
 
 HOME, INSTANCE, LABEL, LAUNCH, PORT = "orch.home", "orch.instance", "orch.label", "orch.launch", "orch.port"
 RECORD = "record.json"
-_LAUNCH = TypeAdapter(Launch)
 
 
 @dataclass(frozen=True)
@@ -29,13 +27,13 @@ class Record:
 
 def labels(home: Path, name: str, launch: Launch, label: str, port: int) -> dict[str, str]:
     """A new container's labels."""
-    text = _LAUNCH.dump_json(launch).decode()
+    text = json.dumps(part.plain(launch), separators=(",", ":"), ensure_ascii=False)
     return {HOME: str(home), INSTANCE: name, LABEL: label, LAUNCH: text, PORT: str(port)}
 
 
 def write(directory: Path, container: str, launch: Launch, label: str) -> None:
     """What is changed about a container (its ID) from now on."""
-    document = {"container": container, "label": label, "launch": _LAUNCH.dump_python(launch, mode="json")}
+    document = {"container": container, "label": label, "launch": part.plain(launch)}
     files.write_atomic(directory / RECORD, json.dumps(document, indent=1).encode(), mode=0o600)
 
 
@@ -48,14 +46,14 @@ def read(directory: Path, container: str, of_container: Mapping[str, str]) -> Re
     """The labels, and what has changed since."""
     try:
         port = int(of_container[PORT])
-        launch, label = _LAUNCH.validate_json(of_container[LAUNCH]), of_container[LABEL]
+        launch, label = part.read_json(Launch, of_container[LAUNCH]), of_container[LABEL]
         changed = files.read_json(directory / RECORD)
         if changed is None:
             return Record(launch, label, port)
         if not isinstance(changed, dict) or not isinstance(changed.get("label"), str):
             raise ValueError(f"{directory / RECORD}: no record")
         if changed.get("container") == container:
-            launch, label = _LAUNCH.validate_python(changed["launch"]), changed["label"]
+            launch, label = part.read(Launch, changed["launch"]), changed["label"]
         return Record(launch, label, port)
     except KeyError as error:
         return Record(Launch(()), "", None, f"its label {error} is missing")

@@ -1,4 +1,4 @@
-"""What the Docker API is sent to create a container: its JSON, made of a Placed. Pure."""
+"""What the Docker API is sent to create a container: its JSON, made of a ContainerSpec. Pure."""
 
 from __future__ import annotations
 
@@ -14,60 +14,58 @@ from orchestrator.core.container import (
     SECURITY,
     TMP,
     TMP_OPTIONS,
-    Placed,
+    ContainerSpec,
 )
 from orchestrator.core.docker import CDI
 
 MIB = 2**20
 
 
-def create_body(placed: Placed, labels: Mapping[str, str], network: str, address: str) -> dict[str, Any]:
+def create_body(spec: ContainerSpec, labels: Mapping[str, str], network: str, address: str) -> dict[str, Any]:
     """POST /containers/create. `address` is its fixed one on `network`; both are empty on the host's network."""
     host: dict[str, Any] = {
-        "NetworkMode": "host" if placed.host_network else network,
+        "NetworkMode": "host" if spec.host_network else network,
         "RestartPolicy": {"Name": RESTART},
         "Mounts": [
-            {"Type": "bind", "Source": m.source, "Target": m.target, "ReadOnly": m.read_only} for m in placed.mounts
+            {"Type": "bind", "Source": m.source, "Target": m.target, "ReadOnly": m.read_only} for m in spec.mounts
         ],
         "Tmpfs": {TMP: TMP_OPTIONS},
         "ReadonlyRootfs": True,
         "CapDrop": list(DROPPED),
         "SecurityOpt": list(SECURITY),
-        "PidsLimit": placed.pids,
-        "ShmSize": placed.shm_mib * MIB,
+        "PidsLimit": spec.pids,
+        "ShmSize": spec.shm_mib * MIB,
         "Init": True,
         "Ulimits": [{"Name": "nofile", "Soft": OPEN_FILES, "Hard": OPEN_FILES}],
         "LogConfig": {"Type": "json-file", "Config": {"max-size": LOG_SIZE, "max-file": LOG_FILES}},
-        "Devices": [
-            {"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rwm"} for path in placed.devices
-        ],
-        "DeviceRequests": _device_requests(placed),
+        "Devices": [{"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rwm"} for path in spec.devices],
+        "DeviceRequests": _device_requests(spec),
     }
-    if placed.groups:
-        host["GroupAdd"] = list(placed.groups)
-    if placed.memory_mib is not None:
+    if spec.groups:
+        host["GroupAdd"] = list(spec.groups)
+    if spec.memory_mib is not None:
         # The same with swap: an engine that swaps answers nobody.
-        host |= {"Memory": placed.memory_mib * MIB, "MemorySwap": placed.memory_mib * MIB}
+        host |= {"Memory": spec.memory_mib * MIB, "MemorySwap": spec.memory_mib * MIB}
     body: dict[str, Any] = {
-        "Image": placed.image,
-        "Entrypoint": [placed.command[0]],
-        "Cmd": list(placed.command[1:]),
-        "Env": [f"{name}={value}" for name, value in placed.env],
-        "User": placed.user,
+        "Image": spec.image,
+        "Entrypoint": [spec.command[0]],
+        "Cmd": list(spec.command[1:]),
+        "Env": [f"{name}={value}" for name, value in spec.env],
+        "User": spec.user,
         "Labels": dict(labels),
-        "StopTimeout": placed.stop_grace_s,
+        "StopTimeout": spec.stop_grace_s,
         "HostConfig": host,
     }
-    if not placed.host_network:
+    if not spec.host_network:
         endpoint = {"IPAMConfig": {"IPv4Address": address}}
         body["NetworkingConfig"] = {"EndpointsConfig": {network: endpoint}}
     return body
 
 
-def _device_requests(placed: Placed) -> list[dict[str, Any]]:
-    if not placed.gpus:
+def _device_requests(spec: ContainerSpec) -> list[dict[str, Any]]:
+    if not spec.gpus:
         return []
-    ids = list(placed.gpus)
-    if placed.gpu_way == CDI:
+    ids = list(spec.gpus)
+    if spec.gpu_way == CDI:
         return [{"Driver": "cdi", "DeviceIDs": [f"nvidia.com/gpu={uuid}" for uuid in ids]}]
     return [{"DeviceIDs": ids, "Capabilities": [["gpu"]]}]

@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from orchestrator.core.container import HOME_OF_ANYBODY, PORT, Mount, Placed
+from orchestrator.core.container import HOME_OF_ANYBODY, PORT, ContainerSpec, Mount
 from orchestrator.core.images import ImageFacts
+from orchestrator.core.launch import ran_out
 from orchestrator.core.progress import Progress
 from orchestrator.core.tools import LOG_LINES, PIDS, SHM_MIB, Tool, ToolEnd, counted
 from orchestrator.drivers.docker.daemon import Daemon, NotThere
@@ -40,35 +41,35 @@ class DockerTools:
         if not facts.entrypoint:
             raise HostError(f"The image {tool.image} has no program of its own to run.", "orch images ls")
         try:
-            container = self._daemon.patiently(lambda: self._start(tool, facts), progress)
+            container = self._daemon.with_retry(lambda: self._start(tool, facts), progress)
             return self._watch(container, tool, progress)
         finally:
             self.sweep()
 
     def sweep(self) -> None:
         """Remove every container of a tool of this home, running or not."""
-        self._daemon.patiently(self._sweep)
+        self._daemon.with_retry(self._sweep)
 
     def _sweep(self) -> None:
-        with self._daemon.told("list containers") as api:
+        with self._daemon.api_for("list containers") as api:
             found = api.containers(all=True, filters={"label": f"{LABEL}={self._home}"})
         for entry in found:
             try:
-                with self._daemon.told(f"remove the container {entry['Id'][:12]}") as api:
+                with self._daemon.api_for(f"remove the container {entry['Id'][:12]}") as api:
                     api.remove_container(entry["Id"], v=True, force=True)
             except NotThere:
                 continue
 
     def _start(self, tool: Tool, facts: ImageFacts) -> str:
         self._sweep()
-        body = create_body(_placed(tool, facts), {LABEL: str(self._home)}, "none", "")
+        body = create_body(_container_spec(tool, facts), {LABEL: str(self._home)}, "none", "")
         # It is run once, and opens few files; without a network there is no address either.
         body["HostConfig"] |= {"RestartPolicy": {"Name": "no"}, "Ulimits": []}
         del body["NetworkingConfig"]
         name = f"orch-tool-{hashlib.sha256(os.fsencode(self._home)).hexdigest()[:8]}"
-        with self._daemon.told(f"create a container for {tool.what}") as api:
+        with self._daemon.api_for(f"create a container for {tool.what}") as api:
             container = str(api.create_container_from_config(body, name)["Id"])
-        with self._daemon.told(f"start a container for {tool.what}") as api:
+        with self._daemon.api_for(f"start a container for {tool.what}") as api:
             api.start(container)
         return container
 
@@ -76,12 +77,12 @@ class DockerTools:
         count = (0, 0)
 
         def inspect() -> dict[str, Any]:
-            with self._daemon.told(f"inspect the container for {tool.what}") as api:
+            with self._daemon.api_for(f"inspect the container for {tool.what}") as api:
                 found: dict[str, Any] = api.inspect_container(container)
                 return found
 
         def running() -> dict[str, Any] | None:
-            info = self._daemon.patiently(inspect, progress)
+            info = self._daemon.with_retry(inspect, progress)
             return info if info["State"].get("Running") else None
 
         def going_on() -> bool:
@@ -91,15 +92,16 @@ class DockerTools:
         for line in self._logs.lines(running, LOG_LINES, going_on):
             count = counted(line) or count
             progress(tool.what, *count)
-        info = self._daemon.patiently(inspect, progress)
+        info = self._daemon.with_retry(inspect, progress)
         state = info["State"]
-        return ToolEnd(int(state["ExitCode"]), bool(state.get("OOMKilled")), self._logs.tail("", info, LOG_LINES))
+        memory = ran_out(tool.memory_mib << 20) if state.get("OOMKilled") else ""
+        return ToolEnd(int(state["ExitCode"]), memory, self._logs.tail("", info, LOG_LINES))
 
 
-def _placed(tool: Tool, facts: ImageFacts) -> Placed:
+def _container_spec(tool: Tool, facts: ImageFacts) -> ContainerSpec:
     mounts = [Mount(path, path, read_only=True) for path in tool.reads]
     mounts += [Mount(path, path, read_only=False) for path in tool.writes]
-    return Placed(
+    return ContainerSpec(
         image=facts.id,
         command=(*facts.entrypoint, *tool.words),
         env=HOME_OF_ANYBODY,

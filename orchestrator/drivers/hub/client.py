@@ -25,24 +25,25 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from orchestrator.core.artifact import FileEntry
-from orchestrator.core.going import amount
-from orchestrator.core.progress import Progress
+from orchestrator.core.progress import Progress, silent
+from orchestrator.core.progress_view import amount
 from orchestrator.core.weights import HubFile, HubSnapshot, HubSource
+from orchestrator.drivers.cancellable import cancellable
 from orchestrator.drivers.hub.choice import named, weights_of
 from orchestrator.drivers.hub.here import Here
+from orchestrator.drivers.hub.http_errors import detail, retry_after, shown, transient, translated
 from orchestrator.drivers.hub.meter import Meter
 from orchestrator.drivers.hub.part import PIECE
-from orchestrator.drivers.hub.refusals import detail, retry_after, shown, transient, translated
 from orchestrator.drivers.hub.stream import network_errors
 from orchestrator.drivers.hub.token import Secret, read_token
-from orchestrator.drivers.hub.transfer import Line, Transfer
+from orchestrator.drivers.hub.transfer import HubConnection, Transfer
 from orchestrator.errors import HostError, OrchError, SourceError
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0)
-# Before the first file nobody can interrupt a wait, so it is a short one.
+# Before the first file nobody sees what is waited for: a longer wait is told instead.
 SHORT_WAIT_S: Final = 5.0
 PARALLEL: Final = 4
 FULL: Final = "free some disk space and run it again: it goes on where it stopped"
@@ -78,18 +79,23 @@ class Hub:
     def __repr__(self) -> str:
         return f"Hub({shown(self._endpoint or 'default endpoint')})"
 
-    def snapshot(self, source: HubSource, timeout: float, names: Sequence[str] | None = None) -> HubSnapshot:
+    def snapshot(
+        self, source: HubSource, timeout: float, names: Sequence[str] | None = None, progress: Progress = silent
+    ) -> HubSnapshot:
         """Asks what the revision is now and which of its files orch would fetch, with sizes and hashes.
 
         `names`: exactly these files (`Qwen3-8B-Q6_K.gguf`, `Q6_K/model.gguf`); None: safetensors with tokenizer and
-        config. `timeout` (seconds) bounds each wait for the network. Raises SourceError (no such repository, revision
+        config. `timeout` (seconds) bounds each wait for the network; `progress` is called meanwhile, and what it raises
+        ends the waiting at once. Raises SourceError (no such repository, revision
         or file, no safetensors, another commit than the pinned one) and HostError (unreachable, access refused).
         """
         self._ready(source)
         from huggingface_hub.errors import HFValidationError
 
         try:
-            info = self._info(source, timeout)
+            info = cancellable(
+                lambda: self._info(source, timeout), lambda: progress(f"asking the hub for {source.repo}", 0, 0), "hub"
+            )
         except HFValidationError as error:
             what = f"{source.repo} is not a repository's name."
             raise SourceError(what, "write OWNER/NAME", detail(error)) from error
@@ -137,9 +143,9 @@ class Hub:
             missing = here.missing(found)
             _refuse_full(into, missing)
             meter.done = snapshot.size - missing
-            coming = [file for file in snapshot.files if file.path not in found]
-            transfer = Transfer(coming, here, self._line(source), meter)
-            entries = found | (transfer.run() if coming else {})
+            to_fetch = [file for file in snapshot.files if file.path not in found]
+            transfer = Transfer(to_fetch, here, self._connection(source), meter)
+            entries = found | (transfer.run() if to_fetch else {})
             here.settle()
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -148,7 +154,7 @@ class Hub:
         meter.report()
         return tuple(entries[file.path] for file in snapshot.files)
 
-    def _line(self, source: HubSource) -> Line:
+    def _connection(self, source: HubSource) -> HubConnection:
         hint = "the hub or a proxy before it serves other bytes than it states; try again later or pin another commit"
 
         def unlike(problem: str, file: HubFile) -> OrchError:
@@ -157,7 +163,7 @@ class Hub:
         def explain(error: Exception, file: HubFile) -> OrchError:
             return translated(error, source, shown(self._where()), file.path)
 
-        return Line(partial(self._request, source), explain, unlike, self._pauses, self._parallel)
+        return HubConnection(partial(self._request, source), explain, unlike, self._pauses, self._parallel)
 
     def _request(
         self, source: HubSource, file: HubFile, begin: int, end: int | None, direct: str

@@ -56,10 +56,10 @@ class Here:
 
     def missing(self, found: dict[str, FileEntry]) -> int:
         """Bytes that the disk has to take in still."""
-        coming = [file for file in self._files if file.path not in found]
+        absent = [file for file in self._files if file.path not in found]
         # By place: files with the same bytes share the incomplete one, which becomes the first of them.
-        begun = {_name(file): arrived(self.place(file), file.size, self._piece_of(file)) for file in coming}
-        return sum(file.size for file in coming) - sum(begun.values())
+        begun = {_name(file): arrived(self.place(file), file.size, self._piece_of(file)) for file in absent}
+        return sum(file.size for file in absent) - sum(begun.values())
 
     def place(self, file: HubFile) -> Path:
         """Where it lies while it is incomplete."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from orchestrator.core.text import decoded
 from orchestrator.errors import HostError
 
 
@@ -27,8 +28,8 @@ class Secret:
 def read_token(path: Path) -> Secret:
     """The token in a file of one line. Raises HostError, which names the file and nothing that is in it."""
     try:
-        text = path.read_text("ascii").strip()
-    except UnicodeDecodeError:
+        text = decoded(path.read_bytes()).strip()
+    except ValueError:
         text = ""  # no token has such characters
     except OSError as error:
         hint = "ORCH_HF_TOKEN_FILE names it; unset it to use HF_TOKEN or the hub's own login"

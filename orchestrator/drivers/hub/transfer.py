@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 from orchestrator.core.artifact import FileEntry
 from orchestrator.core.weights import HubFile
 from orchestrator.drivers.hub.here import Here
+from orchestrator.drivers.hub.http_errors import refused, retry_after, transient
 from orchestrator.drivers.hub.meter import Meter, PartReport
 from orchestrator.drivers.hub.part import Part
-from orchestrator.drivers.hub.refusals import refused, retry_after, transient
 from orchestrator.drivers.hub.stream import LANE_ITEMS, TICK, Head, Lane, Stream, network_errors
 from orchestrator.drivers.hub.sums import Follower, Sums
 from orchestrator.errors import OrchError
@@ -34,7 +34,7 @@ class UnlikeError(Exception):
 
 
 @dataclass
-class Want:
+class PieceRange:
     """Pieces `first` to `last` of a file, in one request; not before `due`, after so many failures in a row."""
 
     first: int
@@ -44,14 +44,14 @@ class Want:
 
 
 @dataclass
-class Coming:
-    """A file that is under way. `direct` is where its bytes were found last, `wants` what nobody asks for now; `pages`
-    counts answers of something else since its last new bytes, `strikes` how often all of it was wrong."""
+class FileDownload:
+    """A file that is under way. `direct` is where its bytes were found last, `pending` what nobody asks for now;
+    `pages` counts answers of something else since its last new bytes, `strikes` how often all of it was wrong."""
 
     file: HubFile
     part: Part
     follower: Follower
-    wants: list[Want]
+    pending: list[PieceRange]
     pages: int = 0
     strikes: int = 0
     ranged: bool = True
@@ -59,11 +59,11 @@ class Coming:
 
 
 @dataclass
-class Flight:
+class RangeRequest:
     """One request of a file's bytes: the next one that comes belongs at `at`, and the last one before `end`."""
 
-    coming: Coming
-    want: Want
+    download: FileDownload
+    piece_range: PieceRange
     at: int
     end: int
     direct: bool
@@ -71,7 +71,7 @@ class Flight:
 
 
 @dataclass(frozen=True)
-class Line:
+class HubConnection:
     """How the hub is asked. `request` gives the address and the headers for a file from a byte to before another one
     (None: to its end), at an address that is known already or "".
 
@@ -92,14 +92,14 @@ class Transfer:
 
     files: Sequence[HubFile]
     here: Here
-    line: Line
+    connection: HubConnection
     meter: Meter
     entries: dict[str, FileEntry] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._waiting = list(self.files)
-        self._coming: list[Coming] = []
-        self._flights: dict[Stream, Flight] = {}
+        self._downloads: list[FileDownload] = []
+        self._requests: dict[Stream, RangeRequest] = {}
         self._lane: Lane = Queue(LANE_ITEMS)
         self._trouble = ""
         self._not_before = 0.0
@@ -108,60 +108,62 @@ class Transfer:
         """The entries by path, once all files are there and right. When it raises, what came stays."""
         self.meter.parts = self._parts
         try:
-            while self._waiting or self._coming:
+            while self._waiting or self._downloads:
                 self._ask_for_more()
                 with suppress(Empty):
                     self._take(*self._lane.get(timeout=self._patience()))
                 self.meter.tick()
         finally:
-            for stream in self._flights:
+            for stream in self._requests:
                 stream.leave()
-            for coming in self._coming:
-                coming.follower.leave()
-                coming.part.close()
+            for download in self._downloads:
+                download.follower.leave()
+                download.part.close()
         return self.entries
 
     def _parts(self) -> Iterator[PartReport]:
-        for coming in self._coming:
-            if any(flight.coming is coming for flight in self._flights.values()):
-                yield coming.file.path, coming.part.arrived, coming.file.size
-        dues = [want.due for coming in self._coming for want in coming.wants if want.due]
+        for download in self._downloads:
+            if any(request.download is download for request in self._requests.values()):
+                yield download.file.path, download.part.arrived, download.file.size
+        dues = [piece_range.due for download in self._downloads for piece_range in download.pending if piece_range.due]
         wait = max(self._not_before, min(dues, default=0.0)) - time.monotonic()
-        if self._trouble and not self._flights and wait > 0:
+        if self._trouble and not self._requests and wait > 0:
             yield f"{self._trouble}: trying again in {wait:.0f} s", 0, 0
 
     def _patience(self) -> float:
         """Seconds until something may be to be done that no thread will tell of; TICK at most."""
         now = time.monotonic()
-        dues = [max(want.due, self._not_before) for coming in self._coming for want in coming.wants]
+        dues = [
+            max(piece_range.due, self._not_before) for download in self._downloads for piece_range in download.pending
+        ]
         return min([TICK, *(due - now for due in dues if due > now)])
 
     # --- asking
 
     def _ask_for_more(self) -> None:
-        while len(self._flights) < self.line.parallel and time.monotonic() >= self._not_before:
+        while len(self._requests) < self.connection.parallel and time.monotonic() >= self._not_before:
             if (turn := self._next_turn()) is None:
                 return
-            coming, want = turn
-            coming.wants.remove(want)
-            at, end = coming.part.span(want.first, want.last)
-            until = None if end == coming.file.size else end
-            url, headers = self.line.request(coming.file, at, until, coming.direct)
+            download, piece_range = turn
+            download.pending.remove(piece_range)
+            at, end = download.part.span(piece_range.first, piece_range.last)
+            until = None if end == download.file.size else end
+            url, headers = self.connection.request(download.file, at, until, download.direct)
             stream = Stream(url, headers, self._lane)
-            self._flights[stream] = Flight(coming, want, at, end, direct=bool(coming.direct))
+            self._requests[stream] = RangeRequest(download, piece_range, at, end, direct=bool(download.direct))
 
-    def _next_turn(self) -> tuple[Coming, Want] | None:
+    def _next_turn(self) -> tuple[FileDownload, PieceRange] | None:
         """What is to be asked for next: files in their order, and pieces in theirs, so that hashing keeps up."""
         now = time.monotonic()
-        for coming in self._coming:
-            asked = any(flight.coming is coming for flight in self._flights.values())
-            for want in coming.wants:
-                if want.due <= now and (coming.ranged or not asked):
-                    return coming, want
+        for download in self._downloads:
+            asked = any(request.download is download for request in self._requests.values())
+            for piece_range in download.pending:
+                if piece_range.due <= now and (download.ranged or not asked):
+                    return download, piece_range
         # Two files with the same bytes share the place of the incomplete one: the second one waits.
-        busy = {coming.part.path for coming in self._coming}
+        busy = {download.part.path for download in self._downloads}
         for file in self._waiting:
-            if self.here.place(file) not in busy and len(self._coming) < 2 * self.line.parallel:
+            if self.here.place(file) not in busy and len(self._downloads) < 2 * self.connection.parallel:
                 self._waiting.remove(file)
                 self._open(file)
                 return self._next_turn()
@@ -169,139 +171,139 @@ class Transfer:
 
     def _open(self, file: HubFile) -> None:
         part = self.here.open(file)
-        self._coming.append(Coming(file, part, Follower(file, part, self._lane), self._all_wants(part)))
+        self._downloads.append(FileDownload(file, part, Follower(file, part, self._lane), self._all_ranges(part)))
 
     @staticmethod
-    def _all_wants(part: Part, due: float = 0.0) -> list[Want]:
+    def _all_ranges(part: Part, due: float = 0.0) -> list[PieceRange]:
         spans = [(index, *part.span(index, index)) for index in range(len(part))]
-        return [Want(index, index, due=due) for index, begin, end in spans if begin < end]
+        return [PieceRange(index, index, due=due) for index, begin, end in spans if begin < end]
 
     # --- what comes
 
     def _take(self, who: object, what: object) -> None:
-        if isinstance(who, Stream) and (flight := self._flights.get(who)) is not None:
+        if isinstance(who, Stream) and (request := self._requests.get(who)) is not None:
             try:
-                self._take_from(who, flight, what)
+                self._take_from(who, request, what)
             except UnlikeError as error:
-                self._page(flight.coming, str(error))
+                self._page(request.download, str(error))
         elif isinstance(who, Follower):
-            coming = next((coming for coming in self._coming if coming.follower is who), None)
-            if coming is not None and isinstance(what, OSError):
+            download = next((download for download in self._downloads if download.follower is who), None)
+            if download is not None and isinstance(what, OSError):
                 raise what
-            if coming is not None and isinstance(what, Sums):
-                self._whole(coming, what)
+            if download is not None and isinstance(what, Sums):
+                self._whole(download, what)
 
-    def _take_from(self, stream: Stream, flight: Flight, what: object) -> None:
+    def _take_from(self, stream: Stream, request: RangeRequest, what: object) -> None:
         if isinstance(what, Head):
-            self._head(stream, flight, what)
+            self._head(stream, request, what)
         elif isinstance(what, bytes):
-            self._bytes(flight, what)
+            self._bytes(request, what)
         elif what is None:
-            self._end(stream, flight)
+            self._end(stream, request)
         elif isinstance(what, network_errors()):
-            self._failed(stream, flight, what)
+            self._failed(stream, request, what)
         elif isinstance(what, BaseException):
             raise what
 
-    def _head(self, stream: Stream, flight: Flight, head: Head) -> None:
-        coming, size = flight.coming, flight.coming.file.size
+    def _head(self, stream: Stream, request: RangeRequest, head: Head) -> None:
+        download, size = request.download, request.download.file.size
         start, total = head.extent()
         if total is not None and total != size:
             raise UnlikeError(f"expected {size} bytes, got {total}")
-        if head.status == 416 or (head.status == 206 and start != flight.at):
+        if head.status == 416 or (head.status == 206 and start != request.at):
             got = "none" if head.status == 416 else f"them from {start}"
-            raise UnlikeError(f"expected bytes from {flight.at}, got {got}")
-        if head.status != 206 and (flight.at, flight.end) != (0, size):
+            raise UnlikeError(f"expected bytes from {request.at}, got {got}")
+        if head.status != 206 and (request.at, request.end) != (0, size):
             # It ignores ranges and sends all of it: what is there is passed over, and nobody else asks meanwhile.
-            self._leave(coming, but=stream)
-            coming.ranged, coming.wants = False, []
-            flight.want = Want(0, len(coming.part) - 1, flight.want.failures)
-            flight.at, flight.end = 0, size
+            self._leave(download, but=stream)
+            download.ranged, download.pending = False, []
+            request.piece_range = PieceRange(0, len(download.part) - 1, request.piece_range.failures)
+            request.at, request.end = 0, size
         if urlsplit(head.url).netloc != urlsplit(stream.url).netloc:
-            coming.direct = head.url
+            download.direct = head.url
 
-    def _bytes(self, flight: Flight, chunk: bytes) -> None:
-        coming = flight.coming
-        if flight.at + len(chunk) > flight.end:
-            raise UnlikeError(f"expected {flight.end} bytes, got more")
-        new = coming.part.put(flight.at, chunk)
-        flight.at += len(chunk)
-        flight.gained += new
+    def _bytes(self, request: RangeRequest, chunk: bytes) -> None:
+        download = request.download
+        if request.at + len(chunk) > request.end:
+            raise UnlikeError(f"expected {request.end} bytes, got more")
+        new = download.part.put(request.at, chunk)
+        request.at += len(chunk)
+        request.gained += new
         if new:
-            coming.pages = 0
-        coming.follower.reach(coming.part.prefix)
+            download.pages = 0
+        download.follower.reach(download.part.prefix)
         self.meter.add(new)
 
-    def _end(self, stream: Stream, flight: Flight) -> None:
-        del self._flights[stream]
-        if flight.at == flight.end:
+    def _end(self, stream: Stream, request: RangeRequest) -> None:
+        del self._requests[stream]
+        if request.at == request.end:
             return
-        if not flight.gained:
-            raise UnlikeError(f"expected {flight.coming.file.size} bytes, got {flight.at}")
+        if not request.gained:
+            raise UnlikeError(f"expected {request.download.file.size} bytes, got {request.at}")
         # Less than was asked for, as some proxies do: ask for the rest.
-        self._again(flight)
+        self._again(request)
 
-    def _failed(self, stream: Stream, flight: Flight, error: Exception) -> None:
-        del self._flights[stream]
-        coming, want = flight.coming, flight.want
-        coming.direct = ""
-        if flight.direct and not flight.gained and not transient(error):
+    def _failed(self, stream: Stream, request: RangeRequest, error: Exception) -> None:
+        del self._requests[stream]
+        download, piece_range = request.download, request.piece_range
+        download.direct = ""
+        if request.direct and not request.gained and not transient(error):
             # The address of a file's bytes is good for a while only; the hub gives a new one.
-            self._again(flight)
+            self._again(request)
             return
-        want.failures = 0 if flight.gained else want.failures
-        if want.failures == len(self.line.pauses) or not transient(error):
-            raise self.line.explain(error, coming.file) from error
+        piece_range.failures = 0 if request.gained else piece_range.failures
+        if piece_range.failures == len(self.connection.pauses) or not transient(error):
+            raise self.connection.explain(error, download.file) from error
         asked = retry_after(error)
-        pause = max(self.line.pauses[want.failures], asked or 0.0)
-        want.failures += 1
-        want.due = time.monotonic() + pause
+        pause = max(self.connection.pauses[piece_range.failures], asked or 0.0)
+        piece_range.failures += 1
+        piece_range.due = time.monotonic() + pause
         if asked is not None:
-            self._not_before = max(self._not_before, want.due)
+            self._not_before = max(self._not_before, piece_range.due)
         self._trouble = refused(error)
-        self._again(flight)
+        self._again(request)
 
-    def _page(self, coming: Coming, problem: str) -> None:
+    def _page(self, download: FileDownload, problem: str) -> None:
         """An answer is of something else, such as a proxy's page. It passes as a failure of the hub does, and what came
         before it may well be right."""
-        self._leave(coming)
-        if coming.pages == len(self.line.pauses):
-            raise self.line.unlike(problem, coming.file)
-        due = time.monotonic() + self.line.pauses[coming.pages]
-        coming.pages += 1
+        self._leave(download)
+        if download.pages == len(self.connection.pauses):
+            raise self.connection.unlike(problem, download.file)
+        due = time.monotonic() + self.connection.pauses[download.pages]
+        download.pages += 1
         self._trouble = "something else came than the hub states"
-        coming.wants, coming.direct = self._all_wants(coming.part, due), ""
+        download.pending, download.direct = self._all_ranges(download.part, due), ""
 
-    def _again(self, flight: Flight) -> None:
-        flight.coming.wants.append(flight.want)
-        flight.coming.wants.sort(key=lambda want: want.first)
+    def _again(self, request: RangeRequest) -> None:
+        request.download.pending.append(request.piece_range)
+        request.download.pending.sort(key=lambda piece_range: piece_range.first)
 
-    def _leave(self, coming: Coming, but: Stream | None = None) -> None:
+    def _leave(self, download: FileDownload, but: Stream | None = None) -> None:
         """Wants nothing any more of what is asked for of a file."""
-        for stream in [s for s, flight in self._flights.items() if flight.coming is coming and s is not but]:
+        for stream in [s for s, request in self._requests.items() if request.download is download and s is not but]:
             stream.leave()
-            del self._flights[stream]
+            del self._requests[stream]
 
     # --- whole files
 
-    def _whole(self, coming: Coming, sums: Sums) -> None:
+    def _whole(self, download: FileDownload, sums: Sums) -> None:
         if (problem := sums.problem()) is not None:
             # Nobody knows which bytes of it are wrong.
-            self._strike(coming, problem)
+            self._strike(download, problem)
             return
-        self.here.finish(coming.file, coming.part, sums.entry())
-        self._coming.remove(coming)
-        self.entries[coming.file.path] = sums.entry()
+        self.here.finish(download.file, download.part, sums.entry())
+        self._downloads.remove(download)
+        self.entries[download.file.path] = sums.entry()
 
-    def _strike(self, coming: Coming, problem: str) -> None:
+    def _strike(self, download: FileDownload, problem: str) -> None:
         """A whole file is not what the hub states: all of it is asked for once more, and once only."""
-        self._leave(coming)
-        coming.strikes += 1
-        if coming.strikes == STRIKES:
-            coming.part.remove()
-            raise self.line.unlike(problem, coming.file)
-        coming.follower.leave()
-        self.meter.add(-coming.part.arrived)
-        coming.part.restart()
-        coming.follower = Follower(coming.file, coming.part, self._lane)
-        coming.wants, coming.direct = self._all_wants(coming.part), ""
+        self._leave(download)
+        download.strikes += 1
+        if download.strikes == STRIKES:
+            download.part.remove()
+            raise self.connection.unlike(problem, download.file)
+        download.follower.leave()
+        self.meter.add(-download.part.arrived)
+        download.part.restart()
+        download.follower = Follower(download.file, download.part, self._lane)
+        download.pending, download.direct = self._all_ranges(download.part), ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import signal
 import subprocess
 import time
 from collections import deque
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator.core.launch import ran_out
+from orchestrator.drivers import cgroups
 from orchestrator.drivers.local import proc
 
 # What a process needs of the caller's world; everything else (tokens, PYTHONPATH, ...) stays with the caller.
@@ -29,10 +32,12 @@ def allowed_environ() -> dict[str, str]:
 
 
 class Finished(NamedTuple):
-    """The exit code (negative: the signal; None: ended after its time was up) and the last lines of the output."""
+    """The exit code (negative: the signal; None: ended after its time was up) and the last lines of the output;
+    `out_of_memory` says, if the kernel ended the command for want of memory, what it did: "ran out of memory ..."."""
 
     code: int | None
     lines: tuple[str, ...]
+    out_of_memory: str = ""
 
 
 def run_command(
@@ -52,6 +57,7 @@ def run_command(
     """
     deadline = time.monotonic() + timeout_s if timeout_s is not None else None
     lines: deque[str] = deque(maxlen=keep_lines)
+    kills = cgroups.Kills(os.getpid())
     with subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -71,7 +77,10 @@ def run_command(
             # Also what it left behind; it is reaped after that, since until then its group's number is its own.
             proc.end(lambda: proc.group(child.pid), _GRACE_S)
             child.wait()
-    return Finished(child.returncode if finished else None, tuple(lines))
+    if not finished:
+        return Finished(None, tuple(lines))
+    by_kernel = child.returncode == -signal.SIGKILL and kills.more()
+    return Finished(child.returncode, tuple(lines), ran_out(kills.limit) if by_kernel else "")
 
 
 def _lines(child: subprocess.Popen[bytes], tick: Callable[[], None], deadline: float | None) -> Iterator[str]:

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from orchestrator.core.environment import EnvironmentObserved, EnvironmentSpec
 from orchestrator.core.progress import Progress
+from orchestrator.drivers.files import host_errors
 from orchestrator.drivers.local import proc
 from orchestrator.drivers.local.command import run_command
-from orchestrator.drivers.local.failures import host_errors
 from orchestrator.drivers.local.pip import Pip, pip_environ, without_credentials
 from orchestrator.drivers.local.records import utc_now, write_atomic
 from orchestrator.errors import HostError
@@ -161,10 +161,10 @@ class Environments:
         environ = pip_environ(bin_directory.parent)
         environ["PATH"] = f"{bin_directory}:{environ.get('PATH', os.defpath)}"
         for number, check in enumerate(spec.checks):
-            told = " ".join(check)
+            command = " ".join(check)
 
-            def tick(told: str = told, number: int = number) -> None:
-                progress(f"checking: {told}", number, len(spec.checks))
+            def tick(command: str = command, number: int = number) -> None:
+                progress(f"checking: {command}", number, len(spec.checks))
 
             # Popen looks a bare name up on the caller's PATH where its own lacks it: the environment's comes first.
             own = bin_directory / check[0]
@@ -178,11 +178,12 @@ class Environments:
                     timeout_s=_CHECK_TIMEOUT_S,
                 )
             except OSError as error:
-                raise HostError(f"Environment {spec.name}: `{told}` cannot be started: {error.strerror}.") from error
+                raise HostError(f"Environment {spec.name}: `{command}` cannot be started: {error.strerror}.") from error
             if finished.code != 0:
                 how = "did not finish" if finished.code is None else f"failed with code {finished.code}"
+                how = finished.out_of_memory or how
                 raise HostError(
-                    f"Environment {spec.name} does not work: `{told}` {how}.",
+                    f"Environment {spec.name} does not work: `{command}` {how}.",
                     "The detail is the end of its output; the pin of this engine may not fit this machine.",
                     without_credentials("\n".join(finished.lines[-20:])),
                 )

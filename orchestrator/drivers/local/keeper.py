@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import select
 import signal
@@ -23,12 +24,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from orchestrator.drivers import cgroups
 from orchestrator.drivers.local import proc, records
 from orchestrator.drivers.local.records import BACKOFF, RUNNING, STOPPED, Ended, Spec, State
 
 KEPT_ALREADY = 3
 FIRST_DELAY_S, LONGEST_DELAY_S, SOUND_AFTER_S = 0.5, 30.0, 60.0
 LOOK_S = 2.0
+# What ends within so many seconds after memory ran out has ended of it: giving much memory back takes a while, and so
+# does seeing that a process of one's own is gone.
+MEMORY_S = 30.0
 OLD_LOGS = 2
 
 
@@ -42,6 +47,8 @@ class Keeper:
         self._instance, self._spec, self._lock, self._announce = instance, spec, lock, announce
         self._child: subprocess.Popen[bytes] | None = None
         self._started = time.monotonic()
+        self._kills = cgroups.Kills(os.getpid())
+        self._memory_ran_out = -math.inf
         me = proc.stat(os.getpid())
         self._state = State(BACKOFF, records.utc_now(), proc.boot_id(), me.identity if me else None)
         self._asked_to_stop = False
@@ -58,6 +65,12 @@ class Keeper:
 
     def _must_stop(self) -> bool:
         return self._asked_to_stop or not self._is_at_home()
+
+    def _starts_again(self) -> bool:
+        """Whether the process is to be started again when it has ended, by its spec as it is now."""
+        with contextlib.suppress(ValueError, OSError):
+            self._spec = records.read_spec(self._instance) or self._spec
+        return self._spec.restart
 
     def _is_at_home(self) -> bool:
         """Whether the lock that is held is still that of this directory."""
@@ -88,7 +101,7 @@ class Keeper:
         crashes = 0
         while True:
             self._watch()
-            if self._must_stop():
+            if self._must_stop() or not self._starts_again():
                 return self._stop()
             if time.monotonic() - self._started > SOUND_AFTER_S:
                 crashes = 0
@@ -123,6 +136,8 @@ class Keeper:
             return False
         self._log(f"--- adopted {records.utc_now()} pid {state.engine.pid if state.engine else 0} ---")
         self._record(state._replace(state=RUNNING, keeper=self._state.keeper))
+        if self._state.engine is not None:
+            self._kills = cgroups.Kills(self._state.engine.pid)
         return True
 
     def _start(self) -> None:
@@ -131,6 +146,7 @@ class Keeper:
             self._spec = records.read_spec(self._instance) or self._spec
         except ValueError as error:
             _say(f"the spec of the last start is used: {error}")
+        self._kills, self._memory_ran_out = cgroups.Kills(os.getpid()), -math.inf
         # An engine that cannot be recorded, on a full disk, must not be started.
         records.write_state(self._instance, self._state)
         files = self._instance / records.FILES
@@ -185,6 +201,7 @@ class Keeper:
                     os.read(self._wake, 512)
                 if descriptor in ready:
                     return
+                self._look_at_memory()
                 self._rotate_log()
         finally:
             os.close(descriptor)
@@ -193,6 +210,14 @@ class Keeper:
         if not self._is_at_home():
             return proc.members_of_deleted(self._instance, self._state.engine)
         return proc.members(self._instance, self._state.engine)
+
+    def _look_at_memory(self) -> None:
+        if not self._kills.more():
+            return
+        self._memory_ran_out = time.monotonic()
+        if self._kills.of_group:
+            # An engine may live on without a process of its own, and know no more than that it is gone.
+            self._log(f"--- memory ran out {records.utc_now()}, and the kernel has ended a process ---")
 
     def _reap(self) -> Ended:
         """The exit of the engine that is gone; reaped last, since until then its session's number is its own."""
@@ -206,11 +231,17 @@ class Keeper:
         if self._state.engine is None:  # it could not even be started
             self._become(self._state._replace(state=BACKOFF, last_exit=Ended(127, None, records.utc_now())))
             return
+        self._look_at_memory()
+        lately = time.monotonic() - self._memory_ran_out < MEMORY_S
         if self._members():
             self._log("--- the process is gone, what it left behind is ended ---")
             proc.end(self._members, self._spec.stop_grace_s)
         ended = self._reap()
         how = f"signal {ended.signal}" if ended.signal else f"code {'unknown' if ended.code is None else ended.code}"
+        # Where the whole machine is counted, whatever was ended has nothing to do with what ended by itself.
+        by_kernel = ended.code is None and ended.signal in (None, signal.SIGKILL)
+        if lately and (by_kernel or self._kills.of_group):
+            ended, how = ended._replace(memory_limit=self._kills.limit), f"{how} for want of memory"
         self._log(f"--- ended {ended.at} {how}, nobody asked for it ---")
         self._become(self._state._replace(state=BACKOFF, engine=None, last_exit=ended))
 

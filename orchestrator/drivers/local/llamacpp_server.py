@@ -14,7 +14,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from orchestrator.drivers.cgroups import cpus_in, usable_cpus
 
 
 class _Default(NamedTuple):
@@ -79,9 +82,9 @@ def common_params(options: argparse.Namespace) -> Any:
     params.cont_batching = True
     params.fit_params = False  # it may shrink the context silently
     params.n_gpu_layers = options.n_gpu_layers
-    if options.threads:
-        params.cpuparams.n_threads = options.threads
-        params.cpuparams_batch.n_threads = options.threads
+    if threads := options.threads or _fewer_threads():
+        params.cpuparams.n_threads = threads
+        params.cpuparams_batch.n_threads = threads
     _set_sampling(params.sampling, options)
     params.use_jinja = True
     params.ui = False
@@ -91,6 +94,28 @@ def common_params(options: argparse.Namespace) -> Any:
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in options.lora]
         params.cache_ram_mib = 0  # the cache in RAM is not keyed by adapter
     return params
+
+
+def _fewer_threads() -> int:
+    """How many threads it may have where that is fewer than it takes by itself, else 0.
+
+    It takes one per core of the machine (of the fast ones, where a CPU has two kinds), whatever the affinity and the
+    quota of its control group: with more threads than CPUs all of them wait for one another.
+    """
+    devices = Path("/sys/devices")
+    fast = _text(devices / "cpu_core/cpus")
+    cores = {_text(cpu / "topology/thread_siblings_list") for cpu in devices.glob("system/cpu/cpu[0-9]*")} - {""}
+    if fast:
+        cores = {core for core in cores if cpus_in(core) & cpus_in(fast)}
+    usable = usable_cpus()
+    return usable if usable < len(cores) else 0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _set_sampling(sampling: Any, options: argparse.Namespace) -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 from orchestrator.core.calibration import Calibration, cost, parse_texts
 from orchestrator.core.host import Host
 from orchestrator.core.progress import Progress
+from orchestrator.core.text import decoded
 from orchestrator.core.weights import shape_of
-from orchestrator.drivers.files import read_json
+from orchestrator.drivers.files import host_errors, read_json
 from orchestrator.drivers.local.command import Finished, allowed_environ, run_command
-from orchestrator.drivers.local.failures import host_errors
 from orchestrator.drivers.local.proc import MARKER
 from orchestrator.errors import HostError, OrchError, SourceError
 
@@ -39,6 +39,7 @@ _QUIET = {
 _LAYER = re.compile(r"\((\d+)/(\d+)\): (Calibrating|Propagating):.*\| (\d+)/(\d+) \[")
 _BAR = re.compile(r"(Loading weights|Compressing model|Writing model shards):.*\| (\d+)/(\d+) \[")
 _KILLED = -9
+_LESS = "nvfp4a16 is built from row blocks in under 1 GB; or build on a machine with more memory."
 
 
 class LlmCompressor:
@@ -57,8 +58,8 @@ class LlmCompressor:
         if needed.memory > host.memory_available:
             raise HostError(
                 f"llm-compressor holds all of the weights: {_gb(needed.memory)} of memory are needed, "
-                f"{_gb(host.memory_available)} are free.",
-                "nvfp4a16 is built from row blocks in under 1 GB; or build on a machine with more memory.",
+                f"{_gb(host.memory_available)} are free{f' in {host.memory.name}' if host.memory_limit_file else ''}.",
+                _LESS,
             )
         what = f"Calibrates with {len(texts)} texts of up to {calibration.tokens} tokens"
         memory = f"up to {_gb(needed.memory)} of memory"
@@ -81,10 +82,12 @@ class LlmCompressor:
             (scratch / "texts.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
         argv = [str(python), "-I", str(_JOB), str(source.resolve()), str(work.resolve())]
         argv += [str((scratch / "texts.jsonl").resolve()), str(calibration.tokens)]
-        told = _Told(progress)
+        bars = _ProgressBars(progress)
         environ = allowed_environ() | _QUIET | {MARKER: str(python.parent.parent), "HF_HOME": str(scratch.resolve())}
+        # By itself it takes as many as its affinity has, whatever the quota of its control group.
+        environ["OMP_NUM_THREADS"] = str(self._host().cpus)
         try:
-            finished = run_command(argv, environ, tick=told.tick, on_line=told.line, cwd=scratch)
+            finished = run_command(argv, environ, tick=bars.tick, on_line=bars.line, cwd=scratch)
         except OSError as error:
             raise HostError(f"llm-compressor cannot be started: {error.strerror}.", "orch engines ls") from error
         finally:
@@ -93,7 +96,7 @@ class LlmCompressor:
             raise _failure(finished)
 
 
-class _Told:
+class _ProgressBars:
     """Where the program is, from its own progress bars."""
 
     def __init__(self, progress: Progress) -> None:
@@ -117,11 +120,11 @@ def _texts(calibration: Calibration) -> list[dict[str, object]]:
     """The texts, if they are still those that the digest is of."""
     try:
         data = Path(calibration.path).read_bytes()
-        text = data.decode()
+        text = decoded(data)
     except OSError as error:
         raise HostError(f"{calibration.path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{calibration.path} is no UTF-8 text.") from error
+    except ValueError as error:
+        raise SourceError(f"{calibration.path} cannot be read: {error}.", "Save it as UTF-8.") from error
     if hashlib.sha256(data).hexdigest() != calibration.digest:
         raise SourceError(f"{calibration.path} has changed meanwhile.", "Run the same command again.")
     return parse_texts(text, calibration.path, calibration.samples)
@@ -133,6 +136,8 @@ def _failure(finished: Finished) -> OrchError:
     detail = "\n".join(lines[-20:])
     if known := next((line for line in lines if line.startswith("error: ")), ""):
         return SourceError(f"llm-compressor: {known.removeprefix('error: ')}.", "", detail)
+    if finished.out_of_memory:
+        return HostError(f"llm-compressor {finished.out_of_memory}.", _LESS, detail)
     if finished.code == _KILLED:
         return HostError("llm-compressor was killed; the memory may not have sufficed.", "dmesg tells.", detail)
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from orchestrator.drivers.files import host_errors
 from orchestrator.drivers.local.keeper import OLD_LOGS
 
 FOLLOW_S = 0.2
@@ -32,6 +33,10 @@ class Logs:
 
     def tail(self, name: str, lines: int) -> tuple[str, ...]:
         """The last `lines` of the latest start, over a rotation too; empty when there is no log."""
+        with host_errors(f"read the log of {name}"):
+            return self._tail(name, lines)
+
+    def _tail(self, name: str, lines: int) -> tuple[str, ...]:
         found: list[str] = []
         for path in [self.path(name), *(self._root / f"{name}.log.{number}" for number in range(1, OLD_LOGS + 1))]:
             piece = _last_lines(path)
@@ -48,7 +53,9 @@ class Logs:
     def lines(self, name: str, lines: int, going_on: Callable[[], bool]) -> Iterator[str]:
         """The last lines over all starts, then those that come."""
         path = self.path(name)
-        with path.open(errors="replace") as file:
+        with host_errors(f"read the log of {name}"):
+            opened = path.open(errors="replace")
+        with opened as file:
             yield from (line.rstrip("\n") for line in file.readlines()[-lines:])
             begun = ""
             while going_on():

@@ -91,17 +91,17 @@ class Pip:
         HostError with pip's telling lines.
         """
         done = self._done
-        told: tuple[str, ...] = ()
+        output: tuple[str, ...] = ()
         for index in ("", *indexes):
             self._done = done
             code, lines = self._run(requirements, index)
             if code == 0:
                 self._done = done + len(requirements)
                 return
-            told += lines
+            output += lines
             if _meaning(lines) is _DISK_FULL:
                 break
-        raise _failure(told)
+        raise _failure(output)
 
     def _run(self, requirements: tuple[str, ...], index: str) -> tuple[int | None, tuple[str, ...]]:
         # In the file it comes on top of what pip's own configuration has; an option or PIP_EXTRA_INDEX_URL replaces it.
@@ -114,6 +114,8 @@ class Pip:
             environ = pip_environ(self._directory) | {_INDEX: index}
             self._before = None
             finished = run_command(argv, environ, tick=self._tell, on_line=self._on_line)
+        if finished.out_of_memory:
+            raise HostError(f"pip {finished.out_of_memory}.", "Stop what else uses memory, or raise the limit.")
         return finished.code, tuple(map(without_credentials, finished.lines))
 
     def _on_line(self, line: str) -> None:

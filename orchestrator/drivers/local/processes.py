@@ -14,15 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from orchestrator.core.launch import Exit, Instance, InstanceState, Launch
+from orchestrator.core.launch import Exit, Instance, InstanceState, Launch, out_of_memory
 from orchestrator.core.progress import Progress
 from orchestrator.drivers import ports
+from orchestrator.drivers.files import host_errors
 from orchestrator.drivers.local import proc, records
 from orchestrator.drivers.local.command import allowed_environ
-from orchestrator.drivers.local.failures import host_errors
 from orchestrator.drivers.local.logs import Logs
 from orchestrator.drivers.local.proc import Identity
-from orchestrator.drivers.local.records import Record, Spec, State
+from orchestrator.drivers.local.records import Ended, Record, Spec, State
 from orchestrator.errors import HostError
 
 LOG_LIMIT = 20_000_000
@@ -73,8 +73,8 @@ class LocalTarget:
             if spec is not None and state is not None and proc.alive(state.engine):
                 if _launch(spec) != launch:
                     raise HostError(f"{name} runs already, with other settings.", "Stop it first, then start it again.")
-                if spec.label != label:
-                    records.write_spec(directory, spec._replace(label=label))
+                if (spec.label, spec.restart) != (label, True):
+                    records.write_spec(directory, spec._replace(label=label, restart=True))
                 if not _keeper_lives(state):
                     self._start_keeper(name, "--adopt")
             else:
@@ -93,6 +93,17 @@ class LocalTarget:
             spec = self._spec(name)
             made = self._make_spec(name, launch, label, launch.port or spec.port)
             records.write_spec(directory, made._replace(tmp=spec.tmp or made.tmp))
+
+    def release(self, name: str) -> None:
+        """Let its process end by itself: its keeper does not start it again. `ensure` takes that back."""
+        with host_errors(f"rewrite the record of {name}"):
+            records.write_spec(self._directory(name), self._spec(name)._replace(restart=False))
+
+    def reload(self, name: str) -> None:
+        """Send it SIGHUP: to exactly the process that was started, whoever may have its pid by now."""
+        state = self._read(self._directory(name)).state
+        if state is not None and state.engine is not None:
+            proc.send(state.engine, signal.SIGHUP)
 
     def write_file(self, name: str, filename: str, text: str) -> None:
         """Put a file into the instance's directory (`{dir}`); the instance need not exist yet."""
@@ -171,7 +182,8 @@ class LocalTarget:
         return sorted(entry.name for entry in self._root.iterdir() if not entry.name.startswith("."))
 
     def _read(self, directory: Path) -> Record:
-        record = records.read(directory)
+        with host_errors(f"read what is recorded of {directory.name}"):
+            record = records.read(directory)
         if record.state is not None and record.state.boot != proc.boot_id():
             return record._replace(state=record.state._replace(keeper=None, engine=None))
         return record
@@ -192,14 +204,14 @@ class LocalTarget:
         return Instance(
             name=name,
             state=InstanceState.RUNNING if lives else InstanceState.BACKOFF if kept else InstanceState.STOPPED,
-            supervised=kept,
+            supervised=kept and spec.restart,
             launch=_launch(spec),
             label=spec.label,
             port=(state.port if state is not None else None) or spec.port or None,
             pid=state.engine.pid if lives and state is not None and state.engine else None,
             since=state.since if state is not None else None,
             starts=state.starts if state is not None else 0,
-            last_exit=Exit(*state.last_exit) if state is not None and state.last_exit else None,
+            last_exit=_exit(state.last_exit) if state is not None and state.last_exit else None,
             problem=problem,
         )
 
@@ -338,6 +350,11 @@ def _living(directory: Path, record: Record) -> tuple[bool, bool]:
 
 def _launch(spec: Spec) -> Launch:
     return Launch(spec.argv, spec.env, spec.environment, spec.stop_grace_s, spec.fixed_port)
+
+
+def _exit(ended: Ended) -> Exit:
+    code, signal_number, at, limit = ended
+    return Exit(code, signal_number, at) if limit is None else out_of_memory(code, signal_number, at, limit)
 
 
 def _damaged(name: str, problem: str) -> HostError:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orchestrator.drivers import cgroups
 from orchestrator.drivers.local.proc import MARKER, Identity
 
 SPEC, STATE, LOCK, KEEPER_LOG, FILES = "spec.json", "state.json", "keeper.lock", "keeper.log", "files"
@@ -42,14 +43,21 @@ class Spec(NamedTuple):
     log_limit: int
     tmp: str = ""
     cache: str = ""
+    # False: what ends by itself stays ended.
+    restart: bool = True
 
 
 class Ended(NamedTuple):
-    """How a process ended; code and signal are both None when nobody could know (an adopted process)."""
+    """How a process ended; code and signal are both None when nobody could know (an adopted process).
+
+    `memory_limit` is not None when the kernel ended it, or a part of it, for want of memory: the bytes that there were,
+    or 0 where no limit was set but by the machine.
+    """
 
     code: int | None
     signal: int | None
     at: str
+    memory_limit: int | None = None
 
 
 class State(NamedTuple):
@@ -68,6 +76,7 @@ class State(NamedTuple):
 _SPEC_KINDS = {
     "argv": list, "env": list, "environment": str | None, "stop_grace_s": int | float, "fixed_port": int | None,
     "label": str, "port": int, "bin": str | None, "python": str, "log": str, "log_limit": int, "tmp": str, "cache": str,
+    "restart": bool,
 }  # fmt: skip
 _STATE_KINDS = {
     "state": str, "since": str, "boot": str, "keeper": list | None, "engine": list | None, "port": int | None,
@@ -140,10 +149,15 @@ def read_state(instance: Path) -> State | None:
 
 
 def read(instance: Path) -> Record:
-    """Both files, whatever they hold: nothing about them is an error here."""
+    """Both files, whatever they hold: nothing about them is an error here, but that they are another user's.
+
+    Raises PermissionError.
+    """
     spec, problems = None, []
     try:
         state = read_state(instance)
+    except PermissionError:
+        raise
     except (ValueError, OSError) as error:
         state = None
         problems.append(str(error))
@@ -152,6 +166,8 @@ def read(instance: Path) -> Record:
         # Looked at once more: it may have been removed since the state was read.
         if spec is None and (state is not None or problems) and (instance / STATE).exists():
             problems.append(f"{instance / SPEC} is missing")
+    except PermissionError:
+        raise
     except (ValueError, OSError) as error:
         problems.append(str(error))
     if problems and spec is None:
@@ -244,6 +260,8 @@ def _filled(text: str, spec: Spec, instance: Path) -> str:
         "{tmp}": spec.tmp,
         "{cache}": spec.cache,
     }
+    if "{threads}" in text:
+        values["{threads}"] = str(cgroups.threads(cgroups.usable_cpus()))
     for placeholder, value in values.items():
         text = text.replace(placeholder, value)  # not str.format: the text may be JSON
     return text

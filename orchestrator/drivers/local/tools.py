@@ -45,7 +45,7 @@ def run_tool(what: str, argv: Sequence[str], work: Path, progress: Progress) -> 
             f"{argv[0]} cannot be started: {error.strerror}.", "Is it a program for this machine?"
         ) from error
     code = finished.code or 0
-    return ToolEnd(code if code >= 0 else 128 - code, False, "\n".join(finished.lines))
+    return ToolEnd(code if code >= 0 else 128 - code, finished.out_of_memory, "\n".join(finished.lines))
 
 
 def end_tools(work: Path) -> None:

@@ -1,0 +1,111 @@
+"""Plans for what serves: up, migrate, rollback, lora, down; and what they will download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator.app.gateway import check_api_key, check_origins, gateway_spec
+from orchestrator.app.intent import Intent, Serve, desired_for, observed_for, resolve_desired
+from orchestrator.core.deployment import Desired
+from orchestrator.core.observed import Observed
+from orchestrator.core.plan import Plan, Skip
+from orchestrator.core.prerequisites import Prerequisite
+from orchestrator.errors import PlanRefused
+from orchestrator.planning.deploy import plan_deploy
+from orchestrator.planning.down import plan_down, plan_down_all
+from orchestrator.planning.parts import Limits
+
+if TYPE_CHECKING:
+    from orchestrator.app.orchestrator import Orchestrator
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a plan is made: where the gateway is to listen (None: where it does), how many seconds an engine has until it
+    answers and requests in flight have to end, whether by a new generation whatever runs, and whether by a gateway of
+    this program, where another one runs."""
+
+    listen: str | None = None
+    ready_s: float = 900.0
+    drain_s: float = 300.0
+    fresh: bool = False
+    renew_gateway: bool = False
+
+
+def plan_for(orch: Orchestrator, verb: str, intent: Intent, observed: Observed, options: Options) -> Plan:
+    """The plan from what is observed to what is asked."""
+    return plan_to(orch, verb, desired_for(orch, intent, observed), observed, options)
+
+
+def plan_to(orch: Orchestrator, verb: str, desired: Desired, observed: Observed, options: Options) -> Plan:
+    """The plan from what is observed to what is wanted."""
+    observed = observed_for(orch, desired, observed)
+    resolved, desired = resolve_desired(orch, desired, observed)
+    gateway = gateway_spec(orch, observed, options.listen, desired.spec.target, options.renew_gateway)
+    limits = Limits(options.ready_s, options.drain_s)
+    return plan_deploy(verb, resolved, desired, observed, gateway, limits, options.fresh)
+
+
+def plan_up(orch: Orchestrator, intent: Serve, observed: Observed, options: Options) -> Plan:
+    """The plan of `up`, which moves nothing that serves to another engine; with a lock, only what is in the store as it
+    is locked is served."""
+    desired = desired_for(orch, intent, observed)
+    _refuse_other_engine(desired, observed)
+    check_api_key(orch, observed, options.renew_gateway)
+    check_origins(orch, observed, options.renew_gateway)
+    plan = plan_to(orch, "up", desired, observed, options)
+    if intent.lock is not None:
+        # Few have one.
+        from orchestrator.app.lock import check_served
+
+        check_served(orch, intent.lock, desired.spec.profile, observed, plan)
+    return plan
+
+
+def plan_taking_down(profile: str | None, everything: bool, observed: Observed, drain_s: float, forget: bool) -> Plan:
+    """The plan to stop a profile (None: the only one), or everything with the gateway."""
+    if everything:
+        return plan_down_all(observed, drain_s, forget)
+    name = _to_take_down(profile, observed)
+    if name is None:
+        return Plan("down", (Skip("take anything down", "nothing is deployed"),), commit=0)
+    return plan_down(name, observed, drain_s, forget)
+
+
+def download_sizes(orch: Orchestrator, plan: Plan) -> dict[str, int]:
+    """Bytes that a plan will download from the hub, by repository, as the hub says."""
+    sizes: dict[str, int] = {}
+    steps = (action.step for action in plan.actions)
+    for download in (step.download for step in steps if isinstance(step, Prerequisite)):
+        if download is not None and download.hub is not None:
+            size = orch.hub.snapshot(download.hub, 30.0, list(download.files) or None, orch.progress).size
+            sizes[download.name] = sizes.get(download.name, 0) + size
+    return sizes
+
+
+def _to_take_down(profile: str | None, observed: Observed) -> str | None:
+    """The profile to take down: by name, or the only one. A killed `up` or `down` leaves engines without a record."""
+    known = sorted({*observed.desired, *(engine.deployment.profile for engine in observed.engines)})
+    if profile is not None and observed.damaged_of(profile):
+        return profile
+    running = sorted({*observed.deployed, *(engine.deployment.profile for engine in observed.engines)})
+    if profile is None and len(running) > 1:
+        raise PlanRefused(
+            f"Several profiles are deployed: {', '.join(running)}.", hint="orch down NAME, or orch down --all"
+        )
+    if profile is None:
+        return next(iter(running or known), None)
+    if profile not in known:
+        raise PlanRefused(f"{profile} is not deployed.", hint=f"Deployed: {', '.join(running) or 'nothing'}.")
+    return profile
+
+
+def _refuse_other_engine(desired: Desired, observed: Observed) -> None:
+    profile, engine = desired.spec.profile.name, desired.spec.engine
+    present = observed.desired.get(profile)
+    if present is not None and not present.stopped and present.spec.engine != engine:
+        raise PlanRefused(
+            f"{profile} is served by {present.spec.engine}.",
+            hint=f"To move it without a failed request: orch migrate --to {engine}",
+        )

@@ -1,0 +1,66 @@
+"""The environments of engines and builders: which there are, and having one here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import resources
+from orchestrator.core.environment import EnvironmentSpec
+from orchestrator.core.plan import Plan
+from orchestrator.core.prerequisites import EnsureEnvironment
+from orchestrator.engines import ENGINES, engine_sheet
+from orchestrator.errors import HostError, PlanRefused
+from orchestrator.planning.prerequisites import plan_prerequisites
+
+if TYPE_CHECKING:
+    from orchestrator.app.orchestrator import Orchestrator
+
+
+def environment_rows(orch: Orchestrator) -> list[dict[str, Any]]:
+    """What engines and builders run from, its state, and its size in bytes."""
+    rows: list[dict[str, Any]] = []
+    for name, sheet in ENGINES.items():
+        lacking, _ = sheet.missing(orch.host)
+        if not sheet.needs_environment():
+            rows.append({"engine": name, "environment": "", "state": lacking or "ready", "size": 0})
+    present = orch.environments.observe()
+    rows += [
+        {"engine": one.engine, "environment": one.name, "state": one.problem or "ready", "size": one.size}
+        for one in present
+    ]
+    names = [*(name for name, sheet in ENGINES.items() if sheet.needs_environment()), *resources.builder_pins()]
+    for spec in (environment_spec(orch, name) for name in names):
+        if spec.name not in {one.name for one in present}:
+            rows.append({"engine": spec.engine, "environment": spec.name, "state": "not installed", "size": 0})
+    return rows
+
+
+def environment_spec(orch: Orchestrator, name: str) -> EnvironmentSpec:
+    """The environment of an engine or builder, for what this machine computes on. PlanRefused where it needs none."""
+    if name in resources.builder_pins():
+        return orch.builder_spec(name)
+    sheet = engine_sheet(name)
+    if not sheet.needs_environment():
+        raise PlanRefused(f"{name} needs no environment of its own.", hint="orch engines ls")
+    index = orch.settings.torch_index
+    pin = resources.engine_pins()[name]
+    spec = pin.environment(sheet.accelerator(orch.host), (index,) if index is not None else None)
+    if spec is None:
+        raise HostError(f"No build of {name} is pinned for this machine.")
+    return spec
+
+
+def plan_install(orch: Orchestrator, name: str) -> Plan:
+    """The plan to have it installed and checked."""
+    step = EnsureEnvironment(environment_spec(orch, name))
+    return plan_prerequisites("engines install", (step,), orch.observe())
+
+
+def remove_environment(orch: Orchestrator, name: str) -> None:
+    """Remove an environment. PlanRefused where there is none, or an engine runs from it."""
+    if name not in {environment.name for environment in orch.environments.observe()}:
+        raise PlanRefused(f"There is no environment {name}.", hint="orch engines ls")
+    users = [instance.name for instance in orch.local.observe() if instance.launch.environment == name]
+    if users:
+        raise PlanRefused(f"{name} is in use by {', '.join(users)}.", hint="orch down first.")
+    orch.environments.remove(name)

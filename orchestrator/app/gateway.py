@@ -1,0 +1,161 @@
+"""The gateway as it is wanted: its address, where it runs, and the key that its clients show."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from orchestrator import __version__
+from orchestrator.core.gateway import GatewaySpec
+from orchestrator.core.gateway_status import Listener
+from orchestrator.core.launch import DOCKER
+from orchestrator.core.listen import is_loopback as is_loopback_host
+from orchestrator.core.listen import split_address
+from orchestrator.core.observed import Observed
+from orchestrator.core.prerequisites import BuildImage, Prerequisite, PullImage
+from orchestrator.core.routes import PROTOCOL
+from orchestrator.drivers.keys import write_key
+from orchestrator.errors import HostError, PlanRefused, UsageError
+from orchestrator.gateway.origins import parse_patterns
+
+if TYPE_CHECKING:
+    from orchestrator.app.orchestrator import Orchestrator
+
+# Words of a gateway's command line.
+KEY_FILE, ORIGIN = "--key-file", "--origin="
+
+
+def gateway_spec(
+    orch: Orchestrator, observed: Observed, asked: str | None, target: str, renew: bool = False
+) -> GatewaySpec:
+    """The gateway as it is, or is to be; with an API key where others than this machine can reach it. `renew`: by this
+    program, where another one runs."""
+    gateway = observed.gateway
+    listen = address(orch, observed, asked)
+    listeners = gateway.listeners or (Listener(listen),)
+    running = gateway.instance
+    where = running.target if running is not None else target
+    origins = orch.settings.origins or _origins(observed)
+    differs = renew and _differs(orch, observed, origins)
+    if gateway.well and gateway.status is not None and gateway.status.protocol >= PROTOCOL and not differs:
+        return GatewaySpec(listeners, where, origins=origins)
+    if running is None and not is_loopback(listen) and orch.settings.api_key is None and orch.api_key() is None:
+        raise PlanRefused(
+            f"{listen} can be reached by others, so clients have to send an API key.",
+            hint=f"Choose one: ORCH_API_KEY=$(openssl rand -hex 24) orch up --listen {listen}",
+        )
+    if where != DOCKER:
+        return GatewaySpec(listeners, where, renew=differs, origins=origins)
+    reference, base = orch.gateway_image()
+    image: tuple[Prerequisite, ...] = (BuildImage(reference, base if isinstance(base, str) else base.reference),)
+    if not isinstance(base, str):
+        image = (PullImage(base), *image)
+    return GatewaySpec(listeners, where, image, differs, origins)
+
+
+def _origins(observed: Observed) -> tuple[str, ...]:
+    """Those that the gateway was started with: as long as nothing else is said, they stay."""
+    instance = observed.gateway.instance
+    words = instance.launch.argv if instance is not None else ()
+    return tuple(word.removeprefix(ORIGIN) for word in words if word.startswith(ORIGIN))
+
+
+def _differs(orch: Orchestrator, observed: Observed, origins: tuple[str, ...]) -> bool:
+    """Whether the gateway that runs is another program, or started otherwise, than this one would be."""
+    gateway = observed.gateway
+    if gateway.status is None or gateway.instance is None:
+        return False
+    if orch.settings.api_key is not None and not gateway.status.keys:
+        return True
+    target, name = gateway.instance.target, gateway.instance.name
+    own = orch.gateway_launch(target, name, gateway.listeners, origins, take_over=False)
+    here = gateway.instance.launch
+    return upgrade(observed) != "" or (here.argv, here.container) != (own.argv, own.container)
+
+
+def upgrade(observed: Observed) -> str:
+    """A sentence where the gateway that runs is of another version than this program; it may stay what it is."""
+    status = observed.gateway.status
+    if status is None or (status.version == __version__ and status.protocol == PROTOCOL):
+        return ""
+    versions = [status.version, __version__]
+    if status.protocol != PROTOCOL:
+        versions = [
+            f"{version} (protocol {n})" for version, n in zip(versions, (status.protocol, PROTOCOL), strict=True)
+        ]
+    return f"The gateway that runs is of orch {versions[0]}, this is {versions[1]}.  orch up --gateway replaces it"
+
+
+def address(orch: Orchestrator, observed: Observed, asked: str | None) -> str:
+    """Where the gateway listens. It never moves by itself: another address than the running one is refused."""
+    present = next((listener.address for listener in observed.gateway.listeners), None)
+    wanted = asked or (orch.settings.listen if orch.settings.listen_given else None)
+    if present is not None and wanted is not None and wanted != present:
+        raise PlanRefused(
+            f"The gateway listens at {present}, and clients know it there; {wanted} was asked for.",
+            hint="To move it: orch down --all, then orch up with the new address.",
+        )
+    return checked_address(present or wanted or orch.settings.listen)
+
+
+def checked_address(listen: str) -> str:
+    """HOST:PORT, or a HostError that says what is wrong with it."""
+    try:
+        if split_address(listen)[1]:
+            return listen
+    except ValueError:
+        pass
+    raise HostError(f"{listen} is no address to listen at.", hint="HOST:PORT, such as 127.0.0.1:8484.")
+
+
+def is_loopback(listen: str) -> bool:
+    """Whether only this machine can reach HOST:PORT."""
+    return is_loopback_host(split_address(listen)[0])
+
+
+def check_api_key(orch: Orchestrator, observed: Observed, renew: bool) -> None:
+    """ORCH_API_KEY, if it is given, must be one, and the gateway that runs must ask for one, unless it is replaced."""
+    key, status = orch.settings.api_key, observed.gateway.status
+    if key is None:
+        return
+    if not re.fullmatch(r"[!-~]+", key) or key.startswith("#"):
+        raise UsageError(
+            "ORCH_API_KEY is no API key.", hint="ASCII letters, digits and signs, without spaces, not beginning with #."
+        )
+    if status is not None and not status.keys and not renew:
+        raise PlanRefused(
+            "The gateway that runs asks for no API key.",
+            hint="ORCH_API_KEY=KEY orch up --gateway replaces it by one that does, without a failed request.",
+        )
+
+
+def check_each_origin(said: tuple[str, ...]) -> None:
+    """UsageError when one of ORCH_ORIGINS is none."""
+    try:
+        parse_patterns(said)
+    except ValueError as error:
+        hint = "Write them with commas between, without paths; * is any page."
+        raise UsageError(f"ORCH_ORIGINS: {error}.", hint=hint) from error
+
+
+def check_origins(orch: Orchestrator, observed: Observed, renew: bool) -> None:
+    """ORCH_ORIGINS, if it is given, must be what the gateway that runs was started with, unless it is replaced."""
+    wanted, status = orch.settings.origins, observed.gateway.status
+    if wanted and not renew and status is not None and set(status.origins) != set(wanted):
+        raise PlanRefused(
+            f"The gateway that runs allows these origins besides its own: {', '.join(status.origins) or 'none'}; "
+            f"ORCH_ORIGINS says {', '.join(wanted)}.",
+            hint="ORCH_ORIGINS=... orch up --gateway replaces it by one that allows them, without a failed request.",
+        )
+
+
+def take_api_key(orch: Orchestrator, observed: Observed) -> None:
+    """ORCH_API_KEY, if it is given, is what clients must send from now on, and nothing else is."""
+    key = orch.settings.api_key
+    if key is None or key == orch.api_key():
+        return
+    write_key(orch.settings.keys, key)
+    for running in observed.gateway.all:
+        # One that asks for none reads none. Streams go on, and one that is being restarted reads them anyhow.
+        if KEY_FILE in running.launch.argv:
+            orch.targets[running.target].reload(running.name)

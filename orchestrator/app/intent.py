@@ -1,0 +1,245 @@
+"""From what was asked to what is wanted: one function for all verbs, and what it takes to have it on this host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.app.profiles import default_profile, deployed, load_profile, pinned, weights_facts
+from orchestrator.core.artifact import Recipe
+from orchestrator.core.deployment import Adapter, Deployment, DeploymentSpec, Desired
+from orchestrator.core.launch import DOCKER, LOCAL
+from orchestrator.core.observed import Observed
+from orchestrator.core.part import Unfit, read
+from orchestrator.core.prerequisites import Prerequisite
+from orchestrator.core.profile import Profile, PublicName
+from orchestrator.core.resolved import Resolved
+from orchestrator.engines import ENGINES, engine_sheet
+from orchestrator.engines.prerequisites import fitted, needed
+from orchestrator.engines.resolve import pinned_image, resolve
+from orchestrator.errors import PlanRefused, UsageError
+
+if TYPE_CHECKING:
+    from orchestrator.app.orchestrator import Orchestrator
+    from orchestrator.core.lock_file import Lock
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve a profile (itself, its name or its path; None: the one that is meant) with an engine. What is not said
+    stays as it is recorded, or is chosen for this machine; a lock names the commits."""
+
+    engine: str | None = None
+    profile: Profile | str | None = None
+    target: str | None = None
+    recipe: Recipe | None = None
+    lock: Lock | None = None
+
+
+@dataclass(frozen=True)
+class MoveTo:
+    """Move a deployed profile to another engine, target or artifact."""
+
+    engine: str
+    profile: str | None = None
+    target: str | None = None
+    recipe: Recipe | None = None
+
+
+@dataclass(frozen=True)
+class GoBack:
+    """Go back to what served a deployed profile before."""
+
+    profile: str | None = None
+
+
+@dataclass(frozen=True)
+class AddAdapter:
+    """Serve the adapter in a PEFT directory too, in place of one of that name if there is one."""
+
+    name: str
+    directory: Path
+    profile: str | None = None
+
+
+@dataclass(frozen=True)
+class RemoveAdapter:
+    """Serve an adapter no longer."""
+
+    name: str
+    profile: str | None = None
+
+
+Intent = Serve | MoveTo | GoBack | AddAdapter | RemoveAdapter
+
+
+def desired_for(orch: Orchestrator, intent: Intent, observed: Observed) -> Desired:
+    """What is to be recorded, and so served, once the intent is carried out. PlanRefused, UsageError or ProfileError
+    where it cannot be meant."""
+    match intent:
+        case Serve():
+            return _serve(orch, intent, observed)
+        case MoveTo(engine, profile, target, recipe):
+            present = deployed(profile, observed)
+            update = {"engine": engine, "target": chosen_target(orch, engine, target, present), "recipe": recipe}
+            return present.changed_to(present.spec.model_copy(update=update))
+        case GoBack(profile):
+            present = deployed(profile, observed)
+            if present.previous is None:
+                name = present.spec.profile.name
+                raise PlanRefused(f"{name} was served by nothing else before.", hint="orch migrate --to ENGINE")
+            return present.changed_to(present.previous)
+        case AddAdapter(name, directory, profile):
+            check_adapter_name(name)
+            present = deployed(profile, observed)
+            return _with_adapter(present, _read_adapter(orch, name, directory, present, observed))
+        case RemoveAdapter(name, profile):
+            present = deployed(profile, observed)
+            known = [adapter.name for adapter in present.adapters]
+            # What a killed command has left behind is taken away by the same command again.
+            if name not in known and name not in _adapters_left(present.spec.profile, observed):
+                raise PlanRefused(f"There is no adapter {name}.", hint=f"There are: {', '.join(known) or 'none'}.")
+            adapters = tuple(adapter for adapter in present.adapters if adapter.name != name)
+            return present.model_copy(update={"adapters": adapters})
+
+
+def _serve(orch: Orchestrator, intent: Serve, observed: Observed) -> Desired:
+    if intent.engine is not None:
+        engine_sheet(intent.engine)
+    loaded = intent.profile
+    if not isinstance(loaded, Profile):
+        loaded = load_profile(loaded if loaded is not None else default_profile(observed), observed)
+    present = observed.desired.get(loaded.name)
+    if intent.engine is None and present is None:
+        raise PlanRefused(
+            f"{loaded.name} is not deployed, so an engine must be named.",
+            hint=f"Add one to the command: {', '.join(sorted(ENGINES))}.",
+        )
+    where = chosen_target(orch, intent.engine, intent.target, present)
+    if intent.lock is not None:
+        # Few have one.
+        from orchestrator.core.lock_file import pinned_by
+
+        loaded = pinned_by(intent.lock, loaded)
+    loaded = pinned(orch, loaded, observed)
+    if present is None:
+        spec = DeploymentSpec(profile=loaded, engine=intent.engine or "", target=where, recipe=intent.recipe)
+        return with_profile_adapters(orch, Desired(spec=spec), None, observed)
+    update: dict[str, object] = {"profile": loaded, "target": where}
+    if intent.engine is not None and intent.engine != present.spec.engine:
+        update |= {"engine": intent.engine, "recipe": None}
+    if intent.recipe is not None:
+        update["recipe"] = intent.recipe
+    desired = present.changed_to(present.spec.model_copy(update=update))
+    if intent.profile is None:
+        return desired
+    return with_profile_adapters(orch, desired, present.spec.profile, observed)
+
+
+def resolve_desired(
+    orch: Orchestrator, desired: Desired, observed: Observed, to_run: bool = True
+) -> tuple[Resolved, Desired]:
+    """What is wanted, on this host; with it the same with its adapters fitted to these weights."""
+    context = orch.resolve_context(observed, desired.spec.profile)
+    weights = weights_facts(orch, desired.spec.profile)
+    adapters = tuple(fitted(a.name, a.digest, a.rank, a.origin, weights, context) for a in desired.adapters)
+    desired = desired.model_copy(update={"adapters": adapters})
+    return resolve(desired.spec, adapters, weights, observed.host, context, to_run), desired
+
+
+def rendered(orch: Orchestrator, intent: Serve) -> Deployment:
+    """What `up` would start, on this host or without what it lacks."""
+    observed = orch.observe()
+    desired = desired_for(orch, intent, observed)
+    return resolve_desired(orch, desired, observed_for(orch, desired, observed), to_run=False)[0].deployment
+
+
+def needed_for_desired(
+    orch: Orchestrator, desired: Desired, observed: Observed
+) -> tuple[tuple[Prerequisite, ...], tuple[Adapter, ...]]:
+    """What it takes to have all that may be served, on whatever host; with the adapters, fitted."""
+    profile = desired.spec.profile
+    weights, context = weights_facts(orch, profile), orch.resolve_context(observed, profile)
+    adapters = tuple(fitted(a.name, a.digest, a.rank, a.origin, weights, context) for a in desired.adapters)
+    return needed(desired.spec, weights, adapters, context), adapters
+
+
+def with_profile_adapters(orch: Orchestrator, desired: Desired, before: Profile | None, observed: Observed) -> Desired:
+    """The same with the adapters that a profile which was just given brings along, without those that the profile
+    `before` it listed and it does not."""
+    kept = {entry.name for entry in desired.spec.profile.adapters}
+    dropped = {entry.name for entry in before.adapters} - kept if before is not None else set()
+    adapters = tuple(adapter for adapter in desired.adapters if adapter.name not in dropped)
+    desired = desired.model_copy(update={"adapters": adapters})
+    for entry in desired.spec.profile.adapters:
+        desired = _with_adapter(desired, _read_adapter(orch, entry.name, Path(entry.path), desired, observed))
+    return desired
+
+
+def chosen_target(orch: Orchestrator, engine: str | None, asked: str | None, present: Desired | None) -> str:
+    """Where an engine is to run: as asked, where it is, by ORCH_TARGET; else in Docker if a daemon answers and an image
+    is pinned that this machine can use, else as a process."""
+    target = asked or (present.spec.target if present is not None else None) or orch.settings.target
+    if target is None:
+        possible = engine is not None and pinned_image(engine, orch.host, orch.pins)
+        target = DOCKER if possible and not orch.docker_facts.problem else LOCAL
+    if target not in orch.targets:
+        raise PlanRefused(f"There is no target {target}.", hint=f"Known: {', '.join(orch.targets)}")
+    return target
+
+
+def observed_for(orch: Orchestrator, desired: Desired, observed: Observed) -> Observed:
+    """The snapshot, made again with the Docker daemon in it where only now it is known that one is needed."""
+    if desired.spec.target != DOCKER or orch.attends_docker:
+        return observed
+    orch.attend_docker()
+    return orch.observe()
+
+
+def recipe_named(name: str | None) -> Recipe | None:
+    """A recipe by what people type; PlanRefused with the known ones."""
+    if name is None:
+        return None
+    try:
+        return Recipe(name)
+    except ValueError as error:
+        known = ", ".join(recipe.value for recipe in Recipe if recipe.served)
+        raise PlanRefused(f"orch does not know the recipe {name}.", hint=f"Known: {known}") from error
+
+
+def check_adapter_name(name: str) -> None:
+    """UsageError where it cannot be a public name."""
+    try:
+        read(PublicName, name)
+    except Unfit as error:
+        raise UsageError(f"{name!r} is no public name.", hint="Letters, digits and . _ : / @ - only.") from error
+
+
+def _adapters_left(profile: Profile, observed: Observed) -> set[str]:
+    """The names that its engines have adapters under, or had when they were started, and its other routes."""
+    names = {route.name for route in observed.routes_of(profile.name)} - {*profile.public_names}
+    for engine in observed.engines_of(profile.name):
+        names |= {adapter.name for adapter in engine.deployment.adapters}
+        names |= {name for name, _ in engine.loaded or ()}
+    return names
+
+
+def _read_adapter(orch: Orchestrator, name: str, directory: Path, desired: Desired, observed: Observed) -> Adapter:
+    """An adapter from a PEFT directory, checked against the weights as far as they are there."""
+    weights = weights_facts(orch, desired.spec.profile)
+    base = Path(weights.path) if weights.size else None
+    facts = orch.builder.adapter(directory, base)
+    digest = facts.source.removeprefix("dir:")
+    known = next((a for a in desired.adapters if a.name == name and a.digest == digest), None)
+    origin = known.origin if known is not None else str(directory.resolve())
+    return fitted(name, digest, facts.rank, origin, weights, orch.resolve_context(observed, desired.spec.profile))
+
+
+def _with_adapter(desired: Desired, adapter: Adapter) -> Desired:
+    """The same with one adapter more, or another version of it in its place."""
+    present = [a.name for a in desired.adapters]
+    adapters = tuple(adapter if a.name == adapter.name else a for a in desired.adapters)
+    if adapter.name not in present:
+        adapters = (*adapters, adapter)
+    return desired.model_copy(update={"adapters": adapters})

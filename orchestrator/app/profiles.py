@@ -1,0 +1,147 @@
+"""Profiles: by path, as they are recorded, or shipped; at commits; and what is known of their weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator import resources
+from orchestrator.core.deployment import Desired
+from orchestrator.core.observed import Observed
+from orchestrator.core.pins import EnginePin
+from orchestrator.core.profile import Profile, parse_profile
+from orchestrator.core.text import decoded
+from orchestrator.core.weights import HubSource, WeightsFacts
+from orchestrator.errors import HostError, PlanRefused, ProfileError
+
+if TYPE_CHECKING:
+    from orchestrator.app.orchestrator import Orchestrator
+
+DEFAULT_PROFILE = "qwen3-8b"
+
+
+def load_profile(name_or_path: str, observed: Observed) -> Profile:
+    """A profile by path, by the name of one that was deployed (as it was recorded), or of a shipped one."""
+    if "/" in name_or_path or name_or_path.endswith(".toml"):
+        return read_profile(Path(name_or_path).expanduser())
+    if name_or_path in observed.desired:
+        return observed.desired[name_or_path].spec.profile
+    shipped = resources.model_profiles()
+    if name_or_path not in shipped:
+        known = sorted({*shipped, *observed.desired})
+        raise ProfileError(
+            f"There is no profile named {name_or_path}.",
+            hint=f"Known: {', '.join(known)}; or give its file: -p FILE.toml",
+        )
+    return parse_profile(shipped[name_or_path].read_text("utf-8"), shipped[name_or_path].name)
+
+
+def read_profile(path: Path) -> Profile:
+    """The profile in a file; ProfileError with every problem at once."""
+    try:
+        text = decoded(path.read_bytes())
+    except OSError as error:
+        raise ProfileError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ProfileError(f"{path} cannot be read: {error}.", hint="Save it as UTF-8.") from error
+    return parse_profile(text, str(path), path.resolve().parent)
+
+
+def shipped_profiles() -> list[dict[str, str]]:
+    """What is shipped, of which kind, and about what."""
+    rows = [
+        {"kind": "model", "name": name, "about": parse_profile(path.read_text("utf-8"), path.name).description}
+        for name, path in resources.model_profiles().items()
+    ]
+    rows += [{"kind": "gpu", "name": name, "about": gpu.description} for name, gpu in resources.gpu_profiles().items()]
+    for name, pin in resources.engine_pins().items():
+        image = ", ".join(image.name for image in pin.docker) or "no image pinned"
+        rows.append({"kind": "engine", "name": name, "about": "; ".join(filter(None, (_builds(pin), image)))})
+    for name, pin in resources.builder_pins().items():
+        rows.append({"kind": "builder", "name": name, "about": _builds(pin)})
+    return rows
+
+
+def shipped_file(name: str) -> Path:
+    """The file of anything that is shipped under profiles/: a model, a GPU, pins."""
+    root = resources.root() / "profiles"
+    found = {
+        path.stem: path
+        for kind in ("engines", "builders", "gpus", "models")
+        for path in sorted((root / kind).glob("*.toml"))
+    }
+    if name not in found:
+        raise ProfileError(f"There is no profile named {name}.", hint=f"Known: {', '.join(sorted(found))}")
+    return found[name]
+
+
+def default_profile(observed: Observed) -> str:
+    """The profile that a verb means when none is named: the deployed one, else the stopped one, else the shipped one.
+
+    PlanRefused when there are several.
+    """
+    names = observed.deployed or tuple(sorted(observed.desired))
+    if len(names) > 1:
+        state = "deployed" if observed.deployed else "stopped"
+        raise PlanRefused(f"Several profiles are {state}: {', '.join(names)}.", hint="Say which: --profile NAME")
+    return names[0] if names else DEFAULT_PROFILE
+
+
+def deployed(profile: str | None, observed: Observed) -> Desired:
+    """What is wanted of a deployed profile (None: of the only one). PlanRefused when it is not deployed."""
+    name = profile if profile is not None else default_profile(observed)
+    if name not in observed.desired and profile is not None:
+        name = load_profile(name, observed).name
+    present = observed.desired.get(name)
+    if present is None:
+        raise PlanRefused(
+            f"{name} is not deployed." if profile is not None else "Nothing is deployed.", hint="orch up ENGINE"
+        )
+    if present.stopped:
+        raise PlanRefused(f"{name} is stopped.", hint=f"orch up -p {name}")
+    return present
+
+
+def pinned(orch: Orchestrator, profile: Profile, observed: Observed) -> Profile:
+    """The profile with its hub revisions resolved to commits; offline, the commits that are deployed already."""
+    present = observed.desired.get(profile.name)
+    known = present.spec.profile if present is not None else None
+    source = profile.weights.hub
+    if source is not None and not source.pinned:
+        commit = _commit(orch, source, known.weights.hub if known is not None else None)
+        weights = profile.weights.model_copy(update={"revision": commit})
+        profile = profile.model_copy(update={"weights": weights})
+    artifacts = dict(profile.artifacts)
+    for recipe, ready in profile.artifacts.items():
+        if ready.hub is not None and not ready.hub.pinned:
+            before = known.artifacts.get(recipe) if known is not None else None
+            commit = _commit(orch, ready.hub, before.hub if before is not None else None, ready.file)
+            artifacts[recipe] = ready.model_copy(update={"revision": commit})
+    return profile.model_copy(update={"artifacts": artifacts})
+
+
+def named_profile(orch: Orchestrator, name: str | None, observed: Observed) -> Profile:
+    """The profile of that name or path (None: the one that is meant), at commits."""
+    return pinned(orch, load_profile(name or default_profile(observed), observed), observed)
+
+
+def weights_facts(orch: Orchestrator, profile: Profile) -> WeightsFacts:
+    """What is known of the profile's weights; its hub revision must be a commit."""
+    source: HubSource | None = profile.weights.hub
+    if source is not None:
+        return orch.catalog.of_hub(source)
+    return orch.catalog.of_directory(profile.weights, orch.progress)
+
+
+def _builds(pin: EnginePin) -> str:
+    return ", ".join(f"{build.version} ({build.accelerator.value})" for build in pin.local)
+
+
+def _commit(orch: Orchestrator, source: HubSource, known: HubSource | None, file: str | None = None) -> str:
+    try:
+        names = [file] if file is not None else None
+        return orch.hub.snapshot(source, 30.0, names, orch.progress).source.revision
+    except HostError:
+        if known is None or known.repo != source.repo:
+            raise
+        return known.revision

@@ -1,0 +1,105 @@
+"""What serves, and what is not as it should be: `orch up --plan`, told differently, as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator.app.deploy import Options, plan_to
+from orchestrator.app.gateway import upgrade
+from orchestrator.app.runs import who_is_at_work
+from orchestrator.core.deployment import Desired
+from orchestrator.core.gateway_status import is_gateway
+from orchestrator.core.launch import InstanceState
+from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
+from orchestrator.core.steps import RemoveEngine, Step, StopEngine
+from orchestrator.errors import OrchError
+
+if TYPE_CHECKING:
+    from orchestrator.app.orchestrator import Orchestrator
+
+
+@dataclass(frozen=True)
+class Status:
+    """`drift` has a sentence for each thing that is not as it should be, `stopped` the profiles that are recorded and
+    taken down, `unseen` the targets that could not be asked what runs there, `restarted` a sentence for each engine
+    that the kernel ended for want of memory. `at_work` says which other orch changes things now, `gpu_problem` which
+    GPUs were left out, `upgrade` that the gateway is of another version; each is empty where there is nothing to tell.
+    `empty`: nothing is deployed and nothing runs."""
+
+    engines: tuple[EngineObserved, ...]
+    gateway: GatewayObserved
+    drift: tuple[str, ...]
+    stopped: tuple[str, ...]
+    unseen: tuple[str, ...] = ()
+    restarted: tuple[str, ...] = ()
+    at_work: str = ""
+    gpu_problem: str = ""
+    upgrade: str = ""
+    empty: bool = False
+
+
+def status(orch: Orchestrator) -> Status:
+    """The world compared with what is recorded. Takes no lock: looking never hinders doing."""
+    observed = orch.observe()
+    unreachable = [f"{name}: {error.message} {error.hint}" for name, error in observed.unreachable.items()]
+    runs = observed.deployed or observed.engines or observed.gateway.instance is not None
+    drift = [line for name in observed.deployed for line in profile_drift(orch, observed.desired[name], observed)]
+    drift += _left_over(observed)
+    drift += [f"{one.name}: {one.problem}; orch down --all" for one in observed.damaged]
+    drift += [*observed.unreadable, *(() if observed.deployed else unreachable)]
+    return Status(
+        engines=observed.engines,
+        gateway=observed.gateway,
+        drift=tuple(drift),
+        stopped=tuple(sorted(set(observed.desired) - set(observed.deployed))),
+        unseen=tuple(observed.unreachable),
+        restarted=tuple(_out_of_memory(observed)),
+        at_work=who_is_at_work(orch),
+        gpu_problem=observed.host.gpu_problem,
+        upgrade=upgrade(observed),
+        empty=not runs and not drift,
+    )
+
+
+def _out_of_memory(observed: Observed) -> Iterator[str]:
+    for engine in observed.engines:
+        ended = engine.instance.last_exit
+        if engine.running and ended is not None and ended.memory_limit is not None:
+            yield f"{engine.instance.name} {ended} at {ended.at}, and was started again."
+
+
+def profile_drift(orch: Orchestrator, desired: Desired, observed: Observed) -> list[str]:
+    """What `up` would do for a profile, and what keeps it from being healed; empty: it is in sync."""
+    profile = desired.spec.profile.name
+    troubled = []
+    for engine in observed.engines_of(profile):
+        if engine.instance.state is InstanceState.BACKOFF:
+            troubled.append(f"{engine.instance.name} {engine.instance.last_exit} and waits to be restarted")
+        elif engine.running and not engine.instance.supervised:
+            troubled.append(f"{engine.instance.name} has no keeper: nothing restarts it after a crash")
+        elif engine.instance.drift:
+            troubled.append(f"{engine.instance.name} {engine.instance.drift}")
+    try:
+        plan = plan_to(orch, "up", desired, observed, Options())
+    except OrchError as error:
+        return [*troubled, f"{profile}: {error.message} {error.hint}".strip()]
+    return troubled + [f"{profile}: orch up would {one.step.what}" for one in plan.actions if not _tidies(one.step)]
+
+
+def _tidies(step: Step) -> bool:
+    """It clears away a gateway that was replaced and has left: nothing is wrong as long as nobody does."""
+    return isinstance(step, StopEngine | RemoveEngine) and is_gateway(step.instance)
+
+
+def _left_over(observed: Observed) -> list[str]:
+    """Engines and routes of profiles that nobody wants: a killed `up` or `down` leaves them."""
+    deployed = set(observed.deployed)
+    owners = {engine.deployment.profile for engine in observed.engines}
+    if observed.gateway.status is not None:
+        owners |= {route.owner for route in observed.gateway.status.routes}
+    found = [f"{name}: left over; orch up or orch down {name}" for name in sorted(owners - deployed)]
+    if observed.gateway.instance is not None and not observed.gateway.well and not deployed:
+        found.append("the gateway does not answer or has no keeper; orch down --all")
+    return found

@@ -1,0 +1,124 @@
+"""The verbs that look at what serves: status, logs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.cli.options import AsJson, app, session_of
+from orchestrator.errors import DRIFT
+
+if TYPE_CHECKING:
+    from orchestrator.cli.screen import Screen
+    from orchestrator.core.observed import EngineObserved, GatewayObserved
+
+COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
+ENGINE_COLUMNS = ("instance", "state", "answers", "recipe", "restarts", "adapters")
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """What serves, and what is not as it should be. Exit code 9 then; it is `orch up --plan`, told differently."""
+    with session_of(as_json) as session:
+        from orchestrator.app.status import status as current_status
+
+        found, screen = current_status(session.orch), session.screen
+        if found.gpu_problem:
+            screen.result({"gpu_problem": found.gpu_problem}, found.gpu_problem)
+        if found.at_work:
+            screen.result({"at_work": found.at_work}, found.at_work)
+        for name in found.stopped:
+            screen.result({"stopped": name}, f"{name} is stopped.  orch up -p {name}")
+        if found.empty:
+            if not found.stopped:
+                screen.result({"deployed": []}, "Nothing is deployed.  orch up llamacpp")
+            return
+        if found.engines or not found.unseen:
+            screen.table("Engines", ENGINE_COLUMNS, [_engine_row(engine) for engine in found.engines])
+        for name in found.unseen:
+            screen.result({"unseen": name}, f"Engines on {name}: unknown.")
+        for line in found.restarted:
+            screen.result({"out_of_memory": line}, line)
+        _tell_gateway(screen, found.gateway)
+        if found.upgrade:
+            screen.result({"upgrade": found.upgrade}, found.upgrade)
+        for line in found.drift:
+            screen.result({"drift": line}, f"DRIFT {line}")
+        if found.drift:
+            raise typer.Exit(DRIFT)
+        screen.result({"in_sync": True}, "All is as it should be.")
+
+
+@app.command()
+def logs(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Instances, or gateway; default: what serves, and the gateway."),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come.")] = False,
+    lines: Annotated[int, typer.Option("-n", help="How many lines of each.", min=1)] = 50,
+) -> None:
+    """The logs of engines and the gateway, also of one that is gone. Of several, each line says whose it is."""
+    with session_of(False) as session:
+        from orchestrator.app.logs import followed, printed, sources
+        from orchestrator.cli.screen import reader_has_left
+
+        chosen, silent = sources(session.orch, names or [])
+        for error in silent:
+            session.screen.error(error)
+        width = max(len(source.name) for source in chosen)
+        colours = {source.name: COLOURS[index % len(COLOURS)] for index, source in enumerate(chosen)}
+
+        def tell(name: str, line: str) -> None:
+            prefix = "" if len(names or []) == 1 else typer.style(f"{name:<{width}} | ", fg=colours[name])
+            session.screen.result({"log": name, "line": line}, f"{prefix}{line}")
+
+        if not follow:
+            for source in chosen:
+                for line in printed(source, lines):
+                    tell(source.name, line)
+            return
+        # Nothing need be written for a long time: that nobody reads any more is not seen by writing.
+        for name, line in followed(chosen, lines, lambda: session.interrupted() or reader_has_left()):
+            tell(name, line)
+
+
+def _engine_row(engine: EngineObserved) -> dict[str, Any]:
+    instance, deployment = engine.instance, engine.deployment
+    state = instance.state.value if instance.supervised or not engine.running else "unsupervised"
+    return {
+        "instance": instance.name,
+        "profile": deployment.profile,
+        "engine": deployment.engine,
+        "state": state,
+        "answers": "yes" if engine.answers else "no",
+        "recipe": deployment.recipe.value,
+        "pid": instance.pid or "",
+        "port": instance.port or "",
+        "since": instance.since or "",
+        "restarts": max(0, instance.starts - 1),
+        "last_exit": str(instance.last_exit) if instance.last_exit is not None else "",
+        "adapters": [adapter.name for adapter in deployment.adapters],
+    }
+
+
+def _tell_gateway(screen: Screen, gateway: GatewayObserved) -> None:
+    status = gateway.status
+    if status is None:
+        return
+    rows = [
+        {
+            "public_name": route.name,
+            "engine": route.backend.instance,
+            "in_flight": status.load_of(route.backend.instance).in_flight,
+        }
+        for route in status.routes
+    ]
+    totals = status.traffic.totals
+    summary = f"pid {status.pid}, requests {totals.requests}, errors {totals.errors}"
+    screen.table(f"Gateway http://{status.listen}/v1  ({summary})", ("public_name", "engine", "in_flight"), rows)
+    for other in gateway.others:
+        if other.leaves and other.status is not None:
+            name, left = other.instance.name, other.status.traffic.in_flight
+            screen.result({"leaves": name, "in_flight": left}, f"{name} was replaced; it answers {left} requests.")

@@ -1,0 +1,30 @@
+"""What resolving needs besides what is wanted and the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.core.artifact import Recipe
+from orchestrator.core.calibration import Calibration
+from orchestrator.core.docker import DockerFacts
+from orchestrator.core.images import ImageFacts
+from orchestrator.core.weights import ReadyFacts
+from orchestrator.engines.base import Pins, Render
+
+
+@dataclass(frozen=True)
+class ResolveContext:
+    """Pins, templates, the store's layout and its finished sizes; for containers the daemon and the images that it
+    has; the profile's ready-made artifacts; what its 4-bit activations are calibrated with, where they are."""
+
+    pins: Pins
+    render: Render
+    store_path: Callable[[str], Path]
+    finished: Mapping[str, int]
+    torch_index: str | None = None
+    docker: DockerFacts | None = None
+    images: Mapping[str, ImageFacts] = field(default_factory=dict)
+    ready: Mapping[Recipe, ReadyFacts] = field(default_factory=dict)
+    calibration: Callable[[], Calibration] = field(kw_only=True)

@@ -1,0 +1,126 @@
+"""What it takes to serve a recipe, and what of the store a deployment or a whole profile may need. Pure."""
+
+from __future__ import annotations
+
+from orchestrator.core.artifact import Recipe, artifact_key
+from orchestrator.core.deployment import Adapter, DeploymentSpec
+from orchestrator.core.environment import EnvironmentSpec
+from orchestrator.core.launch import LOCAL
+from orchestrator.core.pins import ImagePin
+from orchestrator.core.prerequisites import (
+    BuildArtifact,
+    EnsureEnvironment,
+    FetchArtifact,
+    FetchWeights,
+    ImportAdapter,
+    Prerequisite,
+    PullImage,
+)
+from orchestrator.core.profile import Profile
+from orchestrator.core.weights import WeightsFacts
+from orchestrator.engines import ENGINES, engine_sheet
+from orchestrator.engines.base import EngineSheet
+from orchestrator.engines.context import ResolveContext
+
+
+def adapter_source(digest: str, weights: WeightsFacts) -> str:
+    """The `source` of an adapter's GGUF: the adapter and the weights that it was converted for."""
+    return f"dir:{digest} on {weights.source}"
+
+
+def fitted(name: str, digest: str, rank: int, origin: str, weights: WeightsFacts, context: ResolveContext) -> Adapter:
+    """An Adapter with its places in the store, for these weights."""
+    key = artifact_key(Recipe.ADAPTER, f"dir:{digest}")
+    gguf_key = artifact_key(Recipe.LORA_GGUF, adapter_source(digest, weights))
+    return Adapter(
+        name=name,
+        digest=digest,
+        rank=rank,
+        origin=origin,
+        key=key,
+        path=str(context.store_path(key)),
+        gguf_key=gguf_key,
+        gguf=str(context.store_path(gguf_key) / "adapter.gguf"),
+    )
+
+
+def key_of(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> str:
+    """Where the artifact lies in the store."""
+    if (ready := context.ready.get(recipe)) is not None:
+        return ready.key
+    calibrated = recipe is Recipe.NVFP4
+    return artifact_key(recipe, context.calibration().source(weights.source) if calibrated else weights.source)
+
+
+def artifact_prerequisites(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> tuple[Prerequisite, ...]:
+    """What it takes to have an artifact: it is ready-made, or built from the weights, or the weights are it."""
+    if (ready := context.ready.get(recipe)) is not None:
+        return (FetchArtifact(recipe, ready.key, ready.source, ready.hub, ready.file, ready.path),)
+    fetch: tuple[Prerequisite, ...] = (FetchWeights(weights.fetch, weights.key),) if weights.fetch is not None else ()
+    if recipe is Recipe.WEIGHTS:
+        return fetch
+    key = key_of(recipe, weights, context)
+    if recipe is not Recipe.NVFP4:
+        return (*fetch, BuildArtifact(recipe, key, weights.source, weights.path, weights_key=_pulled(weights)))
+    how = context.calibration()
+    source, pulled = how.source(weights.source), _pulled(weights)
+    build = BuildArtifact(recipe, key, source, weights.path, calibration=how, weights_key=pulled)
+    return (*fetch, EnsureEnvironment(how.environment), build)
+
+
+def _pulled(weights: WeightsFacts) -> str:
+    """The key of weights that are pulled; those in a directory of the user's are nobody's to bring."""
+    return weights.key if weights.fetch is not None else ""
+
+
+def prerequisites_of(
+    sheet: EngineSheet,
+    recipe: Recipe,
+    weights: WeightsFacts,
+    program: EnvironmentSpec | ImagePin | None,
+    adapters: tuple[Adapter, ...],
+    context: ResolveContext,
+) -> tuple[Prerequisite, ...]:
+    """What it takes to serve a recipe with these adapters, its program included."""
+    steps = list(artifact_prerequisites(recipe, weights, context))
+    if adapters and sheet.model_file(recipe) and weights.fetch is not None and recipe in context.ready:
+        # A LoRA is converted for the weights that it belongs to, whoever has built the artifact.
+        steps.append(FetchWeights(weights.fetch, weights.key))
+    for adapter in adapters:
+        steps.append(ImportAdapter(adapter.name, adapter.origin, adapter.key, adapter.digest))
+        if sheet.model_file(recipe):
+            source = adapter_source(adapter.digest, weights)
+            steps.append(
+                BuildArtifact(
+                    Recipe.LORA_GGUF,
+                    adapter.gguf_key,
+                    source,
+                    adapter.path,
+                    base_path=weights.path,
+                    weights_key=_pulled(weights),
+                )
+            )
+    if isinstance(program, ImagePin):
+        steps.append(PullImage(program))
+    elif program is not None:
+        steps.append(EnsureEnvironment(program))
+    return tuple(steps)
+
+
+def needed(
+    spec: DeploymentSpec, weights: WeightsFacts, adapters: tuple[Adapter, ...], context: ResolveContext
+) -> tuple[Prerequisite, ...]:
+    """What it takes to have all that a spec may be served with, whatever this host would choose of it."""
+    sheet = engine_sheet(spec.engine)
+    recipes = (spec.recipe,) if spec.recipe is not None else getattr(spec.profile.engines, sheet.name).recipes
+    found = (prerequisites_of(sheet, recipe, weights, None, adapters, context) for recipe in recipes)
+    return tuple(dict.fromkeys(step for steps in found for step in steps))
+
+
+def needed_by_any_engine(
+    profile: Profile, weights: WeightsFacts, adapters: tuple[Adapter, ...], context: ResolveContext
+) -> tuple[Prerequisite, ...]:
+    """The same for all engines, which is all that a profile may be served with."""
+    specs = (DeploymentSpec(profile=profile, engine=name, target=LOCAL) for name in ENGINES)
+    found = (needed(spec, weights, adapters, context) for spec in specs)
+    return tuple(dict.fromkeys(step for steps in found for step in steps))

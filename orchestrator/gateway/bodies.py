@@ -1,0 +1,146 @@
+"""Request bodies: read and unpacked within bounds, and counted for as long as they are held.
+
+The server side unpacks nothing by itself: a body of 1 MB can hold a gigabyte, and whoever sends it may not even have a
+key. Here it is done piece by piece, for requests that are admitted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Iterator
+from types import TracebackType
+
+from aiohttp import StreamReader, hdrs, web
+
+from orchestrator.gateway import refusals
+
+# Bytes of one body, as sent and unpacked.
+LARGEST_BODY = 64 << 20
+# Bytes of all bodies together: 8 of the largest, or 500 requests of a megabyte that wait for their first token.
+MOST_HELD = 512 << 20
+# Seconds without a byte after which a body is given up: what it holds is others' too.
+PATIENCE_S = 60.0
+# Bytes that are unpacked at a time: about a millisecond.
+PIECE = 256 << 10
+
+ENCODINGS = "gzip, deflate"
+_GZIP = frozenset({"gzip", "x-gzip"})
+_PACKED = _GZIP | {"deflate"}
+_GZIP_BITS = 16 + zlib.MAX_WBITS
+
+
+class Ledger:
+    """How many bytes all requests hold together, and the most that they may."""
+
+    def __init__(self, most: int = MOST_HELD) -> None:
+        self.most = most
+        self.held = 0
+
+
+def encoding_of(request: web.Request) -> str:
+    """The Content-Encoding, "" for none."""
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower()
+    return "" if encoding == "identity" else encoding
+
+
+def check_head(request: web.Request) -> None:
+    """Raises Refusal when a body with this head would not be taken: it need not even be sent."""
+    encoding = encoding_of(request)
+    if encoding and encoding not in _PACKED:
+        raise refusals.unknown_encoding(encoding, ENCODINGS)
+    if (request.content_length or 0) > LARGEST_BODY:
+        raise refusals.too_large(LARGEST_BODY)
+
+
+class Body:
+    """The body of one request; what it takes is counted until it is released, at the latest at the end of `with`."""
+
+    def __init__(self, ledger: Ledger, patience_s: float = PATIENCE_S) -> None:
+        self.data = b""
+        self._ledger = ledger
+        self._patience_s = patience_s
+        self._counted = 0
+
+    def __enter__(self) -> Body:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def count(self, size: int) -> None:
+        """Count `size` bytes for this request from now on; raises Refusal when that is more than there is room for."""
+        if self._ledger.held - self._counted + size > self._ledger.most:
+            raise refusals.full()
+        self._ledger.held += size - self._counted
+        self._counted = size
+
+    def release(self) -> None:
+        """Let go of the bytes: nobody will need them again."""
+        self.data = b""
+        self.count(0)
+
+    async def read(self, request: web.Request) -> None:
+        """Read and unpack the body of an admitted request into `data`; raises Refusal."""
+        encoding = encoding_of(request)
+        unpacking = _Unpacking(encoding) if encoding else None
+        came, data = 0, bytearray()
+        try:
+            while chunk := await self._next(request.content):
+                came += len(chunk)
+                if came > LARGEST_BODY:
+                    raise refusals.too_large(LARGEST_BODY)
+                for piece in unpacking.pieces(chunk) if unpacking is not None else (chunk,):
+                    if len(data) + len(piece) > LARGEST_BODY:
+                        raise refusals.too_large(LARGEST_BODY)
+                    self.count(len(data) + len(piece))
+                    data += piece
+                    if unpacking is not None:
+                        # Streams of others go on between two pieces.
+                        await asyncio.sleep(0)
+            if unpacking is not None:
+                unpacking.end()
+        except web.RequestPayloadError as error:
+            raise refusals.invalid_body(f"The body cannot be read: {error}.") from error
+        except zlib.error as error:
+            raise refusals.invalid_body(f"The body is not what {encoding} makes: {error}.") from error
+        self.data = bytes(data)
+
+    async def _next(self, content: StreamReader) -> bytes:
+        """What has come, b"" at the end."""
+        if content.is_eof():
+            return await content.readany()
+        try:
+            async with asyncio.timeout(self._patience_s):
+                return await content.readany()
+        except TimeoutError as error:
+            raise refusals.slow_body(self._patience_s) from error
+
+
+class _Unpacking:
+    """What undoes gzip or deflate, a piece at a time."""
+
+    def __init__(self, encoding: str) -> None:
+        self._encoding = encoding
+        self._zlib = zlib.decompressobj(_GZIP_BITS) if encoding in _GZIP else None
+
+    def pieces(self, chunk: bytes) -> Iterator[bytes]:
+        """What `chunk` adds, in pieces of at most PIECE bytes; raises zlib.error and Refusal."""
+        if self._zlib is None:
+            # Some send deflate bare, some in zlib's frame, whose first byte ends in 8.
+            self._zlib = zlib.decompressobj(zlib.MAX_WBITS if chunk[0] & 0xF == 8 else -zlib.MAX_WBITS)
+        piece = b""
+        # A whole piece may have left something behind even when all of the chunk is in.
+        while chunk or len(piece) == PIECE:
+            if self._zlib.eof and chunk:
+                raise refusals.invalid_body(f"Something follows the end of the {self._encoding} body.")
+            piece = self._zlib.decompress(chunk, PIECE)
+            chunk = self._zlib.unused_data if self._zlib.eof else self._zlib.unconsumed_tail
+            yield piece
+
+    def end(self) -> None:
+        """Raises Refusal when the body ended too early."""
+        if self._zlib is None or not self._zlib.eof:
+            raise refusals.invalid_body(f"The {self._encoding} body ends too early.")

@@ -1,0 +1,136 @@
+"""Why the gateway answers a request by itself: what happened and a way out, whatever API was spoken.
+
+`answers.py` puts a refusal into the shape of that API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from aiohttp import hdrs
+
+from orchestrator.core.routes import RouteTable
+
+# Seconds after which a client may come again.
+AGAIN_S = "2"
+# A header or a name that is repeated in a message is cut here.
+_LONGEST_ECHO = 200
+
+
+def _echo(text: str) -> str:
+    return text if len(text) <= _LONGEST_ECHO else f"{text[:_LONGEST_ECHO]}..."
+
+
+class Refusal(Exception):
+    """An HTTP status, a word for programs, and a sentence for people; `param` is the field that is at fault."""
+
+    def __init__(
+        self, status: int, code: str, message: str, param: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.headers = headers or {}
+
+
+def unauthorized() -> Refusal:
+    """401: says what is needed, and nothing of what was given."""
+    message = "A valid API key is needed, as `Authorization: Bearer KEY` or `X-Api-Key: KEY`."
+    return Refusal(401, "invalid_api_key", message, headers={hdrs.WWW_AUTHENTICATE: "Bearer"})
+
+
+def foreign_origin(origin: str, named: bool) -> Refusal:
+    """403 for a page that may not use a gateway without keys; `named`: ORCH_ORIGINS can allow its origin."""
+    if named:
+        message = (
+            f"Pages of {_echo(origin)} may not use this gateway. To allow them, add {_echo(origin)} to ORCH_ORIGINS, "
+            "and have the gateway replaced: `orch up --gateway`."
+        )
+    else:
+        message = (
+            "A page without an origin of its own (opened from a file, or in a sandbox) may not use this gateway. "
+            "Serve it from http://localhost, on any port."
+        )
+    return Refusal(403, "origin_not_allowed", f"{message} Or demand an API key, which the page then has to send.")
+
+
+def foreign_host(host: str, named: bool) -> Refusal:
+    """403 for a name that a gateway on loopback is not known by; `named`: ORCH_ORIGINS can allow it."""
+    message = f"This gateway does not answer to the name {_echo(host)}. Ask it as localhost."
+    if named:
+        message += (
+            f" Or, to allow the name, add http://{_echo(host)} to ORCH_ORIGINS, and have the gateway replaced: "
+            "`orch up --gateway`."
+        )
+    return Refusal(403, "host_not_allowed", message)
+
+
+def unknown_path(method: str, path: str) -> Refusal:
+    """404 for what there is not."""
+    return Refusal(404, "unknown_path", f"There is nothing at {method} {_echo(path)}.")
+
+
+def wrong_method(path: str, method: str, allowed: str) -> Refusal:
+    """405 that names the right ones."""
+    message = f"{path} is for {allowed}, not {method}."
+    return Refusal(405, "wrong_method", message, headers={hdrs.ALLOW: allowed})
+
+
+def unknown_name(name: str, table: RouteTable) -> Refusal:
+    """404 that names the valid ones."""
+    valid = f"Valid names: {', '.join(table.names)}." if len(table) else "Nothing is deployed: run `orch up`."
+    return Refusal(404, "model_not_found", f"The model `{_echo(name)}` does not exist. {valid}", "model")
+
+
+def adapters_lost(name: str, path: str, kept_on: Iterable[str]) -> Refusal:
+    """400 for a path on which the engine would drop what the route adds to the request."""
+    kept = ", ".join(kept_on)
+    message = (
+        f"`{_echo(name)}` is served together with LoRA adapters, and its engine loses them on {path}: the answer would "
+        f"be another model's. Ask at {kept or 'another path'}, or have it served by an engine that keeps them there "
+        "(`orch migrate --to vllm`)."
+    )
+    return Refusal(400, "adapters_not_on_this_path", message, "model")
+
+
+def invalid_body(message: str) -> Refusal:
+    """400 for a body in which no model can be found."""
+    return Refusal(400, "invalid_body", message)
+
+
+def slow_body(seconds: float) -> Refusal:
+    """408 for a body of which nothing more comes."""
+    return Refusal(408, "slow_body", f"Nothing more of the body came for {seconds:g} s.")
+
+
+def too_large(most: int) -> Refusal:
+    """413 with the limit, in bytes."""
+    return Refusal(413, "body_too_large", f"The body is larger than {most >> 20} MiB, unpacked.")
+
+
+def unknown_encoding(encoding: str, known: str) -> Refusal:
+    """415 for a Content-Encoding that is not undone here."""
+    message = f"A body in the Content-Encoding {_echo(encoding)} is not taken; these are: {known}, or none."
+    return Refusal(415, "unknown_encoding", message, headers={hdrs.ACCEPT_ENCODING: known})
+
+
+def unknown_expectation() -> Refusal:
+    """417."""
+    return Refusal(417, "unknown_expectation", "Only `Expect: 100-continue` can be met.")
+
+
+def unavailable(message: str, code: str = "backend_unavailable") -> Refusal:
+    """503 that asks to come again."""
+    return Refusal(503, code, message, headers={hdrs.RETRY_AFTER: AGAIN_S})
+
+
+def full() -> Refusal:
+    """503 while the bodies of other requests take all the memory that there is for them."""
+    return unavailable("The gateway holds too many large requests at the moment; try again.", "too_much_held")
+
+
+def interrupted(reason: str) -> Refusal:
+    """What ends an answer of which a part is out; there is no status for it any more."""
+    return Refusal(500, "stream_interrupted", reason)

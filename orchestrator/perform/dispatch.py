@@ -1,0 +1,16 @@
+"""Which function does a step: the one that is registered for its class."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+from orchestrator.core.progress import Progress
+from orchestrator.core.steps import Step
+from orchestrator.drivers.base import World
+
+
+@singledispatch
+def perform(step: Step, world: World, progress: Progress) -> None:
+    """Do a step. Raises the OrchError tree; whatever `progress` raises ends it between two
+    moments, never inside one."""
+    raise TypeError(f"nobody knows how to do {type(step).__name__}")

@@ -1,0 +1,99 @@
+"""Steps that start, feed, ask and stop engines."""
+
+from __future__ import annotations
+
+from orchestrator.core.deployment import Deployment
+from orchestrator.core.progress import Progress
+from orchestrator.core.steps import (
+    AwaitMemory,
+    AwaitReady,
+    EnsureEngine,
+    ImportArtifact,
+    LoadAdapter,
+    RemoveEngine,
+    StopEngine,
+    UnloadAdapter,
+    WriteFile,
+)
+from orchestrator.drivers.base import World
+from orchestrator.engines import ENGINES
+from orchestrator.errors import HostError
+from orchestrator.perform.dispatch import perform
+from orchestrator.probes import POLL_S, ask_engine, await_ready, digests, import_artifact
+
+# How long memory may linger after the end of the process that held it.
+MEMORY_S = 60.0
+
+
+@perform.register
+def write_file(step: WriteFile, world: World, progress: Progress) -> None:
+    world.targets[step.target].write_file(step.instance, step.name, step.text)
+
+
+@perform.register
+def ensure_engine(step: EnsureEngine, world: World, progress: Progress) -> None:
+    deployment = step.deployment
+    world.targets[deployment.target].ensure(deployment.instance, deployment.launch, deployment.label)
+
+
+@perform.register
+def await_memory(step: AwaitMemory, world: World, progress: Progress) -> None:
+    """The driver gives back what a dead process held some seconds later; nobody tells when."""
+    deadline = world.clock.monotonic() + MEMORY_S
+    while True:
+        seen = next((one for one in world.read_host().gpus if one.uuid == step.gpu), None)
+        if seen is None:
+            raise HostError(f"GPU {step.gpu} is there no more.", hint="nvidia-smi should show it.")
+        if seen.memory_free >= step.size:
+            return
+        if world.clock.monotonic() > deadline:
+            users = ", ".join(str(user) for user in seen.users) or "no process that the driver knows"
+            raise HostError(
+                f"{step.size / 2**30:.1f} GiB of {seen.name} are needed, and {seen.memory_free / 2**30:.1f} are free "
+                f"after {MEMORY_S:.0f} s.",
+                hint=f"It is held by {users}.",
+            )
+        progress("waiting for GPU memory", 0, 0)
+        world.clock.sleep(POLL_S)
+
+
+@perform.register
+def import_into_store(step: ImportArtifact, world: World, progress: Progress) -> None:
+    import_artifact(step.deployment, world, progress)
+
+
+@perform.register
+def await_answer(step: AwaitReady, world: World, progress: Progress) -> None:
+    await_ready(step.deployment, step.timeout_s, world, progress)
+
+
+@perform.register
+def load_adapter(step: LoadAdapter, world: World, progress: Progress) -> None:
+    requests = ENGINES[step.deployment.engine].load_requests(step.deployment, step.adapter, digests(world))
+    ask_engine(step.deployment, requests, world, progress, gone_is_fine=False)
+    _relabel(step.deployment, world)
+
+
+@perform.register
+def unload_adapter(step: UnloadAdapter, world: World, progress: Progress) -> None:
+    requests = ENGINES[step.deployment.engine].unload_requests(step.before, step.name)
+    ask_engine(step.deployment, requests, world, progress, gone_is_fine=True)
+    _relabel(step.deployment, world)
+
+
+@perform.register
+def stop_engine(step: StopEngine, world: World, progress: Progress) -> None:
+    world.targets[step.target].stop(step.instance, progress)
+
+
+@perform.register
+def remove_engine(step: RemoveEngine, world: World, progress: Progress) -> None:
+    world.targets[step.target].remove(step.instance)
+
+
+def _relabel(deployment: Deployment, world: World) -> None:
+    """What the next restart starts with is as what runs now: its adapters stand in its files, or in its launch."""
+    target = world.targets[deployment.target]
+    for name, text in deployment.written:
+        target.write_file(deployment.instance, name, text)
+    target.relabel(deployment.instance, deployment.launch, deployment.label)

@@ -1,0 +1,91 @@
+"""Deciding: a wanted Deployment and an Observed world make a Plan. Pure.
+
+`plan_deploy` serves up, migrate, rollback and lora alike: bring the wanted generation up beside what serves, switch,
+drain, stop the rest. What is already so becomes a Skip with its reason; `status` is this plan, not run.
+"""
+
+from __future__ import annotations
+
+from orchestrator.core.deployment import Desired
+from orchestrator.core.gateway import GatewaySpec
+from orchestrator.core.observed import Observed
+from orchestrator.core.plan import Action, Plan, Skip
+from orchestrator.core.resolved import Resolved
+from orchestrator.core.routes import PROTOCOL, Backend
+from orchestrator.core.steps import LoadAdapter, VerifyRoute
+from orchestrator.planning.parts import (
+    Limits,
+    adapters_to_load,
+    adapters_to_unload,
+    chosen_generation,
+    engine_items,
+    gateway_items,
+    matching_generation,
+    names_to_verify,
+    record_item,
+    replaced_gateways,
+    retirement,
+    switch_items,
+)
+from orchestrator.planning.preconditions import (
+    refuse_damaged,
+    refuse_foreign_names,
+    refuse_no_room,
+    refuse_unreachable,
+    unknown_room,
+)
+from orchestrator.planning.prerequisites import prerequisite_items
+
+
+def plan_deploy(
+    verb: str,
+    resolved: Resolved,
+    desired: Desired,
+    observed: Observed,
+    gateway: GatewaySpec,
+    limits: Limits,
+    fresh: bool = False,
+) -> Plan:
+    """Make the profile be served as resolved, and only so; `fresh`: by a new generation, whatever runs.
+
+    Refuses (PlanRefused) what cannot be done.
+    """
+    wanted = resolved.deployment
+    refuse_unreachable(observed)
+    refuse_damaged(wanted.profile, observed)
+    refuse_foreign_names(resolved, observed)
+    mine = observed.engines_of(wanted.profile)
+    match = None if fresh else matching_generation(wanted, mine, observed.serving(wanted.profile))
+    chosen = chosen_generation(wanted, mine, match)
+    if match is None:
+        refuse_no_room(resolved, observed)
+    before: list[Action | Skip] = [
+        *resolved.passed_over,
+        *prerequisite_items(resolved.prerequisites, observed),
+        *(unknown_room(resolved, observed) if match is None else ()),
+    ]
+    routes = tuple(route.led_to(Backend(chosen.instance, "", chosen.target)) for route in resolved.routes)
+    switch = list(switch_items(chosen, routes, match, observed))
+    # Routes are told in this program's protocol: where nothing is told, an older gateway may stay.
+    protocol = PROTOCOL if any(isinstance(item, Action) for item in switch) else 1
+    for_gateway = list(gateway_items(gateway, observed, protocol, limits))
+    before += for_gateway
+    before += engine_items(chosen, match, resolved.memory_fit, limits)
+    loads = list(adapters_to_load(chosen, match)) if match is not None else []
+    before += loads
+    before.append(record_item(desired, observed))
+    before += switch
+    if any(isinstance(item, Action) for item in before):
+        steps = (item.step for item in loads if isinstance(item, Action))
+        loading = {step.adapter.name for step in steps if isinstance(step, LoadAdapter)}
+        before.append(Action(VerifyRoute(names_to_verify(chosen, routes, match, loading, observed))))
+    else:
+        before.append(Skip(f"ask {wanted.served_name} through the gateway", "nothing changed"))
+    after: list[Action | Skip] = []
+    if match is not None:
+        after += adapters_to_unload(chosen, match)
+    for engine in mine:
+        if engine.deployment.instance != chosen.instance:
+            after += retirement(engine, limits.drain_s)
+    after += replaced_gateways(for_gateway, observed)
+    return Plan(verb, (*before, *after), len(before), resolved.memory_fit if match is None else None)

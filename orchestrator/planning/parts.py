@@ -1,0 +1,273 @@
+"""The parts that plans are put together from: each is right already, or says what makes it so. Pure.
+
+Each takes what is wanted and what is observed, and gives items: Actions with what takes them back, Skips with why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from orchestrator.core.deployment import Deployment, Desired
+from orchestrator.core.gateway import GatewaySpec
+from orchestrator.core.gateway_status import GATEWAY, generation_of, successor_of
+from orchestrator.core.launch import Instance, InstanceState
+from orchestrator.core.memory import MemoryFit
+from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
+from orchestrator.core.plan import Action, Skip
+from orchestrator.core.routes import PROTOCOL, Backend, Route
+from orchestrator.core.steps import (
+    AwaitMemory,
+    AwaitReady,
+    ClearGateway,
+    Drain,
+    EnsureEngine,
+    EnsureGateway,
+    ImportArtifact,
+    KeepGateway,
+    LoadAdapter,
+    RecordDesired,
+    RemoveEngine,
+    RemoveRoute,
+    ReplaceGateway,
+    RestartGateway,
+    SetRoute,
+    Step,
+    StopEngine,
+    UnloadAdapter,
+    WriteFile,
+)
+from orchestrator.planning.prerequisites import prerequisite_items
+
+# Before it, a gateway cannot give its sockets to another.
+FIRST_WITH_HANDOVER = 2
+# Somebody waits for an undo to end.
+UNDO_DRAIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long to wait, in seconds: for an engine to answer, and for requests in flight to end."""
+
+    ready_s: float
+    drain_s: float
+
+
+def matching_generation(
+    wanted: Deployment, mine: tuple[EngineObserved, ...], serving: str | None
+) -> EngineObserved | None:
+    """The generation that is, or can become without a restart, what is wanted; best the one that serves."""
+    able = [engine for engine in mine if _can_become(engine, wanted)]
+    return max(able, key=lambda e: (e.deployment.instance == serving, e.running, e.deployment.generation), default=None)
+
+
+def _can_become(engine: EngineObserved, wanted: Deployment) -> bool:
+    has = engine.deployment
+    if has.fingerprint != wanted.fingerprint:
+        return False
+    if has.adapters == wanted.adapters and {adapter.name for adapter in wanted.adapters} <= _live(engine):
+        return True
+    return has.hot_adapters and engine.running and _loads(engine, wanted) <= wanted.adapter_slots
+
+
+def _live(engine: EngineObserved) -> set[str]:
+    """The adapters that it has now; as it was started, where it cannot be asked."""
+    if engine.loaded is None:
+        return {adapter.name for adapter in engine.deployment.adapters}
+    return {name for name, _ in engine.loaded}
+
+
+def _loads(engine: EngineObserved, wanted: Deployment) -> int:
+    """Distinct adapters given to the process once it serves what is wanted. One that was unloaded and comes back
+    counts again; so does one that was loaded when a kill kept it from being recorded."""
+    live, has = _live(engine), engine.deployment
+    unrecorded = live - {adapter.name for adapter in has.adapters}
+    return has.adapter_loads + len(unrecorded) + len({adapter.name for adapter in wanted.adapters} - live)
+
+
+def chosen_generation(wanted: Deployment, mine: tuple[EngineObserved, ...], match: EngineObserved | None) -> Deployment:
+    """What is wanted as the generation that serves it: the one that matches, or the next."""
+    if match is None:
+        newest = max((engine.deployment.generation for engine in mine), default=0)
+        return wanted.model_copy(update={"generation": newest + 1, "adapter_loads": len(wanted.adapters)})
+    # Where it is, the model lies already; one that has to be started anew goes where resolve would have it.
+    has = match.deployment
+    kept = {"generation": has.generation, "adapter_loads": _loads(match, wanted)}
+    on_gpu = {"gpu": has.gpu, "gpu_way": has.gpu_way, "gpu_nodes": has.gpu_nodes}
+    return wanted.model_copy(update=kept | (on_gpu if match.running else {}))
+
+
+def gateway_items(spec: GatewaySpec, observed: Observed, protocol: int, limits: Limits) -> Iterator[Action | Skip]:
+    """A gateway that is well, and speaks at least this protocol; one that this plan starts is taken back with it."""
+    gateway, instance = observed.gateway, observed.gateway.instance
+    # One that is there stays where it is, on whatever target: clients are connected to it.
+    target = instance.target if instance is not None else spec.target
+    if gateway.status is not None and instance is not None:
+        too_old = gateway.status.protocol < protocol
+        if spec.renew or too_old:
+            yield from prerequisite_items(spec.prerequisites, observed)
+            yield _replacement(instance, spec, gateway, limits)
+            return
+    newest = max((other.name for other in gateway.all), key=generation_of, default=None)
+    name = instance.name if instance is not None else successor_of(newest) if newest is not None else GATEWAY
+    step = EnsureGateway(target, spec.listeners, name, spec.origins)
+    if gateway.well and instance is not None:
+        yield Skip(step.what, f"it runs (pid {instance.pid})")
+        return
+    if target == spec.target:
+        yield from prerequisite_items(spec.prerequisites, observed)
+    yield Action(step, () if instance is not None else (StopEngine(target, name), RemoveEngine(target, name)))
+
+
+def _replacement(present: Instance, spec: GatewaySpec, gateway: GatewayObserved, limits: Limits) -> Action:
+    newest = max((other.name for other in gateway.all), key=generation_of)
+    names = (present.target, present.name, successor_of(newest), spec.listeners)
+    back = KeepGateway(*names)
+    if gateway.status is not None and gateway.status.protocol >= FIRST_WITH_HANDOVER:
+        return Action(ReplaceGateway(*names, origins=spec.origins), (back,))
+    return Action(RestartGateway(*names, timeout_s=limits.drain_s, origins=spec.origins), (back,))
+
+
+def replaced_gateways(planned: Iterable[Action | Skip], observed: Observed) -> Iterator[Action | Skip]:
+    """What is left of gateways beside the one that serves: those that have left, and those that never served. `planned`
+    is what is to be done about the latter."""
+    for item in planned:
+        if isinstance(item, Action) and isinstance(item.step, ReplaceGateway):
+            yield Action(ClearGateway(item.step.target, item.step.old))
+    for other in observed.gateway.others:
+        target, name = other.instance.target, other.instance.name
+        if other.leaves and other.status is not None:
+            yield Skip(f"remove {name}", f"it answers {other.status.traffic.in_flight} requests, and leaves by itself")
+            continue
+        if other.instance.state is not InstanceState.STOPPED:
+            yield Action(StopEngine(target, name))
+        yield Action(RemoveEngine(target, name))
+
+
+def engine_items(
+    chosen: Deployment, match: EngineObserved | None, memory_fit: MemoryFit | None, limits: Limits
+) -> Iterator[Action | Skip]:
+    """The generation running and ready."""
+    # A living engine whose keeper is gone is adopted as it is; adapters follow.
+    ensure = EnsureEngine(match.deployment if match is not None and match.running else chosen)
+    ready = AwaitReady(chosen, limits.ready_s)
+    if match is not None and match.running and match.instance.supervised and not match.instance.drift:
+        yield Skip(ensure.what, f"it runs (pid {match.instance.pid})")
+    else:
+        new, starts = match is None, match is None or not match.running
+        for name, text in chosen.written if starts else ():
+            yield Action(WriteFile(chosen.target, chosen.instance, name, text))
+        if starts and memory_fit is not None and not memory_fit.fits and memory_fit.fits_later:
+            yield from (Action(AwaitMemory(pool.uuid, memory_fit.needed)) for pool in memory_fit.short)
+        # Drained first: between the switch and the commit it has clients of its own.
+        undo = (
+            Drain(chosen.instance, min(limits.drain_s, UNDO_DRAIN_S)),
+            StopEngine(chosen.target, chosen.instance),
+            RemoveEngine(chosen.target, chosen.instance),
+        )
+        yield Action(ensure, undo if new else ())
+    if match is not None and match.answers:
+        yield Skip(ready.what, f"it answers as {chosen.served_name}")
+        return
+    if chosen.own_store:
+        yield Action(ImportArtifact(chosen))
+    yield Action(ready)
+
+
+def adapters_to_load(chosen: Deployment, match: EngineObserved) -> Iterator[Action | Skip]:
+    """What a running engine lacks; one that is being started brings its adapters along."""
+    has = match.deployment
+    if not (has.hot_adapters and match.running):
+        return
+    loaded = dict(match.loaded) if match.loaded is not None else {a.name: a.path for a in has.adapters}
+    for adapter in chosen.adapters:
+        step = LoadAdapter(chosen, adapter)
+        before = has.adapter(adapter.name)
+        # Loaded but not in the process's record, after a kill between the two: a restart would lose it.
+        if before is not None and loaded.get(adapter.name) == before.path == adapter.path:
+            yield Skip(step.what, "loaded")
+            continue
+        back: Step = UnloadAdapter(has, adapter.name, chosen) if before is None else LoadAdapter(has, before)
+        yield Action(step, (back,))
+
+
+def adapters_to_unload(chosen: Deployment, match: EngineObserved) -> Iterator[Action | Skip]:
+    """What a running engine has too much."""
+    has = match.deployment
+    if not (has.hot_adapters and match.running):
+        return
+    # Also what only the process's record still names: a restart would load it.
+    names = [*(name for name, _ in match.loaded or ()), *(adapter.name for adapter in has.adapters)]
+    for name in dict.fromkeys(names):
+        if chosen.adapter(name) is None:
+            yield Action(UnloadAdapter(chosen, name, has))
+
+
+def record_item(desired: Desired, observed: Observed) -> Action | Skip:
+    """What is wanted, written down."""
+    profile = desired.spec.profile.name
+    step = RecordDesired(profile, desired)
+    present = observed.desired.get(profile)
+    if present == desired:
+        return Skip(step.what, "recorded")
+    return Action(step, (RecordDesired(profile, present),))
+
+
+def switch_items(
+    chosen: Deployment, routes: tuple[Route, ...], match: EngineObserved | None, observed: Observed
+) -> Iterator[Action | Skip]:
+    """All names of the profile on the generation that was chosen."""
+    step = SetRoute(chosen.target, chosen.profile, routes)
+    present = observed.routes_of(chosen.profile)
+    if match is not None and match.running and match.instance.port is not None:
+        at = Backend(chosen.instance, match.instance.url, chosen.target)
+        live = sorted((route.led_to(at) for route in routes), key=lambda route: route.name)
+        if _alike(live, present, observed):
+            yield Skip(step.what, "so it is")
+            return
+    back = SetRoute(chosen.target, chosen.profile, present) if present else RemoveRoute(chosen.profile)
+    yield Action(step, (back,))
+
+
+def _alike(wanted: Iterable[Route], present: Iterable[Route], observed: Observed) -> bool:
+    """Whether the routes are the same, as far as the gateway that has them can tell them apart."""
+    protocol = observed.gateway.status.protocol if observed.gateway.status is not None else PROTOCOL
+    return [route.known_to(protocol) for route in wanted] == [route.known_to(protocol) for route in present]
+
+
+def names_to_verify(
+    chosen: Deployment,
+    routes: tuple[Route, ...],
+    match: EngineObserved | None,
+    loading: Collection[str],
+    observed: Observed,
+) -> tuple[str, ...]:
+    """The names to ask: those whose upstream or patch is new and not shared with one asked already; of nothing new the
+    served name. `loading` are the adapters that are loaded on the way.
+
+    What the gateway has led to this very engine before has been asked then. Where adapters are given at start they have
+    been asked before the switch, when nobody else did: llama.cpp computes one adapter at a time, and under a steady
+    load for one name a question to another may wait for minutes.
+    """
+    if not chosen.hot_adapters:
+        return (chosen.served_name,)
+    goes_on = match is not None and match.running and match.answers
+    before = {route.name: route for route in observed.routes_of(chosen.profile)} if goes_on else {}
+    asked: dict[str, str] = {}
+    for route in routes:
+        led = before.get(route.name)
+        same = led is not None and _alike([route.led_to(led.backend)], [led], observed)
+        moved = led is not None and led.backend.instance != route.backend.instance
+        if not same or moved or route.name in loading:
+            asked.setdefault(replace(route, name="-", upstream=route.upstream or route.name).key, route.name)
+    return tuple(asked.values()) or (chosen.served_name,)
+
+
+def retirement(engine: EngineObserved, drain_s: float | None) -> Iterator[Action | Skip]:
+    """An engine drained (None: not asked about), stopped and removed."""
+    target, name = engine.deployment.target, engine.instance.name
+    if engine.instance.state is not InstanceState.STOPPED and drain_s is not None:
+        yield Action(Drain(name, drain_s))
+    # Also when it is stopped: a process that it left behind still holds memory.
+    yield Action(StopEngine(target, name))
+    yield Action(RemoveEngine(target, name))

@@ -1,0 +1,190 @@
+"""Asking engines and the gateway, while a plan runs: is it ready, is it ours, is it alive, does it do as it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestrator.core.deployment import Deployment
+from orchestrator.core.launch import Instance, InstanceState
+from orchestrator.core.pins import Accelerator
+from orchestrator.core.progress import Progress
+from orchestrator.drivers.base import Reply, World
+from orchestrator.engines import ENGINES
+from orchestrator.engines.base import Digest, EngineCall
+from orchestrator.errors import HostError
+
+POLL_S = 0.2
+ANSWER_S = 120.0
+IMPORT_S = 3600.0
+# Until a server takes commands; that its model is loaded comes later.
+ALIVE_S = 60.0
+LOG_LINES = 30
+# How long a keeper may take to say how an engine ended, besides the time that what is left of it has to end.
+RECORD_S = 5.0
+HELLO = [{"role": "user", "content": "Hello!"}]
+
+
+def instance_of(target: str, name: str, world: World) -> Instance | None:
+    return next((instance for instance in world.targets[target].observe() if instance.name == name), None)
+
+
+def digests(world: World) -> Digest:
+    """The SHA-256 of files of the store, from the manifests."""
+
+    def digest(path: str) -> str:
+        for manifest in world.store.all():
+            for file in manifest.files:
+                if str(world.store.path(manifest.key) / file.path) == path:
+                    return file.sha256
+        raise HostError(f"{path} is not in the store.", hint="orch up makes it again.")
+
+    return digest
+
+
+def import_artifact(deployment: Deployment, world: World, progress: Progress) -> None:
+    sheet = ENGINES[deployment.engine]
+    _watch(deployment, ALIVE_S, world, progress, lambda url: _ok(world.http.get(url + sheet.liveness_path(), 5.0)))
+    requests = sheet.import_requests(deployment, digests(world))
+    ask_engine(deployment, requests, world, progress, gone_is_fine=False)
+
+
+def await_ready(deployment: Deployment, timeout_s: float, world: World, progress: Progress) -> None:
+    """Ready means that the served name and each adapter answered one real token, that the model is ours, and lives."""
+    sheet = ENGINES[deployment.engine]
+    to_ask = [(sheet.upstream(deployment, one), sheet.patch(deployment, one)) for one in (None, *deployment.adapters)]
+
+    def answers(url: str) -> bool:
+        identity = world.http.get(url + sheet.identity_path(), 5.0)
+        if identity is None or identity.status != 200 or not sheet.recognises(deployment, identity.json):
+            return False
+        for name, patch in to_ask:
+            body = {"model": name, "messages": HELLO, "max_tokens": 1, **patch}
+            reply = world.http.post(url + "/v1/chat/completions", body, ANSWER_S, progress)
+            if reply is not None and 400 <= reply.status < 500:
+                raise HostError(f"{deployment.instance} refuses a first chat with {name}.", detail=reply.text[:2000])
+            if not _ok(reply):
+                return False
+        return _on_its_gpu(deployment, url, world)
+
+    _watch(deployment, timeout_s, world, progress, answers)
+
+
+def _on_its_gpu(deployment: Deployment, url: str, world: World) -> bool:
+    """An engine that was given a GPU and computes without it says so only when it is asked; False: it did not say."""
+    sheet = ENGINES[deployment.engine]
+    if deployment.accelerator is Accelerator.CPU or not sheet.gpu_path():
+        return True
+    reply = world.http.get(url + sheet.gpu_path(), 5.0)
+    if reply is None or reply.status != 200:
+        return False
+    if problem := sheet.not_on_gpu(reply.json):
+        raise HostError(
+            f"{deployment.instance} does not compute on the GPU: {problem}.",
+            hint="Does `docker run --rm --gpus all` show it with nvidia-smi? Is other GPU memory in use? The CPU is "
+            "asked for with CUDA_VISIBLE_DEVICES= (empty).",
+            detail=world.targets[deployment.target].log_tail(deployment.instance, LOG_LINES),
+        )
+    return True
+
+
+def _watch(
+    deployment: Deployment, timeout_s: float, world: World, progress: Progress, good: Callable[[str], bool]
+) -> None:
+    """Probe, process and deadline together: a dead engine fails at once, with its telling line."""
+    deadline = world.clock.monotonic() + timeout_s
+    first = instance_of(deployment.target, deployment.instance, world)
+    while True:
+        now = instance_of(deployment.target, deployment.instance, world)
+        if now is None or first is None:
+            raise HostError(f"{deployment.instance} is gone.", hint="Somebody else stopped it; run the command again.")
+        if now.state is not InstanceState.RUNNING or now.last_exit != first.last_exit:
+            raise _died(deployment, _recorded(deployment, now, world, progress), world)
+        if now.port is not None and good(now.url):
+            return
+        if world.clock.monotonic() > deadline:
+            raise HostError(
+                f"{deployment.instance} did not answer within {timeout_s:.0f} s.",
+                hint="A larger --timeout gives it longer; orch up --fresh starts a new one beside one that hangs.",
+                detail=world.targets[deployment.target].log_tail(deployment.instance, LOG_LINES),
+            )
+        progress(f"waiting for {deployment.instance}", 0, 0)
+        world.clock.sleep(POLL_S)
+
+
+def _recorded(deployment: Deployment, instance: Instance, world: World, progress: Progress) -> Instance:
+    """The same once its keeper, which first ends what is left of it, has written down how it ended."""
+    deadline = world.clock.monotonic() + deployment.launch.stop_grace_s + RECORD_S
+    while instance.state is InstanceState.BACKOFF and instance.last_exit is None:
+        if world.clock.monotonic() > deadline:
+            break
+        progress(f"waiting for {deployment.instance}", 0, 0)
+        world.clock.sleep(POLL_S)
+        instance = instance_of(deployment.target, deployment.instance, world) or instance
+    return instance
+
+
+def _died(deployment: Deployment, instance: Instance, world: World) -> HostError:
+    log = world.targets[deployment.target].log_tail(deployment.instance, 2000)
+    ended = instance.last_exit
+    detail = "\n".join(log.splitlines()[-LOG_LINES:])
+    if ended is not None and ended.memory_limit is not None:
+        # Its log ends anywhere then, and tells nothing.
+        hint = _memory_hint(deployment, ended.memory_limit)
+        return HostError(f"{deployment.instance} {ended}.", hint=hint, detail=detail)
+    failure = ENGINES[deployment.engine].failure(log)
+    return HostError(
+        f"{deployment.instance} {ended or 'is not running'}: {failure.line or 'it left no word in its log'}",
+        hint=failure.hint or f"All of its log: orch logs {deployment.instance}",
+        detail=detail,
+    )
+
+
+def _memory_hint(deployment: Deployment, limit: int) -> str:
+    settings, container = ENGINES[deployment.engine].hold_less(deployment.accelerator), deployment.launch.container
+    more = "free some of this machine's memory"
+    if container is not None and container.memory_mib is not None:
+        more = "raise serving.memory_mib"
+    elif container is None and limit:
+        more = "raise the limit of the control group that it runs in"
+    hint = f"Lower {settings} in the profile, or {more}." if settings else f"{more[0].upper()}{more[1:]}."
+    return f"{hint} All of its log: orch logs {deployment.instance}"
+
+
+def _ok(reply: Reply | None) -> bool:
+    return reply is not None and reply.status == 200
+
+
+def ask_engine(
+    deployment: Deployment, requests: tuple[EngineCall, ...], world: World, progress: Progress, *, gone_is_fine: bool
+) -> None:
+    instance = instance_of(deployment.target, deployment.instance, world)
+    if instance is None or instance.state is not InstanceState.RUNNING:
+        if gone_is_fine:
+            return
+        raise HostError(f"{deployment.instance} is not running.", hint="orch status tells more.")
+    sheet = ENGINES[deployment.engine]
+    for request in requests:
+        if request.unless and _ok(world.http.send("HEAD", instance.url + request.unless, None, ANSWER_S, progress)):
+            continue
+        content = Path(request.file) if request.file else request.body
+        reply = world.http.send(request.method, instance.url + request.path, content, IMPORT_S, progress)
+        if reply is None:
+            raise HostError(f"{deployment.instance} does not answer.", hint="orch status tells more.")
+        if gone_is_fine and reply.status == 404:
+            continue
+        if said := sheet.refusal(reply.status, reply.text):
+            raise HostError(f"{deployment.instance} refused: {said}", hint=sheet.failure(said).hint)
+
+
+def verify_routes(names: tuple[str, ...], world: World, progress: Progress) -> None:
+    status = world.gateway.status()
+    if status is None:
+        raise HostError("The gateway does not answer.", hint="orch logs gateway")
+    for done, name in enumerate(names):
+        progress("asking through the gateway", done, len(names))
+        body = {"model": name, "messages": HELLO, "max_tokens": 1}
+        reply = world.front.post(f"http://{status.listen}/v1/chat/completions", body, ANSWER_S, progress)
+        if not _ok(reply):
+            said = reply.text[:500] if reply is not None else "nothing"
+            raise HostError(f"{name} does not answer through the gateway.", detail=f"It said: {said}")

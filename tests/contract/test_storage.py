@@ -1,0 +1,82 @@
+"""What plan and run rely on of the store and of the records; in memory and on disk."""
+
+from __future__ import annotations
+
+import pytest
+from fakes.asks import adapter, tiny
+
+from orchestrator.core.artifact import Manifest, Recipe, artifact_key
+from orchestrator.core.deployment import DeploymentSpec, Desired
+from orchestrator.drivers.base import Records, Store
+
+KEY = artifact_key(Recipe.GGUF_Q6_K, "dir:tiny")
+OTHER = artifact_key(Recipe.WEIGHTS, "dir:tiny")
+
+
+def make(store: Store, key: str = KEY) -> Manifest:
+    with store.building(key) as building:
+        assert building.manifest is None
+        # The fake one's directory is only a name.
+        if building.work.exists():
+            (building.work / "model.gguf").write_text("made")
+        return building.finish(Recipe.GGUF_Q6_K, "dir:tiny", {"orch": "1"})
+
+
+def test_a_finished_entry_is_found(store: Store) -> None:
+    assert (store.get(KEY), store.all()) == (None, ())
+    manifest = make(store)
+    assert (manifest.key, manifest.recipe, manifest.source) == (KEY, Recipe.GGUF_Q6_K, "dir:tiny")
+    assert [file.path for file in manifest.files] == ["model.gguf"]
+    assert (store.get(KEY), store.all()) == (manifest, (manifest,))
+    assert store.path(KEY).name == KEY
+
+
+def test_what_is_announced_fits_where_no_limit_is(store: Store) -> None:
+    with store.building(KEY) as building:
+        building.expect(10**18, about=True)
+    assert store.get(KEY) is None
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_the_second_turn_sees_what_the_first_one_finished(store: Store, fresh: bool) -> None:
+    manifest = make(store)
+    with store.building(KEY, fresh=fresh) as building:
+        assert building.manifest == manifest
+    assert store.get(KEY) == manifest
+
+
+def test_a_build_that_fails_leaves_no_entry(store: Store) -> None:
+    with pytest.raises(RuntimeError), store.building(KEY):
+        raise RuntimeError
+    assert (store.get(KEY), store.all()) == (None, ())
+    assert make(store) == store.get(KEY)
+
+
+def test_entries_are_listed_by_key(store: Store) -> None:
+    made = {make(store, key).key for key in (OTHER, KEY)}
+    assert [manifest.key for manifest in store.all()] == sorted(made)
+
+
+def desired(engine: str, *adapters: str) -> Desired:
+    profile = tiny()
+    spec = DeploymentSpec(profile=profile, engine=engine, target="local")
+    return Desired(spec=spec, adapters=tuple(adapter(name, profile) for name in adapters))
+
+
+def test_what_is_recorded_is_read_as_it_was(records: Records) -> None:
+    assert records.desired() == {}
+    first = desired("llamacpp", "a", "b")
+    second = first.changed_to(desired("vllm").spec)
+    records.record("tiny", first)
+    assert records.desired() == {"tiny": first}
+    records.record("tiny", second)
+    records.record("other", first)
+    assert records.desired() == {"other": first, "tiny": second}
+    assert records.desired()["tiny"].previous == first.spec
+
+
+def test_none_forgets_also_what_is_not_there(records: Records) -> None:
+    records.record("tiny", desired("llamacpp"))
+    for _ in range(2):
+        records.record("tiny", None)
+        assert records.desired() == {}
