@@ -12,8 +12,8 @@ TICK_S = 0.1
 
 
 def cancellable(call: Callable[[], Value], tick: Callable[[], None], name: str) -> Value:
-    """The value of `call()`, or what it raises. Whatever `tick` raises, every TICK_S, ends the waiting; the call then
-    goes on by itself, in a thread that does not keep the process."""
+    """The value of `call()`, or what it raises. Whatever `tick` raises, at once and every TICK_S, ends the waiting; the
+    call then goes on by itself, in a thread that does not keep the process."""
     done: list[Value] = []
     failed: list[BaseException] = []
 
@@ -25,9 +25,11 @@ def cancellable(call: Callable[[], Value], tick: Callable[[], None], name: str) 
 
     thread = threading.Thread(target=work, daemon=True, name=name)
     thread.start()
-    while thread.is_alive():
+    while True:
         tick()
         thread.join(TICK_S)
+        if not thread.is_alive():
+            break
     if failed:
         raise failed[0]
     return done[0]
