@@ -35,7 +35,7 @@ class Step:
 
 @dataclass(frozen=True)
 class EnsureGateway(Step):
-    """Have the gateway run, supervised, at its addresses."""
+    """Have the gateway run, supervised, at its addresses; it answers a little later."""
 
     target: str
     listeners: tuple[Listener, ...]
@@ -45,6 +45,19 @@ class EnsureGateway(Step):
     @property
     def what(self) -> str:
         return f"start the gateway at {', '.join(listener.address for listener in self.listeners)}"
+
+
+@dataclass(frozen=True)
+class AwaitGateway(Step):
+    """Wait until a gateway that was started answers, or is dead: time that an engine, started meanwhile, loads in."""
+
+    target: str
+    listeners: tuple[Listener, ...]
+    instance: str = GATEWAY
+
+    @property
+    def what(self) -> str:
+        return "wait for the gateway to answer"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from orchestrator.core.launch import Instance, InstanceState
 from orchestrator.core.progress import Progress
 from orchestrator.core.routes import Route
 from orchestrator.core.steps import (
+    AwaitGateway,
     ClearGateway,
     Drain,
     EnsureGateway,
@@ -33,7 +34,7 @@ ADDRESS_MARKS = ("is already in use", "Cannot listen on")
 # In the gateway's directory: what it keeps.
 ROUTES = "routes.json"
 
-_Starting = EnsureGateway | ReplaceGateway | RestartGateway | KeepGateway
+_Starting = AwaitGateway | ReplaceGateway | RestartGateway | KeepGateway
 
 
 @perform.register
@@ -50,7 +51,11 @@ def ensure_gateway(step: EnsureGateway, world: World, progress: Progress) -> Non
         progress("ending the gateway, which hangs", 0, 0)
         target.stop(name, progress)
         target.ensure(name, launch, label)
-    _await(step, name, world, progress)
+
+
+@perform.register
+def await_gateway(step: AwaitGateway, world: World, progress: Progress) -> None:
+    _await(step, step.instance, world, progress)
 
 
 @perform.register

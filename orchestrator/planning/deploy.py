@@ -18,8 +18,10 @@ from orchestrator.planning.parts import (
     adapters_to_load,
     adapters_to_unload,
     chosen_generation,
-    engine_items,
+    engine_ready_items,
+    engine_start_items,
     gateway_items,
+    gateway_ready_items,
     matching_generation,
     names_to_verify,
     record_item,
@@ -70,7 +72,9 @@ def plan_deploy(
     protocol = PROTOCOL if any(isinstance(item, Action) for item in switch) else 1
     for_gateway = list(gateway_items(gateway, observed, protocol, limits))
     before += for_gateway
-    before += engine_items(chosen, match, resolved.memory_fit, limits)
+    before += engine_start_items(chosen, match, resolved.memory_fit, limits)
+    before += gateway_ready_items(for_gateway)
+    before += engine_ready_items(chosen, match, limits)
     loads = list(adapters_to_load(chosen, match)) if match is not None else []
     before += loads
     before.append(record_item(desired, observed))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from orchestrator.core.launch import Instance
 from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Action, Plan, Skip
-from orchestrator.core.steps import EnsureGateway, RecordDesired, RemoveEngine, RemoveRoute, StopEngine
+from orchestrator.core.steps import AwaitGateway, EnsureGateway, RecordDesired, RemoveEngine, RemoveRoute, StopEngine
 from orchestrator.planning.parts import retirement
 from orchestrator.planning.preconditions import refuse_unreachable
 
@@ -47,7 +47,9 @@ def _silent_gateway(profile: str, observed: Observed) -> Iterator[Action | Skip]
     """A gateway that does not answer still has its table on disk: wake it, or the routes would come back with it."""
     instance = observed.gateway.instance
     if instance is not None and observed.gateway.status is None:
-        yield Action(EnsureGateway(instance.target, observed.gateway.listeners, instance.name))
+        names = (instance.target, observed.gateway.listeners, instance.name)
+        yield Action(EnsureGateway(*names))
+        yield Action(AwaitGateway(*names))
         yield Action(RemoveRoute(profile))
 
 

@@ -17,6 +17,7 @@ from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
 from orchestrator.core.plan import Action, Skip
 from orchestrator.core.routes import PROTOCOL, Backend, Route
 from orchestrator.core.steps import (
+    AwaitGateway,
     AwaitMemory,
     AwaitReady,
     ClearGateway,
@@ -119,6 +120,13 @@ def gateway_items(spec: GatewaySpec, observed: Observed, protocol: int, limits: 
     yield Action(step, () if instance is not None else (StopEngine(target, name), RemoveEngine(target, name)))
 
 
+def gateway_ready_items(planned: Iterable[Action | Skip]) -> Iterator[Action]:
+    """What waits for a gateway that is started by what is planned; one that replaces another is waited for then."""
+    for item in planned:
+        if isinstance(item, Action) and isinstance(item.step, EnsureGateway):
+            yield Action(AwaitGateway(item.step.target, item.step.listeners, item.step.instance))
+
+
 def _replacement(present: Instance, spec: GatewaySpec, gateway: GatewayObserved, limits: Limits) -> Action:
     newest = max((other.name for other in gateway.all), key=generation_of)
     names = (present.target, present.name, successor_of(newest), spec.listeners)
@@ -144,28 +152,32 @@ def replaced_gateways(planned: Iterable[Action | Skip], observed: Observed) -> I
         yield Action(RemoveEngine(target, name))
 
 
-def engine_items(
+def engine_start_items(
     chosen: Deployment, match: EngineObserved | None, memory_fit: MemoryFit | None, limits: Limits
 ) -> Iterator[Action | Skip]:
-    """The generation running and ready."""
+    """The generation running."""
     # A living engine whose keeper is gone is adopted as it is; adapters follow.
     ensure = EnsureEngine(match.deployment if match is not None and match.running else chosen)
-    ready = AwaitReady(chosen, limits.ready_s)
     if match is not None and match.running and match.instance.supervised and not match.instance.drift:
         yield Skip(ensure.what, f"it runs (pid {match.instance.pid})")
-    else:
-        new, starts = match is None, match is None or not match.running
-        for name, text in chosen.written if starts else ():
-            yield Action(WriteFile(chosen.target, chosen.instance, name, text))
-        if starts and memory_fit is not None and not memory_fit.fits and memory_fit.fits_later:
-            yield from (Action(AwaitMemory(pool.uuid, memory_fit.needed)) for pool in memory_fit.short)
-        # Drained first: between the switch and the commit it has clients of its own.
-        undo = (
-            Drain(chosen.instance, min(limits.drain_s, UNDO_DRAIN_S)),
-            StopEngine(chosen.target, chosen.instance),
-            RemoveEngine(chosen.target, chosen.instance),
-        )
-        yield Action(ensure, undo if new else ())
+        return
+    new, starts = match is None, match is None or not match.running
+    for name, text in chosen.written if starts else ():
+        yield Action(WriteFile(chosen.target, chosen.instance, name, text))
+    if starts and memory_fit is not None and not memory_fit.fits and memory_fit.fits_later:
+        yield from (Action(AwaitMemory(pool.uuid, memory_fit.needed)) for pool in memory_fit.short)
+    # Drained first: between the switch and the commit it has clients of its own.
+    undo = (
+        Drain(chosen.instance, min(limits.drain_s, UNDO_DRAIN_S)),
+        StopEngine(chosen.target, chosen.instance),
+        RemoveEngine(chosen.target, chosen.instance),
+    )
+    yield Action(ensure, undo if new else ())
+
+
+def engine_ready_items(chosen: Deployment, match: EngineObserved | None, limits: Limits) -> Iterator[Action | Skip]:
+    """The generation ready."""
+    ready = AwaitReady(chosen, limits.ready_s)
     if match is not None and match.answers:
         yield Skip(ready.what, f"it answers as {chosen.served_name}")
         return

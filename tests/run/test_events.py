@@ -48,7 +48,7 @@ def test_progress_is_told_within_its_step() -> None:
 
 
 def test_the_time_of_a_step_is_told() -> None:
-    world = clean("first-up-llamacpp")[0]
+    world = clean("migrate")[0]
     (waited,) = (e for e in world.events if e.step == "AwaitReady" and e.kind is EventKind.DONE)
     assert 0.5 <= waited.seconds < 1.0
 

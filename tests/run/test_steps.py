@@ -197,10 +197,10 @@ def test_an_engine_that_refuses_a_chat_fails_at_once() -> None:
     assert "not found" in ended.value.detail
 
 
-def test_a_gateway_that_cannot_start_is_a_fault_of_the_host() -> None:
+def test_a_gateway_that_cannot_start_is_told_and_the_engine_taken_back() -> None:
     world = FakeWorld(CPU)
     world.target.fates["gateway"] = Fate(log="Traceback:\nImportError: libffi.so.8: no such file\n")
-    with pytest.raises(HostError) as ended:
+    with pytest.raises(StepFailed) as ended:
         world.run(plan_of("up llamacpp", tiny(), world.observe()))
     assert ended.value.message.endswith(
         "The gateway did not start at 127.0.0.1:8484: ImportError: libffi.so.8: no such file"
@@ -221,7 +221,7 @@ def test_a_gateway_that_cannot_start_is_a_fault_of_the_host() -> None:
 def test_a_gateway_that_cannot_have_its_address_says_so(said: str) -> None:
     world = FakeWorld(CPU)
     world.target.fates["gateway"] = Fate(log=f"--- started ---\nERROR {said}\n--- ended ---\n")
-    with pytest.raises(HostError) as ended:
+    with pytest.raises(StepFailed) as ended:
         world.run(plan_of("up llamacpp", tiny(), world.observe()))
     assert ended.value.message.endswith(f"did not start at 127.0.0.1:8484: {said}")
     assert "--listen HOST:PORT" in ended.value.hint
@@ -234,7 +234,7 @@ def test_a_gateway_that_ran_out_of_memory_or_hangs_is_told_as_that() -> None:
     ):
         world = FakeWorld(CPU)
         world.target.fates["gateway"] = fate
-        with pytest.raises(HostError) as ended:
+        with pytest.raises(StepFailed) as ended:
             world.run(plan_of("up llamacpp", tiny(), world.observe()))
         assert told in ended.value.message
         assert "ddress" not in ended.value.hint
