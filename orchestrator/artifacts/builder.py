@@ -1,4 +1,8 @@
-"""Which builder makes what, as one table: the door that the rest of orch uses."""
+"""Which builder makes what, as one table: the door that the rest of orch uses.
+
+What makes an artifact is loaded when it is wanted: numpy, gguf and the builders cost more than all else of a verb that
+only brings an adapter in.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +14,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from orchestrator.artifacts import families, one_pass
-from orchestrator.artifacts.calibrated import tidy
-from orchestrator.artifacts.claims import check_nvfp4
+from orchestrator.artifacts import families
 from orchestrator.artifacts.disk import host_errors
-from orchestrator.artifacts.fp8_checkpoint import Fp8OutputSpec
-from orchestrator.artifacts.gguf_claims import check_gguf
-from orchestrator.artifacts.gguf_file import GgufOutputSpec
-from orchestrator.artifacts.gguf_types import Quant
 from orchestrator.artifacts.json_file import read_json
-from orchestrator.artifacts.lora import CONFIG, WEIGHTS, Adapter, build_lora_gguf, check_fits, read_adapter
-from orchestrator.artifacts.nvfp4_checkpoint import Nvfp4OutputSpec
-from orchestrator.artifacts.one_pass import OutputSpec
-from orchestrator.artifacts.quantize import Quantizer
-from orchestrator.artifacts.ready_made import GGUF_FILE, copy_in, settle
-from orchestrator.core.artifact import BUILDER_FORMAT, FileEntry, Recipe
+from orchestrator.artifacts.peft import CONFIG, WEIGHTS, Adapter, check_fits, read_adapter
+from orchestrator.core.artifact import BUILDER_FORMAT, GGUF_FILE, FileEntry, Recipe
 from orchestrator.core.calibration import Calibration
 from orchestrator.core.memory import artifact_bytes
 from orchestrator.core.progress import Progress
 from orchestrator.core.weights import Shape, shape_of
 from orchestrator.errors import SourceError
+
+if TYPE_CHECKING:
+    from orchestrator.artifacts.gguf_types import Quant
+    from orchestrator.artifacts.one_pass import OutputSpec
+    from orchestrator.artifacts.quantize import Quantizer
 
 ADAPTER_FILE = "adapter.gguf"
 
@@ -66,6 +66,8 @@ class Builder:
     @cached_property
     def quantizer(self) -> Quantizer:
         """The one quantizer of this process: what it has compiled for one build serves the next."""
+        from orchestrator.artifacts.quantize import Quantizer
+
         return Quantizer(self._library)
 
     def adapter(self, directory: Path, base: Path | None) -> Adapter:
@@ -117,25 +119,40 @@ class Builder:
 
     def build_together(self, works: Mapping[Recipe, Path], source: Path, progress: Progress) -> None:
         """The same for several recipes, each with its directory, in one read of `source`."""
+        from orchestrator.artifacts import one_pass
+
         one_pass.build(source, [self.output_spec(recipe, work) for recipe, work in works.items()], progress)
 
     def output_spec(self, recipe: Recipe, work: Path) -> OutputSpec:
         """What a streamed recipe makes in the directory `work`."""
-        if recipe.quant in typing.get_args(Quant):
-            return GgufOutputSpec(work / GGUF_FILE, typing.cast("Quant", recipe.quant), self.quantizer)
         if recipe is Recipe.NVFP4A16:
+            from orchestrator.artifacts.nvfp4_checkpoint import Nvfp4OutputSpec
+
             return Nvfp4OutputSpec(work)
         if recipe is Recipe.FP8:
+            from orchestrator.artifacts.fp8_checkpoint import Fp8OutputSpec
+
             return Fp8OutputSpec(work)
+        from orchestrator.artifacts.gguf_file import GgufOutputSpec
+        from orchestrator.artifacts.gguf_types import Quant
+
+        if recipe.quant in typing.get_args(Quant):
+            return GgufOutputSpec(work / GGUF_FILE, typing.cast("Quant", recipe.quant), self.quantizer)
         raise ValueError(f"nothing is built for {recipe.value}")
 
     def gguf_shape(self, recipe: Recipe, directory: Path) -> Shape:
         """The sizes that the GGUF of a finished artifact tells. SourceError if it is none of this recipe."""
+        from orchestrator.artifacts.gguf_claims import check_gguf
+
         return check_gguf(directory / GGUF_FILE, recipe).shape
 
     def _calibrated(self, job: _Job) -> None:
         if job.calibration is None or self._calibrate is None:
             raise ValueError("4-bit activations have to be calibrated")
+        from orchestrator.artifacts import one_pass
+        from orchestrator.artifacts.calibrated import tidy
+        from orchestrator.artifacts.claims import check_nvfp4
+
         with one_pass.opened(job.source):
             pass  # a sound model: told before hours of work
         self._calibrate(job.source, job.work, job.calibration, job.progress)
@@ -146,10 +163,14 @@ class Builder:
         self, path: Path, work: Path, expect: Callable[[int], None], progress: Progress
     ) -> tuple[FileEntry, ...]:
         """See ready_made.copy_in."""
+        from orchestrator.artifacts.ready_made import copy_in
+
         return copy_in(path, work, expect, progress)
 
     def settle(self, recipe: Recipe, work: Path, files: tuple[FileEntry, ...]) -> tuple[FileEntry, ...]:
         """See ready_made.settle."""
+        from orchestrator.artifacts.ready_made import settle
+
         return settle(recipe, work, files)
 
 
@@ -164,4 +185,6 @@ def _adapter(job: _Job) -> None:
 def _lora(job: _Job) -> None:
     if job.base is None:
         raise ValueError("an adapter is built for a base")
+    from orchestrator.artifacts.lora import build_lora_gguf
+
     build_lora_gguf(job.source, families.read_config(job.base), job.work / ADAPTER_FILE, job.progress)

@@ -12,9 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.rope import PLAIN, Rope, number, read_rope
 from orchestrator.artifacts.safetensors import Checkpoint
@@ -310,9 +307,3 @@ def gguf_name(name: str) -> str:
 def is_reordered(config: ModelConfig, name: str) -> bool:
     """Whether the rows of this tensor (or the elements of this bias) have another order in GGUF."""
     return config.family.pairs_apart and name.rpartition(".")[0].endswith(_ROTATED)
-
-
-def pairs_together(rows: npt.NDArray[Any], head_dim: int) -> npt.NDArray[Any]:
-    """Rows of whole heads, so that those which are rotated together lie side by side and not half a head apart."""
-    heads = rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:])
-    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)

@@ -21,8 +21,9 @@ from orchestrator.artifacts.families import ModelConfig
 from orchestrator.artifacts.gguf_types import CONVERTED, FILE_TYPES, Attention, Quant, Shape, tensor_types
 from orchestrator.artifacts.one_pass import Block, Cost, OutputWriter, Rows, Weights, sampled
 from orchestrator.artifacts.quantize import Quantizer
-from orchestrator.artifacts.rope import llama3_factors
-from orchestrator.artifacts.safetensors import Checkpoint, Tensor, is_finite, to_float32
+from orchestrator.artifacts.rope_factors import llama3_factors
+from orchestrator.artifacts.rows import is_finite, pairs_together, to_float32
+from orchestrator.artifacts.safetensors import Checkpoint, Tensor
 from orchestrator.artifacts.tokenizer import read_tokenizer
 from orchestrator.artifacts.vocabulary import Tokenizer
 from orchestrator.core.progress import Progress
@@ -124,9 +125,9 @@ class _GgufOutputWriter:
     def convert(self, rows: Rows, block: Block, largest: float) -> Sequence[Block]:
         if families.is_reordered(self._config, rows.tensor.name):
             if len(rows.tensor.shape) == 1:
-                block = families.pairs_together(block.reshape(-1), self._config.head_dim).reshape(block.shape)
+                block = pairs_together(block.reshape(-1), self._config.head_dim).reshape(block.shape)
             else:
-                block = families.pairs_together(block, self._config.head_dim)
+                block = pairs_together(block, self._config.head_dim)
         return (converted(self._outputs[rows.tensor.name][0].kind, rows.tensor, block, self._quantizer),)
 
     def write(self, rows: Rows, parts: Sequence[Block]) -> None:

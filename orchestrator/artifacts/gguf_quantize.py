@@ -28,7 +28,8 @@ from orchestrator.artifacts.gguf_reader import GgufFile, GgufTensor
 from orchestrator.artifacts.gguf_types import FILE_TYPES, Attention, Quant, tensor_types
 from orchestrator.artifacts.one_pass import BLOCK_ITEMS, Block, Cost
 from orchestrator.artifacts.quantize import Quantizer
-from orchestrator.artifacts.safetensors import finite, row_blocks
+from orchestrator.artifacts.rows import finite
+from orchestrator.artifacts.safetensors import row_blocks
 from orchestrator.artifacts.threads import in_order
 from orchestrator.core.progress import Progress
 from orchestrator.errors import SourceError

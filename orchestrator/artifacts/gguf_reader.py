@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
-from orchestrator.artifacts.safetensors import Tensor, read_rows
+from orchestrator.artifacts.rows import read_rows
+from orchestrator.artifacts.safetensors import Tensor
 from orchestrator.errors import SourceError
 
 Value = bool | int | float | str | list[str] | npt.NDArray[Any]
@@ -52,11 +53,7 @@ _SCALARS = {
     GGUFValueType.FLOAT64: "<f8",
 }
 _KINDS = {int(kind): kind for kind in GGML_QUANT_SIZES}
-_READ_AS: dict[GGMLQuantizationType, np.dtype[Any]] = {
-    GGMLQuantizationType.F32: np.dtype("<f4"),
-    GGMLQuantizationType.F16: np.dtype("<f2"),
-    GGMLQuantizationType.BF16: np.dtype("<u2"),
-}
+_READ_AS = {GGMLQuantizationType.F32: "<f4", GGMLQuantizationType.F16: "<f2", GGMLQuantizationType.BF16: "<u2"}
 
 
 @dataclass(frozen=True)
@@ -69,9 +66,9 @@ class GgufTensor(Tensor):
         return GGMLQuantizationType[self.dtype]
 
     @property
-    def read_as(self) -> np.dtype[Any]:
+    def read_as(self) -> str:
         """F32 and F16 as they are, BF16 as its bits, all others as bytes of their blocks."""
-        return _READ_AS.get(self.kind, np.dtype("u1"))
+        return _READ_AS.get(self.kind, "|u1")
 
     @property
     def row_bytes(self) -> int:

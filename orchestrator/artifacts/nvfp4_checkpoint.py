@@ -20,14 +20,8 @@ from orchestrator.artifacts.families import is_linear
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.nvfp4 import BLOCK, Floats, dequantize_rows, global_scale, quantize_rows, round_bf16
 from orchestrator.artifacts.one_pass import Block, Cost, OutputWriter, Rows, Weights, sampled
-from orchestrator.artifacts.safetensors import (
-    INDEX,
-    Checkpoint,
-    ShardWriter,
-    Tensor,
-    tensor_bytes,
-    to_float32,
-)
+from orchestrator.artifacts.rows import to_float32
+from orchestrator.artifacts.safetensors import INDEX, Checkpoint, ShardWriter, Tensor, tensor_bytes
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.progress import Progress
 from orchestrator.errors import SourceError

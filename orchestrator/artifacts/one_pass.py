@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from orchestrator.artifacts import families
 from orchestrator.artifacts.families import ModelConfig
-from orchestrator.artifacts.safetensors import Checkpoint, Tensor, read_finite, row_blocks, to_float32
+from orchestrator.artifacts.rows import read_finite, to_float32
+from orchestrator.artifacts.safetensors import Checkpoint, Tensor, row_blocks
 from orchestrator.artifacts.threads import in_order
 from orchestrator.core.progress import Progress
 

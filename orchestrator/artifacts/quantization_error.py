@@ -23,7 +23,8 @@ from orchestrator.artifacts.gguf_reader import GgufFile, GgufTensor
 from orchestrator.artifacts.inspection import gguf_in
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.one_pass import BLOCK_ITEMS
-from orchestrator.artifacts.safetensors import Checkpoint, Tensor, read_finite, row_blocks, to_float32
+from orchestrator.artifacts.rows import pairs_together, read_finite, to_float32
+from orchestrator.artifacts.safetensors import Checkpoint, Tensor, row_blocks
 from orchestrator.artifacts.threads import in_order
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.progress import Progress
@@ -173,7 +174,7 @@ def _in_gguf(file: GgufFile, config: families.ModelConfig, name: str) -> Stored 
 
     if not families.is_reordered(config, name):
         return Stored(tensor.dtype, tensor.shape, rows)
-    ordered = partial(families.pairs_together, head_dim=config.head_dim)
+    ordered = partial(pairs_together, head_dim=config.head_dim)
     return Stored(tensor.dtype, tensor.shape, rows, config.head_dim, ordered)
 
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from orchestrator.artifacts.claims import check_fp8, check_nvfp4
 from orchestrator.artifacts.disk import host_errors
 from orchestrator.artifacts.gguf_claims import check_gguf
-from orchestrator.core.artifact import FileEntry, Recipe
+from orchestrator.core.artifact import GGUF_FILE, FileEntry, Recipe
 from orchestrator.core.progress import Progress
 from orchestrator.core.weights import WANTED
 from orchestrator.errors import SourceError
 
-GGUF_FILE = "model.gguf"
 _CHUNK = 1 << 20
 
 

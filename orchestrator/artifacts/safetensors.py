@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from orchestrator.artifacts.disk import pwrite_all, reserve
 from orchestrator.artifacts.json_file import parse_json, read_json
 from orchestrator.errors import SourceError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -30,14 +30,9 @@ SINGLE = "model.safetensors"
 _MAX_HEADER = 100_000_000
 _MAX_DIMENSIONS = 8
 
-# BF16 and F8_E4M3 have no numpy type: they are read as their bits.
-_NUMPY: dict[str, np.dtype[Any]] = {
-    "BF16": np.dtype("<u2"),
-    "F16": np.dtype("<f2"),
-    "F32": np.dtype("<f4"),
-    "U8": np.dtype("u1"),
-    "F8_E4M3": np.dtype("u1"),
-}
+# Numpy's names of types. BF16 and F8_E4M3 have none there: they are read as their bits.
+_READ_AS = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "U8": "|u1", "F8_E4M3": "|u1"}
+_ITEM_BYTES = {name: int(read_as[2:]) for name, read_as in _READ_AS.items()}
 
 
 @dataclass(frozen=True)
@@ -61,14 +56,14 @@ class Tensor:
         return math.prod(self.shape[:-1]) if self.row_items else 0
 
     @property
-    def read_as(self) -> np.dtype[Any]:
-        """The numpy type of what is read of it."""
-        return _NUMPY[self.dtype]
+    def read_as(self) -> str:
+        """The numpy type of what is read of it, by its name."""
+        return _READ_AS[self.dtype]
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return self.row_items * self.read_as.itemsize
+        return self.row_items * _ITEM_BYTES[self.dtype]
 
     @property
     def size(self) -> int:
@@ -78,7 +73,7 @@ class Tensor:
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor."""
-    return math.prod(shape) * _NUMPY[dtype].itemsize
+    return math.prod(shape) * _ITEM_BYTES[dtype]
 
 
 class Checkpoint:
@@ -140,6 +135,9 @@ class Checkpoint:
 
         SourceError if the file has become shorter since it was opened.
         """
+        # Whoever only looks at headers does not pay for numpy.
+        from orchestrator.artifacts.rows import read_rows
+
         stop = tensor.rows if stop is None else stop
         return read_rows(self._descriptors[tensor.file], tensor, start, stop)
 
@@ -157,29 +155,6 @@ class Checkpoint:
         self.close()
 
 
-def read_rows(descriptor: int, tensor: Tensor, start: int, stop: int) -> npt.NDArray[Any]:
-    """Rows `start` to `stop` of a tensor of the open file, as [rows, elements of `read_as`].
-
-    SourceError if the file has become shorter since its header was read.
-    """
-    block = np.empty((stop - start, tensor.row_bytes // tensor.read_as.itemsize), tensor.read_as)
-    view = block.data.cast("B") if block.size else memoryview(b"")
-    offset = tensor.offset + start * tensor.row_bytes
-    while view:
-        try:
-            count = os.preadv(descriptor, [view], offset)
-        except OSError as error:
-            raise SourceError(f"{tensor.file} cannot be read: {error.strerror}.") from error
-        if count == 0:
-            raise SourceError(
-                f"{tensor.file} ends inside tensor {tensor.name}: it was cut while being read.",
-                "Download it again, or build it anew.",
-            )
-        view = view[count:]
-        offset += count
-    return block
-
-
 class ShardWriter:
     """Writes one safetensors file whose layout is known beforehand, in any order of rows.
 
@@ -189,7 +164,7 @@ class ShardWriter:
 
     def __init__(self, path: Path, layout: dict[str, tuple[str, tuple[int, ...]]]) -> None:
         # Wide types first keeps every tensor aligned to its element, as the safetensors library does it.
-        order = sorted(layout, key=lambda name: (-_NUMPY[layout[name][0]].itemsize, layout[name][0], name))
+        order = sorted(layout, key=lambda name: (-_ITEM_BYTES[layout[name][0]], layout[name][0], name))
         entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         self.tensors: dict[str, Tensor] = {}
         end = 0
@@ -227,38 +202,6 @@ class ShardWriter:
         wrong = [name for name, missing in self._missing.items() if missing]
         if kind is None and wrong:
             raise ValueError(f"tensors not written exactly once: {wrong}")
-
-
-def to_float32(block: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """What `Checkpoint.read` gave for BF16 (as bits), F16 or F32, exactly, in float32."""
-    if block.dtype == np.uint16:
-        wide = block.astype(np.uint32)
-        wide <<= np.uint32(16)
-        return wide.view(np.float32)
-    return block.astype(np.float32, copy=False)
-
-
-def is_finite(block: npt.NDArray[Any]) -> bool:
-    """Whether no element of the block is NaN or infinite; BF16 comes as bits."""
-    if block.dtype == np.uint16:
-        # All exponent bits set is Inf or NaN; shifting the sign out leaves a plain comparison.
-        return bool(block.size == 0 or (block << np.uint16(1)).max() < 0xFF00)
-    return bool(np.isfinite(block).all())
-
-
-def read_finite(checkpoint: Checkpoint, tensor: Tensor, start: int, stop: int) -> npt.NDArray[Any]:
-    """`Checkpoint.read`, refusing NaN and Inf."""
-    return finite(tensor, checkpoint.read(tensor, start, stop))
-
-
-def finite(tensor: Tensor, block: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The block of `tensor`. SourceError for NaN and Inf: nothing sensible can be quantized from them."""
-    if not is_finite(block):
-        raise SourceError(
-            f"{tensor.file}: tensor {tensor.name} contains NaN or Inf.",
-            "The weights are broken (a diverged training, or a damaged file): get them again, or use another commit.",
-        )
-    return block
 
 
 def row_blocks(tensor: Tensor, items: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
@@ -350,8 +293,8 @@ def _tensor(file: Path, name: str, entry: object, start: int) -> Tensor:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         _lie(file, f"the entry of {name} is not dtype, shape, data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _NUMPY:
-        _lie(file, f"tensor {name} has dtype {json.dumps(dtype)}; supported are {', '.join(_NUMPY)}")
+    if not isinstance(dtype, str) or dtype not in _READ_AS:
+        _lie(file, f"tensor {name} has dtype {json.dumps(dtype)}; supported are {', '.join(_READ_AS)}")
     if not _is_counts(shape) or len(shape) > _MAX_DIMENSIONS:
         _lie(file, f"tensor {name} has shape {json.dumps(shape)[:80]}")
     if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:

@@ -15,6 +15,8 @@ from orchestrator.core.part import Part
 
 # Part of every artifact key: raise it when a builder's output changes for the same input.
 BUILDER_FORMAT = 1
+# What an entry that is one GGUF calls it.
+GGUF_FILE = "model.gguf"
 
 
 class Recipe(StrEnum):

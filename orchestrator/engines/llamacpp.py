@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.core.artifact import Recipe
+from orchestrator.core.artifact import GGUF_FILE, Recipe
 from orchestrator.core.deployment import Adapter, Deployment
 from orchestrator.core.host import Host
 from orchestrator.core.launch import Launch
@@ -63,7 +63,7 @@ class Llamacpp(StaticAdapters):
         return "" if recipe.quant else "llama.cpp serves GGUF files only"
 
     def model_file(self, recipe: Recipe) -> str:
-        return "model.gguf"
+        return GGUF_FILE
 
     def launch(self, request: LaunchRequest, render: Render) -> LaunchSpec:
         profile, serving = request.profile, request.profile.serving

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.core.artifact import Recipe
+from orchestrator.core.artifact import GGUF_FILE, Recipe
 from orchestrator.core.deployment import Adapter, Deployment
 from orchestrator.core.host import Host
 from orchestrator.core.launch import Launch
@@ -76,7 +76,7 @@ class Ollama(EngineDefaults):
         return "" if recipe.quant else "Ollama imports Qwen3 as GGUF only"
 
     def model_file(self, recipe: Recipe) -> str:
-        return "model.gguf"
+        return GGUF_FILE
 
     def launch(self, request: LaunchRequest, render: Render) -> LaunchSpec:
         profile = request.profile
@@ -155,7 +155,7 @@ class Ollama(EngineDefaults):
 
     def import_requests(self, deployment: Deployment, digest: Digest) -> tuple[EngineCall, ...]:
         blob = f"sha256:{digest(deployment.model_path)}"
-        body = {"model": _base_of(deployment), "files": {"model.gguf": blob}, **_parameters(deployment)}
+        body = {"model": _base_of(deployment), "files": {GGUF_FILE: blob}, **_parameters(deployment)}
         found = [_upload(blob, deployment.model_path), EngineCall("POST", "/api/create", body)]
         for adapter in deployment.adapters:
             found += self.load_requests(deployment, adapter, digest)

@@ -14,7 +14,8 @@ from artifact_files import ASSETS, TINY, UNTIED, copy_tiny, edit_json, read_safe
 from orchestrator.artifacts.fp8 import dequantize_rows, quantize_rows
 from orchestrator.artifacts.fp8_checkpoint import build_fp8
 from orchestrator.artifacts.nvfp4 import round_bf16
-from orchestrator.artifacts.safetensors import Checkpoint, to_float32
+from orchestrator.artifacts.rows import to_float32
+from orchestrator.artifacts.safetensors import Checkpoint
 from orchestrator.core.progress import silent
 from orchestrator.errors import SourceError
 

@@ -21,7 +21,8 @@ from artifact_files import (
 from tiny_models import MODELS, write_adapter
 
 from orchestrator.artifacts import families
-from orchestrator.artifacts.lora import build_lora_gguf, check_fits, read_adapter
+from orchestrator.artifacts.lora import build_lora_gguf
+from orchestrator.artifacts.peft import check_fits, read_adapter
 from orchestrator.artifacts.safetensors import Checkpoint
 from orchestrator.core.progress import silent
 from orchestrator.errors import Interrupted, PlanRefused, SourceError

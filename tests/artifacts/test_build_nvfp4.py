@@ -18,7 +18,8 @@ from artifact_files import (
 
 from orchestrator.artifacts.nvfp4 import E2M1, E4M3, dequantize_rows, global_scale, quantize_rows, round_bf16, to_e4m3
 from orchestrator.artifacts.nvfp4_checkpoint import build_nvfp4, read_nvfp4
-from orchestrator.artifacts.safetensors import Checkpoint, to_float32
+from orchestrator.artifacts.rows import to_float32
+from orchestrator.artifacts.safetensors import Checkpoint
 from orchestrator.core.progress import silent
 from orchestrator.errors import HostError, Interrupted, SourceError
 

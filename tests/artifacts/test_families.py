@@ -26,7 +26,8 @@ from orchestrator.artifacts import one_pass
 from orchestrator.artifacts.gguf_file import GgufOutputSpec, build_gguf
 from orchestrator.artifacts.gguf_types import CONVERTED, FILE_TYPES, Quant
 from orchestrator.artifacts.nvfp4_checkpoint import Nvfp4OutputSpec
-from orchestrator.artifacts.rope import Rope, llama3_factors
+from orchestrator.artifacts.rope import Rope
+from orchestrator.artifacts.rope_factors import llama3_factors
 from orchestrator.core.progress import silent
 from orchestrator.errors import SourceError
 

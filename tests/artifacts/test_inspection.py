@@ -25,7 +25,7 @@ from orchestrator.artifacts.gguf_reader import GgufFile
 from orchestrator.artifacts.inspection import Inspection, inspect, part_of
 from orchestrator.artifacts.nvfp4_checkpoint import build_nvfp4
 from orchestrator.artifacts.quantization_error import TensorError, compare, relative, sqnr
-from orchestrator.artifacts.safetensors import to_float32
+from orchestrator.artifacts.rows import to_float32
 from orchestrator.core.progress import silent
 from orchestrator.errors import SourceError
 

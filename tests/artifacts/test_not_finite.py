@@ -13,7 +13,7 @@ from orchestrator.artifacts.fp8_checkpoint import Fp8OutputSpec
 from orchestrator.artifacts.gguf_file import GgufOutputSpec
 from orchestrator.artifacts.nvfp4_checkpoint import Nvfp4OutputSpec
 from orchestrator.artifacts.one_pass import OutputSpec, build
-from orchestrator.artifacts.safetensors import to_float32
+from orchestrator.artifacts.rows import to_float32
 from orchestrator.core.progress import silent
 from orchestrator.errors import SourceError
 

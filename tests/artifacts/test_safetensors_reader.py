@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from artifact_files import UNTIED, raw_safetensors, write_safetensors
 
-from orchestrator.artifacts.safetensors import Checkpoint, ShardWriter, read_finite, row_blocks, to_float32
+from orchestrator.artifacts.rows import read_finite, to_float32
+from orchestrator.artifacts.safetensors import Checkpoint, ShardWriter, row_blocks
 from orchestrator.errors import SourceError
 
 
