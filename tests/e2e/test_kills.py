@@ -1,8 +1,8 @@
 """kill -9 of the CLI at every step, Ctrl-C at every step: afterwards the same command reaches the same end.
 
 The steps are read from the command's own plan, so that a new step is covered by itself. All tests of a step share one
-data directory's history: what the kill left is what the next command finds. In containers each run tries other steps,
-and `scripts/test long` all of them.
+data directory's history: what the kill left is what the next command finds. Each run tries other steps, and
+`scripts/test long` all of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 import pytest
 from orch_command import ANSWER, Orch
 
-pytestmark = pytest.mark.llamacpp
+pytestmark = [pytest.mark.llamacpp, pytest.mark.sampled]
 
 MOVE = ("migrate", "--recipe", "gguf-bf16", "--to")
 BACK = ("migrate", "--recipe", "gguf-q6_k", "--to")
@@ -22,12 +22,12 @@ BACK = ("migrate", "--recipe", "gguf-q6_k", "--to")
 
 # In containers, those steps that ask the daemon or what it runs: the others are the same code.
 IN_DOCKER = ("BuildImage", "EnsureGateway", "EnsureEngine", "ImportArtifact", "AwaitReady", "SetRoute", "StopEngine")
-SAMPLE = 2
+SAMPLE = {"local": 4, "docker": 2}
 
 Tried = Callable[[Orch, list[str]], list[tuple[int, str]]]
 
 
-@pytest.fixture(params=["local", pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.sampled])])
+@pytest.fixture(params=["local", pytest.param("docker", marks=pytest.mark.docker)])
 def either(request: pytest.FixtureRequest) -> Orch:
     """`orch` on each target."""
     command: Orch = request.getfixturevalue("orch" if request.param == "local" else "orch_docker")
@@ -39,11 +39,10 @@ def to_try(thorough: bool, chance: random.Random) -> Tried:
     """The steps to end a command at, by their number."""
 
     def tried(either: Orch, steps: list[str]) -> list[tuple[int, str]]:
-        if either.target == "local":
-            return list(enumerate(steps))
-        found = [(number, step) for number, step in enumerate(steps) if step in IN_DOCKER]
-        assert len(found) > SAMPLE
-        return found if thorough else sorted(chance.sample(found, SAMPLE))
+        found = [(at, step) for at, step in enumerate(steps) if either.target == "local" or step in IN_DOCKER]
+        size = SAMPLE[either.target]
+        assert len(found) > size
+        return found if thorough else sorted(chance.sample(found, size))
 
     return tried
 

@@ -82,6 +82,7 @@ def cut(worker: subprocess.Popen[Any], place: Path, image: Path, copy: Path) -> 
         worker.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.rotated
 @pytest.mark.parametrize("disk", DISKS)
 def test_what_is_listed_after_a_power_cut_is_whole(disk: str, image: Path, tmp_path: Path) -> None:
     weights, copy, chance = ASSETS / "tiny-qwen3", image.with_suffix(".copy"), random.Random(disk)
