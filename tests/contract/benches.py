@@ -34,7 +34,7 @@ SLEEPER = (
 )
 
 
-def wait_until(condition: Callable[[], Value], timeout_s: float = 10.0) -> Value:
+def wait_until(condition: Callable[[], Value | None], timeout_s: float = 10.0) -> Value:
     """The first true value of `condition()`."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):

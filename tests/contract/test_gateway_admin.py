@@ -66,9 +66,10 @@ def test_a_silent_one_takes_nothing_and_its_table_comes_back_with_it(gateway: Ga
     admin.set_routes("tiny", (route("a"),))
     gateway.target.stop("gateway", silent)
     assert admin.status() is None
-    for ask in (lambda: admin.set_routes("tiny", ()), lambda: admin.remove_routes("tiny")):
-        with pytest.raises(HostError):
-            ask()
+    with pytest.raises(HostError):
+        admin.set_routes("tiny", ())
+    with pytest.raises(HostError):
+        admin.remove_routes("tiny")
     with pytest.raises(HostError):
         admin.drain("tiny-llamacpp-g1", 1.0, True, silent)
     gateway.start()

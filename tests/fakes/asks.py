@@ -276,7 +276,8 @@ def intent_of(command: str, profile: Profile) -> Intent:
             return AddAdapter(text.partition("/")[0].partition("@")[0], Path("/adapters", text), profile.name)
         case ["lora", "rm", name]:
             return RemoveAdapter(name, profile.name)
-    raise ValueError(f"no such command here: {command}")
+        case _:
+            raise ValueError(f"no such command here: {command}")
 
 
 def plan_of(
