@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from orchestrator import resources
 from orchestrator.app import compose_file
 from orchestrator.app.gateway import checked_address, is_loopback
-from orchestrator.app.intent import Serve, desired_for, observed_for
+from orchestrator.app.intent import Serve, desired_for
 from orchestrator.app.profiles import weights_facts
+from orchestrator.app.resolution import observed_for
 from orchestrator.core.deployment import Deployment, Desired
 from orchestrator.core.docker import DockerFacts
 from orchestrator.core.gateway_status import GATEWAY, Listener

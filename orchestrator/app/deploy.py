@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.app.gateway import check_api_key, check_origins, gateway_spec
-from orchestrator.app.intent import Intent, Serve, desired_for, observed_for, resolve_desired
+from orchestrator.app.intent import GoBack, Intent, Serve, desired_for
+from orchestrator.app.resolution import Take, observed_for, resolve_desired
 from orchestrator.core.deployment import Desired
 from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Plan, Skip
@@ -35,13 +36,25 @@ class Options:
 
 def plan_for(orch: Orchestrator, verb: str, intent: Intent, observed: Observed, options: Options) -> Plan:
     """The plan from what is observed to what is asked."""
-    return plan_to(orch, verb, desired_for(orch, intent, observed), observed, options)
+    return plan_to(orch, verb, desired_for(orch, intent, observed), observed, options, _take(intent))
 
 
-def plan_to(orch: Orchestrator, verb: str, desired: Desired, observed: Observed, options: Options) -> Plan:
+def _take(intent: Intent) -> Take:
+    match intent:
+        case GoBack():
+            return Take.RECORDED
+        case Serve():
+            return Take.NEWEST
+        case _:
+            return Take.STEADY
+
+
+def plan_to(
+    orch: Orchestrator, verb: str, desired: Desired, observed: Observed, options: Options, take: Take = Take.STEADY
+) -> Plan:
     """The plan from what is observed to what is wanted."""
     observed = observed_for(orch, desired, observed)
-    resolved, desired = resolve_desired(orch, desired, observed)
+    resolved, desired = resolve_desired(orch, desired, observed, take=take)
     gateway = gateway_spec(orch, observed, options.listen, desired.spec.target, options.renew_gateway)
     limits = Limits(options.ready_s, options.drain_s)
     return plan_deploy(verb, resolved, desired, observed, gateway, limits, options.fresh)
@@ -54,7 +67,7 @@ def plan_up(orch: Orchestrator, intent: Serve, observed: Observed, options: Opti
     _refuse_other_engine(desired, observed)
     check_api_key(orch, observed, options.renew_gateway)
     check_origins(orch, observed, options.renew_gateway)
-    plan = plan_to(orch, "up", desired, observed, options)
+    plan = plan_to(orch, "up", desired, observed, options, _take(intent))
     if intent.lock is not None:
         # Few have one.
         from orchestrator.app.lock import check_served

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from orchestrator.app.intent import needed_for_desired
 from orchestrator.app.lock import read_lock
+from orchestrator.app.resolution import needed_for_desired
 from orchestrator.core.artifact import Manifest
 from orchestrator.core.deployment import Desired
 from orchestrator.core.observed import Observed
@@ -49,6 +49,8 @@ def verdicts(orch: Orchestrator, age: timedelta, weights: bool, unfinished: bool
                 unsure |= doubts(f"{name} may need it: {error.message}", wanted.spec.profile)
             else:
                 needs = {**needed_for(role, prerequisites, adapters, observed.finished, policy), **needs}
+            if wanted.resolution is not None:
+                needs.setdefault(wanted.resolution.deployment.artifact_key, role)
     needs = {**_needed_by_locks(orch, observed, policy), **needs}
     return sort_out(_stored(orch), needs, unsure, datetime.now(UTC), policy)
 
@@ -78,9 +80,9 @@ def refuse_used(orch: Orchestrator, keys: list[str]) -> None:
 def _roles(name: str, desired: Desired) -> tuple[tuple[str, Desired], ...]:
     """What is recorded of a profile: what it is to be served with, and what rollback would go back to."""
     now = (f"{name} is {'stopped, and comes back' if desired.stopped else 'served'} with it", desired)
-    if desired.previous is None:
+    if desired.before is None:
         return (now,)
-    return (now, (f"rollback of {name} goes back to it", desired.model_copy(update={"spec": desired.previous})))
+    return (now, (f"rollback of {name} goes back to it", desired.gone_back()))
 
 
 def _needed_by_locks(orch: Orchestrator, observed: Observed, policy: GcPolicy) -> Needs:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from orchestrator.engines.base import Pins
 
 VERIFIED = "verified.json"
+# Beside the pins: what they were before they were changed.
+BEFORE = "before"
 
 
 @dataclass(frozen=True)
@@ -160,11 +162,7 @@ def verified(orch: Orchestrator) -> Mapping[str, str]:
 
 def put_pin(orch: Orchestrator, engine: str, pin: ImagePin) -> None:
     """Make it the user's pin for its accelerators, beside those for others."""
-    kept = tuple(_without(resources.own_images(orch.settings.pins, engine), pin.accelerators))
-    whole = EnginePin(engine=engine, docker=(pin, *kept))
-    text = f"# Made by orch images pin; orch images pin {engine} --reset removes it.\n"
-    text += toml_text(whole.model_dump(exclude_defaults=True))
-    write_atomic(orch.settings.pins / f"{engine}.toml", text.encode())
+    _keep(orch, engine, (pin, *_without(resources.own_images(orch.settings.pins, engine), pin.accelerators)))
 
 
 def pin_image(orch: Orchestrator, engine: str, name: str, accelerators: tuple[Accelerator, ...]) -> Pinned:
@@ -193,9 +191,46 @@ def reset_pin(orch: Orchestrator, engine: str, accelerators: tuple[Accelerator, 
     left = tuple(_without(mine, accelerators)) if accelerators else ()
     if left == mine:
         raise PlanRefused(f"You have pinned no such image of {engine}.", hint="orch images ls")
-    (orch.settings.pins / f"{engine}.toml").unlink()
-    for pin in reversed(left):
-        put_pin(orch, engine, pin)
+    _keep(orch, engine, left)
+
+
+def back_to_pin(orch: Orchestrator, engine: str) -> str:
+    """What was pinned for an engine before its pins were changed counts again, and the other way round; by name. Empty
+    where those that are shipped do. PlanRefused when nothing was changed."""
+    before = orch.settings.pins / BEFORE / f"{engine}.toml"
+    if not before.is_file():
+        raise PlanRefused(f"The pins of {engine} were never changed.", hint="orch images ls")
+    _write(orch, engine, before.read_bytes())
+    return ", ".join(pin.name for pin in resources.own_images(orch.settings.pins, engine))
+
+
+def pins_before(orch: Orchestrator, engine: str) -> tuple[ImagePin, ...]:
+    """What `back_to_pin` would go back to, of the user's."""
+    kept = orch.settings.pins / BEFORE
+    path = kept / f"{engine}.toml"
+    return resources.own_images(kept, engine) if path.is_file() and path.stat().st_size else ()
+
+
+def _keep(orch: Orchestrator, engine: str, pins: tuple[ImagePin, ...]) -> None:
+    """Have these pins of the user's, and no others."""
+    text = ""
+    if pins:
+        text = f"# Made by orch images pin; orch images pin {engine} --reset removes it.\n"
+        text += toml_text(EnginePin(engine=engine, docker=pins).model_dump(exclude_defaults=True))
+    _write(orch, engine, text.encode())
+
+
+def _write(orch: Orchestrator, engine: str, text: bytes) -> None:
+    """What was there is kept first: a kill between the two loses no pin that counts. Empty: no pin of the user's."""
+    path = orch.settings.pins / f"{engine}.toml"
+    now = path.read_bytes() if path.is_file() else b""
+    if now == text:
+        return
+    write_atomic(orch.settings.pins / BEFORE / path.name, now)
+    if text:
+        write_atomic(path, text)
+    else:
+        path.unlink()
 
 
 def _without(pins: Iterable[ImagePin], accelerators: Iterable[Accelerator]) -> Iterator[ImagePin]:

@@ -6,18 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.app.profiles import default_profile, deployed, load_profile, pinned, weights_facts
+from orchestrator.app.profiles import (
+    default_profile,
+    deployed,
+    is_path,
+    load_profile,
+    pinned,
+    profile_in,
+    weights_facts,
+)
 from orchestrator.core.artifact import Recipe
-from orchestrator.core.deployment import Adapter, Deployment, DeploymentSpec, Desired
+from orchestrator.core.deployment import Adapter, DeploymentSpec, Desired
 from orchestrator.core.launch import DOCKER, LOCAL
 from orchestrator.core.observed import Observed
 from orchestrator.core.part import Unfit, read
-from orchestrator.core.prerequisites import Prerequisite
 from orchestrator.core.profile import Profile, PublicName
-from orchestrator.core.resolved import Resolved
 from orchestrator.engines import ENGINES, engine_sheet
-from orchestrator.engines.prerequisites import fitted, needed
-from orchestrator.engines.resolve import pinned_image, resolve
+from orchestrator.engines.prerequisites import fitted
+from orchestrator.engines.resolve import pinned_image
 from orchestrator.errors import PlanRefused, UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +45,8 @@ class Serve:
 
 @dataclass(frozen=True)
 class MoveTo:
-    """Move a deployed profile to another engine, target or artifact."""
+    """Move a deployed profile, as it is recorded or with what its file says now, to another engine, target or
+    artifact."""
 
     engine: str
     profile: str | None = None
@@ -81,15 +88,19 @@ def desired_for(orch: Orchestrator, intent: Intent, observed: Observed) -> Desir
         case Serve():
             return _serve(orch, intent, observed)
         case MoveTo(engine, profile, target, recipe):
-            present = deployed(profile, observed)
+            loaded = profile_in(profile) if profile is not None and is_path(profile) else None
+            present = deployed(loaded.name if loaded is not None else profile, observed)
             update = {"engine": engine, "target": chosen_target(orch, engine, target, present), "recipe": recipe}
-            return present.changed_to(present.spec.model_copy(update=update))
+            if loaded is None:
+                return present.changed_to(present.spec.model_copy(update))
+            spec = present.spec.model_copy({**update, "profile": pinned(orch, loaded, observed)})
+            return with_profile_adapters(orch, present.changed_to(spec), present.spec.profile, observed)
         case GoBack(profile):
             present = deployed(profile, observed)
-            if present.previous is None:
+            if present.before is None:
                 name = present.spec.profile.name
                 raise PlanRefused(f"{name} was served by nothing else before.", hint="orch migrate --to ENGINE")
-            return present.changed_to(present.previous)
+            return present.gone_back()
         case AddAdapter(name, directory, profile):
             check_adapter_name(name)
             present = deployed(profile, observed)
@@ -137,34 +148,6 @@ def _serve(orch: Orchestrator, intent: Serve, observed: Observed) -> Desired:
     return with_profile_adapters(orch, desired, present.spec.profile, observed)
 
 
-def resolve_desired(
-    orch: Orchestrator, desired: Desired, observed: Observed, to_run: bool = True
-) -> tuple[Resolved, Desired]:
-    """What is wanted, on this host; with it the same with its adapters fitted to these weights."""
-    context = orch.resolve_context(observed, desired.spec.profile)
-    weights = weights_facts(orch, desired.spec.profile)
-    adapters = tuple(fitted(a.name, a.digest, a.rank, a.origin, weights, context) for a in desired.adapters)
-    desired = desired.model_copy(update={"adapters": adapters})
-    return resolve(desired.spec, adapters, weights, observed.host, context, to_run), desired
-
-
-def rendered(orch: Orchestrator, intent: Serve) -> Deployment:
-    """What `up` would start, on this host or without what it lacks."""
-    observed = orch.observe()
-    desired = desired_for(orch, intent, observed)
-    return resolve_desired(orch, desired, observed_for(orch, desired, observed), to_run=False)[0].deployment
-
-
-def needed_for_desired(
-    orch: Orchestrator, desired: Desired, observed: Observed
-) -> tuple[tuple[Prerequisite, ...], tuple[Adapter, ...]]:
-    """What it takes to have all that may be served, on whatever host; with the adapters, fitted."""
-    profile = desired.spec.profile
-    weights, context = weights_facts(orch, profile), orch.resolve_context(observed, profile)
-    adapters = tuple(fitted(a.name, a.digest, a.rank, a.origin, weights, context) for a in desired.adapters)
-    return needed(desired.spec, weights, adapters, context), adapters
-
-
 def with_profile_adapters(orch: Orchestrator, desired: Desired, before: Profile | None, observed: Observed) -> Desired:
     """The same with the adapters that a profile which was just given brings along, without those that the profile
     `before` it listed and it does not."""
@@ -187,14 +170,6 @@ def chosen_target(orch: Orchestrator, engine: str | None, asked: str | None, pre
     if target not in orch.targets:
         raise PlanRefused(f"There is no target {target}.", hint=f"Known: {', '.join(orch.targets)}")
     return target
-
-
-def observed_for(orch: Orchestrator, desired: Desired, observed: Observed) -> Observed:
-    """The snapshot, made again with the Docker daemon in it where only now it is known that one is needed."""
-    if desired.spec.target != DOCKER or orch.attends_docker:
-        return observed
-    orch.attend_docker()
-    return orch.observe()
 
 
 def recipe_named(name: str | None) -> Recipe | None:

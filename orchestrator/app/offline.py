@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from orchestrator import __version__
 from orchestrator.app.images import attend, put_pin
-from orchestrator.app.intent import Serve, desired_for, observed_for, resolve_desired
+from orchestrator.app.intent import Serve, desired_for
 from orchestrator.app.profiles import named_profile
+from orchestrator.app.resolution import observed_for, resolve_desired
 from orchestrator.core.artifact import Manifest, Recipe
 from orchestrator.core.deployment import Adapter, Desired
 from orchestrator.core.image_archive import ArchiveLock, SavedAdapter, SavedEngine, SavedImage

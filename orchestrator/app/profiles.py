@@ -12,7 +12,7 @@ from orchestrator.core.pins import EnginePin
 from orchestrator.core.profile import Profile, parse_profile
 from orchestrator.core.text import decoded
 from orchestrator.core.weights import HubSource, WeightsFacts
-from orchestrator.errors import HostError, PlanRefused, ProfileError
+from orchestrator.errors import HostError, PlanRefused, ProfileError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.app.orchestrator import Orchestrator
@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 DEFAULT_PROFILE = "qwen3-8b"
 
 
+def is_path(name_or_path: str) -> bool:
+    """Whether this is a profile's file, and not its name."""
+    return "/" in name_or_path or name_or_path.endswith(".toml")
+
+
 def load_profile(name_or_path: str, observed: Observed) -> Profile:
     """A profile by path, by the name of one that was deployed (as it was recorded), or of a shipped one."""
-    if "/" in name_or_path or name_or_path.endswith(".toml"):
-        return read_profile(Path(name_or_path).expanduser())
+    if is_path(name_or_path):
+        return profile_in(name_or_path)
     if name_or_path in observed.desired:
         return observed.desired[name_or_path].spec.profile
     shipped = resources.model_profiles()
@@ -34,6 +39,11 @@ def load_profile(name_or_path: str, observed: Observed) -> Profile:
             hint=f"Known: {', '.join(known)}; or give its file: -p FILE.toml",
         )
     return parse_profile(shipped[name_or_path].read_text("utf-8"), shipped[name_or_path].name)
+
+
+def profile_in(path: str) -> Profile:
+    """The profile in a file, by what was typed."""
+    return read_profile(Path(path).expanduser())
 
 
 def read_profile(path: Path) -> Profile:
@@ -88,10 +98,15 @@ def default_profile(observed: Observed) -> str:
 
 
 def deployed(profile: str | None, observed: Observed) -> Desired:
-    """What is wanted of a deployed profile (None: of the only one). PlanRefused when it is not deployed."""
+    """What is wanted of a deployed profile (None: of the only one), by its name. PlanRefused when it is not deployed;
+    UsageError for a file, whose contents would not count."""
+    if profile is not None and is_path(profile):
+        name = profile_in(profile).name
+        raise UsageError(
+            f"{profile} is a file, and this command goes by what is deployed, whatever the file says now.",
+            hint=f"Give the name instead: -p {name}. The file is applied by orch up -p {profile}.",
+        )
     name = profile if profile is not None else default_profile(observed)
-    if name not in observed.desired and profile is not None:
-        name = load_profile(name, observed).name
     present = observed.desired.get(name)
     if present is None:
         raise PlanRefused(

@@ -12,8 +12,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.app.intent import needed_for_desired
 from orchestrator.app.lock import read_lock
+from orchestrator.app.resolution import needed_for_desired
 from orchestrator.app.runs import Watcher, run_plan
 from orchestrator.artifacts.repair_files import drop_extra, keep_for_rebuild, put_in_place, repairing
 from orchestrator.artifacts.store_directory import MANIFEST, Damage, hash_all
@@ -159,9 +159,9 @@ class Repairer:
         observed = self._orch.observe()
         found: dict[str, Prerequisite] = {}
         for desired in observed.desired.values():
-            for spec in filter(None, (desired.previous, desired.spec)):
+            for one in (*((desired.gone_back(),) if desired.before is not None else ()), desired):
                 try:
-                    wanted, _ = needed_for_desired(self._orch, desired.model_copy(update={"spec": spec}), observed)
+                    wanted, _ = needed_for_desired(self._orch, one, observed)
                 except Interrupted:
                     raise
                 except OrchError:

@@ -13,7 +13,8 @@ from orchestrator.core.deployment import Desired
 from orchestrator.core.gateway_status import is_gateway
 from orchestrator.core.launch import InstanceState
 from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
-from orchestrator.core.steps import RemoveEngine, Step, StopEngine
+from orchestrator.core.plan import Upgrade
+from orchestrator.core.steps import RecordDesired, RemoveEngine, Step, StopEngine
 from orchestrator.errors import OrchError
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class Status:
     """`drift` has a sentence for each thing that is not as it should be, `stopped` the profiles that are recorded and
     taken down, `unseen` the targets that could not be asked what runs there, `restarted` a sentence for each engine
     that the kernel ended for want of memory. `at_work` says which other orch changes things now, `gpu_problem` which
-    GPUs were left out, `upgrade` that the gateway is of another version; each is empty where there is nothing to tell.
+    GPUs were left out, `upgrades` what could be served by something newer, the gateway too, and is not out of sync for
+    that; each is empty where there is nothing to tell.
     `empty`: nothing is deployed and nothing runs."""
 
     engines: tuple[EngineObserved, ...]
@@ -36,7 +38,7 @@ class Status:
     restarted: tuple[str, ...] = ()
     at_work: str = ""
     gpu_problem: str = ""
-    upgrade: str = ""
+    upgrades: tuple[str, ...] = ()
     empty: bool = False
 
 
@@ -45,7 +47,8 @@ def status(orch: Orchestrator) -> Status:
     observed = orch.observe()
     unreachable = [f"{name}: {error.message} {error.hint}" for name, error in observed.unreachable.items()]
     runs = observed.deployed or observed.engines or observed.gateway.instance is not None
-    drift = [line for name in observed.deployed for line in profile_drift(orch, observed.desired[name], observed)]
+    looked_at = [_profile(orch, observed.desired[name], observed) for name in observed.deployed]
+    drift = [line for lines, _ in looked_at for line in lines]
     drift += _left_over(observed)
     drift += [f"{one.name}: {one.problem}; orch down --all" for one in observed.damaged]
     drift += [*observed.unreadable, *(() if observed.deployed else unreachable)]
@@ -58,7 +61,7 @@ def status(orch: Orchestrator) -> Status:
         restarted=tuple(_out_of_memory(observed)),
         at_work=who_is_at_work(orch),
         gpu_problem=observed.host.gpu_problem,
-        upgrade=upgrade(observed),
+        upgrades=(*filter(None, (upgrade(observed),)), *(line for _, lines in looked_at for line in lines)),
         empty=not runs and not drift,
     )
 
@@ -70,8 +73,9 @@ def _out_of_memory(observed: Observed) -> Iterator[str]:
             yield f"{engine.instance.name} {ended} at {ended.at}, and was started again."
 
 
-def profile_drift(orch: Orchestrator, desired: Desired, observed: Observed) -> list[str]:
-    """What `up` would do for a profile, and what keeps it from being healed; empty: it is in sync."""
+def _profile(orch: Orchestrator, desired: Desired, observed: Observed) -> tuple[list[str], list[str]]:
+    """What `up` would do to heal a profile, and what keeps it from being healed (nothing: it is in sync); and what it
+    could be served by that is newer."""
     profile = desired.spec.profile.name
     troubled = []
     for engine in observed.engines_of(profile):
@@ -84,12 +88,18 @@ def profile_drift(orch: Orchestrator, desired: Desired, observed: Observed) -> l
     try:
         plan = plan_to(orch, "up", desired, observed, Options())
     except OrchError as error:
-        return [*troubled, f"{profile}: {error.message} {error.hint}".strip()]
-    return troubled + [f"{profile}: orch up would {one.step.what}" for one in plan.actions if not _tidies(one.step)]
+        return [*troubled, f"{profile}: {error.message} {error.hint}".strip()], []
+    steps = [action.step for action in plan.actions]
+    troubled += [f"{profile}: orch up would {step.what}" for step in steps if not _tidies(step, desired)]
+    upgrades = [f"{profile}: {one.what}: {one.why}" for one in plan.items if isinstance(one, Upgrade)]
+    return troubled, upgrades
 
 
-def _tidies(step: Step) -> bool:
-    """It clears away a gateway that was replaced and has left: nothing is wrong as long as nobody does."""
+def _tidies(step: Step, present: Desired) -> bool:
+    """It clears away a gateway that was replaced and has left, or writes down what an earlier version of orch did not:
+    nothing is wrong as long as nobody does."""
+    if isinstance(step, RecordDesired) and step.desired is not None:
+        return present.resolution is None and step.desired.model_copy({"resolution": None}) == present
     return isinstance(step, StopEngine | RemoveEngine) and is_gateway(step.instance)
 
 

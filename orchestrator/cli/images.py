@@ -1,7 +1,8 @@
-"""The verbs for container images: ls, pull, pin, and save and load for a machine without network."""
+"""The verbs for container images: ls, pull, pin, gc, and save and load for a machine without network."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.app.images import Pinned
+    from orchestrator.app.images_gc import ImageVerdict
     from orchestrator.cli.session import Session
 
 images = typer.Typer(
@@ -105,24 +107,60 @@ def images_pin(
         ),
     ] = None,
     reset: Annotated[bool, typer.Option("--reset", help="Remove your pin; the shipped ones count again.")] = False,
+    back: Annotated[bool, typer.Option("--back", help="What was pinned before counts again.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Use this image for an engine: its tag is resolved to a digest now, and the digest is kept."""
     with session_of(as_json) as session:
-        from orchestrator.app.images import accelerator_here, accelerator_named, pin_image, reset_pin
+        from orchestrator.app.images import accelerator_here, accelerator_named, back_to_pin, pin_image, reset_pin
         from orchestrator.app.runs import alone
 
         orch = session.orch
         here = accelerator_here(orch, engine)
-        if (image is None) != reset:
-            raise UsageError("Give an image, or --reset.", hint=f"orch images pin {engine} IMAGE:TAG")
+        if [image is not None, reset, back].count(True) != 1:
+            raise UsageError("Give an image, --reset or --back.", hint=f"orch images pin {engine} IMAGE:TAG")
+        if back and accelerator:
+            raise UsageError("--back goes back for all accelerators.", hint=f"orch images pin {engine} --back")
         chosen = tuple(accelerator_named(name) for name in accelerator or ())
         with alone(orch, f"images pin {engine}"):
             if image is not None:
                 _tell_pinned(session, pin_image(orch, engine, image, chosen or (here,)))
                 return
+            if back:
+                name = back_to_pin(orch, engine)
+                text = f"{name or 'What is shipped'} counts again for {engine}."
+                session.screen.result({"back": engine, "pinned": name}, text)
+                return
             reset_pin(orch, engine, chosen)
             session.screen.result({"reset": engine}, f"The shipped pins of {engine} count again.")
+
+
+@images.command("gc")
+def images_gc(plan: OnlyPlan = False, as_json: AsJson = False) -> None:
+    """Remove images that orch has brought and that no container, no recorded profile, no rollback and no pin needs."""
+    with session_of(as_json) as session:
+        from orchestrator.app.images_gc import image_verdicts, remove_images
+        from orchestrator.app.runs import alone
+
+        orch, screen = session.orch, session.screen
+        with nullcontext() if plan else alone(orch, "images gc"):
+            found = image_verdicts(orch)
+            removable = [verdict for verdict in found if not verdict.stays]
+            screen.table("Stays", ("image", "size", "why"), [_verdict_row(one) for one in found if one.stays])
+            screen.table("Goes", ("image", "size", "why"), [_verdict_row(one) for one in removable])
+            stay = {} if plan else remove_images(orch, removable)
+        for verdict, why in stay.items():
+            screen.result({"image": verdict.name, "do": "stay", "why": why}, f"{verdict.name} stays: {why}")
+        size = sum(verdict.facts.size for verdict in removable if verdict not in stay)
+        if plan:
+            screen.result({"would_free": size}, f"It would free up to {size / 1e6:.1f} MB.")
+        else:
+            screen.result({"freed": size}, f"Up to {size / 1e6:.1f} MB freed: images share layers.")
+
+
+def _verdict_row(verdict: ImageVerdict) -> dict[str, object]:
+    do = "stay" if verdict.stays else "go"
+    return {"image": verdict.name, "id": verdict.facts.id, "size": verdict.facts.size, "do": do, "why": verdict.why}
 
 
 @images.command("save")

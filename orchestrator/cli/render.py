@@ -46,7 +46,8 @@ def _check_words(wrong: bool, problem: str) -> None:
 
 
 def _render_engine(session: Session, engine: str, profile: str | None, target: str | None) -> None:
-    from orchestrator.app.intent import Serve, rendered
+    from orchestrator.app.intent import Serve
+    from orchestrator.app.resolution import rendered
 
     deployment = rendered(session.orch, Serve(engine, profile, target))
     launch = deployment.launch

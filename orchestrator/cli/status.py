@@ -41,8 +41,8 @@ def status(as_json: AsJson = False) -> None:
         for line in found.restarted:
             screen.result({"out_of_memory": line}, line)
         _tell_gateway(screen, found.gateway)
-        if found.upgrade:
-            screen.result({"upgrade": found.upgrade}, found.upgrade)
+        for line in found.upgrades:
+            screen.result({"upgrade": line}, line)
         for line in found.drift:
             screen.result({"drift": line}, f"DRIFT {line}")
         if found.drift:

@@ -7,9 +7,10 @@ import json
 from dataclasses import replace
 
 from orchestrator.core.artifact import Recipe
+from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.launch import Launch
 from orchestrator.core.part import Part
-from orchestrator.core.pins import Accelerator
+from orchestrator.core.pins import Accelerator, ImagePin
 from orchestrator.core.profile import Profile
 
 # Of Desired and Deployment as JSON: in records, and in the labels of what runs. Where none is told it is 1.
@@ -127,16 +128,52 @@ class DeploymentSpec(Part):
     recipe: Recipe | None = None
 
 
-class Desired(Part):
-    """What the world cannot tell: the spec, the one before it, and the adapters (they outlive a migration).
+class Resolution(Part):
+    """What a spec has come to on this host, whole: what starts the same again, whatever pins, templates and the machine
+    have become since. The deployment is of no generation; its program is an image, an environment, or orch's own."""
 
-    `stopped`: taken down; nothing of it is to run until the next `up`, which finds it all here.
+    deployment: Deployment
+    image: ImagePin | None = None
+    environment: EnvironmentSpec | None = None
+
+    @property
+    def program(self) -> str:
+        """What the engine is started from, by a name that means exactly this; empty where it is orch's own."""
+        return self.image.reference if self.image else self.environment.name if self.environment else ""
+
+    @property
+    def program_name(self) -> str:
+        """The same as people know it."""
+        return self.image.name if self.image else self.program
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """Equal for two that serve the same bytes by the same program."""
+        made = self.deployment
+        return made.recipe.value, made.accelerator.value, made.weights_source, made.artifact_key, self.program
+
+
+class Served(Part):
+    """A spec, and what it had come to; None where an earlier version of orch has recorded the spec alone."""
+
+    spec: DeploymentSpec
+    resolution: Resolution | None = None
+
+
+class Desired(Part):
+    """What the world cannot tell: the spec and its resolution (None: it is to be resolved anew), what was served
+    before, and the adapters (they outlive a migration).
+
+    `stopped`: taken down; nothing of it is to run until the next `up`, which finds it all here. `held`: it was gone
+    back to, and what it was gone back from is not taken again by itself.
     """
 
     spec: DeploymentSpec
-    previous: DeploymentSpec | None = None
+    resolution: Resolution | None = None
+    before: Served | None = None
     adapters: tuple[Adapter, ...] = ()
     stopped: bool = False
+    held: bool = False
 
     @classmethod
     def from_record(cls, document: object) -> Desired:
@@ -144,13 +181,34 @@ class Desired(Part):
         if isinstance(document, dict) and "wish" in document:
             # Earlier records have it as "wish".
             document = {"spec": document["wish"], **document}
+        if isinstance(document, dict) and document.get("previous") is not None:
+            # Earlier ones have of what was before the spec alone.
+            document = {"before": {"spec": document["previous"]}, **document}
         return cls.model_validate(document, extra="ignore")
 
+    @property
+    def served(self) -> Served:
+        """What `rollback` returns to once something else is served."""
+        return Served(spec=self.spec, resolution=self.resolution)
+
     def changed_to(self, spec: DeploymentSpec) -> Desired:
-        """The same with another spec; the old one becomes what `rollback` returns to."""
+        """The same with another spec, to be resolved; the one before becomes what `rollback` returns to."""
         if spec == self.spec:
-            return self.model_copy(update={"stopped": False})
-        return Desired(spec=spec, previous=self.spec, adapters=self.adapters)
+            return self.model_copy({"stopped": False})
+        return Desired(spec=spec, before=self.served, adapters=self.adapters)
+
+    def resolved_anew(self, resolution: Resolution) -> Desired:
+        """The same spec by another resolution; the one before becomes what `rollback` returns to."""
+        if self.resolution is None:
+            return self.model_copy({"resolution": resolution})
+        return self.model_copy({"resolution": resolution, "before": self.served, "held": False})
+
+    def gone_back(self) -> Desired:
+        """What was served before, as it was; ValueError when there is nothing."""
+        if self.before is None:
+            raise ValueError("nothing was served before")
+        spec, resolution = self.before.spec, self.before.resolution
+        return Desired(spec=spec, resolution=resolution, before=self.served, adapters=self.adapters, held=True)
 
 
 def to_record(value: Deployment | Desired, indent: int | None = None) -> str:

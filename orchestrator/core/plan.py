@@ -29,6 +29,11 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class Upgrade(Skip):
+    """What would be served by now, were it asked for anew, and why it is not."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """Ordered values. A failure in the first `commit` items undoes all before it; after them it goes forward only.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.core.deployment import Deployment
+from orchestrator.core.deployment import Deployment, Resolution
+from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.memory import MemoryFit
 from orchestrator.core.pins import ImagePin
 from orchestrator.core.plan import Skip
@@ -17,8 +18,8 @@ class Resolved:
     """A Deployment with what it takes to have its files, and the recipes that were passed over.
 
     `prerequisites` are ordered; `routes` name public name, upstream and patch, their url is not known before the engine
-    runs; `image` is what its container is of; `memory_fit` sets the memory that one more such engine needs against what
-    there is; None when nothing is known of the weights yet.
+    runs; `image` is what its container is of, `environment` what its process is started from; `memory_fit` sets the
+    memory that one more such engine needs against what there is; None when nothing is known of the weights yet.
     """
 
     deployment: Deployment
@@ -27,3 +28,9 @@ class Resolved:
     routes: tuple[Route, ...]
     memory_fit: MemoryFit | None = None
     image: ImagePin | None = None
+    environment: EnvironmentSpec | None = None
+
+    @property
+    def resolution(self) -> Resolution:
+        """What is recorded of it."""
+        return Resolution(deployment=self.deployment, image=self.image, environment=self.environment)

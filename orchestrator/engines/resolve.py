@@ -45,13 +45,13 @@ def resolve(
         # The daemon makes its control groups beside that of orch, whose limits say nothing of them.
         host = host.having(context.docker.memory)
     if to_run:
-        _check_host(sheet, spec, host, context)
+        check_host(sheet, spec, host, context)
     accelerator = computes_on(sheet, spec.target, host)
     gpus = gpus_for(sheet, profile, weights.shape, accelerator, host)
     # What it is started with follows from the GPUs that it is to use, not from others.
     on = replace(host, gpus=gpus or host.gpus)
     recipe, passed_over = _choose_recipe(sheet, spec, accelerator, on)
-    _check_adapters(sheet, spec, adapters)
+    check_adapters(sheet, spec, adapters)
     _check_context(spec, weights)
     image, older = _image(sheet, accelerator, host, context) if spec.target == DOCKER else (None, ())
     environment = _environment(sheet, accelerator, context) if image is None else None
@@ -68,9 +68,10 @@ def resolve(
         deployment=deployment,
         prerequisites=prerequisites_of(sheet, recipe, weights, image or environment, adapters, context),
         passed_over=(*gpus_left_out(sheet, profile, accelerator, host), *older, *passed_over),
-        routes=_routes(sheet, deployment, profile),
+        routes=routes_of(sheet, deployment, profile),
         image=image,
-        memory_fit=_memory_fit(
+        environment=environment,
+        memory_fit=memory_fit_of(
             sheet,
             spec,
             recipe,
@@ -84,7 +85,7 @@ def resolve(
     )
 
 
-def _check_host(sheet: EngineSheet, spec: DeploymentSpec, host: Host, context: ResolveContext) -> None:
+def check_host(sheet: EngineSheet, spec: DeploymentSpec, host: Host, context: ResolveContext) -> None:
     """What must be there before anything is begun."""
     if sheet.takes_gpu and host.gpu_problem and not host.gpus:
         hint = "nvidia-smi should work first; CUDA_VISIBLE_DEVICES= (empty) asks for the CPU instead."
@@ -165,7 +166,7 @@ def _container(
     )
 
 
-def _memory_fit(
+def memory_fit_of(
     sheet: EngineSheet,
     spec: DeploymentSpec,
     recipe: Recipe,
@@ -176,7 +177,7 @@ def _memory_fit(
     adapters: int,
     ready: ReadyFacts | None,
 ) -> MemoryFit | None:
-    """None as long as nothing is known of the weights."""
+    """The memory that it takes beside what there is; None as long as nothing is known of the weights."""
     shape = weights.shape or (ready.shape if ready is not None else None)
     if shape is None or not (weights.size or finished):
         return None
@@ -205,7 +206,8 @@ def _choose_recipe(
     )
 
 
-def _check_adapters(sheet: EngineSheet, spec: DeploymentSpec, adapters: tuple[Adapter, ...]) -> None:
+def check_adapters(sheet: EngineSheet, spec: DeploymentSpec, adapters: tuple[Adapter, ...]) -> None:
+    """PlanRefused where the engine, or the profile's room, does not take them."""
     lora = spec.profile.lora
     reason = sheet.cannot_adapt(spec.profile, adapters)
     if reason:
@@ -287,7 +289,7 @@ def _deployment(
     )
 
 
-def _routes(sheet: EngineSheet, deployment: Deployment, profile: Profile) -> tuple[Route, ...]:
+def routes_of(sheet: EngineSheet, deployment: Deployment, profile: Profile) -> tuple[Route, ...]:
     """One Route per public name; where it leads is filled in when the engine runs."""
     named: list[tuple[str, Adapter | None]] = [(name, None) for name in deployment.public_names]
     named += [(adapter.name, adapter) for adapter in deployment.adapters]

@@ -13,7 +13,7 @@ from orch_command import Orch
 
 from orchestrator.artifacts.store import Store
 from orchestrator.core.artifact import Recipe, artifact_key
-from orchestrator.core.deployment import DeploymentSpec, Desired
+from orchestrator.core.deployment import DeploymentSpec, Desired, Served
 from orchestrator.core.profile import parse_profile
 from orchestrator.drivers.records import Records
 
@@ -41,7 +41,7 @@ def desired(hub: Any, hub_profile: str) -> Desired:
         DeploymentSpec(profile=parse_profile(profile, "hub.toml"), engine="llamacpp", target="local")
         for profile in (text, before)
     )
-    return Desired(spec=now, previous=then, stopped=True)
+    return Desired(spec=now, before=Served(spec=then), stopped=True)
 
 
 def went(orch: Orch, *words: str) -> tuple[list[str], dict[str, str]]:
@@ -59,7 +59,7 @@ def test_what_a_recorded_profile_or_a_lock_needs_stays_and_the_rest_goes(
     records.record("tiny", wanted)
     why = {key: "tiny is stopped, and comes back with it"}
     assert went(orch, "--age", "0") == ([], why | {OLD: "rollback of tiny goes back to it"})
-    records.record("tiny", wanted.model_copy(update={"previous": None}))
+    records.record("tiny", wanted.model_copy(update={"before": None}))
     assert went(orch) == ([], why | {OLD: "made in the last 24 h"})
     assert went(orch, "--plan", "--age", "0") == ([OLD], why)
     assert (store / OLD).exists()

@@ -72,7 +72,7 @@ def test_what_is_recorded_is_read_as_it_was(records: Records) -> None:
     records.record("tiny", second)
     records.record("other", first)
     assert records.desired() == {"other": first, "tiny": second}
-    assert records.desired()["tiny"].previous == first.spec
+    assert records.desired()["tiny"].before == first.served
 
 
 def test_none_forgets_also_what_is_not_there(records: Records) -> None:

@@ -62,6 +62,9 @@ def test_a_pull_without_an_engine_takes_what_this_machine_runs_and_tells_the_res
         (["pin", "ollama"], 2),
         (["pin", "ollama", "a/b:1", "--reset"], 2),
         (["pin", "ollama", "--reset"], 5),
+        (["pin", "ollama", "--back"], 5),
+        (["pin", "ollama", "--back", "--reset"], 2),
+        (["pin", "ollama", "--back", "--accelerator", "cpu"], 2),
         (["pin", "ollama", "a/b@sha256:" + "1" * 64], 2),
         (["pin", "ollama", "Not A Name:1"], 4),
         (["load", "/nothing"], 2),
@@ -100,6 +103,22 @@ def test_pins_for_other_accelerators_are_kept_and_reset_one_by_one(orch: Orch, s
     assert kept() == [(BASE, ["cpu"])]
     orch.run("images", "pin", "ollama", "--reset")
     assert not file.exists()
+    orch.run("images", "pin", "ollama", "--back")
+    assert kept() == [(BASE, ["cpu"])]
+
+
+def test_back_goes_to_the_pin_before_and_forward_again(orch: Orch, small: str) -> None:
+    def pinned() -> list[str]:
+        return [row["image"] for row in rows(orch, "ollama") if row["stated_by"].startswith("pinned by the user")]
+
+    orch.run("images", "pin", "ollama", small)
+    assert orch.run("images", "pin", "ollama", "--back", "--json").lines[-1] == {"back": "ollama", "pinned": ""}
+    assert pinned() == []
+    orch.run("images", "pin", "ollama", "--back")
+    assert pinned() == [small]
+    orch.run("images", "pin", "ollama", BASE)
+    assert small in orch.run("images", "pin", "ollama", "--back").out
+    assert pinned() == [small]
 
 
 def test_names() -> None:

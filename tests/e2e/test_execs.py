@@ -57,6 +57,7 @@ IMAGES = """\
 images pin ollama {image}
 images pull ollama
 images ls
+images gc --plan
 up ollama -p {profile}
 lora add alpha {adapter}
 images save {out}/tiny.tar -p {profile}

@@ -11,8 +11,9 @@ from typing import Any
 from fakes.storage import store_path
 from orchestrator import resources
 from orchestrator.app.deploy import Options, plan_for, plan_taking_down, plan_to
-from orchestrator.app.intent import AddAdapter, GoBack, Intent, MoveTo, RemoveAdapter, Serve, resolve_desired
+from orchestrator.app.intent import AddAdapter, GoBack, Intent, MoveTo, RemoveAdapter, Serve
 from orchestrator.app.orchestrator import Orchestrator
+from orchestrator.app.resolution import resolve_desired
 from orchestrator.core.artifact import Recipe, artifact_key
 from orchestrator.core.calibration import Calibration
 from orchestrator.core.deployment import Adapter, Desired

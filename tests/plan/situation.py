@@ -45,7 +45,7 @@ from orchestrator.core.plan import Action, Plan, Skip
 from orchestrator.core.prerequisites import EnsureEnvironment, ImportAdapter
 from orchestrator.core.resolved import Resolved
 from orchestrator.core.routes import PROTOCOL, Backend, Route, RouteTable
-from orchestrator.errors import HostError
+from orchestrator.errors import HostError, OrchError
 
 HOSTS: dict[str, Host] = {
     "cpu": CPU,
@@ -265,10 +265,18 @@ class Situation:
     def _desired(self) -> Desired | None:
         if "desired" not in self._case:
             return None
-        desired = self._desired_of(self._case["desired"].split())
+        desired = self._as_recorded(self._case["desired"])
         if "previous" in self._case:
-            desired = desired.model_copy(update={"previous": self._desired_of(self._case["previous"].split()).spec})
+            desired = desired.model_copy({"before": self._as_recorded(self._case["previous"]).served})
         return desired
+
+    def _as_recorded(self, line: str) -> Desired:
+        """With what it came to, as far as this host can tell."""
+        desired = self._desired_of(line.split())
+        try:
+            return desired.model_copy({"resolution": self._resolved(desired).resolution})
+        except OrchError:
+            return desired
 
     def _prerequisites(self) -> list[Any]:
         profile = tiny()

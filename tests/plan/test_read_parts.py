@@ -37,6 +37,7 @@ def documents() -> Iterator[tuple[type[Part], Any]]:
             yield kind, tomllib.loads(path.read_text())
     for path in sorted(EARLIER.glob("*/records/desired/*.json")):
         document = json.loads(path.read_text())
+        assert document.pop("previous") is None
         yield Desired, {"spec" if key == "wish" else key: value for key, value in document.items()}
     spec = json.loads((EARLIER / "local" / "processes" / "tiny-llamacpp-g2" / "spec.json").read_text())
     yield Deployment, json.loads(spec["label"])

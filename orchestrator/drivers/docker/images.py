@@ -120,6 +120,16 @@ class DockerImages:
 
         self._daemon.with_retry(lambda: cancellable(make, lambda: progress(what, 0, 0), what), progress)
 
+    def remove(self, facts: ImageFacts) -> None:
+        """Remove an image, by all its names. HostError when a container is made of it, or another image."""
+        known = self._known()
+        for name in (*facts.tags, *facts.references) or (facts.id,):
+            try:
+                with self._daemon.api_for(f"remove the image {name}") as api:
+                    api.remove_image(known.get(name, name))
+            except NotThere:
+                continue  # its last name was gone with the one before
+
     def _not_built(self, base: str, python: str, failed: Mapping[str, Any], said: str) -> HostError:
         """What a build has failed of: the image's own check of what it is made on, or the daemon."""
         exited = "code" in (failed.get("errorDetail") or {})

@@ -1,0 +1,131 @@
+"""What is wanted, on this host: as it is recorded, or resolved anew; and what it takes to have it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from orchestrator.app.intent import Serve, desired_for
+from orchestrator.app.profiles import weights_facts
+from orchestrator.core.deployment import Adapter, Deployment, Desired, Resolution
+from orchestrator.core.launch import DOCKER
+from orchestrator.core.observed import Observed
+from orchestrator.core.plan import Skip, Upgrade
+from orchestrator.core.prerequisites import Prerequisite
+from orchestrator.core.resolved import Resolved
+from orchestrator.engines.context import ResolveContext
+from orchestrator.engines.prerequisites import fitted, needed
+from orchestrator.engines.recorded import resolve_recorded, what_is_gone
+from orchestrator.engines.resolve import resolve
+from orchestrator.errors import OrchError, PlanRefused
+
+if TYPE_CHECKING:
+    from orchestrator.app.orchestrator import Orchestrator
+
+
+class Take(Enum):
+    """What to take where something is recorded: only that, or a refusal (`rollback`); that, as long as what was asked
+    for is still the same (looking, and changing something else); or also what is pinned by now (`up`)."""
+
+    RECORDED = auto()
+    STEADY = auto()
+    NEWEST = auto()
+
+
+def resolve_desired(
+    orch: Orchestrator, desired: Desired, observed: Observed, to_run: bool = True, take: Take = Take.STEADY
+) -> tuple[Resolved, Desired]:
+    """What is wanted, on this host; with it the same as it is to be recorded: its adapters fitted to these weights, and
+    its resolution."""
+    context = orch.resolve_context(observed, desired.spec.profile)
+    weights = weights_facts(orch, desired.spec.profile)
+    adapters = tuple(fitted(a.name, a.digest, a.rank, a.origin, weights, context) for a in desired.adapters)
+    desired = desired.model_copy({"adapters": adapters})
+    spec, recorded = desired.spec, desired.resolution
+
+    def anew() -> Resolved:
+        return resolve(spec, adapters, weights, observed.host, context, to_run)
+
+    def again(resolution: Resolution, *notes: Skip) -> Resolved:
+        found = resolve_recorded(spec, resolution, adapters, weights, observed.host, context, to_run)
+        return replace(found, passed_over=notes)
+
+    if recorded is None:
+        resolved = anew()
+        return resolved, desired.resolved_anew(resolved.resolution)
+    gone = what_is_gone(spec, recorded, weights, observed.host, context)
+    if take is Take.RECORDED:
+        if gone:
+            raise PlanRefused(
+                f"{spec.profile.name} cannot go back to {spec.engine}: {gone}.",
+                hint=f"orch migrate --to {spec.engine} serves with what there is now.",
+            )
+        return again(recorded), desired
+    try:
+        resolved = anew()
+    except OrchError as error:
+        if gone:
+            raise
+        return again(recorded, Skip("look for an upgrade", error.message)), desired
+    if not gone:
+        if resolved.resolution.identity == recorded.identity:
+            return again(recorded, *resolved.passed_over), desired
+        if why := _why_not(desired, recorded, resolved.resolution, observed, context, take):
+            note = Upgrade(f"upgrade to {_named(resolved.resolution)}", why)
+            return again(recorded, *resolved.passed_over, note), desired
+    return resolved, desired.resolved_anew(resolved.resolution)
+
+
+def _why_not(
+    desired: Desired,
+    recorded: Resolution,
+    now: Resolution,
+    observed: Observed,
+    context: ResolveContext,
+    take: Take,
+) -> str:
+    """Why what is recorded stays, though it would be resolved to something else by now; empty: it does not."""
+    before = desired.before.resolution if desired.before is not None else None
+    if desired.held and before is not None and before.identity == now.identity:
+        return "it was gone back from; orch rollback goes forward again"
+    was, would = recorded.deployment, now.deployment
+    of_its_own = was.recipe in context.ready and was.artifact_key != would.artifact_key
+    asked = (was.recipe, was.accelerator, was.weights_source) != (would.recipe, would.accelerator, would.weights_source)
+    if asked or of_its_own:
+        return ""
+    if take is not Take.NEWEST:
+        return "it is available; orch up takes it"
+    mine = observed.engines_of(was.profile)
+    if not any(one.answers and one.deployment.fingerprint == was.fingerprint for one in mine):
+        return "what does not serve comes back as it was first; orch up again takes it"
+    return ""
+
+
+def _named(resolution: Resolution) -> str:
+    return resolution.program_name or resolution.deployment.artifact_key
+
+
+def rendered(orch: Orchestrator, intent: Serve) -> Deployment:
+    """What `up` would start, on this host or without what it lacks."""
+    observed = orch.observe()
+    desired = desired_for(orch, intent, observed)
+    return resolve_desired(orch, desired, observed_for(orch, desired, observed), to_run=False)[0].deployment
+
+
+def needed_for_desired(
+    orch: Orchestrator, desired: Desired, observed: Observed
+) -> tuple[tuple[Prerequisite, ...], tuple[Adapter, ...]]:
+    """What it takes to have all that may be served, on whatever host; with the adapters, fitted."""
+    profile = desired.spec.profile
+    weights, context = weights_facts(orch, profile), orch.resolve_context(observed, profile)
+    adapters = tuple(fitted(a.name, a.digest, a.rank, a.origin, weights, context) for a in desired.adapters)
+    return needed(desired.spec, weights, adapters, context), adapters
+
+
+def observed_for(orch: Orchestrator, desired: Desired, observed: Observed) -> Observed:
+    """The snapshot, made again with the Docker daemon in it where only now it is known that one is needed."""
+    if desired.spec.target != DOCKER or orch.attends_docker:
+        return observed
+    orch.attend_docker()
+    return orch.observe()

@@ -1,0 +1,281 @@
+"""What served comes back as it was: by rollback and by healing, whatever pins, weights and machine are by now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fakes.asks import CPU, DAEMON, PINS, MadeUpCatalog, MadeUpOrchestrator, gpu, image, intent_of, tiny
+from fakes.world import FakeWorld
+
+from orchestrator.app.deploy import Options, plan_for, plan_to
+from orchestrator.app.intent import AddAdapter, GoBack, Intent, MoveTo, RemoveAdapter
+from orchestrator.core.artifact import Recipe, artifact_key
+from orchestrator.core.host import Host
+from orchestrator.core.launch import InstanceState
+from orchestrator.core.pins import Accelerator, EnginePin
+from orchestrator.core.plan import Plan, Upgrade
+from orchestrator.core.profile import Profile, Weights
+from orchestrator.core.progress import Progress, silent
+from orchestrator.core.weights import WeightsFacts
+from orchestrator.errors import PlanRefused, UsageError
+
+RTX_5090 = replace(CPU, gpus=(gpu("GeForce RTX 5090", (12, 0), 32),))
+OLD = PINS["vllm"].docker[0]
+NEW = image("vllm/vllm-openai", "v2", Accelerator.CUDA, cuda="13.0")
+LOCAL_IMAGE = OLD.model_copy({"local": True, "tag": "mine"})
+
+
+def pinned(*images: object) -> dict[str, EnginePin]:
+    """The pins, with these images of vLLM."""
+    return {**PINS, "vllm": PINS["vllm"].model_copy({"docker": images})}
+
+
+class Changed(MadeUpCatalog):
+    """The same directory, with other weights in it."""
+
+    def of_directory(self, weights: Weights, progress: Progress) -> WeightsFacts:
+        facts = super().of_directory(weights, progress)
+        return replace(facts, source="dir:other", key=artifact_key(Recipe.WEIGHTS, "dir:other"))
+
+
+class Box:
+    """A machine that serves the tiny model, and what is pinned and lies there."""
+
+    def __init__(self, host: Host = RTX_5090, target: str = "docker") -> None:
+        self.world, self.target = FakeWorld(host), target
+        self.pins: Mapping[str, EnginePin] = PINS
+        self.catalog = MadeUpCatalog()
+
+    def plan(self, command: str, profile: Profile | None = None) -> Plan:
+        """What a command would do; `status`: what would be healed."""
+        if command == "status":
+            observed = self.world.observe()
+            return plan_to(self.orch, "status", observed.desired["tiny"], observed, Options())
+        asked = f"{command} --target {self.target}" if command.startswith(("up", "migrate")) else command
+        return self.plan_of(intent_of(asked, profile or tiny()))
+
+    def plan_of(self, intent: Intent) -> Plan:
+        return plan_for(self.orch, "a test", intent, self.world.observe(), Options())
+
+    @property
+    def orch(self) -> MadeUpOrchestrator:
+        orch = MadeUpOrchestrator(self.world.host, DAEMON)
+        orch.pins = self.pins  # type: ignore[assignment]
+        orch.catalog = self.catalog  # type: ignore[assignment]
+        return orch
+
+    def do(self, command: str, profile: Profile | None = None) -> Plan:
+        plan = self.plan(command, profile)
+        self.world.run(plan)
+        return plan
+
+    @property
+    def serving(self) -> tuple[str, str, str]:
+        """The one engine: its name, its image and its artifact."""
+        (engine,) = self.world.observe().engines_of("tiny")
+        assert self.world.chat("tiny") == 200
+        container = engine.deployment.launch.container
+        return engine.instance.name, container.image if container else "", engine.deployment.artifact_key
+
+    @property
+    def label(self) -> dict[str, object]:
+        """All that the one engine was started with, but which generation it is."""
+        (engine,) = self.world.observe().engines_of("tiny")
+        return engine.deployment.model_dump(exclude=("generation",))
+
+
+@pytest.fixture
+def box() -> Box:
+    box = Box()
+    box.do("up vllm")
+    assert box.serving[:2] == ("tiny-vllm-g1", OLD.reference)
+    return box
+
+
+def upgrade(plan: Plan) -> list[tuple[str, str]]:
+    return [(item.what, item.why) for item in plan.items if isinstance(item, Upgrade)]
+
+
+def test_a_new_pin_is_no_drift_and_up_takes_it(box: Box) -> None:
+    box.pins = pinned(NEW)
+    looked = box.plan("status")
+    assert looked.actions == ()
+    assert upgrade(looked) == [("upgrade to vllm/vllm-openai:v2", "it is available; orch up takes it")]
+    box.do("up vllm")
+    assert box.serving[:2] == ("tiny-vllm-g2", NEW.reference)
+    assert upgrade(box.plan("status")) == []
+
+
+def test_rollback_brings_back_the_image_and_stays_there(box: Box) -> None:
+    before = box.label
+    box.pins = pinned(NEW)
+    box.do("up vllm")
+    box.do("rollback")
+    assert box.serving[:2] == ("tiny-vllm-g3", OLD.reference)
+    assert box.label == before
+    gone_back = [("upgrade to vllm/vllm-openai:v2", "it was gone back from; orch rollback goes forward again")]
+    for command in ("status", "up vllm"):
+        plan = box.plan(command)
+        assert (plan.actions, upgrade(plan)) == ((), gone_back)
+    box.do("rollback")
+    assert box.serving[:2] == ("tiny-vllm-g4", NEW.reference)
+    box.do("rollback")
+    # Another one than was gone back from is taken.
+    box.pins = pinned(image("vllm/vllm-openai", "v3", Accelerator.CUDA, cuda="13.0"))
+    assert any("tiny-vllm-g6" in action.step.what for action in box.plan("up vllm").actions)
+
+
+def test_a_pin_that_fits_nothing_keeps_nobody_from_anything(box: Box) -> None:
+    before = box.label
+    box.do("up vllm", tiny(serving={"context": 256}))
+    box.pins = pinned()
+    assert box.plan("status").actions == ()
+    box.do("rollback")
+    assert box.label == before
+    box.world.docker.crash("tiny-vllm-g3")
+    assert box.plan("up vllm").actions
+    box.do("up vllm")
+    assert box.label == before
+
+
+def test_what_has_died_comes_back_as_it_was(box: Box) -> None:
+    before = box.label
+    box.pins = pinned(NEW)
+    box.world.docker.stop("tiny-vllm-g1", silent)
+    box.world.docker.remove("tiny-vllm-g1")
+    healed = box.do("up vllm")
+    assert upgrade(healed) == [
+        ("upgrade to vllm/vllm-openai:v2", "what does not serve comes back as it was first; orch up again takes it")
+    ]
+    assert box.label == before
+    box.do("up vllm")
+    assert box.serving[1] == NEW.reference
+
+
+def test_taken_down_it_comes_back_as_it_was(box: Box) -> None:
+    before = box.label
+    box.pins = pinned(NEW)
+    (engine,) = box.world.observe().engines_of("tiny")
+    box.world.records.record("tiny", box.world.observe().desired["tiny"].model_copy({"stopped": True}))
+    box.world.gateway.remove_routes("tiny")
+    box.world.docker.stop(engine.instance.name, silent)
+    assert engine.instance.state is InstanceState.RUNNING
+    box.do("up vllm")
+    assert box.label == before
+
+
+def test_an_adapter_brings_no_other_image(box: Box) -> None:
+    box.pins = pinned(NEW)
+    box.do("lora add a")
+    assert box.serving[1] == OLD.reference
+    box.do("lora rm a")
+    assert box.serving[1] == OLD.reference
+
+
+def test_an_edited_profile_is_served_by_what_is_pinned_now(box: Box) -> None:
+    before = box.label
+    box.pins = pinned(NEW)
+    box.do("up vllm", tiny(serving={"context": 256}))
+    assert box.serving[1] == NEW.reference
+    box.do("rollback")
+    assert box.label == before
+
+
+def test_an_image_that_was_made_here_and_removed_is_named() -> None:
+    box = Box()
+    box.pins = pinned(LOCAL_IMAGE)
+    box.do("up vllm")
+    box.pins = pinned(NEW)
+    box.do("up vllm")
+    images = box.world.images
+    del images.here[images.observe()[LOCAL_IMAGE.reference].id]
+    with pytest.raises(PlanRefused) as refused:
+        box.plan("rollback")
+    assert "the image vllm/vllm-openai:mine" in refused.value.message
+    assert box.serving[1] == NEW.reference
+
+
+def test_of_other_weights_the_artifact_before_is_gone_back_to() -> None:
+    box = Box(CPU, "local")
+    box.do("up llamacpp")
+    before, kept = box.label, box.serving[2]
+    box.catalog = Changed()
+    assert box.plan("status").actions, "weights that changed in place are asked for"
+    box.do("up llamacpp")
+    assert box.serving[2] != kept
+    box.do("rollback")
+    assert box.label == before
+    for command in ("status", "up llamacpp"):
+        assert box.plan(command).actions == ()
+
+
+def test_weights_that_changed_where_they_lie_are_named() -> None:
+    box = Box(CPU, "local")
+    box.do("up vllm weights")
+    box.do("migrate llamacpp")
+    box.catalog = Changed()
+    with pytest.raises(PlanRefused) as refused:
+        box.plan("rollback")
+    assert "/weights/tiny" in refused.value.message
+    assert refused.value.hint.startswith("orch migrate --to vllm")
+
+
+@pytest.mark.parametrize(("engine", "cpus"), [("llamacpp", 1), ("vllm", 2)])
+def test_what_the_machine_happens_to_be_replaces_nothing(engine: str, cpus: int) -> None:
+    box = Box(CPU, "local")
+    box.do(f"up {engine}")
+    box.world.host = replace(CPU, cpus=cpus)
+    for command in ("status", f"up {engine}"):
+        assert box.plan(command).actions == ()
+
+
+FILE = """name = "{name}"
+public_names = ["tiny", "tiny:latest"]
+[weights]
+path = "/weights/tiny"
+[serving]
+context = 256
+parallel = 2
+"""
+
+
+def file_of(folder: Path, name: str = "tiny") -> str:
+    path = folder / "edited.toml"
+    path.write_text(FILE.format(name=name))
+    return str(path)
+
+
+def test_a_file_changes_profile_and_engine_in_one_migration(tmp_path: Path) -> None:
+    box = Box(CPU, "local")
+    box.do("up llamacpp")
+    before = box.label
+    box.world.run(box.plan_of(MoveTo("vllm", file_of(tmp_path), "local")))
+    (engine,) = box.world.observe().engines_of("tiny")
+    assert engine.deployment.engine == "vllm"
+    assert box.world.observe().desired["tiny"].spec.profile.serving.context == 256
+    box.do("rollback")
+    assert box.label == before
+
+
+def test_a_file_of_a_profile_that_is_not_deployed_is_not_migrated(tmp_path: Path) -> None:
+    box = Box(CPU, "local")
+    box.do("up llamacpp")
+    with pytest.raises(PlanRefused, match="other is not deployed"):
+        box.plan_of(MoveTo("vllm", file_of(tmp_path, "other"), "local"))
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [GoBack, lambda file: AddAdapter("a", Path("/adapters/a"), file), lambda file: RemoveAdapter("a", file)],
+    ids=["rollback", "lora add", "lora rm"],
+)
+def test_where_a_file_would_not_count_it_is_refused(verb: Callable[[str], Intent], tmp_path: Path) -> None:
+    box = Box(CPU, "local")
+    box.do("up llamacpp")
+    with pytest.raises(UsageError) as refused:
+        box.plan_of(verb(file_of(tmp_path)))
+    assert "-p tiny" in refused.value.hint
+    assert f"orch up -p {tmp_path}/edited.toml" in refused.value.hint
