@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.app.gateway import check_api_key, check_origins, gateway_spec
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 class Options:
     """How a plan is made: where the gateway is to listen (None: where it does), how many seconds an engine has until it
     answers and requests in flight have to end, whether by a new generation whatever runs, and whether by a gateway of
-    this program, where another one runs."""
+    this program, where another one runs; `takes_key`: clients are to show the API key that was given."""
 
     listen: str | None = None
     ready_s: float = 900.0
     drain_s: float = 300.0
     fresh: bool = False
     renew_gateway: bool = False
+    takes_key: bool = False
 
 
 def plan_for(orch: Orchestrator, verb: str, intent: Intent, observed: Observed, options: Options) -> Plan:
@@ -56,6 +57,7 @@ def plan_to(
     observed = observed_for(orch, desired, observed)
     resolved, desired = resolve_desired(orch, desired, observed, take=take)
     gateway = gateway_spec(orch, observed, options.listen, desired.spec.target, options.renew_gateway)
+    gateway = replace(gateway, takes_key=options.takes_key)
     limits = Limits(options.ready_s, options.drain_s)
     return plan_deploy(verb, resolved, desired, observed, gateway, limits, options.fresh)
 
@@ -67,6 +69,7 @@ def plan_up(orch: Orchestrator, intent: Serve, observed: Observed, options: Opti
     _refuse_other_engine(desired, observed)
     check_api_key(orch, observed, options.renew_gateway)
     check_origins(orch, observed, options.renew_gateway)
+    options = replace(options, takes_key=orch.keys.is_new)
     plan = plan_to(orch, "up", desired, observed, options, _take(intent))
     if intent.lock is not None:
         # Few have one.

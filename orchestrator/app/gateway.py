@@ -14,7 +14,6 @@ from orchestrator.core.listen import split_address
 from orchestrator.core.observed import Observed
 from orchestrator.core.prerequisites import BuildImage, Prerequisite, PullImage
 from orchestrator.core.routes import PROTOCOL
-from orchestrator.drivers.keys import write_key
 from orchestrator.errors import HostError, PlanRefused, UsageError
 from orchestrator.gateway.origins import parse_patterns
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.app.orchestrator import Orchestrator
 
 # Words of a gateway's command line.
-KEY_FILE, ORIGIN = "--key-file", "--origin="
+ORIGIN = "--origin="
 
 
 def gateway_spec(
@@ -39,7 +38,7 @@ def gateway_spec(
     differs = renew and _differs(orch, observed, origins)
     if gateway.well and gateway.status is not None and gateway.status.protocol >= PROTOCOL and not differs:
         return GatewaySpec(listeners, where, origins=origins)
-    if running is None and not is_loopback(listen) and orch.settings.api_key is None and orch.api_key() is None:
+    if running is None and not is_loopback(listen) and orch.settings.api_key is None and orch.keys.first() is None:
         raise PlanRefused(
             f"{listen} can be reached by others, so clients have to send an API key.",
             hint=f"Choose one: ORCH_API_KEY=$(openssl rand -hex 24) orch up --listen {listen}",
@@ -147,15 +146,3 @@ def check_origins(orch: Orchestrator, observed: Observed, renew: bool) -> None:
             f"ORCH_ORIGINS says {', '.join(wanted)}.",
             hint="ORCH_ORIGINS=... orch up --gateway replaces it by one that allows them, without a failed request.",
         )
-
-
-def take_api_key(orch: Orchestrator, observed: Observed) -> None:
-    """ORCH_API_KEY, if it is given, is what clients must send from now on, and nothing else is."""
-    key = orch.settings.api_key
-    if key is None or key == orch.api_key():
-        return
-    write_key(orch.settings.keys, key)
-    for running in observed.gateway.all:
-        # One that asks for none reads none. Streams go on, and one that is being restarted reads them anyhow.
-        if KEY_FILE in running.launch.argv:
-            orch.targets[running.target].reload(running.name)

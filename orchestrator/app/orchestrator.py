@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from orchestrator.drivers.docker.containers import DockerTarget
     from orchestrator.drivers.docker.daemon import Daemon
     from orchestrator.drivers.docker.images import DockerImages
+    from orchestrator.drivers.keys import KeyFile
     from orchestrator.drivers.local.environments import Environments
     from orchestrator.drivers.local.llmcompressor import LlmCompressor
     from orchestrator.drivers.local.processes import LocalTarget
@@ -153,7 +154,7 @@ class Orchestrator:
     def front(self) -> EngineHttp:
         from orchestrator.drivers.engine_http import EngineHttp
 
-        return EngineHttp(self.api_key)
+        return EngineHttp(self.keys.first)
 
     @cached_property
     def records(self) -> Records:
@@ -261,11 +262,11 @@ class Orchestrator:
         digest = self.catalog.digest(path, self.progress)
         return Calibration(str(path), digest, texts.samples, texts.tokens, self.builder_spec("llmcompressor"))
 
-    def api_key(self) -> str | None:
-        """The key that the gateway asks for, if it asks for one."""
-        from orchestrator.drivers.keys import first_key
+    @cached_property
+    def keys(self) -> KeyFile:
+        from orchestrator.drivers.keys import KeyFile
 
-        return first_key(self.settings.keys)
+        return KeyFile(self.settings.keys, self.settings.api_key)
 
     def gateway_image(self) -> tuple[str, ImagePin | str]:
         """The name of the gateway's image and the base that it is made on: a pinned one, or the ID of one that the

@@ -61,7 +61,6 @@ def up(
     """Serve a profile with an engine. Again: heal what is broken, apply a changed profile."""
     with session_of(as_json) as session:
         from orchestrator.app.deploy import Options, plan_up
-        from orchestrator.app.gateway import take_api_key
         from orchestrator.app.intent import Serve, recipe_named
         from orchestrator.app.lock import read_lock
 
@@ -71,10 +70,8 @@ def up(
             observed = orch.observe()
             intent = Serve(engine, profile, target, recipe_named(recipe), lock)
             made = plan_up(orch, intent, observed, Options(listen, timeout, drain, fresh, gateway))
-            if not plan:
-                take_api_key(orch, observed)
-                if profile is None and not observed.desired:
-                    confirm_download(session, made, yes)
+            if not plan and profile is None and not observed.desired:
+                confirm_download(session, made, yes)
             return made
 
         session.plan_and_run(f"up {engine or ''}".strip(), make_plan, plan)

@@ -12,13 +12,15 @@ from orchestrator.core.prerequisites import Prerequisite
 @dataclass(frozen=True)
 class GatewaySpec:
     """The addresses where it listens, where it is to run if it does not yet, and what that takes; `renew`: by this
-    program, whatever runs. `origins` are whose pages it lets in besides its own."""
+    program, whatever runs. `origins` are whose pages it lets in besides its own. `takes_key`: an API key was given that
+    clients are to show from now on."""
 
     listeners: tuple[Listener, ...]
     target: str = LOCAL
     prerequisites: tuple[Prerequisite, ...] = ()
     renew: bool = False
     origins: tuple[str, ...] = ()
+    takes_key: bool = False
 
     @property
     def listen(self) -> str:

@@ -61,6 +61,29 @@ class AwaitGateway(Step):
 
 
 @dataclass(frozen=True)
+class TakeKey(Step):
+    """Have clients show the API key that the command was given, and no other. These gateways (target, instance) read it
+    again; one that is started later reads it then. The key is in no plan."""
+
+    gateways: tuple[tuple[str, str], ...]
+
+    @property
+    def what(self) -> str:
+        return "ask clients for the API key in ORCH_API_KEY, and for no other"
+
+
+@dataclass(frozen=True)
+class GiveKeyBack(Step):
+    """What takes that back."""
+
+    gateways: tuple[tuple[str, str], ...]
+
+    @property
+    def what(self) -> str:
+        return "ask clients for the API keys of before"
+
+
+@dataclass(frozen=True)
 class ReplaceGateway(Step):
     """Have another gateway take over: its listening sockets and its table, while requests go on with the old one."""
 

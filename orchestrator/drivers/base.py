@@ -279,6 +279,22 @@ class EngineHttp(Protocol):
         ...
 
 
+class ApiKeys(Protocol):
+    """The gateway's API keys, and the one that this command was given."""
+
+    def first(self) -> str | None:
+        """The key that orch itself shows; None when the gateway asks for none."""
+        ...
+
+    def take(self) -> None:
+        """Make the given key the only one."""
+        ...
+
+    def give_back(self) -> None:
+        """What was there before `take` counts again."""
+        ...
+
+
 class Records(Protocol):
     """What the world cannot tell, on disk."""
 
@@ -338,6 +354,9 @@ class World(Protocol):
     def front(self) -> EngineHttp:
         """HTTP with the gateway's API key."""
         ...
+
+    @property
+    def keys(self) -> ApiKeys: ...
 
     @property
     def records(self) -> Records: ...

@@ -14,11 +14,13 @@ from orchestrator.core.steps import (
     ClearGateway,
     Drain,
     EnsureGateway,
+    GiveKeyBack,
     KeepGateway,
     RemoveRoute,
     ReplaceGateway,
     RestartGateway,
     SetRoute,
+    TakeKey,
     VerifyRoute,
 )
 from orchestrator.drivers.base import World
@@ -27,6 +29,7 @@ from orchestrator.perform.dispatch import perform
 from orchestrator.probes import LOG_LINES, POLL_S, instance_of, verify_routes
 
 START_S = 30.0
+UNAUTHORIZED = 401
 # Where nobody is connected to a gateway that was replaced, it has left by then.
 LEAVES_S = 3.0
 # How a gateway says that it cannot have its address: gateway/sockets.py.
@@ -164,6 +167,32 @@ def _await_idle(step: RestartGateway, world: World, progress: Progress) -> None:
             )
         progress("waiting for requests in flight to end", 0, 0)
         world.clock.sleep(POLL_S / 4)
+
+
+@perform.register
+def take_key(step: TakeKey, world: World, progress: Progress) -> None:
+    world.keys.take()
+    _read_again(step.gateways, world)
+    status = world.gateway.status() if step.gateways else None
+    deadline = world.clock.monotonic() + LEAVES_S
+    while status is not None and world.clock.monotonic() < deadline:
+        reply = world.front.get(f"http://{status.listen}/v1/models", LEAVES_S)
+        if reply is None or reply.status != UNAUTHORIZED:
+            return
+        progress("waiting for the gateway to know the key", 0, 0)
+        world.clock.sleep(POLL_S / 4)
+
+
+@perform.register
+def give_key_back(step: GiveKeyBack, world: World, progress: Progress) -> None:
+    world.keys.give_back()
+    _read_again(step.gateways, world)
+
+
+def _read_again(gateways: tuple[tuple[str, str], ...], world: World) -> None:
+    """Streams go on. One that is gone meanwhile reads the key when it is started."""
+    for target, name in gateways:
+        world.targets[target].reload(name)
 
 
 @perform.register

@@ -17,11 +17,13 @@ from orchestrator.planning.parts import (
     Limits,
     adapters_to_load,
     adapters_to_unload,
+    asking_gateways,
     chosen_generation,
     engine_ready_items,
     engine_start_items,
     gateway_items,
     gateway_ready_items,
+    key_items,
     matching_generation,
     names_to_verify,
     record_item,
@@ -71,12 +73,16 @@ def plan_deploy(
     # Routes are told in this program's protocol: where nothing is told, an older gateway may stay.
     protocol = PROTOCOL if any(isinstance(item, Action) for item in switch) else 1
     for_gateway = list(gateway_items(gateway, observed, protocol, limits))
+    # A gateway that is started reads its key then; one that runs, once what is to be served answers.
+    runs_on = not any(isinstance(item, Action) for item in for_gateway)
+    before += [] if runs_on else key_items(gateway, ())
     before += for_gateway
     before += engine_start_items(chosen, match, resolved.memory_fit, limits)
     before += gateway_ready_items(for_gateway)
     before += engine_ready_items(chosen, match, limits)
     loads = list(adapters_to_load(chosen, match)) if match is not None else []
     before += loads
+    before += key_items(gateway, asking_gateways(observed)) if runs_on else []
     before.append(record_item(desired, observed))
     before += switch
     if any(isinstance(item, Action) for item in before):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,8 @@ from fakes.world import FakeWorld
 
 from orchestrator.artifacts.store import Store as DiskStore
 from orchestrator.core.progress import silent
-from orchestrator.drivers.base import Records, Store
+from orchestrator.drivers.base import ApiKeys, Records, Store
+from orchestrator.drivers.keys import KeyFile
 from orchestrator.drivers.records import Records as DiskRecords
 
 BOTH = ("fake", "real")
@@ -70,3 +71,17 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 @pytest.fixture(params=BOTH)
 def records(request: pytest.FixtureRequest, tmp_path: Path) -> Records:
     return FakeWorld(CPU).records if request.param == "fake" else DiskRecords(tmp_path / "records")
+
+
+@pytest.fixture(params=BOTH)
+def keys(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str | None], ApiKeys]:
+    """The keys as commands find them one after the other, each with the key that it was given."""
+    fake = FakeWorld(CPU).keys
+
+    def made(given: str | None) -> ApiKeys:
+        if request.param == "real":
+            return KeyFile(tmp_path / "keys" / "api-keys", given)
+        fake.given = given
+        return fake
+
+    return made

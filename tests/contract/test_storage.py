@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from fakes.asks import adapter, tiny
 
 from orchestrator.core.artifact import Manifest, Recipe, artifact_key
 from orchestrator.core.deployment import DeploymentSpec, Desired
-from orchestrator.drivers.base import Records, Store
+from orchestrator.drivers.base import ApiKeys, Records, Store
 
 KEY = artifact_key(Recipe.GGUF_Q6_K, "dir:tiny")
 OTHER = artifact_key(Recipe.WEIGHTS, "dir:tiny")
@@ -80,3 +82,34 @@ def test_none_forgets_also_what_is_not_there(records: Records) -> None:
     for _ in range(2):
         records.record("tiny", None)
         assert records.desired() == {}
+
+
+Given = Callable[[str | None], ApiKeys]
+
+
+def test_a_given_key_is_taken_and_given_back(keys: Given) -> None:
+    first = keys("one")
+    assert first.first() is None
+    first.take()
+    assert first.first() == "one"
+    second = keys("two")
+    second.take()
+    second.take()
+    assert second.first() == "two"
+    second.give_back()
+    assert keys(None).first() == "one"
+
+
+def test_where_there_was_no_key_there_is_none_again(keys: Given) -> None:
+    only = keys("one")
+    only.take()
+    only.give_back()
+    only.give_back()
+    assert keys(None).first() is None
+
+
+def test_without_a_given_key_nothing_is_taken(keys: Given) -> None:
+    keys("one").take()
+    later = keys(None)
+    later.take()
+    assert later.first() == "one"

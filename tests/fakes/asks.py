@@ -198,9 +198,6 @@ class MadeUpOrchestrator(Orchestrator):
     def calibration(self, texts: CalibrationTexts) -> Calibration:
         return CALIBRATION
 
-    def api_key(self) -> str | None:
-        return None
-
     def gateway_image(self) -> tuple[str, ImagePin | str]:
         return GATEWAY_IMAGE, GATEWAY_BASE
 

@@ -250,6 +250,32 @@ def _id_of(reference: str) -> str:
     return f"sha256:{hashlib.sha256(reference.encode()).hexdigest()}"
 
 
+class FakeKeys:
+    """API keys in memory; `given` is the one that the command brings along."""
+
+    def __init__(self, faults: Faults) -> None:
+        self.given: str | None = None
+        self.present: str | None = None
+        self._before: str | None = None
+        self._faults = faults
+
+    def first(self) -> str | None:
+        return self.present
+
+    @property
+    def is_new(self) -> bool:
+        return self.given is not None and self.given != self.present
+
+    def take(self) -> None:
+        with self._faults.call("keys.take"):
+            if self.is_new:
+                self._before, self.present = self.present, self.given
+
+    def give_back(self) -> None:
+        with self._faults.call("keys.give_back"):
+            self.present = self._before
+
+
 class FakeRecords:
     """What is wanted, kept as the JSON that would be on disk."""
 

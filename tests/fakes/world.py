@@ -9,7 +9,7 @@ from fakes.asks import gateway_launch
 from fakes.engine import EngineServer, tagged
 from fakes.faults import Faults
 from fakes.gateway import FakeGateway, FakeHttp, serving_gateway
-from fakes.storage import SIZE, FakeBuilder, FakeEnvironments, FakeHub, FakeImages, FakeRecords, FakeStore
+from fakes.storage import SIZE, FakeBuilder, FakeEnvironments, FakeHub, FakeImages, FakeKeys, FakeRecords, FakeStore
 from fakes.storage import made as manifest_of
 from fakes.target import FakeClock, FakeTarget, Process
 from orchestrator.core.artifact import Recipe
@@ -45,6 +45,7 @@ class Drivers:
     gateway_launch: Callable[[str, str, tuple[Listener, ...], tuple[str, ...], bool], Launch]
     http: FakeHttp
     front: FakeHttp
+    keys: FakeKeys
     records: FakeRecords
     clock: FakeClock
 
@@ -73,6 +74,7 @@ class FakeWorld:
         self.store = FakeStore(self.faults)
         self.hub = FakeHub(self.faults)
         self.builder = FakeBuilder(self.faults)
+        self.keys = FakeKeys(self.faults)
         self.records = FakeRecords(self.faults)
         self.events: list[Event] = []
 
@@ -94,6 +96,7 @@ class FakeWorld:
             gateway_launch=gateway_launch,
             http=self.http,
             front=self.front,
+            keys=self.keys,
             records=self.records,
             clock=self.clock,
         )
