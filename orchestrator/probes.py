@@ -44,7 +44,11 @@ def digests(world: World) -> Digest:
 
 def import_artifact(deployment: Deployment, world: World, progress: Progress) -> None:
     sheet = ENGINES[deployment.engine]
-    _watch(deployment, ALIVE_S, world, progress, lambda url: _ok(world.http.get(url + sheet.liveness_path(), 5.0)))
+
+    def lives(url: str, _: float) -> bool:
+        return _ok(world.http.get(url + sheet.liveness_path(), 5.0))
+
+    _watch(deployment, ALIVE_S, world, progress, lives)
     requests = sheet.import_requests(deployment, digests(world))
     ask_engine(deployment, requests, world, progress, gone_is_fine=False)
 
@@ -54,13 +58,14 @@ def await_ready(deployment: Deployment, timeout_s: float, world: World, progress
     sheet = ENGINES[deployment.engine]
     to_ask = [(sheet.upstream(deployment, one), sheet.patch(deployment, one)) for one in (None, *deployment.adapters)]
 
-    def answers(url: str) -> bool:
+    def answers(url: str, left_s: float) -> bool:
         identity = world.http.get(url + sheet.identity_path(), 5.0)
         if identity is None or identity.status != 200 or not sheet.recognises(deployment, identity.json):
             return False
         for name, patch in to_ask:
             body = {"model": name, "messages": HELLO, "max_tokens": 1, **patch}
-            reply = world.http.post(url + "/v1/chat/completions", body, ANSWER_S, progress)
+            # The first one may load the model, and Ollama gives a load up when nobody waits for it any more.
+            reply = world.http.post(url + "/v1/chat/completions", body, max(left_s, 1.0), progress)
             if reply is not None and 400 <= reply.status < 500:
                 raise HostError(f"{deployment.instance} refuses a first chat with {name}.", detail=reply.text[:2000])
             if not _ok(reply):
@@ -89,9 +94,10 @@ def _on_its_gpu(deployment: Deployment, url: str, world: World) -> bool:
 
 
 def _watch(
-    deployment: Deployment, timeout_s: float, world: World, progress: Progress, good: Callable[[str], bool]
+    deployment: Deployment, timeout_s: float, world: World, progress: Progress, good: Callable[[str, float], bool]
 ) -> None:
-    """Probe, process and deadline together: a dead engine fails at once, with its telling line."""
+    """Probe, process and deadline together: a dead engine fails at once, with its telling line. The probe is told how
+    many seconds are left."""
     deadline = world.clock.monotonic() + timeout_s
     first = instance_of(deployment.target, deployment.instance, world)
     while True:
@@ -100,7 +106,7 @@ def _watch(
             raise HostError(f"{deployment.instance} is gone.", hint="Somebody else stopped it; run the command again.")
         if now.state is not InstanceState.RUNNING or now.last_exit != first.last_exit:
             raise _died(deployment, _recorded(deployment, now, world, progress), world)
-        if now.port is not None and good(now.url):
+        if now.port is not None and good(now.url, deadline - world.clock.monotonic()):
             return
         if world.clock.monotonic() > deadline:
             raise HostError(

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.app.gateway import check_api_key, check_origins, gateway_spec
-from orchestrator.app.intent import GoBack, Intent, Serve, desired_for
+from orchestrator.app.intent import GoBack, Intent, Serve, desired_for, why_not_docker
 from orchestrator.app.resolution import Take, observed_for, resolve_desired
 from orchestrator.core.deployment import Desired
 from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Plan, Skip
 from orchestrator.core.prerequisites import Prerequisite
-from orchestrator.errors import PlanRefused
+from orchestrator.errors import HostError, PlanRefused
 from orchestrator.planning.deploy import plan_deploy
 from orchestrator.planning.down import plan_down, plan_down_all
 from orchestrator.planning.parts import Limits
@@ -70,7 +70,17 @@ def plan_up(orch: Orchestrator, intent: Serve, observed: Observed, options: Opti
     check_api_key(orch, observed, options.renew_gateway)
     check_origins(orch, observed, options.renew_gateway)
     options = replace(options, takes_key=orch.keys.is_new)
-    plan = plan_to(orch, "up", desired, observed, options, _take(intent))
+    no_docker = why_not_docker(orch, intent, desired, observed)
+    try:
+        plan = plan_to(orch, "up", desired, observed, options, _take(intent))
+    except HostError as error:
+        if no_docker:
+            # Whoever has Docker expects a container, and would not know what a program on PATH is wanted for.
+            said = f"{error.message} Nor is Docker used: {no_docker.rstrip('.')}."
+            raise type(error)(said, orch.docker_facts.hint or error.hint, error.detail) from error
+        raise
+    if no_docker:
+        plan = replace(plan, items=(Skip("use Docker", no_docker), *plan.items), commit=plan.commit + 1)
     if intent.lock is not None:
         # Few have one.
         from orchestrator.app.lock import check_served

@@ -165,11 +165,25 @@ def chosen_target(orch: Orchestrator, engine: str | None, asked: str | None, pre
     is pinned that this machine can use, else as a process."""
     target = asked or (present.spec.target if present is not None else None) or orch.settings.target
     if target is None:
-        possible = engine is not None and pinned_image(engine, orch.host, orch.pins)
-        target = DOCKER if possible and not orch.docker_facts.problem else LOCAL
+        target = DOCKER if engine is not None and not _why_no_container(orch, engine) else LOCAL
     if target not in orch.targets:
         raise PlanRefused(f"There is no target {target}.", hint=f"Known: {', '.join(orch.targets)}")
     return target
+
+
+def why_not_docker(orch: Orchestrator, intent: Serve, desired: Desired, observed: Observed) -> str:
+    """Why an engine that orch runs in containers is to be a process, where nobody has said so; empty where somebody
+    has."""
+    said = intent.target or orch.settings.target or observed.desired.get(desired.spec.profile.name)
+    if said or desired.spec.target != LOCAL or not engine_sheet(desired.spec.engine).in_containers:
+        return ""
+    return _why_no_container(orch, desired.spec.engine)
+
+
+def _why_no_container(orch: Orchestrator, engine: str) -> str:
+    if not pinned_image(engine, orch.host, orch.pins):
+        return f"no image of {engine} is pinned for what this machine computes on"
+    return orch.docker_facts.problem
 
 
 def recipe_named(name: str | None) -> Recipe | None:

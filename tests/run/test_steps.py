@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from fakes.asks import CPU, gpu, plan_of, tiny
 from fakes.compare import what_serves
+from fakes.gateway import FakeHttp
 from fakes.target import Fate
 from fakes.world import FakeWorld
 from scenarios import planned, start
@@ -14,9 +17,10 @@ from scenarios import planned, start
 from orchestrator.app.deploy import Options
 from orchestrator.core.launch import InstanceState
 from orchestrator.core.plan import Action, Plan
-from orchestrator.core.progress import silent
+from orchestrator.core.progress import Progress, silent
 from orchestrator.core.routes import Backend, Route
 from orchestrator.core.steps import Drain, VerifyRoute
+from orchestrator.drivers.base import Reply
 from orchestrator.errors import HostError, StepFailed, StepStranded
 
 MIB = 2**20
@@ -238,6 +242,39 @@ def test_a_gateway_that_ran_out_of_memory_or_hangs_is_told_as_that() -> None:
             world.run(plan_of("up llamacpp", tiny(), world.observe()))
         assert told in ended.value.message
         assert "ddress" not in ended.value.hint
+
+
+class SlowLoad(FakeHttp):
+    """An engine that loads its model for the first request, and begins anew when nobody waits for that any more, as
+    Ollama does."""
+
+    load_s = 200.0
+
+    def __init__(self, world: FakeWorld) -> None:
+        super().__init__(world.targets, world.faults)
+        self.clock = world.clock
+        self.asked = 0
+
+    def post(self, url: str, body: Mapping[str, Any], timeout_s: float, progress: Progress = silent) -> Reply | None:
+        self.asked += 1
+        self.clock.sleep(min(timeout_s, self.load_s))
+        return super().post(url, body, timeout_s, progress) if timeout_s >= self.load_s else None
+
+
+def test_a_first_answer_may_take_as_long_as_the_engine_has() -> None:
+    world = FakeWorld(CPU)
+    world.http = slow = SlowLoad(world)
+    world.run(plan_of("up llamacpp", tiny(), world.observe()))
+    assert (world.chat("tiny"), slow.asked) == (200, 1)
+
+
+def test_one_that_loads_longer_than_it_has_is_told_with_a_hint_that_helps() -> None:
+    world = FakeWorld(CPU)
+    world.http = SlowLoad(world)
+    with pytest.raises(StepFailed) as ended:
+        world.run(plan_of("up llamacpp", tiny(), world.observe(), Options(ready_s=150.0)))
+    assert "did not answer within 150 s" in ended.value.message
+    assert "A larger --timeout" in ended.value.hint
 
 
 def test_a_name_that_another_profile_took_meanwhile() -> None:
