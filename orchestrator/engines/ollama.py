@@ -92,6 +92,10 @@ class Ollama(EngineDefaults):
             "OLLAMA_KEEP_ALIVE": settings.keep_alive,
             "OLLAMA_CONTEXT_LENGTH": str(profile.serving.context),
             "OLLAMA_NO_CLOUD": "1",
+            # It writes a key pair there, and does not start where it cannot.
+            "HOME": "{dir}",
+            # Its runner would keep prompts in up to 8 GiB of host memory, beside all that is budgeted.
+            "LLAMA_ARG_CACHE_RAM": "0",
         }
         if settings.kv_cache_type is not None:
             env["OLLAMA_KV_CACHE_TYPE"] = settings.kv_cache_type
