@@ -42,7 +42,7 @@ class Settings:
     docker_host: str | None = None
     gateway_base: str | None = None
     api_key: str | None = field(default=None, repr=False)
-    origins: tuple[str, ...] = ()
+    origins: tuple[str, ...] | None = None
     hf_token_file: Path | None = None
     pull_parallel: int = DEFAULT_PULL_PARALLEL
     shared_stores: tuple[Path, ...] = ()
@@ -131,9 +131,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         docker_host=environ.get("DOCKER_HOST") or None,
         gateway_base=environ.get("ORCH_GATEWAY_BASE") or None,
         api_key=environ.get("ORCH_API_KEY") or None,
-        origins=tuple(
-            dict.fromkeys(origin for said in environ.get("ORCH_ORIGINS", "").split(",") if (origin := said.strip()))
-        ),
+        origins=_origins(environ.get("ORCH_ORIGINS")),
         shared_stores=tuple(dict.fromkeys(place for place in shared if place != data / "store")),
         store_limit=_size("ORCH_STORE_LIMIT", limit) if limit else None,
         hf_token_file=Path(token_file).expanduser() if (token_file := environ.get("ORCH_HF_TOKEN_FILE")) else None,
@@ -158,3 +156,10 @@ def _size(name: str, text: str) -> int:
     if size <= 0:
         raise UsageError(f"{name}={text} is no size.", hint="Write it as 200GB (decimal) or 186GiB (binary).")
     return size
+
+
+def _origins(said: str | None) -> tuple[str, ...] | None:
+    """None: nothing is said; empty: none any more."""
+    if said is None:
+        return None
+    return tuple(dict.fromkeys(origin for word in said.split(",") if (origin := word.strip())))

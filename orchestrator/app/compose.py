@@ -128,7 +128,7 @@ def _listen(orch: Orchestrator, observed: Observed) -> str:
 
 def _gateway(orch: Orchestrator, listen: str) -> Launch:
     """The gateway as orch starts it, but that nobody has to reach its admin socket: its routes stand in a file."""
-    launch = orch.gateway_launch(DOCKER, GATEWAY, (Listener(listen),), orch.settings.origins, take_over=False)
+    launch = orch.gateway_launch(DOCKER, GATEWAY, (Listener(listen),), orch.settings.origins or (), take_over=False)
     if launch.container is None:
         raise TypeError("the gateway's launch on Docker is one of a container")
     at = launch.argv.index("--admin") + 1

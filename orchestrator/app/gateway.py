@@ -34,7 +34,7 @@ def gateway_spec(
     listeners = gateway.listeners or (Listener(listen),)
     running = gateway.instance
     where = running.target if running is not None else target
-    origins = orch.settings.origins or _origins(observed)
+    origins = orch.settings.origins if orch.settings.origins is not None else _origins(observed)
     differs = renew and _differs(orch, observed, origins)
     if gateway.well and gateway.status is not None and gateway.status.protocol >= PROTOCOL and not differs:
         return GatewaySpec(listeners, where, origins=origins)
@@ -140,9 +140,9 @@ def check_each_origin(said: tuple[str, ...]) -> None:
 def check_origins(orch: Orchestrator, observed: Observed, renew: bool) -> None:
     """ORCH_ORIGINS, if it is given, must be what the gateway that runs was started with, unless it is replaced."""
     wanted, status = orch.settings.origins, observed.gateway.status
-    if wanted and not renew and status is not None and set(status.origins) != set(wanted):
+    if wanted is not None and not renew and status is not None and set(status.origins) != set(wanted):
         raise PlanRefused(
             f"The gateway that runs allows these origins besides its own: {', '.join(status.origins) or 'none'}; "
-            f"ORCH_ORIGINS says {', '.join(wanted)}.",
+            f"ORCH_ORIGINS says {', '.join(wanted) or 'none'}.",
             hint="ORCH_ORIGINS=... orch up --gateway replaces it by one that allows them, without a failed request.",
         )

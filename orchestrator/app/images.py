@@ -182,7 +182,16 @@ def pin_image(orch: Orchestrator, engine: str, name: str, accelerators: tuple[Ac
     after = _cells(pin, orch.images.details(pin.reference))
     made = Pinned(engine, pin, old, before, after, named, not tag or moves(tag))
     put_pin(orch, engine, pin.model_copy(update={"source": f"pinned by the user on {today}, {made.who}"}))
+    _want_again(orch, pin)
     return made
+
+
+def _want_again(orch: Orchestrator, pin: ImagePin) -> None:
+    """Whoever pins what was gone back from wants it after all: the next `up` takes it."""
+    for profile, desired in orch.records.desired().items():
+        before = desired.before.resolution if desired.before is not None else None
+        if desired.held and before is not None and before.program == pin.reference:
+            orch.records.record(profile, desired.model_copy({"held": False}))
 
 
 def reset_pin(orch: Orchestrator, engine: str, accelerators: tuple[Accelerator, ...]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from orchestrator.app.deploy import Options, plan_to
@@ -27,7 +27,7 @@ class Status:
     taken down, `unseen` the targets that could not be asked what runs there, `restarted` a sentence for each engine
     that the kernel ended for want of memory. `at_work` says which other orch changes things now, `gpu_problem` which
     GPUs were left out, `upgrades` what could be served by something newer, the gateway too, and is not out of sync for
-    that; each is empty where there is nothing to tell.
+    that, `images` what images are called by what names them exactly; each is empty where there is nothing to tell.
     `empty`: nothing is deployed and nothing runs."""
 
     engines: tuple[EngineObserved, ...]
@@ -39,6 +39,7 @@ class Status:
     at_work: str = ""
     gpu_problem: str = ""
     upgrades: tuple[str, ...] = ()
+    images: Mapping[str, str] = field(default_factory=dict)
     empty: bool = False
 
 
@@ -61,9 +62,21 @@ def status(orch: Orchestrator) -> Status:
         restarted=tuple(_out_of_memory(observed)),
         at_work=who_is_at_work(orch),
         gpu_problem=observed.host.gpu_problem,
+        images=_image_names(observed),
         upgrades=(*filter(None, (upgrade(observed),)), *(line for _, lines in looked_at for line in lines)),
         empty=not runs and not drift,
     )
+
+
+def _image_names(observed: Observed) -> dict[str, str]:
+    """What images are called, by what names them exactly."""
+    found = {}
+    for desired in observed.desired.values():
+        for served in (desired.before, desired.served):
+            if served is not None and served.resolution is not None and served.resolution.image is not None:
+                image = served.resolution.image
+                found[image.reference] = f"{image.name} ({image.digest.removeprefix('sha256:')[:12]})"
+    return found
 
 
 def _out_of_memory(observed: Observed) -> Iterator[str]:

@@ -242,9 +242,11 @@ def _tell_pinned(session: Session, made: Pinned) -> None:
     rows = [{"of": key, "before": before.get(key, ""), "now": after[key]} for key in keys]
     kinds = ", ".join(kind.value for kind in pin.accelerators)
     screen.table(f"{made.engine} for {kinds}", ("of", "before", "now"), rows)
-    does = (
-        "orch up starts a new generation with" if made.engine in ENGINE_NAMES else "orch build gguf --in-container uses"
+    takes = (
+        f"What {made.engine} serves from another image is upgraded to it by orch up (orch status tells of it)."
+        if made.engine in ENGINE_NAMES
+        else "The next orch build gguf --in-container uses it."
     )
-    end = f"The next {does} it." if made.changed else "That is the same image as before."
+    end = takes if made.changed else "That is the same image as before."
     fields = {"pinned": pin.reference, "engine": made.engine, "local": pin.local, "changed": made.changed}
     screen.result(fields, end)

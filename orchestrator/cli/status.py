@@ -10,11 +10,13 @@ from orchestrator.cli.options import AsJson, app, session_of
 from orchestrator.errors import DRIFT
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from orchestrator.cli.screen import Screen
     from orchestrator.core.observed import EngineObserved, GatewayObserved
 
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
-ENGINE_COLUMNS = ("instance", "state", "answers", "recipe", "restarts", "adapters")
+ENGINE_COLUMNS = ("instance", "state", "answers", "recipe", "image", "restarts", "adapters")
 
 
 @app.command()
@@ -35,7 +37,9 @@ def status(as_json: AsJson = False) -> None:
                 screen.result({"deployed": []}, "Nothing is deployed.  orch up llamacpp")
             return
         if found.engines or not found.unseen:
-            screen.table("Engines", ENGINE_COLUMNS, [_engine_row(engine) for engine in found.engines])
+            rows = [_engine_row(engine, found.images) for engine in found.engines]
+            columns = tuple(name for name in ENGINE_COLUMNS if name != "image" or any(row["image"] for row in rows))
+            screen.table("Engines", columns, rows)
         for name in found.unseen:
             screen.result({"unseen": name}, f"Engines on {name}: unknown.")
         for line in found.restarted:
@@ -84,8 +88,9 @@ def logs(
             tell(name, line)
 
 
-def _engine_row(engine: EngineObserved) -> dict[str, Any]:
+def _engine_row(engine: EngineObserved, images: Mapping[str, str]) -> dict[str, Any]:
     instance, deployment = engine.instance, engine.deployment
+    container = instance.launch.container
     state = instance.state.value if instance.supervised or not engine.running else "unsupervised"
     return {
         "instance": instance.name,
@@ -94,6 +99,7 @@ def _engine_row(engine: EngineObserved) -> dict[str, Any]:
         "state": state,
         "answers": "yes" if engine.answers else "no",
         "recipe": deployment.recipe.value,
+        "image": images.get(container.image, container.image) if container is not None else "",
         "pid": instance.pid or "",
         "port": instance.port or "",
         "since": instance.since or "",

@@ -279,6 +279,12 @@ def test_origins_stay_until_others_are_named(orch: Orch, newer: Path) -> None:
     assert other.gateway_status()["origins"] == [site]
     assert httpx.get(f"http://{orch.listen}/v1/models", headers={"Origin": site}).status_code == 200
     assert other.run("logs", "gateway", "-n", "1").out.startswith("INFO")
+    # Said to be none, they are none.
+    other.env["ORCH_ORIGINS"] = ""
+    assert "ORCH_ORIGINS says none" in other.run("up", "--json", code=5).lines[-1]["error"]
+    other.run("up", "--gateway")
+    assert other.gateway_status()["origins"] == []
+    assert httpx.get(f"http://{orch.listen}/v1/models", headers={"Origin": site}).status_code == 403
 
 
 @pytest.fixture(scope="session")

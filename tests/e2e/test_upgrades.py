@@ -93,6 +93,13 @@ def test_upgraded_and_gone_back_from_to_the_byte(box: Box) -> None:
     orch.run("up", "-p", "tiny")
     assert box.config() == before
 
+    # Pinned once more, it is wanted after all.
+    orch.run("images", "pin", "ollama", newer)
+    assert "orch up takes it" in upgrades(orch)
+    orch.run("up", "-p", "tiny")
+    box.serves(new_id)
+    assert newer in orch.engines()[box.instance]["image"]
+    orch.run("rollback", "-p", "tiny")
     assert [stream.problem for stream in load.stop() if stream.problem] == []
 
     # A pin that names nothing keeps nobody from anything.
