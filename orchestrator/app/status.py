@@ -104,7 +104,7 @@ def _profile(orch: Orchestrator, desired: Desired, observed: Observed) -> tuple[
         return [*troubled, f"{profile}: {error.message} {error.hint}".strip()], []
     steps = [action.step for action in plan.actions]
     troubled += [f"{profile}: orch up would {step.what}" for step in steps if not _tidies(step, desired)]
-    upgrades = [f"{profile}: {one.what}: {one.why}" for one in plan.items if isinstance(one, Upgrade)]
+    upgrades = [f"{profile}: {one.what} ({one.why})" for one in plan.items if isinstance(one, Upgrade)]
     return troubled, upgrades
 
 
