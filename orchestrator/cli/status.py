@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from orchestrator.cli.screen import Screen
+    from orchestrator.core.gateway_status import BackendLoad
     from orchestrator.core.observed import EngineObserved, GatewayObserved
 
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
@@ -96,6 +97,9 @@ def _engine_row(engine: EngineObserved, images: Mapping[str, str]) -> dict[str, 
         "instance": instance.name,
         "profile": deployment.profile,
         "engine": deployment.engine,
+        "target": deployment.target,
+        "generation": deployment.generation,
+        "gpu": deployment.gpu,
         "state": state,
         "answers": "yes" if engine.answers else "no",
         "recipe": deployment.recipe.value,
@@ -109,6 +113,13 @@ def _engine_row(engine: EngineObserved, images: Mapping[str, str]) -> dict[str, 
     }
 
 
+def _in_flight(load: BackendLoad, name: str) -> int | str:
+    """Under this name; empty where a gateway of an earlier version does not tell."""
+    if load.in_flight and not load.in_flight_by_route:
+        return ""
+    return load.in_flight_by_route.get(name, 0)
+
+
 def _tell_gateway(screen: Screen, gateway: GatewayObserved) -> None:
     status = gateway.status
     if status is None:
@@ -117,12 +128,19 @@ def _tell_gateway(screen: Screen, gateway: GatewayObserved) -> None:
         {
             "public_name": route.name,
             "engine": route.backend.instance,
-            "in_flight": status.load_of(route.backend.instance).in_flight,
+            "in_flight": _in_flight(status.load_of(route.backend.instance), route.name),
         }
         for route in status.routes
     ]
     totals = status.traffic.totals
-    summary = f"pid {status.pid}, requests {totals.requests}, errors {totals.errors}"
+    # By its own count a gateway in a container is the first process there.
+    pid = gateway.instance.pid if gateway.instance is not None else status.pid
+    keys = "API key demanded" if status.keys else "no API key"
+    origins = f", origins {', '.join(status.origins)}" if status.origins else ""
+    summary = (
+        f"orch {status.version}, pid {pid}, {keys}{origins}, requests {totals.requests}, errors {totals.errors}, "
+        f"in flight {status.traffic.in_flight}"
+    )
     screen.table(f"Gateway http://{status.listen}/v1  ({summary})", ("public_name", "engine", "in_flight"), rows)
     for other in gateway.others:
         if other.leaves and other.status is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -95,11 +96,13 @@ class Counts:
 
 @dataclass(frozen=True)
 class BackendLoad:
-    """One backend now: requests in flight, how many of them are open streams, and its counts so far by public name."""
+    """One backend now: requests in flight, how many of them are open streams, and its counts so far by public name; and
+    what of the former is under which name (a gateway of an earlier version does not tell)."""
 
     in_flight: int = 0
     open_streams: int = 0
     by_route: Mapping[str, Counts] = field(default_factory=dict)
+    in_flight_by_route: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def counts(self) -> Counts:
@@ -110,23 +113,29 @@ class BackendLoad:
         names = dict.fromkeys((*self.by_route, *other.by_route))
         none = Counts()
         by_route = {name: self.by_route.get(name, none) + other.by_route.get(name, none) for name in names}
-        return BackendLoad(self.in_flight + other.in_flight, self.open_streams + other.open_streams, by_route)
+        in_flight = Counter(self.in_flight_by_route) + Counter(other.in_flight_by_route)
+        return BackendLoad(
+            self.in_flight + other.in_flight, self.open_streams + other.open_streams, by_route, in_flight
+        )
 
     def to_json(self) -> dict[str, object]:
         """One JSON object; the sums are for people."""
         by_route = {name: asdict(counts) for name, counts in self.by_route.items()}
         sums = asdict(self.counts)
-        return {"in_flight": self.in_flight, "open_streams": self.open_streams, **sums, "by_route": by_route}
+        load = {"in_flight": self.in_flight, "open_streams": self.open_streams}
+        return {**load, **sums, "by_route": by_route, "in_flight_by_route": dict(self.in_flight_by_route)}
 
     @classmethod
     def from_json(cls, value: object) -> BackendLoad:
         """Read what `to_json` wrote; ValueError says which field is wrong. Protocol 1 told the sums only."""
         document = fields.mapping(value, "backend")
         by_route = fields.mapping(document.get("by_route", {"": document}), "by_route")
+        named = fields.mapping(document.get("in_flight_by_route", {}), "in_flight_by_route")
         return cls(
             fields.whole(document, "in_flight"),
             fields.whole(document, "open_streams"),
             {name: Counts.from_json(counts) for name, counts in by_route.items()},
+            {name: fields.whole(named, name) for name in named},
         )
 
 

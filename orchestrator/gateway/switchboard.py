@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -53,7 +54,8 @@ class Backend:
     def load(self) -> BackendLoad:
         """The figures of this moment."""
         by_route = {name: tally.frozen() for name, tally in self.by_route.items()}
-        return BackendLoad(len(self.claims), self.open_streams, by_route)
+        in_flight = Counter(claim.route.name for claim in self.claims)
+        return BackendLoad(len(self.claims), self.open_streams, by_route, in_flight)
 
 
 class Claim:

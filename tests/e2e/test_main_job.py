@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from orch_command import ANSWER, ASSETS, Orch
+from orch_command import ANSWER, ASSETS, Orch, wait_until
 
 pytestmark = pytest.mark.llamacpp
 
@@ -21,6 +21,18 @@ def test_up_serves_all_public_names_and_a_second_up_has_nothing_to_do(either: Or
     assert all(line["why"] for line in again.lines if line.get("event") == "skipped")
     either.status()
     assert sorted(either.engines()) == [f"tiny-{either.engine}-g1"]
+
+
+def test_status_tells_what_is_in_flight_under_each_name(orch: Orch) -> None:
+    orch.run("up", orch.engine, "-p", str(orch.profile))
+    load = orch.load("tiny", clients=2, tokens=300)
+    wait_until(lambda: load.open_now() == 2, what="streams")
+    rows = {line["public_name"]: line["in_flight"] for line in orch.status().lines if "public_name" in line}
+    assert rows == {"tiny": 2, "tiny:latest": 0, "test/Tiny": 0}
+    told = orch.run("status").out
+    assert f"pid {orch.gateway_status()['pid']}, no API key" in told
+    assert "in flight 2)" in told
+    assert [stream.problem for stream in load.stop() if stream.problem] == []
 
 
 def test_adapters_come_and_go_under_load_and_survive_a_crash(either: Orch) -> None:

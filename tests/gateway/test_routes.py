@@ -97,7 +97,7 @@ STATUS = GatewayStatus(1, "1", (Listener("127.0.0.1:1"),), "2026-01-01T00:00:00+
 
 
 def test_a_status_both_ways():
-    load = BackendLoad(2, 1, {"a": Counts(3, 1, 2), "b": Counts(1, 0, 0)})
+    load = BackendLoad(2, 1, {"a": Counts(3, 1, 2), "b": Counts(1, 0, 0)}, {"a": 2})
     status = replace(
         STATUS,
         routes=RouteTable([route("a")]),
@@ -168,10 +168,10 @@ def test_what_a_gateway_keeps():
 
 
 def test_traffic_of_two_gateways():
-    one = Traffic({"g1": BackendLoad(1, 1, {"a": Counts(2, 1, 1)})}, Counts(2, 1, 1), held=1)
-    two = Traffic({"g1": BackendLoad(2, 0, {"b": Counts(1)}), "g2": BackendLoad(1)}, Counts(3))
+    one = Traffic({"g1": BackendLoad(1, 1, {"a": Counts(2, 1, 1)}, {"a": 1})}, Counts(2, 1, 1), held=1)
+    two = Traffic({"g1": BackendLoad(2, 0, {"b": Counts(1)}, {"a": 1, "b": 1}), "g2": BackendLoad(1)}, Counts(3))
     both = one + two
-    assert both.backends["g1"] == BackendLoad(3, 1, {"a": Counts(2, 1, 1), "b": Counts(1)})
+    assert both.backends["g1"] == BackendLoad(3, 1, {"a": Counts(2, 1, 1), "b": Counts(1)}, {"a": 2, "b": 1})
     assert (both.totals, both.held, both.in_flight) == (Counts(5, 1, 1), 1, 5)
     over = both.over()
     assert (over.in_flight, over.totals, over.backends["g1"].counts) == (0, Counts(5, 1, 1), Counts(3, 1, 1))
