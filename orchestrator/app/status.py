@@ -14,11 +14,25 @@ from orchestrator.core.gateway_status import is_gateway
 from orchestrator.core.launch import InstanceState
 from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
 from orchestrator.core.plan import Upgrade
-from orchestrator.core.steps import RecordDesired, RemoveEngine, Step, StopEngine
+from orchestrator.core.steps import (
+    AwaitReady,
+    EnsureEngine,
+    ImportArtifact,
+    RecordDesired,
+    RemoveEngine,
+    SetRoute,
+    Step,
+    StopEngine,
+    VerifyRoute,
+    WriteFile,
+)
 from orchestrator.errors import OrchError
 
 if TYPE_CHECKING:
     from orchestrator.app.orchestrator import Orchestrator
+
+# What the start of an engine consists of.
+OF_A_START = (WriteFile, EnsureEngine, ImportArtifact, AwaitReady, SetRoute, VerifyRoute)
 
 
 @dataclass(frozen=True)
@@ -102,10 +116,25 @@ def _profile(orch: Orchestrator, desired: Desired, observed: Observed) -> tuple[
         plan = plan_to(orch, "up", desired, observed, Options())
     except OrchError as error:
         return [*troubled, f"{profile}: {error.message} {error.hint}".strip()], []
-    steps = [action.step for action in plan.actions]
-    troubled += [f"{profile}: orch up would {step.what}" for step in steps if not _tidies(step, desired)]
+    steps = [action.step for action in plan.actions if not _tidies(action.step, desired)]
+    starts = next((step for step in steps if isinstance(step, EnsureEngine)), None)
+    if starts is not None and not any(engine.running for engine in observed.engines_of(profile)):
+        # One sentence, not all that a start consists of.
+        dead = _dead(profile, observed)
+        troubled.append(f"{profile}: {dead}; orch up would start {starts.deployment.instance} and lead its names there")
+        steps = [step for step in steps if not isinstance(step, OF_A_START)]
+    troubled += [f"{profile}: orch up would {step.what}" for step in steps]
     upgrades = [f"{profile}: {one.what} ({one.why})" for one in plan.items if isinstance(one, Upgrade)]
     return troubled, upgrades
+
+
+def _dead(profile: str, observed: Observed) -> str:
+    """What has become of the engine that its names lead to."""
+    serving = observed.serving(profile)
+    if serving is None:
+        return "no engine of it runs"
+    there = any(engine.instance.name == serving for engine in observed.engines_of(profile))
+    return f"{serving} does not run" if there else f"{serving} is gone"
 
 
 def _tidies(step: Step, present: Desired) -> bool:
