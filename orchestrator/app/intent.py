@@ -125,7 +125,8 @@ def _serve(orch: Orchestrator, intent: Serve, observed: Observed) -> Desired:
     if intent.engine is None and present is None:
         raise PlanRefused(
             f"{loaded.name} is not deployed, so an engine must be named.",
-            hint=f"Add one to the command: {', '.join(sorted(ENGINES))}.",
+            hint=f"Add one: {', '.join(sorted(ENGINES))}. "
+            f"Another profile than {loaded.name} is named with -p: orch up llamacpp -p FILE.toml",
         )
     where = chosen_target(orch, intent.engine, intent.target, present)
     if intent.lock is not None:

@@ -109,9 +109,8 @@ def deployed(profile: str | None, observed: Observed) -> Desired:
     name = profile if profile is not None else default_profile(observed)
     present = observed.desired.get(name)
     if present is None:
-        raise PlanRefused(
-            f"{name} is not deployed." if profile is not None else "Nothing is deployed.", hint="orch up ENGINE"
-        )
+        said = f"{name} is not deployed." if profile is not None else "Nothing is deployed."
+        raise PlanRefused(said, hint="orch up ENGINE -p PROFILE")
     if present.stopped:
         raise PlanRefused(f"{name} is stopped.", hint=f"orch up -p {name}")
     return present

@@ -35,7 +35,7 @@ def status(as_json: AsJson = False) -> None:
             screen.result({"stopped": name}, f"{name} is stopped.  orch up -p {name}")
         if found.empty:
             if not found.stopped:
-                screen.result({"deployed": []}, "Nothing is deployed.  orch up llamacpp")
+                screen.result({"deployed": []}, "Nothing is deployed.  orch up ENGINE -p PROFILE")
             return
         if found.engines or not found.unseen:
             rows = [_engine_row(engine, found.images) for engine in found.engines]
