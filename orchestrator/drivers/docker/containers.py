@@ -29,7 +29,6 @@ from orchestrator.drivers.docker.request import create_body
 from orchestrator.errors import HostError
 
 KEPT_BY_DAEMON = (RESTART, "unless-stopped")
-SIGKILL_EXIT = 137
 RLIMIT = "setting rlimit"
 SIGNAL_EXITS = range(129, 160)
 
@@ -240,7 +239,7 @@ class DockerTarget:
         state = info["State"]
         code = int(state["ExitCode"]) if state.get("Restarting") else self._logs.exit_code(info)
         limit = int(info["HostConfig"].get("Memory") or 0)
-        oom = state.get("OOMKilled") or (code == SIGKILL_EXIT and self._logs.ran_out_of_memory(info))
+        oom = self._logs.ran_out_of_memory(info, code)
         signal = code - 128 if code in SIGNAL_EXITS else None
         end = (code if signal is None else None, signal, str(state.get("FinishedAt", "")))
         return out_of_memory(*end, limit) if oom else Exit(*end)

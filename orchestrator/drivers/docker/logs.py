@@ -17,6 +17,7 @@ from orchestrator.errors import HostError
 SAVED_LINES = 20_000
 POLL_S = 0.2
 EARLY_S = 1.0
+SIGKILL_EXIT = 137
 
 
 class ContainerLogs:
@@ -66,9 +67,10 @@ class ContainerLogs:
         codes = [event["Actor"]["Attributes"].get("exitCode", "") for event in self._events(info, "die")]
         return int(codes[-1]) if codes and codes[-1].isdigit() else 0
 
-    def ran_out_of_memory(self, info: dict[str, Any]) -> bool:
-        """Whether the kernel ended something in it for want of memory, around its latest exit."""
-        return bool(self._events(info, "oom"))
+    def ran_out_of_memory(self, info: dict[str, Any], code: int) -> bool:
+        """Whether its latest exit, with this code, was for want of memory. The daemon learns that from the kernel later
+        than the exit, so its flag may not be set yet; its events are waited for."""
+        return bool(info["State"].get("OOMKilled")) or (code == SIGKILL_EXIT and bool(self._events(info, "oom")))
 
     def _events(self, info: dict[str, Any], kind: str) -> list[dict[str, Any]]:
         at = _seconds(info["State"].get("FinishedAt", ""))

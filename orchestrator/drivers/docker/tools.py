@@ -93,9 +93,9 @@ class DockerTools:
             count = counted(line) or count
             progress(tool.what, *count)
         info = self._daemon.with_retry(inspect, progress)
-        state = info["State"]
-        memory = ran_out(tool.memory_mib << 20) if state.get("OOMKilled") else ""
-        return ToolEnd(int(state["ExitCode"]), memory, self._logs.tail("", info, LOG_LINES))
+        code = int(info["State"]["ExitCode"])
+        memory = ran_out(tool.memory_mib << 20) if self._logs.ran_out_of_memory(info, code) else ""
+        return ToolEnd(code, memory, self._logs.tail("", info, LOG_LINES))
 
 
 def _container_spec(tool: Tool, facts: ImageFacts) -> ContainerSpec:
