@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.options import AsJson, app, session_of
-from orchestrator.errors import DRIFT
+from orchestrator.errors import DRIFT, LockHeld
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from orchestrator.app.status import Status
     from orchestrator.cli.screen import Screen
     from orchestrator.core.gateway_status import BackendLoad
     from orchestrator.core.observed import EngineObserved, GatewayObserved
@@ -21,37 +22,50 @@ ENGINE_COLUMNS = ("instance", "state", "answers", "recipe", "image", "restarts",
 
 
 @app.command()
-def status(as_json: AsJson = False) -> None:
-    """What serves, and what is not as it should be. Exit code 9 then; it is `orch up --plan`, told differently."""
+def status(
+    during_change_ok: Annotated[
+        bool, typer.Option("--during-change-ok", help="Exit code 0, not 8, while another orch is at work.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What serves, and what is not as it should be. Exit code 9 then, 8 while another orch changes it."""
     with session_of(as_json) as session:
         from orchestrator.app.status import status as current_status
 
-        found, screen = current_status(session.orch), session.screen
-        if found.gpu_problem:
-            screen.result({"gpu_problem": found.gpu_problem}, found.gpu_problem)
+        found = current_status(session.orch)
+        _tell(session.screen, found)
         if found.at_work:
-            screen.result({"at_work": found.at_work}, found.at_work)
-        for name in found.stopped:
-            screen.result({"stopped": name}, f"{name} is stopped.  orch up -p {name}")
-        if found.empty:
-            if not found.stopped:
-                screen.result({"deployed": []}, "Nothing is deployed.  orch up ENGINE -p PROFILE")
-            return
-        if found.engines or not found.unseen:
-            rows = [_engine_row(engine, found.images) for engine in found.engines]
-            columns = tuple(name for name in ENGINE_COLUMNS if name != "image" or any(row["image"] for row in rows))
-            screen.table("Engines", columns, rows)
-        for name in found.unseen:
-            screen.result({"unseen": name}, f"Engines on {name}: unknown.")
-        for line in found.restarted:
-            screen.result({"out_of_memory": line}, line)
-        _tell_gateway(screen, found.gateway)
-        for line in found.upgrades:
-            screen.result({"upgrade": line}, line)
-        for line in found.drift:
-            screen.result({"drift": line}, f"DRIFT {line}")
+            # What is in the making is nothing to be woken up for.
+            raise typer.Exit(0 if during_change_ok else LockHeld.exit_code)
         if found.drift:
             raise typer.Exit(DRIFT)
+
+
+def _tell(screen: Screen, found: Status) -> None:
+    if found.gpu_problem:
+        screen.result({"gpu_problem": found.gpu_problem}, found.gpu_problem)
+    if found.at_work:
+        screen.result({"at_work": found.at_work}, found.at_work)
+    for name in found.stopped:
+        screen.result({"stopped": name}, f"{name} is stopped.  orch up -p {name}")
+    if found.empty:
+        if not found.stopped:
+            screen.result({"deployed": []}, "Nothing is deployed.  orch up ENGINE -p PROFILE")
+        return
+    if found.engines or not found.unseen:
+        rows = [_engine_row(engine, found.images) for engine in found.engines]
+        columns = tuple(name for name in ENGINE_COLUMNS if name != "image" or any(row["image"] for row in rows))
+        screen.table("Engines", columns, rows)
+    for name in found.unseen:
+        screen.result({"unseen": name}, f"Engines on {name}: unknown.")
+    for line in found.restarted:
+        screen.result({"out_of_memory": line}, line)
+    _tell_gateway(screen, found.gateway)
+    for line in found.upgrades:
+        screen.result({"upgrade": line}, line)
+    for line in found.drift:
+        screen.result({"drift": line}, f"DRIFT {line}")
+    if not found.drift and not found.at_work:
         screen.result({"in_sync": True}, "All is as it should be.")
 
 
