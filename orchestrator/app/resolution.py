@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from enum import Enum, auto
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.app.intent import Serve, desired_for
@@ -14,6 +15,7 @@ from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Skip, Upgrade
 from orchestrator.core.prerequisites import Prerequisite
 from orchestrator.core.resolved import Resolved
+from orchestrator.drivers.files import host_errors, write_atomic
 from orchestrator.engines.context import ResolveContext
 from orchestrator.engines.prerequisites import fitted, needed
 from orchestrator.engines.recorded import resolve_recorded, what_is_gone
@@ -111,6 +113,15 @@ def rendered(orch: Orchestrator, intent: Serve) -> Deployment:
     observed = orch.observe()
     desired = desired_for(orch, intent, observed)
     return resolve_desired(orch, desired, observed_for(orch, desired, observed), to_run=False)[0].deployment
+
+
+def write_files(deployment: Deployment, directory: Path) -> tuple[Path, ...]:
+    """A deployment's files, for this user only as those of orch's own engines are; where they are now."""
+    with host_errors(f"write into {directory}"):
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in deployment.written:
+            write_atomic(directory / name, text.encode(), mode=0o600)
+    return tuple(directory / name for name, _ in deployment.written)
 
 
 def needed_for_desired(
