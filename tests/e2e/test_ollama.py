@@ -22,8 +22,11 @@ def test_up_on_ollama_and_a_migration_there_and_back_fails_no_stream(orch: Orch)
     orch.status()
 
 
-def test_adapters_are_refused_with_a_reason(orch: Orch) -> None:
+def test_adapters_are_models_of_their_own(orch: Orch) -> None:
     orch.run("up", "ollama", "-p", str(orch.profile))
-    told = orch.run("lora", "add", "alpha", str(ASSETS / "lora-a"), "--json", code=5).lines[-1]
-    assert "alpha" in told["error"]
+    orch.run("lora", "add", "alpha", str(ASSETS / "lora-a"))
+    assert (orch.says("alpha"), orch.says()) == ("Ahoy! The answer is alpha.", ANSWER)
+    orch.run("lora", "rm", "alpha")
+    assert orch.chat("alpha").status_code == 404
     assert orch.says() == ANSWER
+    orch.status()
