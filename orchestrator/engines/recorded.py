@@ -35,7 +35,8 @@ def resolve_recorded(
     if spec.target == DOCKER and context.docker is not None:
         host = host.having(context.docker.memory)
     if to_run:
-        check_host(sheet, spec, host, context)
+        # What stands in the record is started, wherever the caller's PATH leads by now.
+        check_host(sheet, spec, host, context, program=not deployment.base_launch.argv[0].startswith("/"))
     check_adapters(sheet, spec, adapters)
     gpus = _same_gpus(deployment, host) or gpus_for(sheet, spec.profile, weights.shape, accelerator, host)
     deployment = deployment.model_copy(

@@ -85,8 +85,10 @@ def resolve(
     )
 
 
-def check_host(sheet: EngineSheet, spec: DeploymentSpec, host: Host, context: ResolveContext) -> None:
-    """What must be there before anything is begun."""
+def check_host(
+    sheet: EngineSheet, spec: DeploymentSpec, host: Host, context: ResolveContext, program: bool = True
+) -> None:
+    """What must be there before anything is begun; its program too, unless it is known where that is."""
     if sheet.takes_gpu and host.gpu_problem and not host.gpus:
         hint = "nvidia-smi should work first; CUDA_VISIBLE_DEVICES= (empty) asks for the CPU instead."
         raise HostError(f"No GPU can be used: {host.gpu_problem}.", hint=hint)
@@ -97,7 +99,7 @@ def check_host(sheet: EngineSheet, spec: DeploymentSpec, host: Host, context: Re
             raise HostError(context.docker.problem, hint=context.docker.hint)
         return
     lacking, hint = sheet.missing(host)
-    if lacking:
+    if lacking and program:
         raise HostError(lacking, hint=hint)
 
 

@@ -232,6 +232,20 @@ def test_what_the_machine_happens_to_be_replaces_nothing(engine: str, cpus: int)
         assert box.plan(command).actions == ()
 
 
+@pytest.mark.parametrize("found", [None, "/opt/another/ollama"])
+def test_a_program_is_where_it_was_found_first(found: str | None) -> None:
+    """cron has a shorter PATH than a shell."""
+    box = Box(replace(CPU, ollama="/usr/bin/ollama"), "local")
+    box.do("up ollama")
+    before = box.label
+    box.world.host = replace(CPU, ollama=found)
+    for command in ("status", "up ollama"):
+        assert box.plan(command).actions == ()
+    box.world.target.stop("tiny-ollama-g1", silent)
+    box.do("up ollama")
+    assert box.label == before
+
+
 FILE = """name = "{name}"
 public_names = ["tiny", "tiny:latest"]
 [weights]
