@@ -146,16 +146,26 @@ def _tell_gateway(screen: Screen, gateway: GatewayObserved) -> None:
         }
         for route in status.routes
     ]
-    totals = status.traffic.totals
+    totals, in_flight = status.traffic.totals, status.traffic.in_flight
     # By its own count a gateway in a container is the first process there.
     pid = gateway.instance.pid if gateway.instance is not None else status.pid
-    keys = "API key demanded" if status.keys else "no API key"
-    origins = f", origins {', '.join(status.origins)}" if status.origins else ""
-    summary = (
-        f"orch {status.version}, pid {pid}, {keys}{origins}, requests {totals.requests}, errors {totals.errors}, "
-        f"in flight {status.traffic.in_flight}"
-    )
-    screen.table(f"Gateway http://{status.listen}/v1  ({summary})", ("public_name", "engine", "in_flight"), rows)
+    told = {
+        "gateway": f"http://{status.listen}/v1",
+        "version": status.version,
+        "pid": pid,
+        "keys": status.keys,
+        "origins": list(status.origins),
+        "requests": totals.requests,
+        "errors": totals.errors,
+        "in_flight": in_flight,
+    }
+    lines = [
+        f"Gateway {told['gateway']}  (orch {status.version}, pid {pid}, {'' if status.keys else 'no '}API key)",
+        f"  requests {totals.requests}, errors {totals.errors}, in flight {in_flight}",
+        *(f"  origins allowed besides its own: {origin}" for origin in status.origins),
+    ]
+    screen.result(told, "\n".join(lines))
+    screen.table("Names", ("public_name", "engine", "in_flight"), rows)
     for other in gateway.others:
         if other.leaves and other.status is not None:
             name, left = other.instance.name, other.status.traffic.in_flight
