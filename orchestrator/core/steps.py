@@ -6,6 +6,7 @@ the snapshot that a plan was made from is already stale.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
@@ -22,15 +23,15 @@ class Duration(StrEnum):
     LONG = "long"
 
 
-class Step:
+class Step(ABC):
     """Base of everything that can be done: a frozen dataclass each. How it is done lies in perform/."""
 
     duration: ClassVar[Duration] = Duration.SHORT
 
     @property
+    @abstractmethod
     def what(self) -> str:
         """The step in plain words, as an imperative."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class TakeKey(Step):
 
     @property
     def what(self) -> str:
-        return "ask clients for the API key in ORCH_API_KEY, and for no other"
+        return "ask clients for the API key given with ORCH_API_KEY, and for no other"
 
 
 @dataclass(frozen=True)

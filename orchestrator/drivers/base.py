@@ -286,12 +286,21 @@ class ApiKeys(Protocol):
         """The key that orch itself shows; None when the gateway asks for none."""
         ...
 
+    @property
+    def is_new(self) -> bool:
+        """Whether there is a key that a gateway may not know yet."""
+        ...
+
     def take(self) -> None:
         """Make the given key the only one."""
         ...
 
+    def settle(self) -> None:
+        """The gateway goes by what is there; until then a later command has it read again."""
+        ...
+
     def give_back(self) -> None:
-        """What was there before `take` counts again."""
+        """What was there before `take` counts again, if it has taken anything."""
         ...
 
 

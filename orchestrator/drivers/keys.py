@@ -10,11 +10,17 @@ from orchestrator.drivers.files import host_errors
 
 
 class KeyFile:
-    """The keys that the gateway asks for; `given` is the one that this command brings along, if any."""
+    """The keys that the gateway asks for; `given` is the one that this command brings along, if any.
+
+    Beside the file lies `unread` from before a key is written until a gateway has proved that it goes by it: whoever
+    is killed in between leaves that for the next command to finish, with a key of its own or without.
+    """
 
     def __init__(self, path: Path, given: str | None) -> None:
         self._path = path
+        self._unread = path.with_name("unread")
         self._given = given
+        self._taken = False
         self._before: bytes | None = None
 
     def first(self) -> str | None:
@@ -27,20 +33,29 @@ class KeyFile:
 
     @property
     def is_new(self) -> bool:
-        """Whether a key was given that is not the one that counts."""
-        return self._given is not None and self._given != self.first()
+        """Whether there is a key that a gateway may not know yet."""
+        return self._unread.exists() or (self._given is not None and self._given != self.first())
 
     def take(self) -> None:
         """Make the given key the only one."""
-        if self._given is None or not self.is_new:
+        if self._given is None or self._given == self.first():
             return
         with host_errors(f"write {self._path}"):
             self._before = self._path.read_bytes() if self._path.is_file() else None
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.write_atomic(self._unread, b"", mode=0o600)
+            self._taken = True
             files.write_atomic(self._path, f"{self._given}\n".encode(), mode=0o600)
 
+    def settle(self) -> None:
+        """The gateway goes by what is there."""
+        with host_errors(f"remove {self._unread}"):
+            self._unread.unlink(missing_ok=True)
+
     def give_back(self) -> None:
-        """What was there before `take` counts again; without it there is none."""
+        """What was there before `take` counts again, if it has taken anything; without it there is none."""
+        if not self._taken:
+            return
         with host_errors(f"write {self._path}"):
             if self._before is not None:
                 files.write_atomic(self._path, self._before, mode=0o600)

@@ -29,6 +29,8 @@ from orchestrator.perform.dispatch import perform
 from orchestrator.probes import LOG_LINES, POLL_S, instance_of, verify_routes
 
 START_S = 30.0
+# By then a gateway goes by a key that it was told to read.
+READS_KEY_S = 3.0
 UNAUTHORIZED = 401
 # Where nobody is connected to a gateway that was replaced, it has left by then.
 LEAVES_S = 3.0
@@ -174,9 +176,9 @@ def take_key(step: TakeKey, world: World, progress: Progress) -> None:
     world.keys.take()
     _read_again(step.gateways, world)
     status = world.gateway.status() if step.gateways else None
-    deadline = world.clock.monotonic() + LEAVES_S
+    deadline = world.clock.monotonic() + READS_KEY_S
     while status is not None and world.clock.monotonic() < deadline:
-        reply = world.front.get(f"http://{status.listen}/v1/models", LEAVES_S)
+        reply = world.front.get(f"http://{status.listen}/v1/models", READS_KEY_S)
         if reply is None or reply.status != UNAUTHORIZED:
             return
         progress("waiting for the gateway to know the key", 0, 0)
@@ -187,6 +189,7 @@ def take_key(step: TakeKey, world: World, progress: Progress) -> None:
 def give_key_back(step: GiveKeyBack, world: World, progress: Progress) -> None:
     world.keys.give_back()
     _read_again(step.gateways, world)
+    world.keys.settle()
 
 
 def _read_again(gateways: tuple[tuple[str, str], ...], world: World) -> None:
@@ -214,6 +217,8 @@ def remove_route(step: RemoveRoute, world: World, progress: Progress) -> None:
 @perform.register
 def verify_route(step: VerifyRoute, world: World, progress: Progress) -> None:
     verify_routes(step.names, world, progress)
+    # Asked with the key that counts, it has answered.
+    world.keys.settle()
 
 
 @perform.register

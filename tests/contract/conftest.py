@@ -76,12 +76,14 @@ def records(request: pytest.FixtureRequest, tmp_path: Path) -> Records:
 @pytest.fixture(params=BOTH)
 def keys(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str | None], ApiKeys]:
     """The keys as commands find them one after the other, each with the key that it was given."""
-    fake = FakeWorld(CPU).keys
+    fake = [FakeWorld(CPU).keys]
 
     def made(given: str | None) -> ApiKeys:
         if request.param == "real":
             return KeyFile(tmp_path / "keys" / "api-keys", given)
-        fake.given = given
-        return fake
+        later = FakeWorld(CPU).keys
+        later.given, later.present, later.unread = given, fake[-1].present, fake[-1].unread
+        fake.append(later)
+        return later
 
     return made

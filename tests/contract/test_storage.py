@@ -113,3 +113,19 @@ def test_without_a_given_key_nothing_is_taken(keys: Given) -> None:
     later = keys(None)
     later.take()
     assert later.first() == "one"
+
+
+def test_a_key_is_new_until_the_gateway_goes_by_it(keys: Given) -> None:
+    first = keys("one")
+    assert first.is_new
+    first.take()
+    # Killed here, also whoever brings no key along has to have it read.
+    for given in ("one", None):
+        assert keys(given).is_new
+    later = keys(None)
+    later.take()
+    later.give_back()
+    assert later.first() == "one", "what another command took is not given back"
+    later.settle()
+    assert not keys("one").is_new
+    assert keys("two").is_new

@@ -37,7 +37,7 @@ def admitted(orch: Orch) -> set[str]:
 def test_another_key_is_in_the_plan_and_only_then_taken(keyed: Orch) -> None:
     keyed.env["ORCH_API_KEY"] = SECOND
     plan = keyed.run("up", "--plan", "--json").out
-    assert "ask clients for the API key in ORCH_API_KEY, and for no other" in plan
+    assert "ask clients for the API key given with ORCH_API_KEY, and for no other" in plan
     assert SECOND not in plan
     assert admitted(keyed) == {FIRST}
     assert keyed.run("up", "--json").steps("started") == ["TakeKey", "VerifyRoute"]
@@ -71,3 +71,17 @@ def test_killed_after_it_was_taken_the_same_command_finishes(keyed: Orch) -> Non
     keyed.run("up")
     assert admitted(keyed) == {SECOND}
     keyed.status()
+
+
+@pytest.mark.parametrize("brought", [SECOND, None])
+def test_killed_before_the_gateway_has_read_it_the_next_up_has_it_read(keyed: Orch, brought: str | None) -> None:
+    """As a kill between the two leaves it: the key is written, and the gateway goes by the one before."""
+    (keyed.home / "keys" / "unread").touch()
+    (keyed.home / "keys" / "api-keys").write_text(f"{SECOND}\n")
+    assert admitted(keyed) == {FIRST}
+    del keyed.env["ORCH_API_KEY"]
+    if brought is not None:
+        keyed.env["ORCH_API_KEY"] = brought
+    keyed.run("up")
+    assert admitted(keyed) == {SECOND}
+    assert keyed.actions("up") == []

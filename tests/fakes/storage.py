@@ -256,6 +256,8 @@ class FakeKeys:
     def __init__(self, faults: Faults) -> None:
         self.given: str | None = None
         self.present: str | None = None
+        self.unread = False
+        self._taken = False
         self._before: str | None = None
         self._faults = faults
 
@@ -264,16 +266,21 @@ class FakeKeys:
 
     @property
     def is_new(self) -> bool:
-        return self.given is not None and self.given != self.present
+        return self.unread or (self.given is not None and self.given != self.present)
 
     def take(self) -> None:
         with self._faults.call("keys.take"):
-            if self.is_new:
+            if self.given is not None and self.given != self.present:
+                self.unread = self._taken = True
                 self._before, self.present = self.present, self.given
+
+    def settle(self) -> None:
+        self.unread = False
 
     def give_back(self) -> None:
         with self._faults.call("keys.give_back"):
-            self.present = self._before
+            if self._taken:
+                self.present = self._before
 
 
 class FakeRecords:
