@@ -36,8 +36,11 @@ def image_verdicts(orch: Orchestrator) -> tuple[ImageVerdict, ...]:
     bases: list[ImagePin] = list(resources.gateway_bases().values())
     try:
         reference, base = orch.gateway_image()
-    except OrchError:
-        pass  # No gateway can be made here: so nothing of it is needed.
+    except OrchError as error:
+        # Nobody could make it again.
+        why = f"which gateway comes next cannot be told: {error.message}"
+        own = (tag for tag in observed.images if tag.startswith(f"{gateway_image.NAME}:"))
+        needs |= {tag: why for tag in own if tag not in needs}
     else:
         needs.setdefault(reference, "the next gateway is started from it")
         needs.setdefault(base if isinstance(base, str) else base.reference, "the gateway's image is made on it")

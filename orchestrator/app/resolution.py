@@ -20,7 +20,7 @@ from orchestrator.engines.context import ResolveContext
 from orchestrator.engines.prerequisites import fitted, needed
 from orchestrator.engines.recorded import resolve_recorded, what_is_gone
 from orchestrator.engines.resolve import resolve
-from orchestrator.errors import OrchError, PlanRefused
+from orchestrator.errors import HostError, OrchError, PlanRefused
 
 if TYPE_CHECKING:
     from orchestrator.app.orchestrator import Orchestrator
@@ -116,8 +116,13 @@ def rendered(orch: Orchestrator, intent: Serve) -> Deployment:
 
 
 def write_files(deployment: Deployment, directory: Path) -> tuple[Path, ...]:
-    """A deployment's files, for this user only as those of orch's own engines are; where they are now."""
+    """A deployment's files, for this user only as those of orch's own engines are; where they are now. HostError where
+    one of that name says something else: it may be the user's own."""
     with host_errors(f"write into {directory}"):
+        for name, text in deployment.written:
+            present = directory / name
+            if present.exists() and present.read_bytes() != text.encode():
+                raise HostError(f"{present} is there already, and is another.", hint="Choose another directory.")
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in deployment.written:
             write_atomic(directory / name, text.encode(), mode=0o600)

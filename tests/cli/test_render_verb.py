@@ -73,6 +73,10 @@ def test_files_are_written_where_it_is_said(orch: Orch, tmp_path: Path) -> None:
     out = tmp_path / "a" / "b"
     assert str(out / "Modelfile") in orch.run("render", "ollama", "-p", str(orch.profile), "-o", str(out)).out
     assert (out / "Modelfile").read_text() == file["text"]
+    orch.run("render", "ollama", "-p", str(orch.profile), "-o", str(out))
+    (out / "Modelfile").write_text("FROM mine\n")
+    assert "is another" in orch.run("render", "ollama", "-p", str(orch.profile), "-o", str(out), code=4).err
+    assert (out / "Modelfile").read_text() == "FROM mine\n"
     (tmp_path / "taken").write_text("")
     told = orch.run("render", "ollama", "-p", str(orch.profile), "-o", str(tmp_path / "taken" / "x"), code=4)
     assert "taken" in told.err

@@ -80,6 +80,17 @@ def test_old_gateways_go_and_the_one_that_is_used_next_stays(orch: Orch, client:
     assert told[name] == ("go", "nothing needs it")
 
 
+def test_where_no_gateway_can_be_made_those_that_there_are_stay(orch: Orch, client: DockerClient) -> None:
+    name = f"orch-gateway:kept-{orch.home.parent.name[:20]}".lower().replace("_", "-")
+    small_image(client, name)
+    orch.env["ORCH_GATEWAY_BASE"] = "nobody/has:this"
+    try:
+        do, why = verdicts(orch)[name]
+    finally:
+        client.images.remove(name)
+    assert (do, why.startswith("which gateway comes next cannot be told: ")) == ("stay", True)
+
+
 def test_a_tag_of_somebody_else_keeps_an_image() -> None:
     digest = "@sha256:" + "1" * 64
     pulled = ImageFacts("sha256:a", references=(f"vllm/vllm-openai{digest}",), size=2)

@@ -13,6 +13,7 @@ from fakes.world import FakeWorld
 from orchestrator.app.deploy import Options, plan_for, plan_to
 from orchestrator.app.intent import AddAdapter, GoBack, Intent, MoveTo, RemoveAdapter
 from orchestrator.core.artifact import Recipe, artifact_key
+from orchestrator.core.deployment import Desired
 from orchestrator.core.host import Host
 from orchestrator.core.launch import InstanceState
 from orchestrator.core.pins import Accelerator, EnginePin
@@ -230,6 +231,20 @@ def test_what_the_machine_happens_to_be_replaces_nothing(engine: str, cpus: int)
     box.world.host = replace(CPU, cpus=cpus)
     for command in ("status", f"up {engine}"):
         assert box.plan(command).actions == ()
+
+
+def test_what_an_earlier_version_recorded_is_gone_back_to_as_far_as_that_goes() -> None:
+    """It knew the spec alone."""
+    box = Box(CPU, "local")
+    box.do("up llamacpp")
+    box.do("migrate vllm")
+    document = box.world.observe().desired["tiny"].model_dump(exclude=("resolution", "before", "held"))
+    document["previous"] = {**document["spec"], "engine": "llamacpp"}
+    box.world.records.record("tiny", Desired.from_record(document))
+    box.do("rollback")
+    (engine,) = box.world.observe().engines_of("tiny")
+    assert engine.deployment.engine == "llamacpp"
+    assert box.world.observe().desired["tiny"].resolution is not None
 
 
 @pytest.mark.parametrize("found", [None, "/opt/another/ollama"])
