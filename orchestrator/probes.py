@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from orchestrator.core.deployment import Deployment
@@ -53,10 +53,14 @@ def import_artifact(deployment: Deployment, world: World, progress: Progress) ->
     ask_engine(deployment, requests, world, progress, gone_is_fine=False)
 
 
-def await_ready(deployment: Deployment, timeout_s: float, world: World, progress: Progress) -> None:
-    """Ready means that the served name and each adapter answered one real token, that the model is ours, and lives."""
+def await_ready(
+    deployment: Deployment, timeout_s: float, proved: Collection[str], world: World, progress: Progress
+) -> None:
+    """Ready means that the served name and each adapter that is not `proved` answered one real token, that the model is
+    ours, and lives."""
     sheet = ENGINES[deployment.engine]
-    to_ask = [(sheet.upstream(deployment, one), sheet.patch(deployment, one)) for one in (None, *deployment.adapters)]
+    asked = (None, *(adapter for adapter in deployment.adapters if adapter.name not in proved))
+    to_ask = [(sheet.upstream(deployment, one), sheet.patch(deployment, one)) for one in asked]
 
     def answers(url: str, left_s: float) -> bool:
         identity = world.http.get(url + sheet.identity_path(), 5.0)

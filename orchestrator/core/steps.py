@@ -199,12 +199,14 @@ class ImportArtifact(Step):
 
 @dataclass(frozen=True)
 class AwaitReady(Step):
-    """Wait until the engine answers one real token under its served name, or is dead, or the deadline passed."""
+    """Wait until the engine answers one real token under its served name and of each adapter, or is dead, or the
+    deadline passed. Adapters in `proved` have answered in another process of the same, and are not asked again."""
 
     duration = Duration.LONG
 
     deployment: Deployment
     timeout_s: float
+    proved: tuple[str, ...] = ()
 
     @property
     def what(self) -> str:

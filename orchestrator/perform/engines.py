@@ -64,7 +64,7 @@ def import_into_store(step: ImportArtifact, world: World, progress: Progress) ->
 
 @perform.register
 def await_answer(step: AwaitReady, world: World, progress: Progress) -> None:
-    await_ready(step.deployment, step.timeout_s, world, progress)
+    await_ready(step.deployment, step.timeout_s, step.proved, world, progress)
 
 
 @perform.register

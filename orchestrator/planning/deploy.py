@@ -59,6 +59,7 @@ def plan_deploy(
     refuse_damaged(wanted.profile, observed)
     refuse_foreign_names(resolved, observed)
     mine = observed.engines_of(wanted.profile)
+    serving = next((one for one in mine if one.deployment.instance == observed.serving(wanted.profile)), None)
     match = None if fresh else matching_generation(wanted, mine, observed.serving(wanted.profile))
     chosen = chosen_generation(wanted, mine, match)
     if match is None:
@@ -79,7 +80,7 @@ def plan_deploy(
     before += for_gateway
     before += engine_start_items(chosen, match, resolved.memory_fit, limits)
     before += gateway_ready_items(for_gateway)
-    before += engine_ready_items(chosen, match, limits)
+    before += engine_ready_items(chosen, match, serving, limits)
     loads = list(adapters_to_load(chosen, match)) if match is not None else []
     before += loads
     before += key_items(gateway, asking_gateways(observed)) if runs_on else []

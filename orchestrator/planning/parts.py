@@ -191,15 +191,24 @@ def engine_start_items(
     yield Action(ensure, undo if new else ())
 
 
-def engine_ready_items(chosen: Deployment, match: EngineObserved | None, limits: Limits) -> Iterator[Action | Skip]:
+def engine_ready_items(
+    chosen: Deployment, match: EngineObserved | None, serving: EngineObserved | None, limits: Limits
+) -> Iterator[Action | Skip]:
     """The generation ready."""
-    ready = AwaitReady(chosen, limits.ready_s)
+    ready = AwaitReady(chosen, limits.ready_s, _proved(chosen, serving))
     if match is not None and match.answers:
         yield Skip(ready.what, f"it answers as {chosen.served_name}")
         return
     if chosen.own_store:
         yield Action(ImportArtifact(chosen))
     yield Action(ready)
+
+
+def _proved(chosen: Deployment, serving: EngineObserved | None) -> tuple[str, ...]:
+    """The adapters that have been asked already: of the same bytes, in what serves from the same program and model."""
+    if serving is None or not serving.answers or serving.deployment.fingerprint != chosen.fingerprint:
+        return ()
+    return tuple(adapter.name for adapter in chosen.adapters if adapter in serving.deployment.adapters)
 
 
 def adapters_to_load(chosen: Deployment, match: EngineObserved) -> Iterator[Action | Skip]:

@@ -277,6 +277,24 @@ def test_one_that_loads_longer_than_it_has_is_told_with_a_hint_that_helps() -> N
     assert "A larger --timeout" in ended.value.hint
 
 
+def test_a_new_process_is_asked_for_what_no_other_has_answered() -> None:
+    """llama.cpp takes adapters at its start only: the fortieth would else be asked for with all the others."""
+    world = FakeWorld(CPU)
+
+    def asked(command: str) -> int:
+        world.faults.calls.clear()
+        world.run(plan_of(command, tiny(), world.observe()))
+        return sum(call == "http.post /v1/chat/completions" for call in world.faults.calls)
+
+    assert asked("up llamacpp") == 2, "the engine, and through the gateway"
+    assert asked("lora add a") == 3
+    assert asked("lora add b") == 3
+    assert asked("lora add a@2") == 3, "of other bytes it is asked again"
+    # What does not serve has answered nobody.
+    world.target.stop("tiny-llamacpp-g4", silent)
+    assert asked("up llamacpp") == 4
+
+
 def test_a_name_that_another_profile_took_meanwhile() -> None:
     """The plan was made before; the gateway decides."""
     world = start("migrate")
