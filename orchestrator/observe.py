@@ -134,7 +134,7 @@ def _engine(instance: Instance, deployment: Deployment, http: EngineHttp) -> Eng
     sheet = ENGINES[deployment.engine]
     if instance.state is not InstanceState.RUNNING or instance.port is None:
         return EngineObserved(instance, deployment, answers=False)
-    reply = http.get(instance.url + sheet.identity_path(), PROBE_TIMEOUT_S)
+    reply = http.get(instance.url + sheet.identity_path(), PROBE_TIMEOUT_S, instance.secret)
     answers = reply is not None and reply.status == 200 and sheet.recognises(deployment, reply.json)
     loaded = sheet.loaded(deployment, reply.json) if reply is not None and answers else None
     return EngineObserved(instance, deployment, answers, loaded)

@@ -45,8 +45,8 @@ def digests(world: World) -> Digest:
 def import_artifact(deployment: Deployment, world: World, progress: Progress) -> None:
     sheet = ENGINES[deployment.engine]
 
-    def lives(url: str, _: float) -> bool:
-        return _ok(world.http.get(url + sheet.liveness_path(), 5.0))
+    def lives(instance: Instance, _: float) -> bool:
+        return _ok(world.http.get(instance.url + sheet.liveness_path(), 5.0, instance.secret))
 
     _watch(deployment, ALIVE_S, world, progress, lives)
     requests = sheet.import_requests(deployment, digests(world))
@@ -62,29 +62,30 @@ def await_ready(
     asked = (None, *(adapter for adapter in deployment.adapters if adapter.name not in proved))
     to_ask = [(sheet.upstream(deployment, one), sheet.patch(deployment, one)) for one in asked]
 
-    def answers(url: str, left_s: float) -> bool:
-        identity = world.http.get(url + sheet.identity_path(), 5.0)
+    def answers(instance: Instance, left_s: float) -> bool:
+        identity = world.http.get(instance.url + sheet.identity_path(), 5.0, instance.secret)
         if identity is None or identity.status != 200 or not sheet.recognises(deployment, identity.json):
             return False
         for name, patch in to_ask:
             body = {"model": name, "messages": HELLO, "max_tokens": 1, **patch}
             # The first one may load the model, and Ollama gives a load up when nobody waits for it any more.
-            reply = world.http.post(url + "/v1/chat/completions", body, max(left_s, 1.0), progress)
+            url = f"{instance.url}/v1/chat/completions"
+            reply = world.http.post(url, body, max(left_s, 1.0), progress, instance.secret)
             if reply is not None and 400 <= reply.status < 500:
                 raise HostError(f"{deployment.instance} refuses a first chat with {name}.", detail=reply.text[:2000])
             if not _ok(reply):
                 return False
-        return _on_its_gpu(deployment, url, world)
+        return _on_its_gpu(deployment, instance, world)
 
     _watch(deployment, timeout_s, world, progress, answers)
 
 
-def _on_its_gpu(deployment: Deployment, url: str, world: World) -> bool:
+def _on_its_gpu(deployment: Deployment, instance: Instance, world: World) -> bool:
     """An engine that was given a GPU and computes without it says so only when it is asked; False: it did not say."""
     sheet = ENGINES[deployment.engine]
     if deployment.accelerator is Accelerator.CPU or not sheet.gpu_path():
         return True
-    reply = world.http.get(url + sheet.gpu_path(), 5.0)
+    reply = world.http.get(instance.url + sheet.gpu_path(), 5.0, instance.secret)
     if reply is None or reply.status != 200:
         return False
     if problem := sheet.not_on_gpu(reply.json):
@@ -98,7 +99,7 @@ def _on_its_gpu(deployment: Deployment, url: str, world: World) -> bool:
 
 
 def _watch(
-    deployment: Deployment, timeout_s: float, world: World, progress: Progress, good: Callable[[str, float], bool]
+    deployment: Deployment, timeout_s: float, world: World, progress: Progress, good: Callable[[Instance, float], bool]
 ) -> None:
     """Probe, process and deadline together: a dead engine fails at once, with its telling line. The probe is told how
     many seconds are left."""
@@ -110,7 +111,7 @@ def _watch(
             raise HostError(f"{deployment.instance} is gone.", hint="Somebody else stopped it; run the command again.")
         if now.state is not InstanceState.RUNNING or now.last_exit != first.last_exit:
             raise _died(deployment, _recorded(deployment, now, world, progress), world)
-        if now.port is not None and good(now.url, deadline - world.clock.monotonic()):
+        if now.port is not None and good(now, deadline - world.clock.monotonic()):
             return
         if world.clock.monotonic() > deadline:
             raise HostError(
@@ -175,10 +176,12 @@ def ask_engine(
         raise HostError(f"{deployment.instance} is not running.", hint="orch status tells more.")
     sheet = ENGINES[deployment.engine]
     for request in requests:
-        if request.unless and _ok(world.http.send("HEAD", instance.url + request.unless, None, ANSWER_S, progress)):
+        known = request.unless and instance.url + request.unless
+        if known and _ok(world.http.send("HEAD", known, None, ANSWER_S, progress, instance.secret)):
             continue
         content = Path(request.file) if request.file else request.body
-        reply = world.http.send(request.method, instance.url + request.path, content, IMPORT_S, progress)
+        url = instance.url + request.path
+        reply = world.http.send(request.method, url, content, IMPORT_S, progress, instance.secret)
         if reply is None:
             raise HostError(f"{deployment.instance} does not answer.", hint="orch status tells more.")
         if gone_is_fine and reply.status == 404:
@@ -194,7 +197,9 @@ def verify_routes(names: tuple[str, ...], world: World, progress: Progress) -> N
     for done, name in enumerate(names):
         progress("asking through the gateway", done, len(names))
         body = {"model": name, "messages": HELLO, "max_tokens": 1}
-        reply = world.front.post(f"http://{status.listen}/v1/chat/completions", body, ANSWER_S, progress)
+        # Of its own for each: another gateway may have taken over meanwhile.
+        key = world.gateway.credential()
+        reply = world.http.post(f"http://{status.listen}/v1/chat/completions", body, ANSWER_S, progress, key)
         if not _ok(reply):
             said = reply.text[:500] if reply is not None else "nothing"
             raise HostError(f"{name} does not answer through the gateway.", detail=f"It said: {said}")

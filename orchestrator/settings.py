@@ -25,8 +25,8 @@ class Settings:
     data: ORCH_HOME, else $XDG_DATA_HOME/orch, else ~/.local/share/orch. listen: ORCH_LISTEN. torch_index:
     ORCH_TORCH_INDEX, in place of the pin's own package index. offline: HF_HUB_OFFLINE. target: ORCH_TARGET, where
     engines run when nothing else is said. docker_host: DOCKER_HOST, the daemon's socket. gateway_base:
-    ORCH_GATEWAY_BASE, in place of the pinned base image of the gateway's. api_key: ORCH_API_KEY, which clients of the
-    gateway must send from now on. origins: ORCH_ORIGINS, whose web pages may use a gateway without keys besides this
+    ORCH_GATEWAY_BASE, in place of the pinned base image of the gateway's. api_key: ORCH_API_KEY, the first one of a new
+    gateway. origins: ORCH_ORIGINS, whose web pages may use a gateway without keys besides this
     machine's own, with commas between. shared_stores: ORCH_STORES, store directories of others, with colons between.
     store_limit: ORCH_STORE_LIMIT, the most bytes that the own store may have. hf_token_file:
     ORCH_HF_TOKEN_FILE, a file with the hub's token in it. pull_parallel: ORCH_PULL_PARALLEL, requests at once when
@@ -76,7 +76,17 @@ class Settings:
     @property
     def keys(self) -> Path:
         """The file of the gateway's API keys, in a directory of its own that its container sees."""
+        return self.data / "keys" / "keys.json"
+
+    @property
+    def old_keys(self) -> Path:
+        """Where earlier versions kept them, as plain text."""
         return self.data / "keys" / "api-keys"
+
+    @property
+    def secrets(self) -> Path:
+        """What engines ask of the gateway, a file each; its container sees it too."""
+        return self.data / "secrets"
 
     @property
     def loaded_images(self) -> Path:

@@ -121,7 +121,7 @@ def _listen(orch: Orchestrator, observed: Observed) -> str:
     if not is_loopback(listen) and not orch.settings.keys.exists():
         raise PlanRefused(
             f"{listen} can be reached by others, so clients have to send an API key, and there is none yet.",
-            hint=f"ORCH_API_KEY=KEY orch up --listen {listen} keeps one; or ORCH_LISTEN=127.0.0.1:PORT.",
+            hint="orch keys add NAME makes one; or ORCH_LISTEN=127.0.0.1:PORT.",
         )
     return listen
 
@@ -131,9 +131,19 @@ def _gateway(orch: Orchestrator, listen: str) -> Launch:
     launch = orch.gateway_launch(DOCKER, GATEWAY, (Listener(listen),), orch.settings.origins or (), take_over=False)
     if launch.container is None:
         raise TypeError("the gateway's launch on Docker is one of a container")
-    at = launch.argv.index("--admin") + 1
-    argv = (*launch.argv[:at], "{tmp}/gateway.sock", *launch.argv[at + 1 :])
-    return replace(launch, argv=argv, container=replace(launch.container, writes=()))
+    keys = orch.settings.keys
+    argv = _with_option(launch.argv, "--admin", "{tmp}/gateway.sock")
+    # Compose's engines are on a network of their own, and ask for nothing.
+    argv = _with_option(argv, "--secrets", None)
+    argv = argv if keys.exists() else _with_option(argv, "--key-file", None)
+    reads = (str(keys.parent),) if keys.exists() else ()
+    return replace(launch, argv=argv, container=replace(launch.container, reads=reads, writes=()))
+
+
+def _with_option(argv: tuple[str, ...], option: str, value: str | None) -> tuple[str, ...]:
+    """A command line with another value of an option, or (None) without it."""
+    at = argv.index(option)
+    return (*argv[:at], *((option, value) if value is not None else ()), *argv[at + 2 :])
 
 
 def _models(deployment: Deployment) -> list[str]:

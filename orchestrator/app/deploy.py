@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from orchestrator.app.gateway import check_api_key, check_origins, gateway_spec
+from orchestrator.app.gateway import check_api_key, check_origins, gateway_spec, passed_over_key
 from orchestrator.app.intent import GoBack, Intent, Serve, desired_for, why_not_docker
 from orchestrator.app.resolution import Take, observed_for, resolve_desired
 from orchestrator.core.deployment import Desired
@@ -25,14 +25,13 @@ if TYPE_CHECKING:
 class Options:
     """How a plan is made: where the gateway is to listen (None: where it does), how many seconds an engine has until it
     answers and requests in flight have to end, whether by a new generation whatever runs, and whether by a gateway of
-    this program, where another one runs; `takes_key`: clients are to show the API key that was given."""
+    this program, where another one runs."""
 
     listen: str | None = None
     ready_s: float = 900.0
     drain_s: float = 300.0
     fresh: bool = False
     renew_gateway: bool = False
-    takes_key: bool = False
 
 
 def plan_for(orch: Orchestrator, verb: str, intent: Intent, observed: Observed, options: Options) -> Plan:
@@ -57,7 +56,6 @@ def plan_to(
     observed = observed_for(orch, desired, observed)
     resolved, desired = resolve_desired(orch, desired, observed, take=take)
     gateway = gateway_spec(orch, observed, options.listen, desired.spec.target, options.renew_gateway)
-    gateway = replace(gateway, takes_key=options.takes_key)
     limits = Limits(options.ready_s, options.drain_s)
     return plan_deploy(verb, resolved, desired, observed, gateway, limits, options.fresh)
 
@@ -67,9 +65,8 @@ def plan_up(orch: Orchestrator, intent: Serve, observed: Observed, options: Opti
     is locked is served."""
     desired = desired_for(orch, intent, observed)
     _refuse_other_engine(desired, observed)
-    check_api_key(orch, observed, options.renew_gateway)
+    check_api_key(orch)
     check_origins(orch, observed, options.renew_gateway)
-    options = replace(options, takes_key=orch.keys.is_new)
     no_docker = why_not_docker(orch, intent, desired, observed)
     try:
         plan = plan_to(orch, "up", desired, observed, options, _take(intent))
@@ -79,8 +76,9 @@ def plan_up(orch: Orchestrator, intent: Serve, observed: Observed, options: Opti
             said = f"{error.message} Nor is Docker used: {no_docker.rstrip('.')}."
             raise type(error)(said, orch.docker_facts.hint or error.hint, error.detail) from error
         raise
-    if no_docker:
-        plan = replace(plan, items=(Skip("use Docker", no_docker), *plan.items), commit=plan.commit + 1)
+    no_key = passed_over_key(orch, observed)
+    told = [*([Skip("use Docker", no_docker)] if no_docker else []), *([no_key] if no_key else [])]
+    plan = replace(plan, items=(*told, *plan.items), commit=plan.commit + len(told))
     if intent.lock is not None:
         # Few have one.
         from orchestrator.app.lock import check_served

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import re
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from orchestrator import __version__
-from orchestrator.core.gateway import GatewaySpec
+from orchestrator.core.gateway import GatewaySpec, KeyChange
 from orchestrator.core.gateway_status import Listener
+from orchestrator.core.keys import ApiKey, digest_of, is_key, utc
 from orchestrator.core.launch import DOCKER
 from orchestrator.core.listen import is_loopback as is_loopback_host
 from orchestrator.core.listen import split_address
 from orchestrator.core.observed import Observed
+from orchestrator.core.plan import Skip
 from orchestrator.core.prerequisites import BuildImage, Prerequisite, PullImage
 from orchestrator.core.routes import PROTOCOL
 from orchestrator.errors import HostError, PlanRefused, UsageError
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 # Words of a gateway's command line.
 ORIGIN = "--origin="
+# What the key is called that a gateway begins with.
+FIRST_KEY = "first"
+KEY_FORM = "A key is ASCII letters, digits and signs, without spaces, and does not begin with #."
 
 
 def gateway_spec(
@@ -35,21 +40,42 @@ def gateway_spec(
     running = gateway.instance
     where = running.target if running is not None else target
     origins = orch.settings.origins if orch.settings.origins is not None else _origins(observed)
+    keys = kept_keys(orch, observed)
     differs = renew and _differs(orch, observed, origins)
     if gateway.well and gateway.status is not None and gateway.status.protocol >= PROTOCOL and not differs:
-        return GatewaySpec(listeners, where, origins=origins)
-    if running is None and not is_loopback(listen) and orch.settings.api_key is None and orch.keys.first() is None:
+        return GatewaySpec(listeners, where, origins=origins, keys=keys)
+    if running is None and not is_loopback(listen) and not keys.wanted.keys:
         raise PlanRefused(
             f"{listen} can be reached by others, so clients have to send an API key.",
-            hint=f"Choose one: ORCH_API_KEY=$(openssl rand -hex 24) orch up --listen {listen}",
+            hint="orch keys add NAME makes one; then run the same command again.",
         )
     if where != DOCKER:
-        return GatewaySpec(listeners, where, renew=differs, origins=origins)
+        return GatewaySpec(listeners, where, (), differs, origins, keys)
     reference, base = orch.gateway_image()
     image: tuple[Prerequisite, ...] = (BuildImage(reference, base if isinstance(base, str) else base.reference),)
     if not isinstance(base, str):
         image = (PullImage(base), *image)
-    return GatewaySpec(listeners, where, image, differs, origins)
+    return GatewaySpec(listeners, where, image, differs, origins, keys)
+
+
+def kept_keys(orch: Orchestrator, observed: Observed) -> KeyChange:
+    """The API keys that are kept; ORCH_API_KEY is the first one of a gateway that has none and is started."""
+    kept, given = orch.keys.read(), orch.settings.api_key
+    old_file = orch.keys.has_old_file
+    if given is None or kept.keys or observed.gateway.instance is not None or observed.gateway.status is not None:
+        return KeyChange(kept, kept, old_file=old_file)
+    first = ApiKey(FIRST_KEY, digest_of(given), utc(datetime.now(UTC)))
+    return KeyChange(kept, kept.added(first), "ask clients for an API key, the one in ORCH_API_KEY", old_file)
+
+
+def passed_over_key(orch: Orchestrator, observed: Observed) -> Skip | None:
+    """Why ORCH_API_KEY is not taken, where it is given and none of the gateway's."""
+    given, change = orch.settings.api_key, kept_keys(orch, observed)
+    if given is None or change.wanted.knows(given):
+        return None
+    return Skip(
+        "take the API key in ORCH_API_KEY", "it is only the first one of a new gateway; orch keys add --stdin adds it"
+    )
 
 
 def _origins(observed: Observed) -> tuple[str, ...]:
@@ -64,8 +90,6 @@ def _differs(orch: Orchestrator, observed: Observed, origins: tuple[str, ...]) -
     gateway = observed.gateway
     if gateway.status is None or gateway.instance is None:
         return False
-    if orch.settings.api_key is not None and not gateway.status.keys:
-        return True
     target, name = gateway.instance.target, gateway.instance.name
     own = orch.gateway_launch(target, name, gateway.listeners, origins, take_over=False)
     here = gateway.instance.launch
@@ -112,20 +136,10 @@ def is_loopback(listen: str) -> bool:
     return is_loopback_host(split_address(listen)[0])
 
 
-def check_api_key(orch: Orchestrator, observed: Observed, renew: bool) -> None:
-    """ORCH_API_KEY, if it is given, must be one, and the gateway that runs must ask for one, unless it is replaced."""
-    key, status = orch.settings.api_key, observed.gateway.status
-    if key is None:
-        return
-    if not re.fullmatch(r"[!-~]+", key) or key.startswith("#"):
-        raise UsageError(
-            "ORCH_API_KEY is no API key.", hint="ASCII letters, digits and signs, without spaces, not beginning with #."
-        )
-    if status is not None and not status.keys and not renew:
-        raise PlanRefused(
-            "The gateway that runs asks for no API key.",
-            hint="ORCH_API_KEY=KEY orch up --gateway replaces it by one that does, without a failed request.",
-        )
+def check_api_key(orch: Orchestrator) -> None:
+    """UsageError when ORCH_API_KEY is given and is none."""
+    if orch.settings.api_key is not None and not is_key(orch.settings.api_key):
+        raise UsageError("ORCH_API_KEY is not a valid API key.", hint=KEY_FORM)
 
 
 def check_each_origin(said: tuple[str, ...]) -> None:

@@ -126,19 +126,18 @@ class Orchestrator:
         from orchestrator.core.listen import split_address
         from orchestrator.drivers.gateway_admin import admin_socket, handover_socket
 
-        admin, keys = self.settings.admin, self.settings.keys
+        admin, keys, secrets = self.settings.admin, self.settings.keys, self.settings.secrets
         argv = ["{python}", "-m", "orchestrator.gateway"]
         argv += [word for one in listeners for word in ("--listen", one.address)]
         argv += ["--admin", str(admin_socket(admin, instance)), "--state", "{dir}/routes.json"]
         if take_over:
             argv += ["--take-over", str(handover_socket(admin, instance))]
-        if keys.exists():
-            argv += ["--key-file", str(keys)]
+        argv += ["--key-file", str(keys), "--secrets", str(secrets)]
         argv += [f"--origin={origin}" for origin in origins]
         container = None
         if target == DOCKER:
             # On the host's network: see DESIGN.md, "The gateway's container".
-            reads = (str(keys.parent),) if keys.exists() else ()
+            reads = (str(keys.parent), str(secrets))
             container = Container(self.gateway_image()[0], reads=reads, writes=(str(admin),), host_network=True)
         # The port is the other's until it is handed over.
         port = None if take_over else split_address(listeners[0].address)[1]
@@ -149,12 +148,6 @@ class Orchestrator:
         from orchestrator.drivers.engine_http import EngineHttp
 
         return EngineHttp()
-
-    @cached_property
-    def front(self) -> EngineHttp:
-        from orchestrator.drivers.engine_http import EngineHttp
-
-        return EngineHttp(self.keys.first)
 
     @cached_property
     def records(self) -> Records:
@@ -266,7 +259,7 @@ class Orchestrator:
     def keys(self) -> KeyFile:
         from orchestrator.drivers.keys import KeyFile
 
-        return KeyFile(self.settings.keys, self.settings.api_key)
+        return KeyFile(self.settings.keys, self.settings.old_keys)
 
     def gateway_image(self) -> tuple[str, ImagePin | str]:
         """The name of the gateway's image and the base that it is made on: a pinned one, or the ID of one that the

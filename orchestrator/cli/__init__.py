@@ -1,7 +1,8 @@
 """The `orch` command.
 
-A file of verbs each: what serves in deploy and status, what it is started with in render; what it is made of in pull,
-build, artifacts, lock, engines, images, profiles and inspect. What they do lies in app/; they parse, ask and print.
+A file of verbs each: what serves in deploy and status, who may ask in keys, what it is started with in render; what it
+is made of in pull, build, artifacts, lock, engines, images, profiles and inspect. What they do lies in app/; they
+parse, ask and print.
 Everything heavy is imported inside them: `orch --help` pays for typer only, and a verb for no other.
 """
 
@@ -21,6 +22,7 @@ VERBS = {
     "engines": ("engines",),
     "images": ("images",),
     "inspect": ("inspect",),
+    "keys": ("keys",),
     "lock": ("lock",),
     "profiles": ("profile",),
     "pull": ("pull",),

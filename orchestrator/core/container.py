@@ -38,7 +38,7 @@ class Mount:
 class HostContext:
     """What the machine adds to a Launch: host directories of the instance's files and of the cache, UID:GID, and the
     image's own entrypoint; `threads` is how many are to compute, `memory_mib` the limit of those that say
-    nothing, `groups` may open the device nodes."""
+    nothing, `groups` may open the device nodes; `secret` is what {secret} stands for, "": it asks for none."""
 
     files: str
     cache: str
@@ -47,6 +47,7 @@ class HostContext:
     threads: int
     memory_mib: int | None = None
     groups: tuple[str, ...] = ()
+    secret: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def container_spec(launch: Launch, context: HostContext) -> ContainerSpec:
         raise ValueError("not a launch of a container")
     port = launch.port or PORT
     values = {"{port}": str(port), "{dir}": FILES, "{tmp}": TMP, "{cache}": CACHE, "{python}": "python3"}
-    values["{threads}"] = str(context.threads)
+    values |= {"{threads}": str(context.threads), "{secret}": context.secret}
     words: list[str] = []
     for word in launch.argv:
         words += context.entrypoint if word == "{entrypoint}" else (_filled(word, values),)
@@ -95,7 +96,7 @@ def container_spec(launch: Launch, context: HostContext) -> ContainerSpec:
     return ContainerSpec(
         image=container.image,
         command=tuple(words),
-        env=(*env, *((name, _filled(value, values)) for name, value in launch.env)),
+        env=(*env, *((name, filled) for name, value in launch.env if (filled := _filled(value, values)) or not value)),
         mounts=tuple(mounts),
         user=context.user,
         groups=context.groups,

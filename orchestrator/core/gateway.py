@@ -5,22 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.core.gateway_status import Listener
+from orchestrator.core.keys import NO_KEYS, KeyRing
 from orchestrator.core.launch import LOCAL
 from orchestrator.core.prerequisites import Prerequisite
 
 
 @dataclass(frozen=True)
+class KeyChange:
+    """The API keys that are kept, those that are to be, and what that means in words. `old_file`: those that are kept
+    lie there as plain text."""
+
+    present: KeyRing = NO_KEYS
+    wanted: KeyRing = NO_KEYS
+    why: str = ""
+    old_file: bool = False
+
+
+@dataclass(frozen=True)
 class GatewaySpec:
     """The addresses where it listens, where it is to run if it does not yet, and what that takes; `renew`: by this
-    program, whatever runs. `origins` are whose pages it lets in besides its own. `takes_key`: an API key was given that
-    clients are to show from now on."""
+    program, whatever runs. `origins` are whose pages it lets in besides its own."""
 
     listeners: tuple[Listener, ...]
     target: str = LOCAL
     prerequisites: tuple[Prerequisite, ...] = ()
     renew: bool = False
     origins: tuple[str, ...] = ()
-    takes_key: bool = False
+    keys: KeyChange = KeyChange()
 
     @property
     def listen(self) -> str:

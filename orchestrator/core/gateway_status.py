@@ -185,7 +185,7 @@ class GatewayStatus:
 
     `listeners` are its bound addresses, `started_at` UTC, ISO 8601; `traffic` counts in the gateway that it replaced;
     `paused` maps owners to the seconds until their pause expires. `keys` says whether an API key is demanded of
-    clients; `origins` are those that were added to the allowed ones.
+    clients, `keys_mark` which ones it has read (see KeyRing); `origins` are those that were added to the allowed ones.
     """
 
     pid: int
@@ -196,6 +196,7 @@ class GatewayStatus:
     traffic: Traffic = field(default_factory=Traffic)
     paused: Mapping[str, float] = field(default_factory=dict)
     keys: bool = False
+    keys_mark: str = ""
     origins: tuple[str, ...] = ()
     protocol: int = PROTOCOL
     phase: Phase = Phase.SERVING
@@ -222,6 +223,7 @@ class GatewayStatus:
             **self.traffic.to_json(),
             "paused": dict(self.paused),
             "keys": self.keys,
+            "keys_mark": self.keys_mark,
             "origins": list(self.origins),
         }
 
@@ -243,6 +245,7 @@ class GatewayStatus:
             traffic=Traffic.from_json(said),
             paused={owner: float(str(left)) for owner, left in paused.items()},
             keys=fields.truth(said, "keys"),
+            keys_mark=str(said.get("keys_mark", "")),
             origins=fields.texts(said, "origins"),
         )
 

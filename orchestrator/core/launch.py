@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+# What stands in a Launch for a secret of its instance's own.
+SECRET = "{secret}"
 # The names of the targets: processes of this machine, containers of its Docker daemon.
 LOCAL = "local"
 DOCKER = "docker"
@@ -45,6 +47,7 @@ class Launch:
         {cache}   a directory of all instances that outlives them; nothing in it may be needed
         {python}  orch's own interpreter
         {threads} how many threads are to compute, by the CPUs that it has where it starts
+        {secret}  of this instance alone, in env only: what it asks of whoever asks it (empty in a file for others)
 
     An argv[0] without a slash is looked up in `environment`'s bin/, or on PATH when environment is None; in a
     container an argv[0] of {entrypoint} is the image's own entrypoint, word by word.
@@ -113,7 +116,7 @@ class Instance:
     starts counts how often the process was started since the last ensure (1 = never restarted);
     last_exit is the latest exit that nobody asked for since the last ensure.
     problem says what is wrong with its record, empty when nothing is: the rest is then what could be read (no argv, an
-    empty label), and it can only be stopped and removed.
+    empty label), and it can only be stopped and removed. secret is what its {secret} stands for.
     """
 
     name: str
@@ -130,6 +133,7 @@ class Instance:
     target: str = LOCAL
     host: str = "127.0.0.1"
     drift: str = ""
+    secret: str = field(default="", repr=False)
 
     @property
     def url(self) -> str:

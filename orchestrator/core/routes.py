@@ -14,8 +14,11 @@ from orchestrator.core import json_fields as fields
 from orchestrator.errors import PlanRefused
 
 # Of what the two sides of the gateway's admin socket say to each other, and of the routes that it keeps on disk. Where
-# no number is told it is 1: no hand-over, one backend to a route, and a field that is not known is an error.
-PROTOCOL = 2
+# no number is told it is 1: no hand-over, one backend to a route, and a field that is not known is an error. Since 2
+# routes are what they are; since 3 the gateway reads digests of keys, and adds what engines ask for.
+PROTOCOL = 3
+ROUTES_SINCE = 2
+FIRST_WITH_DIGESTS = 3
 OPENAI, ANTHROPIC, OLLAMA = "openai", "anthropic", "ollama"
 
 
@@ -98,7 +101,7 @@ class Route:
 
     def known_to(self, protocol: int) -> Route:
         """As much of it as can be said in an earlier protocol; all, where what is left out would change an answer."""
-        if protocol >= PROTOCOL or (self.patch and self.patch_paths is not None):
+        if protocol >= ROUTES_SINCE or (self.patch and self.patch_paths is not None):
             return self
         placeless = replace(self.backend, place="")
         return replace(self, backends=(placeless,), speaks=(OPENAI,), patch_paths=None)

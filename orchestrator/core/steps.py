@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from orchestrator.core.deployment import Adapter, Deployment, Desired
 from orchestrator.core.gateway_status import GATEWAY, Listener
+from orchestrator.core.keys import KeyRing
 from orchestrator.core.routes import Route
 
 
@@ -62,26 +63,34 @@ class AwaitGateway(Step):
 
 
 @dataclass(frozen=True)
-class TakeKey(Step):
-    """Have clients show the API key that the command was given, and no other. These gateways (target, instance) read it
-    again; one that is started later reads it then. The key is in no plan."""
+class WriteKeys(Step):
+    """Keep these API keys, of which a plan has the digests only; `why` are its words. A gateway that is started reads
+    them."""
 
-    gateways: tuple[tuple[str, str], ...]
+    keys: KeyRing
+    why: str
 
     @property
     def what(self) -> str:
-        return "ask clients for the API key given with ORCH_API_KEY, and for no other"
+        return self.why
 
 
 @dataclass(frozen=True)
-class GiveKeyBack(Step):
-    """What takes that back."""
-
-    gateways: tuple[tuple[str, str], ...]
+class ReadKeys(Step):
+    """Have the gateway that runs go by the API keys that are kept, while requests go on."""
 
     @property
     def what(self) -> str:
-        return "ask clients for the API keys of before"
+        return "have the gateway read the API keys"
+
+
+@dataclass(frozen=True)
+class DropOldKeyFile(Step):
+    """Remove the key file of an earlier version, whose keys are kept as digests by then."""
+
+    @property
+    def what(self) -> str:
+        return "remove the file that has API keys as plain text"
 
 
 @dataclass(frozen=True)

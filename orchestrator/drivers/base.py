@@ -18,6 +18,7 @@ from orchestrator.core.environment import EnvironmentObserved, EnvironmentSpec
 from orchestrator.core.gateway_status import GatewayStatus, Listener
 from orchestrator.core.host import Host
 from orchestrator.core.images import ImageFacts
+from orchestrator.core.keys import KeyRing
 from orchestrator.core.launch import Instance, Launch
 from orchestrator.core.pins import ImagePin
 from orchestrator.core.progress import Progress, silent
@@ -178,10 +179,6 @@ class Target(Protocol):
         """Let its process end by itself: nothing starts it again, until `ensure`."""
         ...
 
-    def reload(self, name: str) -> None:
-        """Have its process read again what it was given to read (SIGHUP); nothing to do where it does not run."""
-        ...
-
     def stop(self, name: str, progress: Progress) -> None:
         """End it completely, its keeper too."""
         ...
@@ -251,6 +248,14 @@ class Gateway(Protocol):
         """Wait until nothing is in flight on a backend; how many were left (and cut, if cancel) at the deadline."""
         ...
 
+    def read_keys(self) -> str:
+        """Have it read its API keys again; the mark of those that are in force then (see KeyRing)."""
+        ...
+
+    def credential(self) -> str:
+        """What opens its front door for some minutes, like an API key."""
+        ...
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -262,45 +267,49 @@ class Reply:
 
 
 class EngineHttp(Protocol):
-    """Plain HTTP to engines and to the gateway's public side."""
+    """Plain HTTP to engines and to the gateway's public side. `key` is shown as a bearer token, if there is one."""
 
-    def get(self, url: str, timeout_s: float) -> Reply | None:
+    def get(self, url: str, timeout_s: float, key: str = "") -> Reply | None:
         """None when nothing answers."""
         ...
 
-    def post(self, url: str, body: Mapping[str, Any], timeout_s: float, progress: Progress = silent) -> Reply | None:
+    def post(
+        self, url: str, body: Mapping[str, Any], timeout_s: float, progress: Progress = silent, key: str = ""
+    ) -> Reply | None:
         """None when nothing answers. `progress` is called while it waits, and may end the waiting by raising."""
         ...
 
     def send(
-        self, method: str, url: str, content: Mapping[str, Any] | Path | None, timeout_s: float, progress: Progress
+        self,
+        method: str,
+        url: str,
+        content: Mapping[str, Any] | Path | None,
+        timeout_s: float,
+        progress: Progress,
+        key: str = "",
     ) -> Reply | None:
         """The same with any method, a JSON body or a file's bytes; the timeout is for a silence of the other side."""
         ...
 
 
 class ApiKeys(Protocol):
-    """The gateway's API keys, and the one that this command was given."""
-
-    def first(self) -> str | None:
-        """The key that orch itself shows; None when the gateway asks for none."""
-        ...
+    """The gateway's API keys on disk, as digests."""
 
     @property
-    def is_new(self) -> bool:
-        """Whether there is a key that a gateway may not know yet."""
+    def has_old_file(self) -> bool:
+        """Whether keys still lie there as plain text, as an earlier version kept them."""
         ...
 
-    def take(self) -> None:
-        """Make the given key the only one."""
+    def read(self) -> KeyRing:
+        """The keys; those of the old file as long as none were written."""
         ...
 
-    def settle(self) -> None:
-        """The gateway goes by what is there; until then a later command has it read again."""
+    def write(self, ring: KeyRing) -> None:
+        """Keep these. The gateway reads them when it is told, or starts."""
         ...
 
-    def give_back(self) -> None:
-        """What was there before `take` counts again, if it has taken anything."""
+    def drop_old_file(self) -> None:
+        """Remove what an earlier version wrote."""
         ...
 
 
@@ -358,11 +367,6 @@ class World(Protocol):
 
     @property
     def http(self) -> EngineHttp: ...
-
-    @property
-    def front(self) -> EngineHttp:
-        """HTTP with the gateway's API key."""
-        ...
 
     @property
     def keys(self) -> ApiKeys: ...

@@ -110,6 +110,14 @@ class Gateways:
         """See GatewayAdmin."""
         self._current().resume(owner)
 
+    def read_keys(self) -> str:
+        """See GatewayAdmin."""
+        return self._current().read_keys()
+
+    def credential(self) -> str:
+        """See GatewayAdmin."""
+        return self._current().credential()
+
     def _names(self) -> list[str]:
         """Newest first."""
         found = (path.stem for path in self.directory.glob("*.sock"))
@@ -188,6 +196,20 @@ class GatewayAdmin:
     def hand_over(self, to: Path) -> None:
         """Have it give its listening sockets and its table to the gateway that waits at the unix socket `to`."""
         self._call("POST", "/hand-over", {"to": os.fspath(to)}, HANDOVER_S)
+
+    def read_keys(self) -> str:
+        """Have it read its key file again; the mark of what is in force then."""
+        return self._text("/keys/read", "mark")
+
+    def credential(self) -> str:
+        """What opens its front door for a while, like an API key."""
+        return self._text("/credential", "credential")
+
+    def _text(self, path: str, what: str) -> str:
+        value = self._call("POST", path, {}).get(what)
+        if not isinstance(value, str):
+            raise HostError("The gateway's answer is not what was asked for.", detail=f"no {what}")
+        return value
 
     def _drain_slice(self, backend: str, seconds: float, cancel: bool) -> int:
         value = self._call("POST", "/drain", {"backend": backend, "timeout_s": seconds, "cancel": cancel}, seconds)

@@ -1,63 +1,56 @@
-"""The gateway's API keys on disk: one a line, for this user only."""
+"""The gateway's API keys on disk: digests, for this user only."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
+from orchestrator.core.keys import ApiKey, KeyRing, digest_of, utc
 from orchestrator.core.text import decoded
 from orchestrator.drivers import files
 from orchestrator.drivers.files import host_errors
+from orchestrator.errors import HostError
 
 
 class KeyFile:
-    """The keys that the gateway asks for; `given` is the one that this command brings along, if any.
+    """The keys in `path`; as long as it is not there those in `old`, which an earlier version wrote as they are, one a
+    line."""
 
-    Beside the file lies `unread` from before a key is written until a gateway has proved that it goes by it: whoever
-    is killed in between leaves that for the next command to finish, with a key of its own or without.
-    """
-
-    def __init__(self, path: Path, given: str | None) -> None:
+    def __init__(self, path: Path, old: Path) -> None:
         self._path = path
-        self._unread = path.with_name("unread")
-        self._given = given
-        self._taken = False
-        self._before: bytes | None = None
-
-    def first(self) -> str | None:
-        """The key that orch itself shows; None when the gateway asks for none."""
-        try:
-            lines = decoded(self._path.read_bytes()).splitlines()
-        except FileNotFoundError:
-            return None
-        return next((line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")), None)
+        self._old = old
 
     @property
-    def is_new(self) -> bool:
-        """Whether there is a key that a gateway may not know yet."""
-        return self._unread.exists() or (self._given is not None and self._given != self.first())
+    def has_old_file(self) -> bool:
+        """Whether keys still lie there as plain text."""
+        return self._old.exists()
 
-    def take(self) -> None:
-        """Make the given key the only one."""
-        if self._given is None or self._given == self.first():
-            return
+    def read(self) -> KeyRing:
+        """The keys; HostError when they cannot be read."""
+        try:
+            with host_errors(f"read {self._path}"):
+                return KeyRing.from_text(decoded(self._path.read_bytes())) if self._path.exists() else self._of_old()
+        except ValueError as error:
+            raise HostError(
+                f"The API keys in {self._path} cannot be read: {error}.",
+                hint=f"The gateway goes by those that it has read. To begin anew: rm {self._path}",
+            ) from error
+
+    def write(self, ring: KeyRing) -> None:
+        """Keep these; HostError when they cannot be written, and then those of before stay."""
         with host_errors(f"write {self._path}"):
-            self._before = self._path.read_bytes() if self._path.is_file() else None
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            files.write_atomic(self._unread, b"", mode=0o600)
-            self._taken = True
-            files.write_atomic(self._path, f"{self._given}\n".encode(), mode=0o600)
+        files.write_atomic(self._path, ring.to_text().encode(), mode=0o600)
 
-    def settle(self) -> None:
-        """The gateway goes by what is there."""
-        with host_errors(f"remove {self._unread}"):
-            self._unread.unlink(missing_ok=True)
+    def drop_old_file(self) -> None:
+        """Remove what an earlier version wrote."""
+        with host_errors(f"remove {self._old}"):
+            self._old.unlink(missing_ok=True)
 
-    def give_back(self) -> None:
-        """What was there before `take` counts again, if it has taken anything; without it there is none."""
-        if not self._taken:
-            return
-        with host_errors(f"write {self._path}"):
-            if self._before is not None:
-                files.write_atomic(self._path, self._before, mode=0o600)
-            else:
-                self._path.unlink(missing_ok=True)
+    def _of_old(self) -> KeyRing:
+        if not self._old.exists():
+            return KeyRing()
+        written = utc(datetime.fromtimestamp(self._old.stat().st_mtime, UTC))
+        lines = (line.strip() for line in decoded(self._old.read_bytes()).splitlines())
+        keys = dict.fromkeys(line for line in lines if line and not line.startswith("#"))
+        return KeyRing(tuple(ApiKey(f"key-{n}", digest_of(key), written) for n, key in enumerate(keys, start=1)))

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.core.artifact import GGUF_FILE, Recipe
 from orchestrator.core.deployment import Adapter, Deployment
 from orchestrator.core.host import Host
-from orchestrator.core.launch import Launch
+from orchestrator.core.launch import SECRET, Launch
 from orchestrator.core.memory import MIB, MemoryRequest, batch_bytes
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
@@ -81,7 +81,7 @@ class Llamacpp(StaticAdapters):
         if profile.engines.llamacpp.threads is not None:
             argv.append(f"--threads={profile.engines.llamacpp.threads}")
         argv += [f"--{key.replace('_', '-')}={value}" for key, value in profile.sampling.said]
-        return LaunchSpec(Launch(tuple(argv), stop_grace_s=15.0))
+        return LaunchSpec(Launch(tuple(argv), (("LLAMA_API_KEY", SECRET),), stop_grace_s=15.0))
 
     def adapter_args(self, adapters: tuple[Adapter, ...]) -> tuple[str, ...]:
         return tuple(f"--lora={adapter.gguf}" for adapter in adapters)

@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.deployment import Adapter, Deployment
 from orchestrator.core.host import Host
-from orchestrator.core.launch import Launch
+from orchestrator.core.launch import SECRET, Launch
 from orchestrator.core.memory import MIB, MemoryRequest, batch_bytes
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
@@ -172,7 +172,7 @@ class Vllm(EngineDefaults):
                 "sampling": json.dumps(_generation_config(profile)) if _generation_config(profile) else "",
             },
         )
-        env = OFFLINE | PLACES
+        env = OFFLINE | PLACES | {"VLLM_API_KEY": SECRET}
         if cpu:
             env |= ON_CPU
         if slots:

@@ -1,9 +1,9 @@
 """`python -m orchestrator.gateway --listen HOST:PORT --admin SOCKET --state ROUTES.json [--take-over SOCKET]
-[--key-file FILE] [--origin ORIGIN ...]`.
+[--key-file FILE] [--secrets DIR] [--origin ORIGIN ...]`.
 
 SIGHUP reads the key file again. Exit codes: 0 after SIGTERM or SIGINT, or when another gateway has taken over; 2 usage;
 4 when an address, a socket, the state file or the key file cannot be used, or when an address is beyond loopback and
-there is no key file.
+there is no API key.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 import uvloop
 
 from orchestrator.core.gateway_status import Listener
+from orchestrator.core.keys import KEY_USE
 from orchestrator.core.listen import is_loopback, join_address
 from orchestrator.errors import HostError, OrchError
 from orchestrator.gateway import state_file
@@ -27,6 +28,7 @@ from orchestrator.gateway.front import Terms
 from orchestrator.gateway.handover import Receiver
 from orchestrator.gateway.keys import Keys
 from orchestrator.gateway.origins import Allowed, parse_pattern, parse_patterns
+from orchestrator.gateway.secrets import EngineSecrets
 from orchestrator.gateway.server import Setup, serve
 from orchestrator.gateway.sockets import Doors, admin_socket, front_socket, is_own_address, parse_listen
 
@@ -61,8 +63,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--key-file",
         type=Path,
         metavar="FILE",
-        help="API keys, one per line, of which clients must show one; only its owner may read it; needed to listen "
-        "beyond loopback; SIGHUP reads it again",
+        help="API keys of which clients must show one, as `orch keys` writes them; without the file they need none, "
+        "and it cannot listen beyond loopback; only its owner may read it; SIGHUP reads it again",
+    )
+    parser.add_argument(
+        "--secrets", type=Path, metavar="DIR", help="what engines ask for, a file each by the names of their instances"
     )
     parser.add_argument(
         "--origin",
@@ -88,17 +93,15 @@ def _allow_many_connections() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _keys(hosts: Iterable[str], file: Path | None) -> Keys | None:
-    """The keys that clients must show, None when none are demanded; raises HostError."""
-    if file is not None:
-        return Keys(file)
-    for host in hosts:
-        if not is_loopback(host):
-            raise HostError(
-                f"Listening on {host} lets other machines in, and no API key is demanded of them.",
-                hint="Give --key-file FILE with one API key per line, or listen on 127.0.0.1.",
-            )
-    return None
+def _keys(hosts: Iterable[str], file: Path | None, use: Path) -> Keys:
+    """The keys that clients must show; raises HostError."""
+    beyond = next((host for host in hosts if not is_loopback(host)), None)
+    if beyond is not None and (file is None or not file.exists()):
+        raise HostError(
+            f"Listening on {beyond} lets other machines in, and no API key is demanded of them.",
+            hint="orch keys add NAME makes one, in the file that --key-file names; or listen on 127.0.0.1.",
+        )
+    return Keys(file, use, needed=beyond is not None)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -108,7 +111,8 @@ def main(argv: list[str] | None = None) -> int:
     listen = arguments.listen or [DEFAULT_LISTEN]
     _allow_many_connections()
     try:
-        keys = _keys((host for host, _ in listen), arguments.key_file)
+        use = arguments.admin.with_name(KEY_USE)
+        keys = _keys((host for host, _ in listen), arguments.key_file, use)
         origins = tuple(arguments.origin)
         terms = Terms(
             keys, Allowed(parse_patterns(origins), socket.gethostname(), is_own_address), arguments.body_patience
@@ -121,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
         if damage:
             log.error(damage)
         listeners = tuple(Listener(join_address(*one)) for one in listen)
-        setup = Setup(listeners, arguments.state, terms, origins, arguments.grace)
+        setup = Setup(listeners, arguments.state, terms, EngineSecrets(arguments.secrets), origins, arguments.grace)
         uvloop.run(serve(setup, Doors(fronts, admin, arguments.admin), saved, receiver))
     except OrchError as error:
         log.error(" ".join(part for part in (error.message, error.hint) if part))

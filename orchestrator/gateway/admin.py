@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,7 @@ from orchestrator.core import json_fields as fields
 from orchestrator.core.gateway_status import GatewayStatus, Traffic
 from orchestrator.core.routes import Route
 from orchestrator.errors import HostError, OrchError, PlanRefused
+from orchestrator.gateway.keys import Keys
 from orchestrator.gateway.succession import Succession
 
 log = logging.getLogger("orchestrator.gateway")
@@ -57,9 +59,10 @@ class Admin:
     """The verbs. A change of the table is on disk, and with the gateway that was replaced, before it is in force and
     before it is acknowledged."""
 
-    def __init__(self, succession: Succession, status: Callable[[], Awaitable[GatewayStatus]]) -> None:
+    def __init__(self, succession: Succession, keys: Keys, status: Callable[[], Awaitable[GatewayStatus]]) -> None:
         self._succession = succession
         self._board = succession.board
+        self._keys = keys
         self._status = status
 
     def application(self) -> web.Application:
@@ -73,6 +76,8 @@ class Admin:
                 web.post("/drain", self.drain),
                 web.post("/pause", self.pause),
                 web.post("/resume", self.resume),
+                web.post("/keys/read", self.read_keys),
+                web.post("/credential", self.credential),
                 web.post("/hand-over", self.hand_over),
                 web.post("/left", self.left),
             ]
@@ -127,6 +132,21 @@ class Admin:
             await tell("POST", "/resume", document)
             self._board.resume(owner)
         return answer({})
+
+    async def read_keys(self, _: web.Request) -> web.Response:
+        """POST /keys/read: read the key file again; {mark} of what is in force then. 507 when the file cannot be used:
+        then nothing has changed."""
+        async with self._succession.changing() as tell:
+            self._keys.reload()
+            # One of an earlier protocol has a file of its own; it answers each open connection once more.
+            with contextlib.suppress(HostError):
+                await tell("POST", "/keys/read", {})
+        return answer({"mark": self._keys.mark})
+
+    async def credential(self, _: web.Request) -> web.Response:
+        """POST /credential: {credential}, which opens the front door for a while. Whoever can reach this socket is the
+        gateway's own user."""
+        return answer({"credential": self._keys.issue()})
 
     async def hand_over(self, request: web.Request) -> web.Response:
         """POST /hand-over {to}: give the listening sockets to the gateway that waits at that unix socket."""

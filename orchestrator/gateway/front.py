@@ -33,12 +33,12 @@ def canonical(path: str) -> str:
 class Terms:
     """Who may come in, and how long for.
 
-    With `keys` nothing but /health is answered without one of them, and whoever shows one may come from any page and
-    under any name. Without, `allowed` says which; the gateway listens on loopback then. A body of which nothing more
-    comes for `patience_s` seconds is given up.
+    Where `keys` are demanded, nothing but /health is answered without one of them, and whoever shows one may come from
+    any page and under any name. Else `allowed` says which; the gateway listens on loopback then. A body of which
+    nothing more comes for `patience_s` seconds is given up.
     """
 
-    keys: Keys | None
+    keys: Keys
     allowed: Allowed
     patience_s: float = PATIENCE_S
 
@@ -91,9 +91,11 @@ class FrontDoor:
             raise refusals.unknown_path(request.method, request.path)
 
     def _admit(self, request: web.Request, path: str) -> None:
-        headers, allowed = request.headers, self._terms.allowed
-        if self._terms.keys is not None:
-            if not (path == HEALTH and request.method in _READ) and not self._terms.keys.admit(headers):
+        headers, keys, allowed = request.headers, self._terms.keys, self._terms.allowed
+        if keys.admit(headers):
+            return
+        if keys.demanded:
+            if not (path == HEALTH and request.method in _READ):
                 raise refusals.unauthorized()
             return
         host, origin = headers.get(hdrs.HOST, ""), headers.get(hdrs.ORIGIN)

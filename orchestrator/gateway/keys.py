@@ -1,30 +1,38 @@
-"""The API keys of which clients must show one: read from a file, kept as digests, replaced while requests run."""
+"""The API keys of which clients must show one: read from a file of digests, replaced while requests run."""
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 import hmac
 import io
+import logging
 import os
+import secrets
 import stat
+import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 from aiohttp import hdrs
 
+from orchestrator.core.keys import KeyRing, digest_of, moment, utc
 from orchestrator.core.text import decoded
+from orchestrator.drivers import files
 from orchestrator.errors import HostError
+
+log = logging.getLogger("orchestrator.gateway")
 
 API_KEY = "X-Api-Key"
 # Where a client shows its key, in lower case: meant for the gateway, so no engine gets to see them.
 CREDENTIALS = frozenset({hdrs.AUTHORIZATION.lower(), API_KEY.lower()})
+# How often it is written down which keys are in use, at most.
+USE_EVERY_S = 60.0
+# How long a credential for orch's own questions is good.
+CREDENTIAL_S = 600.0
 
-_LARGEST_FILE = 64 << 10
-_FORM = "--key-file needs a file with one API key per line."
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
+_LARGEST_FILE = 1 << 20
+_HINT = "orch keys writes it; it is needed for a gateway that others can reach."
 
 
 def _opened(path: str, flags: int) -> int:
@@ -38,62 +46,79 @@ def _content(path: Path) -> bytes:
         with io.FileIO(os.fspath(path), opener=_opened) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
-                raise HostError(f"The key file {path} is not a regular file.", hint=_FORM)
+                raise HostError(f"The key file {path} is not a regular file.", hint=_HINT)
             if found.st_mode & 0o077:
                 mode = stat.S_IMODE(found.st_mode)
                 raise HostError(
                     f"The key file {path} is open to other users (mode {mode:04o}).", hint=f"Run `chmod 600 {path}`."
                 )
             if found.st_size > _LARGEST_FILE:
-                raise HostError(f"The key file {path} is larger than {_LARGEST_FILE >> 10} KiB.", hint=_FORM)
+                raise HostError(f"The key file {path} is larger than {_LARGEST_FILE >> 10} KiB.", hint=_HINT)
             return file.readall()
     except OSError as error:
-        raise HostError(f"Cannot read the key file {path}: {error.strerror or error}.", hint=_FORM) from error
+        raise HostError(f"Cannot read the key file {path}: {error.strerror or error}.", hint=_HINT) from error
 
 
-def _lines(path: Path) -> list[bytes]:
+def read_keys(path: Path) -> KeyRing:
+    """The keys in `path`. Raises HostError when it is not a regular file that only its owner can open, or not what orch
+    writes there. No message repeats anything of the content."""
+    content = _content(path)
     try:
-        return decoded(_content(path)).encode().splitlines()
+        return KeyRing.from_text(decoded(content))
     except ValueError as error:
-        raise HostError(f"The key file {path} cannot be read: it is no UTF-8 text.", hint=_FORM) from error
-
-
-def read_keys(path: Path) -> frozenset[bytes]:
-    """The SHA-256 digests of the keys in `path`, a key per line; blank lines and lines that begin with # are none.
-
-    Raises HostError when the file is not a regular one that only its owner can open, or holds no key, or something
-    that cannot be sent as one. No message repeats anything of the content.
-    """
-    digests = set()
-    for number, line in enumerate(_lines(path), start=1):
-        key = line.strip()
-        if not key or key.startswith(b"#"):
-            continue
-        if not all(0x21 <= byte <= 0x7E for byte in key):
-            raise HostError(
-                f"Line {number} of the key file {path} is not an API key.",
-                hint="A key is ASCII letters, digits and signs without spaces; a comment is a line that begins with #.",
-            )
-        digests.add(_digest(key))
-    if not digests:
-        raise HostError(f"The key file {path} holds no API key.", hint=_FORM)
-    return frozenset(digests)
+        raise HostError(f"The key file {path} cannot be read: {error}.", hint=_HINT) from error
 
 
 class Keys:
-    """The keys in force."""
+    """The keys in force, those of `path`; where there is no such file, none. `needed`: others than this machine can
+    reach the gateway, so that it never serves without. `use` is the file in which it stands when each was used last."""
 
-    def __init__(self, path: Path) -> None:
-        """Read `path`; raises HostError."""
-        self.path = path
-        self._digests = read_keys(path)
+    def __init__(self, path: Path | None, use: Path, needed: bool) -> None:
+        """Read the file; raises HostError."""
+        self._path = path
+        self._use = use
+        self._needed = needed
+        self._ring = KeyRing()
+        self._good: list[tuple[str, float | None]] = []
+        self._open_until: float | None = None
+        self._issued: dict[str, float] = {}
+        self._used: dict[str, str] = {}
+        self._changed = False
+        if path is not None and (needed or path.exists()):
+            self.reload()
+        elif needed:
+            raise HostError("Others can reach the gateway, and no API key is demanded of them.", hint=_HINT)
 
     def __len__(self) -> int:
-        return len(self._digests)
+        return len(self._ring)
+
+    @property
+    def mark(self) -> str:
+        """Of what is in force; see KeyRing."""
+        return self._ring.mark
+
+    @property
+    def demanded(self) -> bool:
+        """Whether clients have to show one now."""
+        if not self._ring.keys:
+            return False
+        return self._needed or self._open_until is None or time.time() >= self._open_until
 
     def reload(self) -> None:
         """Read the file again; raises HostError, and then the keys of before stay in force."""
-        self._digests = read_keys(self.path)
+        if self._path is None:
+            return
+        ring = read_keys(self._path)
+        if self._needed and not ring.keys:
+            raise HostError(f"The key file {self._path} holds no API key, and others can reach the gateway.", _HINT)
+        self._ring = ring
+        self._good = [
+            (digest, until.timestamp() if until is not None else None)
+            for key in ring.keys
+            for digest, until in key.good
+        ]
+        self._open_until = moment(ring.open_until).timestamp() if ring.open_until else None
+        log.info("%s was read; API keys: %d.", self._path, len(ring))
 
     def admit(self, headers: Mapping[str, str]) -> bool:
         """Whether a request with these headers shows one of the keys, as a bearer token or in X-Api-Key."""
@@ -101,11 +126,50 @@ class Keys:
         shown = (token if scheme.lower() == "bearer" else "", headers.get(API_KEY, ""))
         return any(self._is_one(key.strip()) for key in shown if key)
 
+    def issue(self) -> str:
+        """A credential that is good for CREDENTIAL_S seconds, for whoever can reach the admin socket."""
+        now = time.monotonic()
+        self._issued = {digest: until for digest, until in self._issued.items() if until > now}
+        credential = secrets.token_urlsafe(32)
+        self._issued[digest_of(credential)] = now + CREDENTIAL_S
+        return credential
+
     def _is_one(self, key: str) -> bool:
-        # surrogateescape: a header may hold any bytes.
-        digest = _digest(key.encode(errors="surrogateescape"))
-        found = False
+        shown, now = digest_of(key), time.time()
+        found = ""
         # With all of them, so that the time taken says nothing about which one it was.
-        for known in self._digests:
-            found |= hmac.compare_digest(digest, known)
-        return found
+        for digest, until in self._good:
+            if hmac.compare_digest(digest, shown) and (until is None or now < until):
+                found = digest
+        if found:
+            self._used[found] = utc(datetime.now(UTC))
+            self._changed = True
+            return True
+        issued, now = False, time.monotonic()
+        for digest, until in self._issued.items():
+            issued |= hmac.compare_digest(digest, shown) and now < until
+        return issued
+
+    async def keep_use(self) -> None:
+        """Write down which keys are in use, once a minute at most, for ever."""
+        while True:
+            await asyncio.sleep(1.0)
+            if self._changed:
+                await asyncio.to_thread(self.write_use)
+                await asyncio.sleep(USE_EVERY_S - 1.0)
+
+    def write_use(self) -> None:
+        """The same at once. A gateway that this one has replaced writes there too: the later time counts."""
+        if not self._changed:
+            return
+        self._changed = False
+        try:
+            said = files.read_json(self._use)
+        except (HostError, ValueError):
+            said = None
+        before = said if isinstance(said, dict) else {}
+        latest = {digest: max(str(before.get(digest, "")), self._used.get(digest, "")) for digest, _ in self._good}
+        try:
+            files.write_json(self._use, {digest: at for digest, at in latest.items() if at}, mode=0o600)
+        except HostError as error:
+            log.error("It cannot be written down which API keys are in use: %s", error.message)

@@ -13,7 +13,9 @@ from aiohttp import hdrs, web
 from orchestrator.gateway import openai, refusals
 from orchestrator.gateway.answers import shape_of
 from orchestrator.gateway.bodies import PIECE, Body
+from orchestrator.gateway.keys import CREDENTIALS
 from orchestrator.gateway.refusals import Refusal
+from orchestrator.gateway.secrets import EngineSecrets
 from orchestrator.gateway.switchboard import Claim, StoppingError, Switchboard, Tally, UnknownNameError
 
 # Seconds before each new try of a request of which the client has seen nothing yet: about 3 s in all.
@@ -34,9 +36,11 @@ _HOP_BY_HOP = frozenset(
     }
 )  # fmt: skip
 # Length, host and expectation belong to one hop too; a compressed body was unpacked; which pages may ask is decided
-# here, and an engine that has another opinion (Ollama) must not be asked for it.
+# here, and an engine that has another opinion (Ollama) must not be asked for it. What a client shows is not for it.
 # The body was read as JSON, so it is sent as JSON: vLLM refuses what llama.cpp takes under any type.
-_NOT_SENT_ON = _HOP_BY_HOP | {"host", "content-length", "content-encoding", "content-type", "expect", "origin"}
+_NOT_SENT_ON = (
+    _HOP_BY_HOP | CREDENTIALS | {"host", "content-length", "content-encoding", "content-type", "expect", "origin"}
+)
 # What engines tell browsers: llama.cpp allows every page.
 _CORS = "access-control-"
 _JSON = (hdrs.CONTENT_TYPE, "application/json")
@@ -90,14 +94,15 @@ async def _with_retries(
     request: web.Request, path: str, call: openai.Call, body: Body, board: Switchboard, clients: Clients
 ) -> web.StreamResponse:
     losses = 0
-    headers = [*end_to_end(request.headers, _NOT_SENT_ON | clients.withheld), _JSON]
+    headers = [*end_to_end(request.headers, _NOT_SENT_ON), _JSON]
     session = clients.fresh if call.streams else clients.kept
     until = asyncio.get_running_loop().time() + GIVE_UP_S
     for pause in (*PAUSES, None):
         with await board.admit(call.name) as claim:
             if not claim.route.takes_patch(path):
                 raise refusals.adapters_lost(call.name, path, claim.route.patch_paths or ())
-            attempt = Attempt(request, path, body, headers, claim, board.totals)
+            own = clients.secrets.headers(claim.route.backend.instance)
+            attempt = Attempt(request, path, body, [*headers, *own], claim, board.totals)
             try:
                 return await attempt.run(session, call, last=pause is None)
             except BackendLostError as lost:
@@ -121,12 +126,12 @@ class Clients:
 
     Streams take a new one: llama.cpp's server closes after a stream, whatever its Keep-Alive header said, and a
     request that meets a closing connection is lost. So does everything that is tried again: it met one.
-    `withheld` are the request headers, in lower case, that no engine is sent besides those of one hop.
+    `secrets` are what the engines ask for.
     """
 
     kept: aiohttp.ClientSession
     fresh: aiohttp.ClientSession
-    withheld: frozenset[str] = frozenset()
+    secrets: EngineSecrets
 
 
 @dataclass

@@ -21,8 +21,9 @@ from orchestrator.errors import HostError
 from orchestrator.gateway.admin import Admin
 from orchestrator.gateway.front import FrontDoor, Terms
 from orchestrator.gateway.handover import Receiver
-from orchestrator.gateway.keys import CREDENTIALS, Keys
+from orchestrator.gateway.keys import Keys
 from orchestrator.gateway.relay import FAREWELL_S, Clients
+from orchestrator.gateway.secrets import EngineSecrets
 from orchestrator.gateway.sockets import BACKLOG, Doors, address
 from orchestrator.gateway.succession import AGAIN_S, Succession
 from orchestrator.gateway.switchboard import Switchboard
@@ -39,12 +40,14 @@ LAST_IDLE_S = 100.0
 
 @dataclass(frozen=True)
 class Setup:
-    """What the process was started with. `listeners` are the addresses that it was told, `origins` those that were
-    added to `terms`, as they were written; `grace` seconds are for requests in flight at a signal."""
+    """What the process was started with. `listeners` are the addresses that it was told, `secrets` what engines ask
+    for, `origins` those that were added to `terms`, as they were written; `grace` seconds are for requests in flight at
+    a signal."""
 
     listeners: tuple[Listener, ...]
     state: Path
     terms: Terms
+    secrets: EngineSecrets
     origins: tuple[str, ...]
     grace: float
 
@@ -60,16 +63,12 @@ def client_session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
     )
 
 
-def _reload(keys: Keys | None) -> None:
+def _reload(keys: Keys) -> None:
     """A file that cannot be used changes nothing: no client is locked out, none is let in, no stream is cut."""
-    if keys is None:
-        return
     try:
         keys.reload()
     except HostError as error:
         log.error("%s %s The API keys read before stay in force.", error.message, error.hint)
-    else:
-        log.info("%s was read again; API keys: %d.", keys.path, len(keys))
 
 
 async def serve(setup: Setup, doors: Doors, saved: GatewayState, receiver: Receiver | None) -> None:
@@ -87,12 +86,15 @@ async def serve(setup: Setup, doors: Doors, saved: GatewayState, receiver: Recei
         client_session(aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S)) as kept,
         client_session(aiohttp.TCPConnector(limit=0, force_close=True)) as fresh,
     ):
-        gateway = Gateway(setup, doors, saved, Clients(kept, fresh, frozenset() if keys is None else CREDENTIALS))
+        gateway = Gateway(setup, doors, saved, Clients(kept, fresh, setup.secrets))
         await gateway.open()
         serving = asyncio.create_task(gateway.run(receiver))
+        used = asyncio.create_task(keys.keep_use())
         await asyncio.wait((serving, asyncio.create_task(stop.wait())), return_when=asyncio.FIRST_COMPLETED)
         serving.cancel()
+        used.cancel()
         await gateway.close()
+        keys.write_use()
         # What ended it by itself is told.
         with contextlib.suppress(asyncio.CancelledError):
             await serving
@@ -124,7 +126,7 @@ class Gateway:
             handler_cancellation=True,
             shutdown_timeout=setup.grace + FAREWELL_S + 1,
         )
-        admin = Admin(self._succession, self.status).application()
+        admin = Admin(self._succession, setup.terms.keys, self.status).application()
         self._admin = web.AppRunner(admin, access_log=None, shutdown_timeout=1)
 
     async def status(self) -> GatewayStatus:
@@ -137,7 +139,8 @@ class Gateway:
             routes=self._board.table,
             traffic=await self._succession.traffic(),
             paused=self._board.paused,
-            keys=self._setup.terms.keys is not None,
+            keys=self._setup.terms.keys.demanded,
+            keys_mark=self._setup.terms.keys.mark,
             origins=self._setup.origins,
             phase=self._succession.phase,
         )

@@ -8,20 +8,21 @@ from dataclasses import replace
 from orchestrator.core.gateway_status import GatewayState, gateway_label
 from orchestrator.core.launch import Instance, InstanceState
 from orchestrator.core.progress import Progress
-from orchestrator.core.routes import Route
+from orchestrator.core.routes import FIRST_WITH_DIGESTS, Route
 from orchestrator.core.steps import (
     AwaitGateway,
     ClearGateway,
     Drain,
+    DropOldKeyFile,
     EnsureGateway,
-    GiveKeyBack,
     KeepGateway,
+    ReadKeys,
     RemoveRoute,
     ReplaceGateway,
     RestartGateway,
     SetRoute,
-    TakeKey,
     VerifyRoute,
+    WriteKeys,
 )
 from orchestrator.drivers.base import World
 from orchestrator.errors import HostError
@@ -29,9 +30,6 @@ from orchestrator.perform.dispatch import perform
 from orchestrator.probes import LOG_LINES, POLL_S, instance_of, verify_routes
 
 START_S = 30.0
-# By then a gateway goes by a key that it was told to read.
-READS_KEY_S = 3.0
-UNAUTHORIZED = 401
 # Where nobody is connected to a gateway that was replaced, it has left by then.
 LEAVES_S = 3.0
 # How a gateway says that it cannot have its address: gateway/sockets.py.
@@ -172,30 +170,24 @@ def _await_idle(step: RestartGateway, world: World, progress: Progress) -> None:
 
 
 @perform.register
-def take_key(step: TakeKey, world: World, progress: Progress) -> None:
-    world.keys.take()
-    _read_again(step.gateways, world)
-    status = world.gateway.status() if step.gateways else None
-    deadline = world.clock.monotonic() + READS_KEY_S
-    while status is not None and world.clock.monotonic() < deadline:
-        reply = world.front.get(f"http://{status.listen}/v1/models", READS_KEY_S)
-        if reply is None or reply.status != UNAUTHORIZED:
-            return
-        progress("waiting for the gateway to know the key", 0, 0)
-        world.clock.sleep(POLL_S / 4)
+def write_keys(step: WriteKeys, world: World, progress: Progress) -> None:
+    world.keys.write(step.keys)
 
 
 @perform.register
-def give_key_back(step: GiveKeyBack, world: World, progress: Progress) -> None:
-    world.keys.give_back()
-    _read_again(step.gateways, world)
-    world.keys.settle()
+def read_keys(step: ReadKeys, world: World, progress: Progress) -> None:
+    status = world.gateway.status()
+    if status is None or status.protocol < FIRST_WITH_DIGESTS:
+        # One that is started reads them then; an earlier one has a file of its own, which stays until it is replaced.
+        return
+    mark = world.gateway.read_keys()
+    if mark != world.keys.read().mark:
+        raise HostError("The gateway goes by other API keys than those that are kept.", hint="orch logs gateway")
 
 
-def _read_again(gateways: tuple[tuple[str, str], ...], world: World) -> None:
-    """Streams go on. One that is gone meanwhile reads the key when it is started."""
-    for target, name in gateways:
-        world.targets[target].reload(name)
+@perform.register
+def drop_old_key_file(step: DropOldKeyFile, world: World, progress: Progress) -> None:
+    world.keys.drop_old_file()
 
 
 @perform.register
@@ -217,8 +209,6 @@ def remove_route(step: RemoveRoute, world: World, progress: Progress) -> None:
 @perform.register
 def verify_route(step: VerifyRoute, world: World, progress: Progress) -> None:
     verify_routes(step.names, world, progress)
-    # Asked with the key that counts, it has answered.
-    world.keys.settle()
 
 
 @perform.register

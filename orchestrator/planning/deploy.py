@@ -13,17 +13,16 @@ from orchestrator.core.plan import Action, Plan, Skip
 from orchestrator.core.resolved import Resolved
 from orchestrator.core.routes import PROTOCOL, Backend
 from orchestrator.core.steps import LoadAdapter, VerifyRoute
+from orchestrator.planning.keys import dropped_items, kept_items, read_items
 from orchestrator.planning.parts import (
     Limits,
     adapters_to_load,
     adapters_to_unload,
-    asking_gateways,
     chosen_generation,
     engine_ready_items,
     engine_start_items,
     gateway_items,
     gateway_ready_items,
-    key_items,
     matching_generation,
     names_to_verify,
     record_item,
@@ -70,21 +69,21 @@ def plan_deploy(
         *(unknown_room(resolved, observed) if match is None else ()),
     ]
     routes = tuple(route.led_to(Backend(chosen.instance, "", chosen.target)) for route in resolved.routes)
-    switch = list(switch_items(chosen, routes, match, observed))
-    # Routes are told in this program's protocol: where nothing is told, an older gateway may stay.
-    protocol = PROTOCOL if any(isinstance(item, Action) for item in switch) else 1
-    for_gateway = list(gateway_items(gateway, observed, protocol, limits))
-    # A gateway that is started reads its key then; one that runs, once what is to be served answers.
-    runs_on = not any(isinstance(item, Action) for item in for_gateway)
-    before += [] if runs_on else key_items(gateway, ())
-    before += for_gateway
-    before += engine_start_items(chosen, match, resolved.memory_fit, limits)
-    before += gateway_ready_items(for_gateway)
-    before += engine_ready_items(chosen, match, serving, limits)
+    starts = list(engine_start_items(chosen, match, resolved.memory_fit, limits))
+    readies = list(engine_ready_items(chosen, match, serving, limits))
     loads = list(adapters_to_load(chosen, match)) if match is not None else []
-    before += loads
-    before += key_items(gateway, asking_gateways(observed)) if runs_on else []
-    before.append(record_item(desired, observed))
+    switch = list(switch_items(chosen, routes, match, observed))
+    recorded = record_item(desired, observed)
+    changes = any(isinstance(item, Action) for item in (*before, *starts, *readies, *loads, recorded, *switch))
+    # It is told and asked in this program's protocol: where nothing changes, an older gateway may stay.
+    protocol = PROTOCOL if changes or not observed.gateway.well else 1
+    for_gateway = list(gateway_items(gateway, observed, protocol, limits))
+    gateway_starts = any(isinstance(item, Action) for item in for_gateway)
+    before += kept_items(gateway.keys, taken_over=gateway_starts)
+    before += for_gateway
+    before += [] if gateway_starts else read_items(gateway.keys, observed)
+    before += [*starts, *gateway_ready_items(for_gateway), *readies, *loads]
+    before.append(recorded)
     before += switch
     if any(isinstance(item, Action) for item in before):
         steps = (item.step for item in loads if isinstance(item, Action))
@@ -99,4 +98,5 @@ def plan_deploy(
         if engine.deployment.instance != chosen.instance:
             after += retirement(engine, limits.drain_s)
     after += replaced_gateways(for_gateway, observed)
+    after += dropped_items(gateway.keys) if gateway_starts else ()
     return Plan(verb, (*before, *after), len(before), resolved.memory_fit if match is None else None)

@@ -24,7 +24,6 @@ from orchestrator.core.steps import (
     Drain,
     EnsureEngine,
     EnsureGateway,
-    GiveKeyBack,
     ImportArtifact,
     KeepGateway,
     LoadAdapter,
@@ -36,7 +35,6 @@ from orchestrator.core.steps import (
     SetRoute,
     Step,
     StopEngine,
-    TakeKey,
     UnloadAdapter,
     WriteFile,
 )
@@ -120,20 +118,6 @@ def gateway_items(spec: GatewaySpec, observed: Observed, protocol: int, limits: 
     if target == spec.target:
         yield from prerequisite_items(spec.prerequisites, observed)
     yield Action(step, () if instance is not None else (StopEngine(target, name), RemoveEngine(target, name)))
-
-
-def key_items(spec: GatewaySpec, gateways: tuple[tuple[str, str], ...]) -> Iterator[Action | Skip]:
-    """The API key that was given, if it is another one than counts; these gateways read it again."""
-    if spec.takes_key:
-        yield Action(TakeKey(gateways), (GiveKeyBack(gateways),))
-
-
-def asking_gateways(observed: Observed) -> tuple[tuple[str, str], ...]:
-    """The gateways that ask for an API key (target, instance): one that asks for none reads none."""
-    status = observed.gateway.status
-    if status is None or not status.keys:
-        return ()
-    return tuple((instance.target, instance.name) for instance in observed.gateway.all)
 
 
 def gateway_ready_items(planned: Iterable[Action | Skip]) -> Iterator[Action]:

@@ -17,21 +17,19 @@ from fakes.world import FakeWorld
 from orchestrator.core.gateway_status import GATEWAY, Listener, gateway_label, is_gateway
 from orchestrator.core.launch import LOCAL, Container, Instance, InstanceState, Launch
 from orchestrator.core.routes import Route
-from orchestrator.drivers.base import EngineHttp, Gateway, Target
+from orchestrator.drivers.base import ApiKeys, EngineHttp, Gateway, Target
 from orchestrator.drivers.docker.containers import DockerTarget
 from orchestrator.drivers.docker.daemon import SOCKET, Daemon
 from orchestrator.drivers.docker.images import DockerImages
 from orchestrator.drivers.engine_http import EngineHttp as PlainHttp
 from orchestrator.drivers.gateway_admin import Gateways, admin_socket, handover_socket
+from orchestrator.drivers.keys import KeyFile
 from orchestrator.drivers.local.processes import LocalTarget
 from orchestrator.errors import HostError
 
 Value = TypeVar("Value")
 ABSENT = "vllm-cpu-1.0-00000000"
-SLEEPER = (
-    "import signal, time; signal.signal(signal.SIGHUP, lambda *_: print('reloaded', flush=True)); "
-    "print('up', flush=True); time.sleep(600)"
-)
+SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
 
 
 def wait_until(condition: Callable[[], Value | None], timeout_s: float = 10.0) -> Value:
@@ -46,15 +44,13 @@ def wait_until(condition: Callable[[], Value | None], timeout_s: float = 10.0) -
 @dataclass
 class TargetBench:
     """A target; `launch` is something that stays up, `crash` ends an instance's process and nobody asked for that,
-    `damage` makes its record unreadable, `reloads` counts how often it was told to read anew. `cannot` is a launch
-    whose program is not there, and what is said of it."""
+    `damage` makes its record unreadable. `cannot` is a launch whose program is not there, and what is said of it."""
 
     target: Target
     launch: Launch
     crash: Callable[[str], None]
     damage: Callable[[str], object]
     cannot: tuple[Launch, str]
-    reloads: Callable[[str], int]
 
     def seen(self, name: str = "one") -> Instance:
         return next(instance for instance in self.target.observe() if instance.name == name)
@@ -69,15 +65,7 @@ def fake_target() -> TargetBench:
     world = FakeWorld(CPU)
     launch = Launch(("sleeper",), stop_grace_s=2.0)
     cannot = (replace(launch, environment=ABSENT), "is not ready")
-
-    def reloads(name: str) -> int:
-        return world.target.processes[name].reloads
-
-    return TargetBench(world.target, launch, world.target.crash, world.target.damage, cannot, reloads)
-
-
-def _reloads_in_log(target: Target) -> Callable[[str], int]:
-    return lambda name: target.log_tail(name, 100).count("reloaded")
+    return TargetBench(world.target, launch, world.target.crash, world.target.damage, cannot)
 
 
 def local_target(home: Path) -> LocalTarget:
@@ -98,7 +86,6 @@ def real_target(home: Path) -> TargetBench:
         crash,
         lambda name: (target.file_path(name, "").parent / "spec.json").write_text("{"),
         (replace(launch, environment=ABSENT), "is not ready"),
-        _reloads_in_log(target),
     )
     return bench
 
@@ -125,20 +112,20 @@ def docker_target(home: Path, image: str) -> TargetBench:
         crash,
         lambda name: (damage / name / "record.json").write_text("{"),
         (absent, "is not here"),
-        _reloads_in_log(target),
     )
     return bench
 
 
 @dataclass
 class GatewayBench:
-    """A gateway run by a target, at an address; `awake` lets time pass until it answers."""
+    """A gateway run by a target, at an address, with API keys; `awake` lets time pass until it answers."""
 
     gateway: Gateway
     http: EngineHttp
     target: Target
     launch: Callable[[str, str, tuple[Listener, ...], tuple[str, ...], bool], Launch]
     listeners: tuple[Listener, ...]
+    keys: ApiKeys
     awake: Callable[[], object]
     close: Callable[[], object]
 
@@ -166,6 +153,7 @@ def fake_gateway(listen: str) -> GatewayBench:
         world.target,
         gateway_launch,
         (Listener(listen),),
+        world.keys,
         awake=lambda: world.clock.sleep(1.0),
         close=lambda: None,
     )
@@ -181,6 +169,7 @@ def real_gateway(home: Path, listen: str) -> GatewayBench:
         argv = ["{python}", "-m", "orchestrator.gateway", "--listen", listener.address]
         argv += ["--admin", str(admin_socket(home, instance)), "--state", "{dir}/routes.json"]
         argv += ["--take-over", str(handover_socket(home, instance))] if take_over else []
+        argv += ["--key-file", str(home / "keys.json")]
         argv += [f"--origin={origin}" for origin in origins]
         port = None if take_over else int(listener.address.rpartition(":")[2])
         return Launch(tuple(argv), stop_grace_s=5.0, port=port)
@@ -191,6 +180,7 @@ def real_gateway(home: Path, listen: str) -> GatewayBench:
         local_target(home),
         launch,
         (Listener(listen),),
+        KeyFile(home / "keys.json", home / "old"),
         awake=lambda: wait_until(lambda: all(map(gateways.status_of, bench_names(home)))),
         close=lambda: None,
     )

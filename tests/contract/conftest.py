@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -74,16 +74,7 @@ def records(request: pytest.FixtureRequest, tmp_path: Path) -> Records:
 
 
 @pytest.fixture(params=BOTH)
-def keys(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str | None], ApiKeys]:
-    """The keys as commands find them one after the other, each with the key that it was given."""
-    fake = [FakeWorld(CPU).keys]
-
-    def made(given: str | None) -> ApiKeys:
-        if request.param == "real":
-            return KeyFile(tmp_path / "keys" / "api-keys", given)
-        later = FakeWorld(CPU).keys
-        later.given, later.present, later.unread = given, fake[-1].present, fake[-1].unread
-        fake.append(later)
-        return later
-
-    return made
+def keys(request: pytest.FixtureRequest, tmp_path: Path) -> ApiKeys:
+    return (
+        FakeWorld(CPU).keys if request.param == "fake" else KeyFile(tmp_path / "keys" / "keys.json", tmp_path / "old")
+    )

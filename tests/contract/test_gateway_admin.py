@@ -8,6 +8,7 @@ import pytest
 from benches import GatewayBench, wait_until
 
 from orchestrator.core.gateway_status import Phase
+from orchestrator.core.keys import ApiKey, KeyRing, digest_of
 from orchestrator.core.launch import InstanceState
 from orchestrator.core.progress import silent
 from orchestrator.core.routes import Backend, Route
@@ -82,6 +83,41 @@ def test_its_table_goes_with_its_directory(gateway: GatewayBench) -> None:
     gateway.target.remove("gateway")
     gateway.start()
     assert gateway.table == ()
+
+
+KEY = "the key"
+RING = KeyRing((ApiKey("one", digest_of(KEY), "2026-01-31T12:00:00Z"),))
+
+
+def said(gateway: GatewayBench, key: str) -> int:
+    reply = gateway.http.post(f"http://{gateway.listen}/v1/chat/completions", {"model": "nobody"}, 5.0, key=key)
+    return reply.status if reply is not None else 0
+
+
+def test_keys_are_in_force_once_they_are_read(gateway: GatewayBench) -> None:
+    gateway.keys.write(RING)
+    assert said(gateway, "") == 404
+    assert gateway.gateway.read_keys() == RING.mark
+    status = gateway.gateway.status()
+    assert status is not None
+    assert (status.keys, status.keys_mark) == (True, RING.mark)
+    assert [said(gateway, key) for key in ("", "another", KEY)] == [401, 401, 404]
+    gateway.keys.write(RING.removed("one"))
+    assert gateway.gateway.read_keys() == ""
+    assert said(gateway, "") == 404
+
+
+def test_a_gateway_that_starts_has_the_keys(gateway: GatewayBench) -> None:
+    gateway.keys.write(RING)
+    gateway.target.stop("gateway", silent)
+    gateway.start()
+    assert [said(gateway, key) for key in ("", KEY)] == [401, 404]
+
+
+def test_a_credential_opens_the_door_that_keys_close(gateway: GatewayBench) -> None:
+    gateway.keys.write(RING)
+    gateway.gateway.read_keys()
+    assert said(gateway, gateway.gateway.credential()) == 404
 
 
 def test_a_name_without_a_route_is_not_served(gateway: GatewayBench) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 from fakes.asks import adapter, tiny
 
 from orchestrator.core.artifact import Manifest, Recipe, artifact_key
 from orchestrator.core.deployment import DeploymentSpec, Desired
+from orchestrator.core.keys import ApiKey, KeyRing, digest_of
 from orchestrator.drivers.base import ApiKeys, Records, Store
 
 KEY = artifact_key(Recipe.GGUF_Q6_K, "dir:tiny")
@@ -84,48 +83,19 @@ def test_none_forgets_also_what_is_not_there(records: Records) -> None:
         assert records.desired() == {}
 
 
-Given = Callable[[str | None], ApiKeys]
+RING = KeyRing((ApiKey("one", digest_of("the key"), "2026-01-31T12:00:00Z", expires="2027-01-31T12:00:00Z"),))
 
 
-def test_a_given_key_is_taken_and_given_back(keys: Given) -> None:
-    first = keys("one")
-    assert first.first() is None
-    first.take()
-    assert first.first() == "one"
-    second = keys("two")
-    second.take()
-    second.take()
-    assert second.first() == "two"
-    second.give_back()
-    assert keys(None).first() == "one"
+def test_keys_are_read_as_they_were_written(keys: ApiKeys) -> None:
+    assert keys.read() == KeyRing()
+    keys.write(RING)
+    assert keys.read() == RING
+    keys.write(RING.removed("one"))
+    assert keys.read() == KeyRing()
 
 
-def test_where_there_was_no_key_there_is_none_again(keys: Given) -> None:
-    only = keys("one")
-    only.take()
-    only.give_back()
-    only.give_back()
-    assert keys(None).first() is None
-
-
-def test_without_a_given_key_nothing_is_taken(keys: Given) -> None:
-    keys("one").take()
-    later = keys(None)
-    later.take()
-    assert later.first() == "one"
-
-
-def test_a_key_is_new_until_the_gateway_goes_by_it(keys: Given) -> None:
-    first = keys("one")
-    assert first.is_new
-    first.take()
-    # Killed here, also whoever brings no key along has to have it read.
-    for given in ("one", None):
-        assert keys(given).is_new
-    later = keys(None)
-    later.take()
-    later.give_back()
-    assert later.first() == "one", "what another command took is not given back"
-    later.settle()
-    assert not keys("one").is_new
-    assert keys("two").is_new
+def test_the_old_file_goes_and_the_keys_stay(keys: ApiKeys) -> None:
+    keys.write(RING)
+    keys.drop_old_file()
+    keys.drop_old_file()
+    assert (keys.has_old_file, keys.read()) == (False, RING)

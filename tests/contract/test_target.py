@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from benches import TargetBench, wait_until
 
-from orchestrator.core.launch import InstanceState
+from orchestrator.core.launch import SECRET, InstanceState
 from orchestrator.core.progress import silent
 from orchestrator.errors import HostError
 
@@ -54,15 +54,18 @@ def test_a_relabelled_instance_says_so_and_keeps_its_process(bench: TargetBench)
     assert bench.target.ensure("one", later, "afterwards").pid == first.pid
 
 
-def test_a_reloaded_instance_is_told_once_and_goes_on(bench: TargetBench) -> None:
-    first = bench.runs()
-    wait_until(lambda: bench.target.log_tail("one", 10))
-    bench.target.reload("one")
-    wait_until(lambda: bench.reloads("one") == 1)
-    assert bench.seen() == first
-    bench.target.reload("nobody")
+def test_a_secret_is_an_instances_own_and_stays_with_it(bench: TargetBench) -> None:
+    bench.launch = replace(bench.launch, env=(("KEY", SECRET),))
+    first, other = bench.runs(), bench.runs("two")
+    assert first.secret
+    assert first.secret != other.secret
+    assert first.secret not in str(first)
     bench.target.stop("one", silent)
-    bench.target.reload("one")
+    assert bench.runs().secret == first.secret
+    bench.target.stop("one", silent)
+    bench.target.remove("one")
+    bench.launch = replace(bench.launch, env=())
+    assert bench.runs().secret == ""
 
 
 def test_what_is_unknown_cannot_be_relabelled(bench: TargetBench) -> None:

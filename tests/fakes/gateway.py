@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fakes.faults import Faults
+from fakes.storage import FakeKeys
 from fakes.target import FakeClock, FakeTarget, Process
 from orchestrator.core.gateway_status import (
     BackendLoad,
@@ -19,6 +20,7 @@ from orchestrator.core.gateway_status import (
     is_gateway,
     listeners_of,
 )
+from orchestrator.core.keys import digest_of
 from orchestrator.core.launch import InstanceState
 from orchestrator.core.progress import Progress, silent
 from orchestrator.core.routes import Route
@@ -26,14 +28,16 @@ from orchestrator.drivers.base import Reply
 from orchestrator.errors import HostError
 
 STEP_S = 0.1
+CREDENTIAL = "what the gateway issues"
 
 
 class FakeGateway:
     """The admin side of the gateways among the instances of the fake targets; `in_flight` counts by backend, `stuck` is
     the pid of a process that takes connections and answers nothing."""
 
-    def __init__(self, targets: tuple[FakeTarget, ...], clock: FakeClock, faults: Faults) -> None:
+    def __init__(self, targets: tuple[FakeTarget, ...], clock: FakeClock, faults: Faults, keys: FakeKeys) -> None:
         self.in_flight: dict[str, int] = {}
+        self._keys = keys
         self.stuck: int | None = None
         self._targets = targets
         self._clock = clock
@@ -89,6 +93,17 @@ class FakeGateway:
                 self._clock.sleep(STEP_S)
             return 0
 
+    def read_keys(self) -> str:
+        with self._faults.call("gateway.read_keys"):
+            process = self._answering()
+            process.keys = self._keys.read()
+            return process.keys.mark
+
+    def credential(self) -> str:
+        with self._faults.call("gateway.credential"):
+            self._answering()
+            return CREDENTIAL
+
     def _status(self, process: Process) -> GatewayStatus:
         loads = {name: BackendLoad(count) for name, count in self.in_flight.items()}
         return GatewayStatus(
@@ -99,6 +114,8 @@ class FakeGateway:
             routes=process.routes,
             traffic=Traffic(loads),
             protocol=process.protocol,
+            keys=bool(process.keys.keys),
+            keys_mark=process.keys.mark,
             phase=process.phase,
         )
 
@@ -145,26 +162,33 @@ def answering(targets: tuple[FakeTarget, ...], host: str, port: int) -> Process 
 
 
 class FakeHttp:
-    """Requests to the engines of the fake targets, and to the public side of their gateway; `key` is sent along, and
-    the gateway asks for it once `demanded` is set."""
+    """Requests to the engines of the fake targets, and to the public side of their gateway."""
 
-    def __init__(self, targets: tuple[FakeTarget, ...], faults: Faults, key: str = "") -> None:
-        self.demanded = ""
+    def __init__(self, targets: tuple[FakeTarget, ...], faults: Faults) -> None:
         self._targets = targets
         self._faults = faults
-        self._key = key
 
-    def get(self, url: str, timeout_s: float) -> Reply | None:
+    def get(self, url: str, timeout_s: float, key: str = "") -> Reply | None:
         parts = urlsplit(url)
         with self._faults.call(f"http.get {parts.path}"):
             process = self._at(url)
-            return process.server.get(parts.path) if process is not None and process.server is not None else None
+            if process is None or process.server is None:
+                return None
+            return process.server.get(parts.path) if key == process.secret else _unauthorized()
 
-    def post(self, url: str, body: Mapping[str, Any], timeout_s: float, progress: Progress = silent) -> Reply | None:
-        return self.send("POST", url, body, timeout_s, progress)
+    def post(
+        self, url: str, body: Mapping[str, Any], timeout_s: float, progress: Progress = silent, key: str = ""
+    ) -> Reply | None:
+        return self.send("POST", url, body, timeout_s, progress, key)
 
     def send(
-        self, method: str, url: str, content: Mapping[str, Any] | Path | None, timeout_s: float, progress: Progress
+        self,
+        method: str,
+        url: str,
+        content: Mapping[str, Any] | Path | None,
+        timeout_s: float,
+        progress: Progress,
+        key: str = "",
     ) -> Reply | None:
         path = urlsplit(url).path
         with self._faults.call(f"http.{method.lower()} {path}"):
@@ -173,17 +197,18 @@ class FakeHttp:
             if process is None:
                 return None
             if process.server is not None:
-                return process.server.send(method, path, content)
+                return process.server.send(method, path, content) if key == process.secret else _unauthorized()
             assert isinstance(content, Mapping), "the gateway is asked for chats only"
-            return self._through_gateway(process, path, dict(content))
+            return self._through_gateway(process, path, dict(content), key)
 
     def _at(self, url: str) -> Process | None:
         parts = urlsplit(url)
         return answering(self._targets, parts.hostname or "", parts.port or 0)
 
-    def _through_gateway(self, gateway: Process, path: str, body: dict[str, Any]) -> Reply:
-        if self.demanded and self._key != self.demanded:
-            return Reply(401, None, json.dumps({"error": {"message": "This gateway asks for an API key."}}))
+    def _through_gateway(self, gateway: Process, path: str, body: dict[str, Any], key: str) -> Reply:
+        digests = [digest for one in gateway.keys.keys for digest, _ in one.good]
+        if digests and key != CREDENTIAL and digest_of(key) not in digests:
+            return _unauthorized()
         route = gateway.routes.find(str(body["model"]))
         if route is None:
             return Reply(404, None, json.dumps({"error": {"message": f"There is no model {body['model']}."}}))
@@ -191,3 +216,7 @@ class FakeHttp:
         if engine is None or engine.server is None:
             return Reply(502, None, f"{route.backend.instance} does not answer")
         return engine.server.post(path, {**body, "model": route.upstream or route.name, **route.patch})
+
+
+def _unauthorized() -> Reply:
+    return Reply(401, None, json.dumps({"error": {"message": "An API key is needed."}}))

@@ -15,6 +15,7 @@ from orchestrator.core.calibration import Calibration
 from orchestrator.core.deployment import Desired, to_record
 from orchestrator.core.environment import EnvironmentObserved, EnvironmentSpec
 from orchestrator.core.images import ImageFacts
+from orchestrator.core.keys import KeyRing
 from orchestrator.core.pins import ImagePin
 from orchestrator.core.progress import Progress, silent
 from orchestrator.core.weights import HubFile, HubSnapshot, HubSource
@@ -251,36 +252,27 @@ def _id_of(reference: str) -> str:
 
 
 class FakeKeys:
-    """API keys in memory; `given` is the one that the command brings along."""
+    """API keys in memory."""
 
     def __init__(self, faults: Faults) -> None:
-        self.given: str | None = None
-        self.present: str | None = None
-        self.unread = False
-        self._taken = False
-        self._before: str | None = None
+        self.ring: KeyRing | None = None
+        self.old: KeyRing | None = None
         self._faults = faults
 
-    def first(self) -> str | None:
-        return self.present
-
     @property
-    def is_new(self) -> bool:
-        return self.unread or (self.given is not None and self.given != self.present)
+    def has_old_file(self) -> bool:
+        return self.old is not None
 
-    def take(self) -> None:
-        with self._faults.call("keys.take"):
-            if self.given is not None and self.given != self.present:
-                self.unread = self._taken = True
-                self._before, self.present = self.present, self.given
+    def read(self) -> KeyRing:
+        return self.ring or self.old or KeyRing()
 
-    def settle(self) -> None:
-        self.unread = False
+    def write(self, ring: KeyRing) -> None:
+        with self._faults.call("keys.write"):
+            self.ring = ring
 
-    def give_back(self) -> None:
-        with self._faults.call("keys.give_back"):
-            if self._taken:
-                self.present = self._before
+    def drop_old_file(self) -> None:
+        with self._faults.call("keys.drop_old_file"):
+            self.old = None
 
 
 class FakeRecords:

@@ -12,10 +12,11 @@ from fakes.faults import Faults
 from orchestrator import __version__
 from orchestrator.core.deployment import Deployment
 from orchestrator.core.gateway_status import GatewayState, Phase, is_gateway
-from orchestrator.core.launch import DOCKER, LOCAL, Exit, Instance, InstanceState, Launch, out_of_memory
+from orchestrator.core.keys import KeyRing
+from orchestrator.core.launch import DOCKER, LOCAL, SECRET, Exit, Instance, InstanceState, Launch, out_of_memory
 from orchestrator.core.progress import Progress
 from orchestrator.core.routes import PROTOCOL, RouteTable
-from orchestrator.drivers.base import Environments, Images
+from orchestrator.drivers.base import ApiKeys, Environments, Images
 from orchestrator.errors import HostError
 
 BOOT_S = 0.5
@@ -72,7 +73,8 @@ class Process:
     problem: str = ""  # with one, nothing else of its record can be read
     host: str = LOOPBACK
     drift: str = ""
-    reloads: int = 0
+    secret: str = ""
+    keys: KeyRing = field(default_factory=KeyRing)
     # What the gateway and an Ollama keep on disk, in the instance's directory.
     routes: RouteTable = field(default_factory=RouteTable)
     phase: Phase = Phase.SERVING
@@ -91,7 +93,13 @@ class FakeTarget:
     `unreachable` set nothing of it can be asked or done."""
 
     def __init__(
-        self, clock: FakeClock, faults: Faults, environments: Environments, images: Images, name: str = LOCAL
+        self,
+        clock: FakeClock,
+        faults: Faults,
+        environments: Environments,
+        images: Images,
+        keys: ApiKeys,
+        name: str = LOCAL,
     ) -> None:
         self.name = name
         self.processes: dict[str, Process] = {}
@@ -105,6 +113,7 @@ class FakeTarget:
         self._faults = faults
         self._environments = environments
         self._images = images
+        self._keys = keys
 
     @contextmanager
     def _call(self, what: str) -> Iterator[None]:
@@ -131,6 +140,8 @@ class FakeTarget:
                 new.host = self._choose_host(name, launch)
                 if process is not None:
                     new.routes, new.kept = process.routes, process.kept
+                if any(SECRET in value for _, value in launch.env):
+                    new.secret = process.secret if process is not None and process.secret else f"of {name}"
                 self.processes[name] = new
                 self.start(name)
             return self._instance(name)
@@ -143,12 +154,6 @@ class FakeTarget:
     def release(self, name: str) -> None:
         with self._call(f"release {name}"):
             self._known(name).supervised = False
-
-    def reload(self, name: str) -> None:
-        with self._call(f"reload {name}"):
-            process = self.now(name)
-            if process is not None and process.state is InstanceState.RUNNING:
-                process.reloads += 1
 
     def write_file(self, name: str, filename: str, text: str) -> None:
         with self._call(f"write_file {name} {filename}"):
@@ -194,6 +199,7 @@ class FakeTarget:
             kept = self.files.get(name, {}).get("routes.json")
             if kept is not None:
                 process.routes = GatewayState.from_json(json.loads(kept)).routes
+            process.keys = self._keys.read()
             process.phase = Phase.WAITING if "--take-over" in process.launch.argv else Phase.SERVING
         elif process.label.startswith("{"):
             made = Deployment.from_label(process.label)
@@ -253,6 +259,7 @@ class FakeTarget:
             target=self.name,
             host=process.host,
             drift=process.drift,
+            secret=process.secret,
         )
 
     def _known(self, name: str) -> Process:

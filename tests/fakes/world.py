@@ -44,7 +44,6 @@ class Drivers:
     gateway: FakeGateway
     gateway_launch: Callable[[str, str, tuple[Listener, ...], tuple[str, ...], bool], Launch]
     http: FakeHttp
-    front: FakeHttp
     keys: FakeKeys
     records: FakeRecords
     clock: FakeClock
@@ -66,15 +65,14 @@ class FakeWorld:
         self.faults = Faults()
         self.environments = FakeEnvironments(self.faults)
         self.images = FakeImages(self.faults)
-        self.target = FakeTarget(self.clock, self.faults, self.environments, self.images)
-        self.docker = FakeTarget(self.clock, self.faults, self.environments, self.images, DOCKER)
-        self.gateway = FakeGateway(self.targets, self.clock, self.faults)
+        self.keys = FakeKeys(self.faults)
+        self.target = FakeTarget(self.clock, self.faults, self.environments, self.images, self.keys)
+        self.docker = FakeTarget(self.clock, self.faults, self.environments, self.images, self.keys, DOCKER)
+        self.gateway = FakeGateway(self.targets, self.clock, self.faults, self.keys)
         self.http = FakeHttp(self.targets, self.faults)
-        self.front = FakeHttp(self.targets, self.faults, key="the key")
         self.store = FakeStore(self.faults)
         self.hub = FakeHub(self.faults)
         self.builder = FakeBuilder(self.faults)
-        self.keys = FakeKeys(self.faults)
         self.records = FakeRecords(self.faults)
         self.events: list[Event] = []
 
@@ -95,7 +93,6 @@ class FakeWorld:
             gateway=self.gateway,
             gateway_launch=gateway_launch,
             http=self.http,
-            front=self.front,
             keys=self.keys,
             records=self.records,
             clock=self.clock,
@@ -126,13 +123,13 @@ class FakeWorld:
             self.faults.recording = False
         return self.events
 
-    def chat(self, name: str) -> int:
+    def chat(self, name: str, key: str = "") -> int:
         """The status that a client gets who asks for a name at the gateway; 0 when nothing answers."""
         process = serving_gateway(self.targets)
         if process is None:
             return 0
         (listener,) = listeners_of(process.label)
-        reply = self.front.post(f"http://{listener.address}/v1/chat/completions", {"model": name}, 1.0)
+        reply = self.http.post(f"http://{listener.address}/v1/chat/completions", {"model": name}, 1.0, key=key)
         return reply.status if reply is not None else 0
 
     @classmethod
@@ -201,6 +198,7 @@ def _process(instance: Instance) -> Process:
         last_exit=instance.last_exit,
         host=instance.host,
         drift=instance.drift,
+        secret=instance.secret,
     )
 
 

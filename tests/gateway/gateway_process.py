@@ -14,6 +14,7 @@ from pathlib import Path
 from upstream import Upstream
 
 from orchestrator.core.gateway_status import GatewayStatus
+from orchestrator.core.keys import ApiKey, KeyRing, digest_of
 from orchestrator.core.routes import Backend, Route
 from orchestrator.drivers.gateway_admin import GatewayAdmin
 
@@ -24,6 +25,22 @@ def wait_until(condition: Callable[[], object], timeout: float = 5) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come about in time"
         time.sleep(0.005)
+
+
+def key_ring(*keys: str, **changes: str) -> str:
+    """What `orch keys` would write of these, called key-1 and so on."""
+    made = (
+        ApiKey(f"key-{n}", digest_of(key), "2026-01-31T12:00:00Z", **changes) for n, key in enumerate(keys, start=1)
+    )
+    return KeyRing(tuple(made)).to_text()
+
+
+def write_keys(path: Path, content: str, mode: int = 0o600) -> None:
+    """A key file with this in it."""
+    path.unlink(missing_ok=True)
+    path.touch(mode)
+    path.chmod(mode)
+    path.write_text(content)
 
 
 class Gateway:

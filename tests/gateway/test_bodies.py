@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from gateway_process import Gateway, wait_until
+from gateway_process import Gateway, key_ring, wait_until, write_keys
 
 from orchestrator.gateway.bodies import LARGEST_BODY, MOST_HELD, PIECE
 
@@ -161,8 +161,7 @@ def test_the_limit_is_one_of_sent_bytes_too(shared):
 def test_nothing_is_unpacked_for_those_who_are_not_admitted(idle_gateway, home, bomb):
     """No key, a foreign page, a path that is none, a wrong method: what they send is thrown away as it is."""
     keys = home / "keys"
-    keys.touch(0o600)
-    keys.write_text("sk-1\n")
+    write_keys(keys, key_ring("sk-1"))
     page = {"Origin": "https://evil.example.com"}
     asks = [("POST", CHAT, {}, 401), ("POST", CHAT, page, 403), ("POST", "/x", {}, 404), ("PUT", CHAT, {}, 405)]
     for verb, path, more, status in asks:

@@ -7,11 +7,15 @@ import os
 import signal
 import socket
 import subprocess
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from gateway_process import wait_until
+from gateway_process import key_ring, wait_until, write_keys
 
+from orchestrator.core.keys import KeyRing, digest_of, utc
 from orchestrator.core.listen import is_loopback
 from orchestrator.errors import HostError
 from orchestrator.gateway.keys import read_keys
@@ -24,11 +28,8 @@ def bearer(key):
     return {"Authorization": f"Bearer {key}"}
 
 
-def write(path, content, mode=0o600):
-    path.unlink(missing_ok=True)
-    path.touch(mode)
-    path.chmod(mode)
-    path.write_text(content)
+def at(seconds):
+    return utc(datetime.now(UTC) + timedelta(seconds=seconds))
 
 
 def code(answer):
@@ -38,7 +39,7 @@ def code(answer):
 @pytest.fixture
 def key_file(home):
     path = home / "keys"
-    write(path, f"# for the web page\n\n  {KEY} \n")
+    write_keys(path, key_ring(KEY))
     return path
 
 
@@ -173,12 +174,12 @@ def test_keys_change_under_an_open_stream(gateway, engine, stream, key_file):
     kept.request("GET", "/v1/models", headers=bearer(KEY))
     assert kept.getresponse().read()
 
-    write(key_file, f"{KEY}\n{NEXT}\n")
-    hang_up(gateway, 1, "was read again; API keys: 2.")
+    write_keys(key_file, key_ring(KEY, NEXT))
+    hang_up(gateway, 1, "was read; API keys: 2.")
     for key, status in ((KEY, 200), (NEXT, 200), (WRONG, 401)):
         assert gateway.ask("/v1/models", verb="GET", headers=bearer(key))[0] == status
-    write(key_file, f"{NEXT}\n")
-    hang_up(gateway, 1, "was read again; API keys: 1.")
+    write_keys(key_file, key_ring(NEXT))
+    hang_up(gateway, 2, "was read; API keys: 1.")
     for key, status in ((KEY, 401), (NEXT, 200)):
         assert gateway.ask(CHAT, {"model": "tiny", "tokens": 1}, headers=bearer(key))[0] == status
     # A connection has no key: its next request must show one that is in force.
@@ -193,9 +194,9 @@ def test_keys_change_under_an_open_stream(gateway, engine, stream, key_file):
 
 
 def test_a_bad_file_at_sighup_changes_nothing(gateway, key_file):
-    write(key_file, "")
-    hang_up(gateway, 1, "holds no API key")
-    write(key_file, f"{NEXT}\n", 0o640)
+    write_keys(key_file, "")
+    hang_up(gateway, 1, "cannot be read: it is not JSON")
+    write_keys(key_file, key_ring(NEXT), 0o640)
     hang_up(gateway, 1, "is open to other users (mode 0640)")
     key_file.unlink()
     hang_up(gateway, 1, "No such file or directory")
@@ -203,8 +204,8 @@ def test_a_bad_file_at_sighup_changes_nothing(gateway, key_file):
     assert [line.endswith("The API keys read before stay in force.") for line in said] == [True] * 3
     assert gateway.ask("/v1/models", verb="GET", headers=bearer(KEY))[0] == 200
     assert gateway.ask("/v1/models", verb="GET", headers=bearer(NEXT))[0] == 401
-    write(key_file, f"{NEXT}\n")
-    hang_up(gateway, 1, "was read again")
+    write_keys(key_file, key_ring(NEXT))
+    hang_up(gateway, 2, "was read; API keys: 1.")
     assert gateway.ask("/v1/models", verb="GET", headers=bearer(NEXT))[0] == 200
 
 
@@ -216,10 +217,10 @@ def test_the_key_is_told_nowhere(gateway, engine, key_file):
             gateway.ask(CHAT, {"model": "tiny"}, headers=headers)
             gateway.ask(CHAT, {"model": "tiny", "die": "head"}, headers=headers)
             gateway.ask("/nothing", verb="GET", headers=headers)
-    write(key_file, f"{KEY}\n{NEXT} and more\n")
-    hang_up(gateway, 1, "Line 2 of the key file")
-    write(key_file, f"{KEY}\n{NEXT}\n")
-    hang_up(gateway, 1, "was read again")
+    write_keys(key_file, f"{KEY}\n{NEXT}\n")
+    hang_up(gateway, 1, "cannot be read")
+    write_keys(key_file, key_ring(KEY, NEXT))
+    hang_up(gateway, 1, "API keys: 2.")
     said = {
         "log": gateway.log.read_text(),
         "command": Path(f"/proc/{gateway.process.pid}/cmdline").read_text(),
@@ -253,7 +254,7 @@ def test_beyond_loopback_a_key_file_is_needed(idle_gateway, listen):
     status, said = start(idle_gateway, listen)
     assert (status, len(said.splitlines())) == (4, 1)
     assert "lets other machines in" in said
-    assert "--key-file FILE" in said
+    assert "orch keys add NAME" in said
     assert not idle_gateway.socket.exists()
 
 
@@ -294,15 +295,20 @@ def test_what_loopback_is(host, loopback):
 @pytest.mark.parametrize(
     ("content", "mode", "message"),
     [
-        (f"{KEY}\n", 0o644, "open to other users (mode 0644). Run `chmod 600"),
-        (f"{KEY}\n", 0o620, "open to other users (mode 0620)"),
-        ("", 0o600, "holds no API key"),
-        ("# nobody\n\n \t\n", 0o600, "holds no API key"),
-        (f"\n{KEY} # mine\n", 0o600, "Line 2 of the key file"),
+        (key_ring(KEY), 0o644, "open to other users (mode 0644). Run `chmod 600"),
+        (key_ring(KEY), 0o620, "open to other users (mode 0620)"),
+        ("", 0o600, "it is not JSON"),
+        (f"{KEY}\n", 0o600, "it is not JSON"),
+        ("[]", 0o600, "a JSON object is needed"),
+        ('{"version": 2, "keys": []}', 0o600, "version 1 is needed"),
+        ('{"version": 1, "keys": [{"name": "a"}]}', 0o600, "digest: a non-empty string"),
+        (key_ring(KEY).replace(digest_of(KEY), "short"), 0o600, "64 hexadecimal digits"),
+        (key_ring(KEY, NEXT).replace("key-2", "key-1"), 0o600, "a name stands twice"),
+        (key_ring(KEY, expires="tomorrow"), 0o600, "a time is needed"),
     ],
 )
 def test_a_file_that_cannot_be_used_ends_the_start(idle_gateway, key_file, content, mode, message):
-    write(key_file, content, mode)
+    write_keys(key_file, content, mode)
     status, said = start(idle_gateway, "127.0.0.1:0", "--key-file", str(key_file))
     assert (status, len(said.splitlines())) == (4, 1)
     assert said.startswith("ERROR ")
@@ -314,12 +320,12 @@ def test_a_file_that_cannot_be_used_ends_the_start(idle_gateway, key_file, conte
 def test_what_is_no_file_is_refused_at_once(home):
     os.mkfifo(home / "pipe", 0o600)
     (home / "link").symlink_to("/dev/null")
-    write(home / "large", "x" * (64 << 10) + "\n")
+    write_keys(home / "large", "x" * (1 << 20) + "\n")
     for name, message in {
         "none": "No such file",
         "pipe": "not a regular file",
         "link": "not a regular file",
-        "large": "larger than 64 KiB",
+        "large": "larger than 1024 KiB",
         ".": "Is a directory",
     }.items():
         with pytest.raises(HostError, match=message) as caught:
@@ -327,22 +333,89 @@ def test_what_is_no_file_is_refused_at_once(home):
         assert caught.value.hint
 
 
-def test_lines_of_a_key_file(home):
-    path = home / "keys"
-    write(path, f"{KEY}\n")
-    one = read_keys(path)
-    assert KEY.encode() not in one
-    for content in (KEY, f"{KEY}\r\n", f"\n\t{KEY}  \n# {NEXT}\n#\n", f"{KEY}\n{KEY}\n", f"\ufeff{KEY}"):
-        write(path, content)
-        assert read_keys(path) == one, content
-    write(path, f"{KEY}\n{NEXT}\n", 0o400)
-    assert len(read_keys(path)) == 2
-    assert one < read_keys(path)
-    for content in ("schlüssel", f"{KEY} {NEXT}", f"{KEY}\0"):
-        write(path, content)
-        with pytest.raises(HostError, match="Line 1 of the key file") as caught:
-            read_keys(path)
-        assert KEY not in caught.value.message + caught.value.hint
+def test_a_key_is_good_until_it_expires_and_then_still_demanded(gateway, key_file):
+    write_keys(key_file, key_ring(KEY, expires=at(2)))
+    gateway.admin.read_keys()
+    assert gateway.ask("/v1/models", verb="GET", headers=bearer(KEY))[0] == 200
+    wait_until(lambda: gateway.ask("/v1/models", verb="GET", headers=bearer(KEY))[0] == 401)
+    assert gateway.ask("/v1/models", verb="GET")[0] == 401
+    assert gateway.status().keys is True
+
+
+def test_a_key_that_was_replaced_is_good_for_a_while(gateway, key_file):
+    ring = KeyRing.from_text(key_ring(KEY)).rotated("key-1", digest_of(NEXT), datetime.now(UTC), at(2))
+    write_keys(key_file, ring.to_text())
+    gateway.admin.read_keys()
+    for key in (KEY, NEXT):
+        assert gateway.ask("/v1/models", verb="GET", headers=bearer(key))[0] == 200
+    wait_until(lambda: gateway.ask("/v1/models", verb="GET", headers=bearer(KEY))[0] == 401)
+    assert gateway.ask("/v1/models", verb="GET", headers=bearer(NEXT))[0] == 200
+
+
+def test_whoever_has_no_key_yet_is_let_in_for_a_while_on_loopback_only(idle_gateway, key_file):
+    ring = replace(KeyRing.from_text(key_ring(KEY)), open_until=at(2))
+    write_keys(key_file, ring.to_text())
+    idle_gateway.start("--key-file", str(key_file))
+    assert idle_gateway.ask("/v1/models", verb="GET")[0] == 200
+    # Its page may be anybody's; with the key it is not asked whose.
+    foreign = {"Origin": "https://elsewhere.example"}
+    assert idle_gateway.ask("/v1/models", verb="GET", headers=foreign)[0] == 403
+    assert idle_gateway.ask("/v1/models", verb="GET", headers={**foreign, **bearer(KEY)})[0] == 200
+    wait_until(lambda: idle_gateway.ask("/v1/models", verb="GET")[0] == 401)
+    idle_gateway.end()
+    write_keys(key_file, replace(ring, open_until=at(60)).to_text())
+    idle_gateway.start("--key-file", str(key_file), listen="0.0.0.0:0")
+    assert idle_gateway.ask("/v1/models", verb="GET")[0] == 401
+
+
+def test_without_its_last_key_a_gateway_on_loopback_is_open_and_another_keeps_it(idle_gateway, key_file):
+    for listen, status in (("127.0.0.1:0", 200), ("0.0.0.0:0", 401)):
+        write_keys(key_file, key_ring(KEY))
+        idle_gateway.start("--key-file", str(key_file), listen=listen)
+        write_keys(key_file, key_ring())
+        if status == 200:
+            assert idle_gateway.admin.read_keys() == ""
+        else:
+            with pytest.raises(HostError, match="holds no API key"):
+                idle_gateway.admin.read_keys()
+        assert idle_gateway.ask("/v1/models", verb="GET")[0] == status
+        idle_gateway.end()
+
+
+def test_when_a_key_was_used_last_is_written_down_and_nothing_of_the_key(gateway, key_file):
+    use = gateway.socket.with_name("key-use.json")
+    gateway.ask("/v1/models", verb="GET", headers=bearer(WRONG))
+    gateway.ask("/v1/models", verb="GET", headers=bearer(gateway.admin.credential()))
+    assert gateway.ask("/v1/models", verb="GET", headers=bearer(KEY))[0] == 200
+    wait_until(use.exists)
+    first = json.loads(use.read_text())
+    assert list(first) == [digest_of(KEY)]
+    assert first[digest_of(KEY)] <= at(0)
+    # Once a minute at most; what has come since is written at the end.
+    write_keys(key_file, key_ring(KEY, NEXT))
+    gateway.admin.read_keys()
+    gateway.ask("/v1/models", verb="GET", headers=bearer(NEXT))
+    time.sleep(1.5)
+    assert json.loads(use.read_text()) == first
+    gateway.end()
+    assert sorted(json.loads(use.read_text())) == sorted([digest_of(KEY), digest_of(NEXT)])
+
+
+def test_what_an_engine_asks_for_is_added_and_read_again(idle_gateway, engine, home):
+    one, two = engine("one-g1"), engine("two-g1")
+    (home / "secrets").mkdir()
+    (home / "secrets" / "one-g1").write_text("of one\n")
+    idle_gateway.start("--secrets", str(home / "secrets"))
+    idle_gateway.admin.set_routes("one", [idle_gateway.route("a", one), idle_gateway.route("b", two)])
+    for name in ("a", "b"):
+        assert idle_gateway.ask(CHAT, {"model": name}, headers=bearer("the client's own"))[0] == 200
+    assert [one.requests[0][1].get("authorization"), two.requests[0][1].get("authorization")] == ["Bearer of one", None]
+    # The name comes back, with another secret.
+    write_keys(home / "secrets" / "one-g1", "of another")
+    assert idle_gateway.ask(CHAT, {"model": "a"})[0] == 200
+    assert one.requests[1][1]["authorization"] == "Bearer of another"
+    said = idle_gateway.log.read_text() + idle_gateway.state.read_text() + json.dumps(idle_gateway.status().to_json())
+    assert "of one" not in said
 
 
 def test_the_help_tells_of_keys(idle_gateway):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 
 import pytest
+from gateway_process import key_ring, write_keys
 
 from orchestrator.gateway.origins import Allowed, Name, Origin, parse_host, parse_origin, parse_pattern
 from orchestrator.gateway.sockets import is_own_address
@@ -387,8 +388,7 @@ def test_the_way_out_of_a_refusal_is_one(idle_gateway, engine):
 
 def test_a_key_opens_to_every_page_under_every_name(idle_gateway, engine, home):
     keys = home / "keys"
-    keys.touch(0o600)
-    keys.write_text("sk-1\n")
+    write_keys(keys, key_ring("sk-1"))
     idle_gateway.start("--key-file", str(keys), listen="0.0.0.0:0")
     one = engine("one-g1")
     idle_gateway.admin.set_routes("one", [idle_gateway.route("tiny", one)])

@@ -11,7 +11,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from gateway_process import Gateway, wait_until
+from gateway_process import Gateway, key_ring, wait_until, write_keys
 
 from orchestrator import __version__
 from orchestrator.drivers.gateway_admin import GatewayAdmin
@@ -193,8 +193,7 @@ def test_the_admin_socket_is_this_users_only(gateway):
 def test_unusable_arguments(idle_gateway, home):
     assert run(idle_gateway, "8484").returncode == 2
     keys = home / "keys"
-    keys.touch(0o600)
-    keys.write_text("k\n")
+    write_keys(keys, key_ring("k"))
     result = run(idle_gateway, "192.0.2.1:8484", "--key-file", str(keys))
     assert (result.returncode, "Cannot listen" in result.stderr) == (4, True)
     idle_gateway.socket = home / ("x" * 110)

@@ -37,13 +37,22 @@ ARROWS: dict[str, set[str]] = {
     "drivers.memory": {"core", "drivers.cgroups"},
     "drivers.host": {"core", "drivers.cgroups", "drivers.memory", "drivers.nvml", "errors"},
     "drivers.keys": {"core", "drivers.files", "errors"},
+    "drivers.secrets": {"drivers.files", "errors"},
     "drivers.cancellable": set(),
     "drivers.hub": {"core", "drivers.base", "drivers.files", "drivers.cancellable", "drivers.local.proc", "errors"},
     "drivers.ports": {"drivers.local.proc", "errors"},
-    "drivers.local": {"core", "drivers.base", "drivers.cgroups", "drivers.files", "drivers.ports", "errors"},
+    "drivers.local": {
+        "core",
+        "drivers.base",
+        "drivers.cgroups",
+        "drivers.files",
+        "drivers.ports",
+        "drivers.secrets",
+        "errors",
+    },
     "drivers.docker": {
         *("core", "drivers.base", "drivers.cancellable", "drivers.cgroups", "drivers.files", "drivers.memory"),
-        *("drivers.ports", "errors"),
+        *("drivers.ports", "drivers.secrets", "errors"),
     },
     # It packs the gateway's part of the package, wherever that is.
     "drivers.docker.gateway_image": {"errors", "__version__"},
@@ -74,6 +83,7 @@ ENVIRONMENT = {
     "drivers.hub.client": "tells the hub's client, which reads it when it is imported",
     "drivers.local.command": "the part of it that engines inherit",
     "drivers.local.keeper": "the part of it that engines inherit",
+    "drivers.local.llamacpp_server": "what it is to ask of its clients",
     "drivers.local.pip": "the part of it that pip inherits",
 }
 # Who may expand "~": paths that a person has written.

@@ -191,7 +191,6 @@ def test_a_stranger_with_the_same_pid_is_never_signalled(target: LocalTarget, ro
                 seen.directory, seen.state._replace(state=records.RUNNING, keeper=reused, engine=reused)
             )
             assert only(target, "a").state is InstanceState.STOPPED
-            target.reload("a")
             target.stop("a", silent)
             records.write_state(
                 seen.directory, seen.state._replace(state=records.RUNNING, keeper=reused, engine=reused)

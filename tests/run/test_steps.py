@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from fakes.asks import CPU, gpu, plan_of, tiny
 from fakes.compare import what_serves
-from fakes.gateway import FakeHttp
+from fakes.gateway import FakeHttp, gateway_processes
 from fakes.target import Fate
 from fakes.world import FakeWorld
 from scenarios import planned, start
 
 from orchestrator.app.deploy import Options
+from orchestrator.core.gateway import GatewaySpec, KeyChange
+from orchestrator.core.keys import ApiKey, KeyRing, digest_of
 from orchestrator.core.launch import InstanceState
 from orchestrator.core.plan import Action, Plan
 from orchestrator.core.progress import Progress, silent
@@ -22,6 +24,8 @@ from orchestrator.core.routes import Backend, Route
 from orchestrator.core.steps import Drain, VerifyRoute
 from orchestrator.drivers.base import Reply
 from orchestrator.errors import HostError, StepFailed, StepStranded
+from orchestrator.planning.keys import plan_keys
+from orchestrator.planning.parts import Limits
 
 MIB = 2**20
 OF_REQUESTS = "serving.context or serving.parallel in the profile"
@@ -253,19 +257,24 @@ class SlowLoad(FakeHttp):
     def __init__(self, world: FakeWorld) -> None:
         super().__init__(world.targets, world.faults)
         self.clock = world.clock
-        self.asked = 0
+        self.loads = 0
+        self.loaded = False
 
-    def post(self, url: str, body: Mapping[str, Any], timeout_s: float, progress: Progress = silent) -> Reply | None:
-        self.asked += 1
-        self.clock.sleep(min(timeout_s, self.load_s))
-        return super().post(url, body, timeout_s, progress) if timeout_s >= self.load_s else None
+    def post(
+        self, url: str, body: Mapping[str, Any], timeout_s: float, progress: Progress = silent, key: str = ""
+    ) -> Reply | None:
+        if not self.loaded:
+            self.loads += 1
+            self.clock.sleep(min(timeout_s, self.load_s))
+            self.loaded = timeout_s >= self.load_s
+        return super().post(url, body, timeout_s, progress, key) if self.loaded else None
 
 
 def test_a_first_answer_may_take_as_long_as_the_engine_has() -> None:
     world = FakeWorld(CPU)
     world.http = slow = SlowLoad(world)
     world.run(plan_of("up llamacpp", tiny(), world.observe()))
-    assert (world.chat("tiny"), slow.asked) == (200, 1)
+    assert (world.chat("tiny"), slow.loads) == (200, 1)
 
 
 def test_one_that_loads_longer_than_it_has_is_told_with_a_hint_that_helps() -> None:
@@ -386,15 +395,71 @@ def test_asking_through_a_gateway_that_is_not_there() -> None:
         world.run(Plan("up", (Action(VerifyRoute(("tiny",))),), commit=1))
 
 
-def test_only_the_gateway_is_sent_its_key() -> None:
+def ring(*keys: str) -> KeyRing:
+    return KeyRing(tuple(ApiKey(key, digest_of(key), "2026-01-31T12:00:00Z") for key in keys))
+
+
+def running() -> FakeWorld:
     world = start("first-up-llamacpp")
-    world.http.demanded = world.front.demanded = "the key"
     world.run(planned("first-up-llamacpp"))
+    return world
+
+
+def keys_plan(world: FakeWorld, wanted: KeyRing) -> Plan:
+    change = KeyChange(world.keys.read(), wanted, "change the keys", world.keys.has_old_file)
+    gateway = GatewaySpec(world.observe().gateway.listeners, keys=change)
+    return plan_keys("keys", gateway, world.observe(), Limits(60.0, 60.0))
+
+
+def test_orch_shows_no_clients_key_to_the_gateway_and_none_to_an_engine_of_another() -> None:
+    world = start("first-up-llamacpp")
+    world.keys.ring = ring("one")
+    world.run(planned("first-up-llamacpp"))
+    assert (world.chat("tiny"), world.chat("tiny", "one")) == (401, 200)
+
+
+def test_keys_are_kept_and_then_read_by_the_gateway() -> None:
+    world = running()
+    world.run(keys_plan(world, ring("one")))
+    assert (world.chat("tiny"), world.chat("tiny", "one")) == (401, 200)
+    assert keys_plan(world, ring("one")).actions == ()
+
+
+def test_keys_that_the_gateway_cannot_read_are_those_of_before() -> None:
+    world = running()
+    world.keys.ring = ring("one")
+    world.gateway.read_keys()
+    refused = iter([HostError("The gateway does not answer.")])
+
+    def refuse_once(_: int, what: str) -> None:
+        if what == "gateway.read_keys" and (error := next(refused, None)) is not None:
+            raise error
+
+    world.faults.before = refuse_once
+    with pytest.raises(StepFailed):
+        world.run(keys_plan(world, ring("two")))
+    assert world.keys.read() == ring("one")
+    assert (world.chat("tiny", "two"), world.chat("tiny", "one")) == (401, 200)
+
+
+def test_a_gateway_that_was_killed_out_of_reading_reads_them_with_the_next_command() -> None:
+    world = running()
+    world.keys.ring = ring("one")
     assert world.chat("tiny") == 200
-    world.front.demanded = "another key"
-    with pytest.raises(HostError) as ended:
-        world.run(Plan("up", (Action(VerifyRoute(("tiny",))),), commit=1))
-    assert "asks for an API key" in ended.value.detail
+    world.run(keys_plan(world, ring("one")))
+    assert (world.chat("tiny"), world.chat("tiny", "one")) == (401, 200)
+
+
+def test_keys_as_plain_text_are_taken_over_with_the_gateway() -> None:
+    world = running()
+    (_, process), *_ = gateway_processes(world.targets)
+    process.protocol = 2
+    world.keys.old = ring("one")
+    plan = keys_plan(world, ring("one", "two"))
+    steps = [type(action.step).__name__ for action in plan.actions]
+    assert steps == ["WriteKeys", "ReplaceGateway", "DropOldKeyFile"]
+    world.run(plan)
+    assert (world.keys.has_old_file, world.chat("tiny", "one"), world.chat("tiny", "two")) == (False, 200, 200)
 
 
 def test_an_adapter_of_ollama_is_served_by_a_model_of_its_own() -> None:

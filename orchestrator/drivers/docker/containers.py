@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.core.container import MOST_OF_MEMORY, RESTART, HostContext, container_spec
 from orchestrator.core.gateway_status import is_gateway
-from orchestrator.core.launch import DOCKER, Exit, Instance, InstanceState, Launch, out_of_memory
+from orchestrator.core.launch import DOCKER, SECRET, Exit, Instance, InstanceState, Launch, out_of_memory
 from orchestrator.core.progress import Progress, silent
 from orchestrator.drivers import cgroups, files, ports
 from orchestrator.drivers.cancellable import cancellable
@@ -26,6 +26,7 @@ from orchestrator.drivers.docker.logs import ContainerLogs
 from orchestrator.drivers.docker.networks import Network
 from orchestrator.drivers.docker.records import HOME, INSTANCE
 from orchestrator.drivers.docker.request import create_body
+from orchestrator.drivers.secrets import EngineSecrets
 from orchestrator.errors import HostError
 
 KEPT_BY_DAEMON = (RESTART, "unless-stopped")
@@ -49,6 +50,7 @@ class DockerTarget:
         self._root = root
         self._cache = cache
         self._network = Network(daemon, home)
+        self._secrets = EngineSecrets(home / "secrets")
         self._logs = ContainerLogs(daemon, saved)
         self._attending = False
 
@@ -92,13 +94,6 @@ class DockerTarget:
         with self._daemon.api_for(f"release {name}") as api, _gone_is_fine():
             api.update_container(info["Id"], restart_policy={"Name": "no"})
 
-    def reload(self, name: str) -> None:
-        """Send it SIGHUP, by way of the init in it; the daemon knows which process that is."""
-        info = self._daemon.with_retry(lambda: self._find(name)) if self.in_use else None
-        if info is not None and _state(info) is InstanceState.RUNNING:
-            with self._daemon.api_for(f"reload {name}") as api, _gone_is_fine():
-                api.kill(info["Id"], signal="SIGHUP")
-
     def write_file(self, name: str, filename: str, text: str) -> None:
         """Put a file into the instance's directory (`{dir}`); the instance need not exist yet."""
         self._make_directory(name)
@@ -130,6 +125,7 @@ class DockerTarget:
         if self.in_use:
             self._daemon.with_retry(lambda: self._remove(name))
         shutil.rmtree(self._directory(name), ignore_errors=True)
+        self._secrets.remove(name)
         if self.in_use:
             self._daemon.with_retry(lambda: self._tidy({instance.name for instance in self._observe_all()}))
 
@@ -221,6 +217,7 @@ class DockerTarget:
             target=DOCKER,
             host="127.0.0.1" if alone else self._network.address_of(info),
             drift="" if record.problem else self._drift(name, info, alone),
+            secret=self._secrets.read(name),
         )
 
     def _drift(self, name: str, info: dict[str, Any], alone: bool) -> str:
@@ -289,6 +286,8 @@ class DockerTarget:
             raise ports.taken(launch.port)
         self._make_directory(name)
         facts = self._images.find(container.image)
+        if any(SECRET in value for _, value in launch.env):
+            self._secrets.ensure(name)
         made = container_spec(launch, self._host_context(name, facts.entrypoint, container.devices))
         for path in (*container.writes, *container.reads):
             if Path(path).is_relative_to(self._home) or path in container.writes:
@@ -323,6 +322,7 @@ class DockerTarget:
             memory_mib=int(memory.total * MOST_OF_MEMORY) >> 20,
             # AMD's nodes are for the groups video and render, which have other numbers inside.
             groups=tuple(sorted({str(node.stat().st_gid) for node in nodes if node.exists()})),
+            secret=self._secrets.read(name),
         )
 
     def _create(self, name: str, body: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
 `python -m orchestrator.drivers.local.llamacpp_server --model F --alias NAME --port N --ctx-size TOTAL --parallel P`.
 TOTAL tokens are shared out evenly: each of the P slots gets TOTAL/P. Adapters are loaded at scale 0.0, so that a
 request without a `lora` field gets the plain weights. Exit code 0 after SIGTERM, 1 when the server cannot start: the
-reason stands on stderr in llama.cpp's own lines (the first with ` E `). All attribute names of xllamacpp's
+reason stands on stderr in llama.cpp's own lines (the first with ` E `). LLAMA_API_KEY is
+what clients have to show. All attribute names of xllamacpp's
 CommonParams, which move between its releases, are in this module.
 """
 
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orchestrator.drivers.cgroups import cpus_in, usable_cpus
+
+# What it asks of its clients, if there is one; in the environment, where no other user sees it.
+API_KEY = "LLAMA_API_KEY"
 
 
 class _Default(NamedTuple):
@@ -88,6 +92,8 @@ def common_params(options: argparse.Namespace) -> Any:
     _set_sampling(params.sampling, options)
     params.use_jinja = True
     params.ui = False
+    if key := os.environ.get(API_KEY):
+        params.api_keys = [key]
     params.endpoint_metrics = True
     params.endpoint_slots = True
     if options.lora:

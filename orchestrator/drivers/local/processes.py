@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from orchestrator.core.launch import Exit, Instance, InstanceState, Launch, out_of_memory
+from orchestrator.core.launch import SECRET, Exit, Instance, InstanceState, Launch, out_of_memory
 from orchestrator.core.progress import Progress
 from orchestrator.drivers import ports
 from orchestrator.drivers.files import host_errors
@@ -23,6 +23,7 @@ from orchestrator.drivers.local.command import allowed_environ
 from orchestrator.drivers.local.logs import Logs
 from orchestrator.drivers.local.proc import Identity
 from orchestrator.drivers.local.records import Ended, Record, Spec, State
+from orchestrator.drivers.secrets import EngineSecrets
 from orchestrator.errors import HostError
 
 LOG_LIMIT = 20_000_000
@@ -34,7 +35,8 @@ class LocalTarget:
     """Processes under `root`, a directory per instance, logs under `logs`.
 
     `environments` tells the bin directory of an engine environment (HostError when it is not there); `python` is the
-    interpreter for `{python}` and for the keepers; `cache` is for `{cache}`, `cache` beside `root` if None.
+    interpreter for `{python}` and for the keepers; `cache` is for `{cache}`, `cache` beside `root` if None. Secrets
+    lie in `secrets` beside it, those of other targets too.
     """
 
     name = "local"
@@ -54,6 +56,7 @@ class LocalTarget:
         self._python = python
         self._log_limit = log_limit
         self._cache = (cache or self._root.parent / "cache").resolve()
+        self._secrets = EngineSecrets(self._root.parent / "secrets")
 
     def observe(self) -> tuple[Instance, ...]:
         """Every instance as it is now, by name, also one whose record is damaged. Reads only."""
@@ -99,12 +102,6 @@ class LocalTarget:
         with host_errors(f"rewrite the record of {name}"):
             records.write_spec(self._directory(name), self._spec(name)._replace(restart=False))
 
-    def reload(self, name: str) -> None:
-        """Send it SIGHUP: to exactly the process that was started, whoever may have its pid by now."""
-        state = self._read(self._directory(name)).state
-        if state is not None and state.engine is not None:
-            proc.send(state.engine, signal.SIGHUP)
-
     def write_file(self, name: str, filename: str, text: str) -> None:
         """Put a file into the instance's directory (`{dir}`); the instance need not exist yet."""
         with host_errors(f"write {filename} of {name}"):
@@ -145,6 +142,7 @@ class LocalTarget:
                 with self._ended(name, record, lambda: None):
                     # Renamed first: a directory that is half deleted must not look like an instance.
                     directory.rename(self._root / f"{_REMOVED}{name}-{time.time_ns()}")
+                    self._secrets.remove(name)
             for leftover in self._root.glob(f"{_REMOVED}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             self._logs.prune(self._names())
@@ -213,6 +211,7 @@ class LocalTarget:
             starts=state.starts if state is not None else 0,
             last_exit=_exit(state.last_exit) if state is not None and state.last_exit else None,
             problem=problem,
+            secret=self._secrets.read(name),
         )
 
     def _make_spec(self, name: str, launch: Launch, label: str, port: int) -> Spec:
@@ -230,6 +229,7 @@ class LocalTarget:
             log_limit=self._log_limit,
             tmp=str(self._tmp(name)),
             cache=str(self._cache),
+            secret=str(self._secrets.ensure(name)) if any(SECRET in value for _, value in launch.env) else "",
         )
 
     def _tmp(self, name: str) -> Path:

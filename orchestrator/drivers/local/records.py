@@ -45,6 +45,8 @@ class Spec(NamedTuple):
     cache: str = ""
     # False: what ends by itself stays ended.
     restart: bool = True
+    # The file with what {secret} stands for.
+    secret: str = ""
 
 
 class Ended(NamedTuple):
@@ -76,7 +78,7 @@ class State(NamedTuple):
 _SPEC_KINDS = {
     "argv": list, "env": list, "environment": str | None, "stop_grace_s": int | float, "fixed_port": int | None,
     "label": str, "port": int, "bin": str | None, "python": str, "log": str, "log_limit": int, "tmp": str, "cache": str,
-    "restart": bool,
+    "restart": bool, "secret": str,
 }  # fmt: skip
 _STATE_KINDS = {
     "state": str, "since": str, "boot": str, "keeper": list | None, "engine": list | None, "port": int | None,
@@ -259,9 +261,14 @@ def _filled(text: str, spec: Spec, instance: Path) -> str:
         "{python}": spec.python,
         "{tmp}": spec.tmp,
         "{cache}": spec.cache,
+        "{secret}": "",
     }
     if "{threads}" in text:
         values["{threads}"] = str(cgroups.threads(cgroups.usable_cpus()))
+    if "{secret}" in text and spec.secret:
+        # Whoever asks reads the same file: where it is gone, nothing is asked for.
+        with contextlib.suppress(OSError):
+            values["{secret}"] = Path(spec.secret).read_text("ascii").strip()
     for placeholder, value in values.items():
         text = text.replace(placeholder, value)  # not str.format: the text may be JSON
     return text

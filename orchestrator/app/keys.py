@@ -1,0 +1,165 @@
+"""The API keys of the gateway: made, told once, replaced, withdrawn."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from orchestrator.app.gateway import KEY_FORM, gateway_spec, is_loopback
+from orchestrator.core.gateway import KeyChange
+from orchestrator.core.keys import KEY_USE, ApiKey, KeyRing, digest_of, is_key, is_name, moment, utc
+from orchestrator.core.launch import LOCAL
+from orchestrator.core.observed import Observed
+from orchestrator.core.plan import Plan
+from orchestrator.drivers import files
+from orchestrator.errors import HostError, PlanRefused, UsageError
+from orchestrator.planning.keys import plan_keys
+from orchestrator.planning.parts import Limits
+
+if TYPE_CHECKING:
+    from orchestrator.app.orchestrator import Orchestrator
+
+# What a key of orch's own begins with, so that whoever finds one in a log knows what it is.
+PREFIX = "orch_"
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+# A gateway of an earlier version that cannot hand over has so long to be idle.
+_PATIENCE_S = 300.0
+
+
+@dataclass(frozen=True)
+class KeyRow:
+    """One key as it is listed. `last_used` is to the minute, "" for never; `state` in words."""
+
+    name: str
+    created: str
+    expires: str
+    last_used: str
+    state: str
+
+
+def made_key() -> str:
+    """A new key: 256 random bits."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def duration(text: str) -> timedelta:
+    """From such as 90d, 12h, 30m or 45s; UsageError."""
+    found = re.fullmatch(r"(\d{1,6})([smhd]?)", text.strip(), re.ASCII)
+    if found is None or (not found[2] and found[1] != "0"):
+        raise UsageError(f"{text} is not a valid duration.", hint="Write it as 90d, 12h, 30m, 45s or 0.")
+    return timedelta(seconds=int(found[1]) * _UNITS.get(found[2], 1))
+
+
+def plan_adding(
+    orch: Orchestrator, name: str, key: str, observed: Observed, expires: timedelta | None, grace: timedelta
+) -> Plan:
+    """One more key. As the first one it shuts out whoever shows none, once `grace` is over."""
+    kept, now = orch.keys.read(), datetime.now(UTC)
+    if not is_name(name):
+        raise UsageError(
+            f"{name!r} is not a valid name for an API key.",
+            hint="Up to 64 ASCII letters, digits, dots, hyphens and underscores; it begins with a letter or digit.",
+        )
+    if not is_key(key):
+        raise UsageError("What was given is not a valid API key.", hint=KEY_FORM)
+    if kept.find(name) is not None:
+        raise PlanRefused(f"There is an API key named {name} already.", hint=f"orch keys rotate {name} replaces it.")
+    if kept.knows(key):
+        raise PlanRefused("This API key is there already, by another name.", hint="orch keys ls shows them.")
+    open_until = utc(now + grace) if grace and not kept.keys else ""
+    until = utc(now + expires) if expires is not None else ""
+    wanted = kept.added(ApiKey(name, digest_of(key), utc(now), until), open_until)
+    why = f"add the API key {name}{f', until {until}' if until else ''}"
+    if not kept.keys:
+        why += f"; clients without one are let in until {open_until}" if open_until else "; clients without one are not"
+        why += "" if open_until else " let in any more"
+    return _plan(orch, "keys add", KeyChange(kept, wanted, why), observed)
+
+
+def plan_removing(orch: Orchestrator, name: str, observed: Observed, open_again: bool) -> Plan:
+    """A key withdrawn. `open_again`: also the last one, after which no client needs any."""
+    kept = orch.keys.read()
+    _known(kept, name)
+    wanted, why = kept.removed(name), f"withdraw the API key {name}"
+    if not wanted.keys:
+        listen = next((one.address for one in observed.gateway.listeners), orch.settings.listen)
+        if not is_loopback(listen):
+            raise PlanRefused(
+                f"{name} is the last API key, and others can reach the gateway at {listen}.",
+                hint="Add another one first: orch keys add NAME",
+            )
+        if not open_again:
+            raise PlanRefused(
+                f"{name} is the last API key: without it the gateway lets in whoever is on this machine.",
+                hint=f"If that is meant: orch keys rm {name} --open",
+            )
+        why += "; clients need none from now on"
+    return _plan(orch, "keys rm", KeyChange(kept, wanted, why), observed)
+
+
+def plan_rotating(orch: Orchestrator, name: str, key: str, observed: Observed, grace: timedelta) -> Plan:
+    """Another key by the same name; the one before it is good until `grace` is over."""
+    kept, now = orch.keys.read(), datetime.now(UTC)
+    _known(kept, name)
+    if not is_key(key):
+        raise UsageError("What was given is not a valid API key.", hint=KEY_FORM)
+    if kept.knows(key):
+        raise PlanRefused("This API key is there already.", hint="orch keys ls shows them.")
+    until = utc(now + grace) if grace else ""
+    tail = f"is good until {until}" if until else "is not good any more"
+    why = f"replace the API key {name}; the one before {tail}"
+    return _plan(orch, "keys rotate", KeyChange(kept, kept.rotated(name, digest_of(key), now, until), why), observed)
+
+
+def key_rows(orch: Orchestrator) -> list[KeyRow]:
+    """The keys that are kept, by name; when each was used last is to the minute."""
+    kept, now, used = orch.keys.read(), datetime.now(UTC), _used(orch)
+    return [
+        KeyRow(key.name, key.created, key.expires, used.get(key.digest, ""), _state(key, now, used))
+        for key in sorted(kept.keys, key=lambda key: key.name)
+    ]
+
+
+def open_until(orch: Orchestrator) -> str:
+    """Until when clients without a key are let in although there are keys; "" when they are not."""
+    until = orch.keys.read().open_until
+    return until if until and moment(until) > datetime.now(UTC) else ""
+
+
+def _plan(orch: Orchestrator, verb: str, change: KeyChange, observed: Observed) -> Plan:
+    change = replace(change, old_file=orch.keys.has_old_file)
+    if observed.gateway.instance is None and observed.gateway.status is None:
+        # Nothing is started for it, so that it does not matter where.
+        from orchestrator.core.gateway import GatewaySpec
+
+        spec = GatewaySpec(())
+    else:
+        spec = gateway_spec(orch, observed, None, LOCAL)
+    return plan_keys(verb, replace(spec, keys=change), observed, Limits(_PATIENCE_S, _PATIENCE_S))
+
+
+def _known(kept: KeyRing, name: str) -> None:
+    if kept.find(name) is None:
+        there = ", ".join(sorted(key.name for key in kept.keys))
+        hint = f"There are: {there}." if there else "There are none: orch keys add NAME"
+        raise PlanRefused(f"There is no API key named {name}.", hint=hint)
+
+
+def _state(key: ApiKey, now: datetime, used: dict[str, str]) -> str:
+    if key.expires and moment(key.expires) <= now:
+        return "expired"
+    if key.before and moment(key.before_until) > now:
+        last = used.get(key.before)
+        return f"good; the one before until {key.before_until}, last used {last or 'never'}"
+    return "good"
+
+
+def _used(orch: Orchestrator) -> dict[str, str]:
+    try:
+        said = files.read_json(orch.settings.admin / KEY_USE)
+    except (HostError, ValueError):
+        return {}
+    return {str(digest): str(at) for digest, at in said.items()} if isinstance(said, dict) else {}

@@ -1,0 +1,166 @@
+"""The API keys that the gateway asks its clients for: names, digests, until when. Never the keys themselves.
+
+A KeyRing has a JSON form (`to_text`, `from_text`); `from_text` raises ValueError with the place of the fault. Times are
+UTC, ISO 8601, to the second; "" is never.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+
+from orchestrator.core import json_fields as fields
+
+VERSION = 1
+# In the directory of the gateways' admin sockets: when a key was used last, by its digest.
+KEY_USE = "key-use.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def digest_of(key: str) -> str:
+    """What is kept of a key. Nobody can guess 256 random bits, so nothing slower than SHA-256 is needed."""
+    # surrogateescape: what a client shows may hold any bytes.
+    return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
+
+
+def is_key(text: str) -> bool:
+    """Whether a text can be sent as a key: visible ASCII. One that begins with # would be a comment in a key file."""
+    return re.fullmatch(r"[!-~]+", text) is not None and not text.startswith("#")
+
+
+def is_name(text: str) -> bool:
+    """Whether a key can be called so."""
+    return _NAME.fullmatch(text) is not None
+
+
+def utc(time: datetime) -> str:
+    """A moment as it is kept."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """A key by its name; `digest` is its SHA-256 in hex. `before` is that of the key that it has replaced, which is
+    good until `before_until`."""
+
+    name: str
+    digest: str
+    created: str
+    expires: str = ""
+    before: str = ""
+    before_until: str = ""
+
+    @classmethod
+    def from_json(cls, value: object) -> ApiKey:
+        """Read what `asdict` wrote; ValueError says which field is wrong."""
+        document = fields.mapping(value, "key")
+        later = {name: _text(document, name) for name in ("expires", "before", "before_until")}
+        if later["before"] and not later["before_until"]:
+            raise ValueError("before_until: a time is needed")
+        made = cls(fields.text(document, "name"), fields.text(document, "digest"), _text(document, "created"), **later)
+        for digest in (made.digest, *([made.before] if made.before else [])):
+            if not _DIGEST.fullmatch(digest):
+                raise ValueError("digest: 64 hexadecimal digits are needed")
+        for time in filter(None, (made.created, made.expires, made.before_until)):
+            moment(time)
+        return made
+
+    @property
+    def good(self) -> Iterator[tuple[str, datetime | None]]:
+        """The digests that a client's key may have, and until when (None: for good)."""
+        expires = moment(self.expires) if self.expires else None
+        yield self.digest, expires
+        if self.before:
+            until = moment(self.before_until)
+            yield self.before, until if expires is None else min(until, expires)
+
+
+@dataclass(frozen=True)
+class KeyRing:
+    """All of them. Without any, no client needs one; until `open_until` none does either."""
+
+    keys: tuple[ApiKey, ...] = ()
+    open_until: str = ""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def find(self, name: str) -> ApiKey | None:
+        """The key of that name."""
+        return next((key for key in self.keys if key.name == name), None)
+
+    def knows(self, key: str) -> bool:
+        """Whether this key is one of them, good or not."""
+        return any(digest_of(key) in (one.digest, one.before) for one in self.keys)
+
+    def added(self, key: ApiKey, open_until: str = "") -> KeyRing:
+        """With one more. `open_until` counts where it is the first."""
+        return KeyRing((*self.keys, key), self.open_until if self.keys else open_until)
+
+    def removed(self, name: str) -> KeyRing:
+        """Without that of a name."""
+        left = tuple(key for key in self.keys if key.name != name)
+        return KeyRing(left, self.open_until if left else "")
+
+    def rotated(self, name: str, digest: str, now: datetime, until: str) -> KeyRing:
+        """With another key by that name; the one before it is good until then ("": no longer)."""
+        before = {"before": "", "before_until": ""}
+
+        def turned(key: ApiKey) -> ApiKey:
+            if key.name != name:
+                return key
+            kept = {"before": key.digest, "before_until": until} if until else before
+            return replace(key, digest=digest, created=utc(now), **kept)
+
+        return replace(self, keys=tuple(map(turned, self.keys)))
+
+    @property
+    def mark(self) -> str:
+        """Equal for two that hold the same; "" for none at all."""
+        return hashlib.sha256(self.to_text().encode()).hexdigest()[:16] if self.keys else ""
+
+    def to_text(self) -> str:
+        """As it is kept."""
+        document = {"version": VERSION, "open_until": self.open_until, "keys": [asdict(key) for key in self.keys]}
+        return json.dumps(document, indent=1) + "\n"
+
+    @classmethod
+    def from_text(cls, text: str) -> KeyRing:
+        """Read what `to_text` wrote; ValueError says what is wrong, and repeats nothing of it."""
+        try:
+            value: object = json.loads(text)
+        except ValueError:
+            raise ValueError("it is not JSON") from None
+        document = fields.mapping(value, "the file")
+        if document.get("version") != VERSION:
+            raise ValueError(f"version {VERSION} is needed")
+        keys = tuple(map(ApiKey.from_json, fields.listed(document.get("keys"), "keys")))
+        if len({key.name for key in keys}) != len(keys):
+            raise ValueError("a name stands twice")
+        open_until = _text(document, "open_until")
+        if open_until:
+            moment(open_until)
+        return cls(keys, open_until)
+
+
+NO_KEYS = KeyRing()
+
+
+def _text(document: Mapping[str, object], key: str) -> str:
+    value = document.get(key, "")
+    if not isinstance(value, str):
+        raise ValueError(f"{key}: a string is needed")
+    return value
+
+
+def moment(text: str) -> datetime:
+    """What `utc` wrote; ValueError when it is none."""
+    try:
+        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        raise ValueError("a time is needed, such as 2026-01-31T12:00:00Z") from None
