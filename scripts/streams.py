@@ -48,6 +48,7 @@ class Load:
     tokens: int = 200
     question: str = "What colour is the sky?"
     max_seconds: float = 300.0
+    key: str = ""
     streams: list[Stream] = field(default_factory=list)
 
     def start(self) -> Load:
@@ -92,7 +93,8 @@ class Load:
         deadline = time.monotonic() + self.max_seconds
         connector = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout(total=self.max_seconds)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
             clients = asyncio.gather(*(self._client(session, number, deadline) for number in range(self.clients)))
             while not clients.done():
                 await asyncio.wait([clients], timeout=ABANDONED_S)

@@ -88,6 +88,7 @@ class Orch:
         self.listen = f"127.0.0.1:{free_port()}"
         self.profile = home / "tiny.toml"
         self.env: dict[str, str] = {}
+        self.key = ""  # an API key, which the clients of this show
         self.within: tuple[str, ...] = ()  # words before the command
         self.python = sys.executable  # another one has another version of orch (other_program.py)
         home.mkdir(parents=True, exist_ok=True)
@@ -174,6 +175,7 @@ class Orch:
         return httpx.post(
             f"http://{self.listen}/v1/chat/completions",
             json={"model": model, "messages": messages, "max_tokens": 40, **body},
+            headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
             timeout=60,
             trust_env=False,
         )
@@ -185,7 +187,7 @@ class Orch:
 
     def load(self, *models: str, clients: int = 4, tokens: int = 100) -> Any:
         """A streaming load through the gateway, started."""
-        return streams.Load(f"http://{self.listen}", models or ("tiny",), clients, tokens).start()
+        return streams.Load(f"http://{self.listen}", models or ("tiny",), clients, tokens, key=self.key).start()
 
     def processes(self) -> list[int]:
         """The pids of all that this data directory's orch has started and that still lives."""

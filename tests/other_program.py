@@ -19,6 +19,8 @@ from orchestrator.core.routes import PROTOCOL
 ROOT = Path(__file__).parents[1]
 # The last commit whose gateway cannot hand over.
 BEFORE_HANDOVER = "16b9139"
+# The last that keeps API keys as they are.
+BEFORE_DIGESTS = "52f9fa6"
 
 
 def with_protocol(place: Path, protocol: int, version: str) -> Path:

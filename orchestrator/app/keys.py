@@ -54,9 +54,9 @@ def duration(text: str) -> timedelta:
 
 
 def plan_adding(
-    orch: Orchestrator, name: str, key: str, observed: Observed, expires: timedelta | None, grace: timedelta
+    orch: Orchestrator, name: str, key: str, observed: Observed, expires: timedelta | None, grace: timedelta | None
 ) -> Plan:
-    """One more key. As the first one it shuts out whoever shows none, once `grace` is over."""
+    """One more key. Clients that show none are let in for so long as before (None: as it is; with a first key not)."""
     kept, now = orch.keys.read(), datetime.now(UTC)
     if not is_name(name):
         raise UsageError(
@@ -69,13 +69,13 @@ def plan_adding(
         raise PlanRefused(f"There is an API key named {name} already.", hint=f"orch keys rotate {name} replaces it.")
     if kept.knows(key):
         raise PlanRefused("This API key is there already, by another name.", hint="orch keys ls shows them.")
-    open_until = utc(now + grace) if grace and not kept.keys else ""
-    until = utc(now + expires) if expires is not None else ""
-    wanted = kept.added(ApiKey(name, digest_of(key), utc(now), until), open_until)
-    why = f"add the API key {name}{f', until {until}' if until else ''}"
-    if not kept.keys:
-        why += f"; clients without one are let in until {open_until}" if open_until else "; clients without one are not"
-        why += "" if open_until else " let in any more"
+    was_open = not kept.keys or bool(open_until(orch))
+    until = kept.open_until if grace is None else utc(now + grace) if grace and was_open else ""
+    good = utc(now + expires) if expires is not None else ""
+    wanted = kept.added(ApiKey(name, digest_of(key), utc(now), good), until)
+    why = f"add the API key {name}" + (f", good until {good}" if good else "")
+    if until != kept.open_until or not kept.keys:
+        why += f"; clients without one are let in until {until}" if until else "; clients without one are refused"
     return _plan(orch, "keys add", KeyChange(kept, wanted, why), observed)
 
 
@@ -151,10 +151,11 @@ def _known(kept: KeyRing, name: str) -> None:
 def _state(key: ApiKey, now: datetime, used: dict[str, str]) -> str:
     if key.expires and moment(key.expires) <= now:
         return "expired"
-    if key.before and moment(key.before_until) > now:
-        last = used.get(key.before)
-        return f"good; the one before until {key.before_until}, last used {last or 'never'}"
-    return "good"
+    good = [one for one in key.before if moment(one.until) > now]
+    if not good:
+        return "good"
+    last = max(used.get(one.digest, "") for one in good)
+    return f"good; the one before until {good[0].until}, last used {last or 'never'}"
 
 
 def _used(orch: Orchestrator) -> dict[str, str]:

@@ -30,9 +30,12 @@ def keys_add(
     name: Name,
     expires: Annotated[str | None, typer.Option(metavar="TIME", help="After this it is not good: 90d, 12h.")] = None,
     grace: Annotated[
-        str,
-        typer.Option(metavar="TIME", help="The first key: for so long clients without one are still let in."),
-    ] = "0",
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="On loopback: for so long clients without one are still let in. Default: with the first key not.",
+        ),
+    ] = None,
     stdin: FromStdin = False,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
@@ -41,7 +44,7 @@ def keys_add(
     with session_of(as_json) as session:
         from orchestrator.app.keys import duration, plan_adding
 
-        until, let_in = duration(expires) if expires is not None else None, duration(grace)
+        until, let_in = (duration(time) if time is not None else None for time in (expires, grace))
         key = _key(stdin)
         orch = session.orch
         _change(session, name, key, lambda: plan_adding(orch, name, key, orch.observe(), until, let_in), plan, stdin)

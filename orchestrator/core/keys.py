@@ -44,40 +44,43 @@ def utc(time: datetime) -> str:
 
 
 @dataclass(frozen=True)
+class Replaced:
+    """What was another key's digest before, and is good until then."""
+
+    digest: str
+    until: str
+
+
+@dataclass(frozen=True)
 class ApiKey:
-    """A key by its name; `digest` is its SHA-256 in hex. `before` is that of the key that it has replaced, which is
-    good until `before_until`."""
+    """A key by its name; `digest` is its SHA-256 in hex. `before` are those that it has replaced: several, because a
+    replacement that was killed has shown its key to nobody."""
 
     name: str
     digest: str
     created: str
     expires: str = ""
-    before: str = ""
-    before_until: str = ""
+    before: tuple[Replaced, ...] = ()
 
     @classmethod
     def from_json(cls, value: object) -> ApiKey:
         """Read what `asdict` wrote; ValueError says which field is wrong."""
         document = fields.mapping(value, "key")
-        later = {name: _text(document, name) for name in ("expires", "before", "before_until")}
-        if later["before"] and not later["before_until"]:
-            raise ValueError("before_until: a time is needed")
-        made = cls(fields.text(document, "name"), fields.text(document, "digest"), _text(document, "created"), **later)
-        for digest in (made.digest, *([made.before] if made.before else [])):
-            if not _DIGEST.fullmatch(digest):
-                raise ValueError("digest: 64 hexadecimal digits are needed")
-        for time in filter(None, (made.created, made.expires, made.before_until)):
+        listed = (fields.mapping(one, "before") for one in fields.listed(document.get("before", []), "before"))
+        before = tuple(Replaced(_digest(one), fields.text(one, "until")) for one in listed)
+        created, expires = fields.text(document, "created"), _text(document, "expires")
+        for time in (created, *([expires] if expires else []), *(one.until for one in before)):
             moment(time)
-        return made
+        return cls(fields.text(document, "name"), _digest(document), created, expires, before)
 
     @property
     def good(self) -> Iterator[tuple[str, datetime | None]]:
         """The digests that a client's key may have, and until when (None: for good)."""
         expires = moment(self.expires) if self.expires else None
         yield self.digest, expires
-        if self.before:
-            until = moment(self.before_until)
-            yield self.before, until if expires is None else min(until, expires)
+        for one in self.before:
+            until = moment(one.until)
+            yield one.digest, until if expires is None else min(until, expires)
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,12 @@ class KeyRing:
 
     def knows(self, key: str) -> bool:
         """Whether this key is one of them, good or not."""
-        return any(digest_of(key) in (one.digest, one.before) for one in self.keys)
+        digest = digest_of(key)
+        return any(digest == one.digest or digest in [old.digest for old in one.before] for one in self.keys)
 
     def added(self, key: ApiKey, open_until: str = "") -> KeyRing:
-        """With one more. `open_until` counts where it is the first."""
-        return KeyRing((*self.keys, key), self.open_until if self.keys else open_until)
+        """With one more; until then clients without any are let in."""
+        return KeyRing((*self.keys, key), open_until)
 
     def removed(self, name: str) -> KeyRing:
         """Without that of a name."""
@@ -108,14 +112,14 @@ class KeyRing:
         return KeyRing(left, self.open_until if left else "")
 
     def rotated(self, name: str, digest: str, now: datetime, until: str) -> KeyRing:
-        """With another key by that name; the one before it is good until then ("": no longer)."""
-        before = {"before": "", "before_until": ""}
+        """With another key by that name; those before it are good until then at most ("": no longer)."""
 
         def turned(key: ApiKey) -> ApiKey:
             if key.name != name:
                 return key
-            kept = {"before": key.digest, "before_until": until} if until else before
-            return replace(key, digest=digest, created=utc(now), **kept)
+            good = (one for one in key.before if moment(one.until) > now)
+            before = (Replaced(key.digest, until), *(Replaced(one.digest, min(one.until, until)) for one in good))
+            return replace(key, digest=digest, created=utc(now), before=before if until else ())
 
         return replace(self, keys=tuple(map(turned, self.keys)))
 
@@ -149,6 +153,13 @@ class KeyRing:
 
 
 NO_KEYS = KeyRing()
+
+
+def _digest(document: Mapping[str, object]) -> str:
+    digest = fields.text(document, "digest")
+    if not _DIGEST.fullmatch(digest):
+        raise ValueError("digest: 64 hexadecimal digits are needed")
+    return digest
 
 
 def _text(document: Mapping[str, object], key: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from orch_command import ANSWER, ASSETS, Orch, wait_until
-from other_program import BEFORE_HANDOVER, another, of_commit, with_protocol
+from other_program import BEFORE_DIGESTS, BEFORE_HANDOVER, another, of_commit, with_protocol
 
 from orchestrator.core.routes import PROTOCOL
 
@@ -251,24 +251,6 @@ def test_both_are_taken_down(orch: Orch, newer: Path) -> None:
     assert other.processes() == []
 
 
-def test_a_gateway_without_keys_is_replaced_by_one_that_asks_for_them(orch: Orch) -> None:
-    orch.run("up", "llamacpp", "-p", str(orch.profile))
-    load = orch.load("tiny", clients=2, tokens=60)
-    wait_until(lambda: load.open_now() == 2, what="streams")
-    orch.env["ORCH_API_KEY"] = "a-key"
-    hint = orch.run("up", "--json", code=5).lines[-1]["hint"]
-    assert "ORCH_API_KEY=KEY orch up --gateway" in hint
-    assert "ReplaceGateway" in orch.actions("up", "--gateway")
-    assert "ReplaceGateway" in orch.run("up", "--gateway", "--json").steps("started")
-    # Whoever shows none is refused from now on, and nothing else befalls anybody.
-    problems = [stream.problem for stream in load.stop() if stream.problem]
-    assert [problem for problem in problems if not problem.startswith("HTTP 401")] == []
-    assert httpx.get(f"http://{orch.listen}/v1/models").status_code == 401
-    admitted = httpx.get(f"http://{orch.listen}/v1/models", headers={"Authorization": "Bearer a-key"})
-    assert admitted.status_code == 200
-    orch.status()
-
-
 def test_origins_stay_until_others_are_named(orch: Orch, newer: Path) -> None:
     site = "https://chat.example.org"
     orch.env["ORCH_ORIGINS"] = site
@@ -287,20 +269,52 @@ def test_origins_stay_until_others_are_named(orch: Orch, newer: Path) -> None:
     assert httpx.get(f"http://{orch.listen}/v1/models", headers={"Origin": site}).status_code == 403
 
 
+def made_of(place: Path, commit: str) -> Path:
+    try:
+        return of_commit(place, commit)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no history in this clone: {error.stderr.decode().strip()}")
+
+
 @pytest.fixture(scope="session")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of the program before gateways could hand over."""
-    try:
-        return of_commit(tmp_path_factory.mktemp("earlier"), BEFORE_HANDOVER)
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no history in this clone: {error.stderr.decode().strip()}")
+    return made_of(tmp_path_factory.mktemp("earlier"), BEFORE_HANDOVER)
+
+
+@pytest.fixture(scope="session")
+def with_plain_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of the program before keys were kept as digests, and before engines asked for a secret."""
+    return made_of(tmp_path_factory.mktemp("plain"), BEFORE_DIGESTS)
+
+
+def test_keys_as_plain_text_are_taken_over_under_load(either: Orch, with_plain_keys: Path) -> None:
+    before = another(either, with_plain_keys)
+    before.env = {**either.env, "ORCH_API_KEY": "old-key"}
+    before.run("up", either.engine, "-p", str(either.profile))
+    pids = {name: engine["pid"] for name, engine in either.engines().items()}
+    either.key = "old-key"
+    load = either.load("tiny", clients=3)
+    wait_until(lambda: load.open_now() >= 2, what="open streams")
+    assert either.actions("up") == []
+    assert either.actions("keys", "add", "web") == ["WriteKeys", "ReplaceGateway", "DropOldKeyFile"]
+    either.run("keys", "add", "web")
+    wait_until(lambda: len(load.streams) > 12, what="streams after it", seconds=120)
+    assert [stream.problem for stream in load.stop() if stream.problem] == []
+    assert not (either.home / "keys" / "api-keys").exists()
+    assert either.says() == ANSWER
+    either.key = ""
+    assert either.chat().status_code == 401
+    # What serves is as it was; what is started from now on asks for a secret.
+    assert {name: engine["pid"] for name, engine in either.engines().items()} == pids
+    either.status()
 
 
 def test_the_program_before_is_taken_over_with_a_gap_that_the_plan_names(orch: Orch, earlier: Path) -> None:
     before = another(orch, earlier)
     before.run("up", "llamacpp", "-p", str(orch.profile))
     before.run("lora", "add", *ALPHA)
-    pids = {name: engine["pid"] for name, engine in orch.engines().items()}
+    engines = orch.engines()
     told: list[dict[str, Any]] = orch.run("status", "--json", code=None).lines
     assert any("(protocol 1)" in line.get("upgrade", "") for line in told)
     (plan,) = (line for line in orch.run("up", "--gateway", "--plan", "--json").lines if "plan" in line)
@@ -316,6 +330,7 @@ def test_the_program_before_is_taken_over_with_a_gap_that_the_plan_names(orch: O
     assert streams[0].problem == ""
     assert gateways(orch) == [SECOND]
     assert orch.says("alpha") == "Ahoy! The answer is alpha."
-    assert {name: engine["pid"] for name, engine in orch.engines().items()} == pids
+    # It recorded no more than what was asked for: what that comes to by now is another generation.
+    assert not engines.keys() & orch.engines().keys()
     orch.status()
     assert orch.actions("up") == []
