@@ -18,8 +18,9 @@ def read_settings(tables: Mapping[str, Any], extra: Unknown) -> EngineTables:
     problems: list[Any] = []
     if extra == "forbid":
         strange = {name: table for name, table in tables.items() if name not in ENGINES}
+        words = f"orch knows no such engine; it knows {', '.join(sorted(ENGINES))}"
         problems = [
-            {"type": "extra_forbidden", "loc": ("engines", name), "msg": "no such engine", "input": table}
+            {"type": "unknown_engine", "loc": ("engines", name), "msg": words, "input": table}
             for name, table in strange.items()
         ]
     found: EngineTables = {}
