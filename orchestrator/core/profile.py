@@ -125,8 +125,8 @@ class AdapterEntry(Part):
 
 
 class Profile(Part):
-    """One public model. `public_names[0]` is the name that engines serve under; clients may use all of them. `engines`
-    are as they were read: what they mean is for each engine's sheet to say."""
+    """One public model. `public_names[0]` is the name that engines serve under; clients may use all of them. What the
+    settings of `engines` mean is for each engine's sheet to say."""
 
     name: Name
     description: str = ""
