@@ -1,4 +1,5 @@
-"""The engines that orch knows, by name. Adding one is adding a file and a line here.
+"""The engines that orch knows, by name. Adding one is adding a file and a line here, and what it has of its own:
+templates/NAME, and profiles/engines/NAME.toml where images or environments of it are pinned.
 
 Whoever needs them looks here when they are needed, so that a test can add one of its own for a while.
 """

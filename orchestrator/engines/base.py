@@ -29,7 +29,8 @@ Render = Callable[[str, Mapping[str, Any]], str]
 class EngineSettings(Part):
     """What a profile may say of an engine, in the table engines.NAME; each sheet has its own, all with defaults.
 
-    recipes: the artifacts that it may serve, best first; the first that the host can serve is taken.
+    recipes: the artifacts that it may serve, best first; the first that the host can serve is taken. What refusals
+    advise to change has the same name on every sheet that has it: gpus, gpu_memory_utilization, kv_cache_mib.
     """
 
     recipes: Annotated[tuple[Recipe, ...], Must(min_length=1)]
