@@ -33,9 +33,14 @@ def gpu_profiles() -> dict[str, GpuProfile]:
     return {path.stem: parse_part(GpuProfile, path.read_text("utf-8"), path.name) for path in paths}
 
 
-def engine_pins(own: Path | None = None) -> dict[str, EnginePin]:
-    """The shipped engine pins, by engine; images that are pinned in `own` (ENGINE.toml) come before those."""
-    return {path.stem: _pin(path, own) for path in sorted((root() / "profiles" / "engines").glob("*.toml"))}
+def engine_pins() -> dict[str, EnginePin]:
+    """The shipped engine pins, by engine."""
+    return {path.stem: _pin(path, None) for path in sorted((root() / "profiles" / "engines").glob("*.toml"))}
+
+
+def engine_pin(engine: str, own: Path) -> EnginePin:
+    """What is pinned of an engine: shipped, which may be nothing, and before it the images in `own` (ENGINE.toml)."""
+    return _pin(root() / "profiles" / "engines" / f"{engine}.toml", own)
 
 
 def tools_pin(own: Path | None = None) -> EnginePin:
@@ -54,7 +59,8 @@ def calibration_texts() -> Path:
 
 
 def _pin(path: Path, own: Path | None) -> EnginePin:
-    pin = parse_part(EnginePin, path.read_text("utf-8"), path.name)
+    shipped = path.is_file()
+    pin = parse_part(EnginePin, path.read_text("utf-8"), path.name) if shipped else EnginePin(engine=path.stem)
     mine = own_images(own, path.stem) if own is not None else ()
     return pin.model_copy(update={"docker": (*mine, *pin.docker)}) if mine else pin
 

@@ -91,6 +91,7 @@ class Orch:
         self.key = ""  # an API key, which the clients of this show
         self.within: tuple[str, ...] = ()  # words before the command
         self.python = sys.executable  # another one has another version of orch (other_program.py)
+        self.module = "orchestrator"  # another one has an engine more (parrot.py)
         home.mkdir(parents=True, exist_ok=True)
         self.write_profile()
 
@@ -114,7 +115,7 @@ class Orch:
     def start(self, *args: str) -> Forked | subprocess.Popen[str]:
         """Run a command, leave it to the caller. (tests/cli/test_execs.py runs each verb in a process of its own.)"""
         if not self.within and self.python == sys.executable:
-            return Forked("orchestrator", *args, env=self.environ())
+            return Forked(self.module, *args, env=self.environ())
         return subprocess.Popen(
             [*self.within, self.python, "-P", "-m", "orchestrator", *args],
             stdin=subprocess.DEVNULL,

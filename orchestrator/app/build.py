@@ -30,6 +30,7 @@ from orchestrator.core.calibration import Calibration
 from orchestrator.core.plan import Action, Plan
 from orchestrator.core.prerequisites import Prerequisite
 from orchestrator.core.profile import CalibrationTexts, Profile
+from orchestrator.engines import ENGINES
 from orchestrator.engines.prerequisites import artifact_prerequisites
 from orchestrator.errors import HostError, PlanRefused, UsageError
 from orchestrator.planning.prerequisites import builds_of, plan_prerequisites
@@ -42,7 +43,7 @@ def recipes_of(profile: Profile, named: list[str]) -> tuple[Recipe, ...]:
     """Those that were named, else all that its engines may serve; not the weights themselves."""
     if named:
         return tuple(dict.fromkeys(recipe for name in named if (recipe := recipe_named(name)) is not None))
-    settings = (profile.engines.ollama, profile.engines.llamacpp, profile.engines.vllm)
+    settings = (sheet.settings.of(profile, name) for name, sheet in ENGINES.items())
     found = dict.fromkeys(recipe for engine in settings for recipe in engine.recipes)
     return tuple(recipe for recipe in found if recipe is not Recipe.WEIGHTS)
 

@@ -43,8 +43,7 @@ def environment_spec(orch: Orchestrator, name: str) -> EnvironmentSpec:
     if not sheet.needs_environment():
         raise PlanRefused(f"{name} needs no environment of its own.", hint="orch engines ls")
     index = orch.settings.torch_index
-    pin = resources.engine_pins()[name]
-    spec = pin.environment(sheet.accelerator(orch.host), (index,) if index is not None else None)
+    spec = orch.pins[name].environment(sheet.accelerator(orch.host), (index,) if index is not None else None)
     if spec is None:
         raise HostError(f"No build of {name} is pinned for this machine.")
     return spec

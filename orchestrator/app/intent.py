@@ -104,7 +104,8 @@ def desired_for(orch: Orchestrator, intent: Intent, observed: Observed) -> Desir
         case AddAdapter(name, directory, profile):
             check_adapter_name(name)
             present = deployed(profile, observed)
-            return _with_adapter(present, _read_adapter(orch, name, directory, present, observed))
+            added = _read_adapter(orch, name, directory, present.spec.profile, present.adapters, observed)
+            return present.model_copy({"adapters": _with_adapter(present.adapters, added)})
         case RemoveAdapter(name, profile):
             present = deployed(profile, observed)
             known = [adapter.name for adapter in present.adapters]
@@ -126,7 +127,7 @@ def _serve(orch: Orchestrator, intent: Serve, observed: Observed) -> Desired:
         raise PlanRefused(
             f"{loaded.name} is not deployed, so an engine must be named.",
             hint=f"Add one: {', '.join(sorted(ENGINES))}. "
-            f"Another profile than {loaded.name} is named with -p: orch up llamacpp -p FILE.toml",
+            f"Another profile than {loaded.name} is named with -p: orch up ENGINE -p FILE.toml",
         )
     where = chosen_target(orch, intent.engine, intent.target, present)
     if intent.lock is not None:
@@ -152,13 +153,21 @@ def _serve(orch: Orchestrator, intent: Serve, observed: Observed) -> Desired:
 def with_profile_adapters(orch: Orchestrator, desired: Desired, before: Profile | None, observed: Observed) -> Desired:
     """The same with the adapters that a profile which was just given brings along, without those that the profile
     `before` it listed and it does not."""
-    kept = {entry.name for entry in desired.spec.profile.adapters}
+    profile = desired.spec.profile
+    kept = {entry.name for entry in profile.adapters}
     dropped = {entry.name for entry in before.adapters} - kept if before is not None else set()
     adapters = tuple(adapter for adapter in desired.adapters if adapter.name not in dropped)
-    desired = desired.model_copy(update={"adapters": adapters})
-    for entry in desired.spec.profile.adapters:
-        desired = _with_adapter(desired, _read_adapter(orch, entry.name, Path(entry.path), desired, observed))
-    return desired
+    return desired.model_copy({"adapters": with_listed_adapters(orch, profile, adapters, observed)})
+
+
+def with_listed_adapters(
+    orch: Orchestrator, profile: Profile, adapters: tuple[Adapter, ...], observed: Observed
+) -> tuple[Adapter, ...]:
+    """These adapters, and those that a profile lists."""
+    for entry in profile.adapters:
+        added = _read_adapter(orch, entry.name, Path(entry.path), profile, adapters, observed)
+        adapters = _with_adapter(adapters, added)
+    return adapters
 
 
 def chosen_target(orch: Orchestrator, engine: str | None, asked: str | None, present: Desired | None) -> str:
@@ -215,21 +224,26 @@ def _adapters_left(profile: Profile, observed: Observed) -> set[str]:
     return names
 
 
-def _read_adapter(orch: Orchestrator, name: str, directory: Path, desired: Desired, observed: Observed) -> Adapter:
+def _read_adapter(
+    orch: Orchestrator,
+    name: str,
+    directory: Path,
+    profile: Profile,
+    present: tuple[Adapter, ...],
+    observed: Observed,
+) -> Adapter:
     """An adapter from a PEFT directory, checked against the weights as far as they are there."""
-    weights = weights_facts(orch, desired.spec.profile)
+    weights = weights_facts(orch, profile)
     base = Path(weights.path) if weights.size else None
     facts = orch.builder.adapter(directory, base)
     digest = facts.source.removeprefix("dir:")
-    known = next((a for a in desired.adapters if a.name == name and a.digest == digest), None)
+    known = next((a for a in present if a.name == name and a.digest == digest), None)
     origin = known.origin if known is not None else str(directory.resolve())
-    return fitted(name, digest, facts.rank, origin, weights, orch.resolve_context(observed, desired.spec.profile))
+    return fitted(name, digest, facts.rank, origin, weights, orch.resolve_context(observed, profile))
 
 
-def _with_adapter(desired: Desired, adapter: Adapter) -> Desired:
+def _with_adapter(present: tuple[Adapter, ...], adapter: Adapter) -> tuple[Adapter, ...]:
     """The same with one adapter more, or another version of it in its place."""
-    present = [a.name for a in desired.adapters]
-    adapters = tuple(adapter if a.name == adapter.name else a for a in desired.adapters)
-    if adapter.name not in present:
-        adapters = (*adapters, adapter)
-    return desired.model_copy(update={"adapters": adapters})
+    if all(one.name != adapter.name for one in present):
+        return (*present, adapter)
+    return tuple(adapter if one.name == adapter.name else one for one in present)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator import __version__
-from orchestrator.app.intent import with_profile_adapters
+from orchestrator.app.intent import with_listed_adapters
 from orchestrator.app.profiles import load_profile, pinned, weights_facts
 from orchestrator.core.artifact import Recipe
-from orchestrator.core.deployment import Adapter, DeploymentSpec, Desired
+from orchestrator.core.deployment import Adapter
 from orchestrator.core.lock_file import (
     FORMAT,
     Difference,
@@ -32,6 +32,7 @@ from orchestrator.core.profile import Profile
 from orchestrator.core.text import decoded
 from orchestrator.drivers.files import write_atomic
 from orchestrator.engines.prerequisites import needed_by_any_engine
+from orchestrator.engines.settings import said_settings
 from orchestrator.errors import HostError, PlanRefused
 from orchestrator.planning.prerequisites import entries, missing_entries, plan_prerequisites
 
@@ -77,7 +78,7 @@ def lock_of(orch: Orchestrator, profile: Profile, observed: Observed, ask_hub: b
         format=FORMAT,
         orch=__version__,
         weights=weights.key,
-        profile=LockedProfile(name=profile.name, digest=profile_digest(profile)),
+        profile=LockedProfile(name=profile.name, digest=profile_digest(profile, said_settings(profile))),
         entries=found,
         engines={name: locked_engine(pin) for name, pin in orch.pins.items() if pin.docker or pin.local},
     )
@@ -147,9 +148,4 @@ def _locked_entry(orch: Orchestrator, step: Prerequisite) -> LockedEntry:
 def _adapters(orch: Orchestrator, profile: Profile, observed: Observed) -> tuple[Adapter, ...]:
     """Those that the profile lists, and where it is deployed those that were added since."""
     present = observed.desired.get(profile.name)
-    # Which engine and where plays no part: adapters are fitted to weights.
-    spec = present.spec if present is not None else DeploymentSpec(profile=profile, engine="llamacpp", target="local")
-    desired = Desired(
-        spec=spec.model_copy(update={"profile": profile}), adapters=present.adapters if present is not None else ()
-    )
-    return with_profile_adapters(orch, desired, None, observed).adapters
+    return with_listed_adapters(orch, profile, present.adapters if present is not None else (), observed)

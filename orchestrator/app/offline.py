@@ -18,6 +18,7 @@ from orchestrator.core.deployment import Adapter, Desired
 from orchestrator.core.image_archive import ArchiveLock, SavedAdapter, SavedEngine, SavedImage
 from orchestrator.core.launch import DOCKER
 from orchestrator.core.observed import Observed
+from orchestrator.core.part import Unfit
 from orchestrator.core.pins import Accelerator, ImagePin
 from orchestrator.core.prerequisites import Prerequisite, Storage
 from orchestrator.core.profile import AdapterEntry, Profile
@@ -28,7 +29,8 @@ from orchestrator.drivers.docker.archive import hashed, opened_archive, write_ar
 from orchestrator.drivers.files import write_atomic
 from orchestrator.engines import engine_sheet
 from orchestrator.engines.resolve import computes_on
-from orchestrator.errors import PlanRefused
+from orchestrator.engines.settings import read_settings
+from orchestrator.errors import PlanRefused, SourceError
 
 if TYPE_CHECKING:
     from orchestrator.app.orchestrator import Orchestrator
@@ -70,6 +72,7 @@ def save(orch: Orchestrator, file: Path, profile: str | None, engines: list[str]
 def load(orch: Orchestrator, file: Path) -> Loaded:
     """Take in a file of `save`. SourceError where a hash is wrong: then what is wrong is nowhere."""
     with opened_archive(file) as archive:
+        _check_settings(file, archive.lock)
         if archive.lock.images:
             attend(orch)
         loaded, here = archive.load(orch.store, orch.images, orch.progress)
@@ -78,6 +81,17 @@ def load(orch: Orchestrator, file: Path) -> Loaded:
     base = archive.lock.gateway_base if orch.settings.gateway_base is None and not unfit else ""
     engines = tuple(_take_in(orch, engine, written) for engine in archive.lock.engines)
     return Loaded(tuple(loaded), tuple(here), base, unfit, engines)
+
+
+def _check_settings(file: Path, lock: ArchiveLock) -> None:
+    try:
+        read_settings(lock.profile.engines, "forbid")
+    except Unfit as error:
+        first = error.problems[0]
+        raise SourceError(
+            f"The profile in {file} has settings that this orch does not take: {'.'.join(map(str, first['loc']))}.",
+            hint=f"Use the version of orch that made it: {lock.orch}.",
+        ) from error
 
 
 @dataclass

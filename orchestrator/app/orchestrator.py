@@ -69,8 +69,9 @@ class Orchestrator:
     def read_host(self) -> Host:
         """The machine at this moment."""
         from orchestrator.drivers.host import read_host
+        from orchestrator.engines import ENGINES
 
-        return read_host()
+        return read_host(name for sheet in ENGINES.values() for name in sheet.programs)
 
     @cached_property
     def hub(self) -> Hub:
@@ -152,8 +153,9 @@ class Orchestrator:
     @cached_property
     def records(self) -> Records:
         from orchestrator.drivers.records import Records
+        from orchestrator.engines.settings import read_settings
 
-        return Records(self.settings.records)
+        return Records(self.settings.records, read_settings)
 
     @cached_property
     def clock(self) -> SystemClock:
@@ -229,10 +231,11 @@ class Orchestrator:
 
     @cached_property
     def pins(self) -> Pins:
-        """The engine pins: shipped, and before them the images that the user has pinned."""
+        """What is pinned of each engine: shipped, and before it the images that the user has pinned."""
         from orchestrator import resources
+        from orchestrator.engines import ENGINES
 
-        return resources.engine_pins(self.settings.pins)
+        return {name: resources.engine_pin(name, self.settings.pins) for name in ENGINES}
 
     def builder_spec(self, name: str) -> EnvironmentSpec:
         """The environment of a builder, for what this machine computes on."""

@@ -12,6 +12,7 @@ from orchestrator.core.pins import EnginePin
 from orchestrator.core.profile import Profile, parse_profile
 from orchestrator.core.text import decoded
 from orchestrator.core.weights import HubSource, WeightsFacts
+from orchestrator.engines.settings import read_settings
 from orchestrator.errors import HostError, PlanRefused, ProfileError, UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def load_profile(name_or_path: str, observed: Observed) -> Profile:
             f"There is no profile named {name_or_path}.",
             hint=f"Known: {', '.join(known)}; or give its file: -p FILE.toml",
         )
-    return parse_profile(shipped[name_or_path].read_text("utf-8"), shipped[name_or_path].name)
+    return _shipped(shipped[name_or_path])
 
 
 def profile_in(path: str) -> Profile:
@@ -54,13 +55,17 @@ def read_profile(path: Path) -> Profile:
         raise ProfileError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise ProfileError(f"{path} cannot be read: {error}.", hint="Save it as UTF-8.") from error
-    return parse_profile(text, str(path), path.resolve().parent)
+    return parse_profile(text, str(path), read_settings, path.resolve().parent)
+
+
+def _shipped(path: Path) -> Profile:
+    return parse_profile(path.read_text("utf-8"), path.name, read_settings)
 
 
 def shipped_profiles() -> list[dict[str, str]]:
     """What is shipped, of which kind, and about what."""
     rows = [
-        {"kind": "model", "name": name, "about": parse_profile(path.read_text("utf-8"), path.name).description}
+        {"kind": "model", "name": name, "about": _shipped(path).description}
         for name, path in resources.model_profiles().items()
     ]
     rows += [{"kind": "gpu", "name": name, "about": gpu.description} for name, gpu in resources.gpu_profiles().items()]

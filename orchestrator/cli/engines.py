@@ -24,7 +24,9 @@ def engines_ls(as_json: AsJson = False) -> None:
 
 @engines.command("install")
 def engines_install(
-    engine: Annotated[str, typer.Argument(help="vllm, or llmcompressor, which makes NVFP4 (W4A4); others need none.")],
+    engine: Annotated[
+        str, typer.Argument(help="Such as vllm, or llmcompressor, which makes NVFP4 (W4A4); not all need one.")
+    ],
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.options import (
-    ENGINE_NAMES,
     AsJson,
     OnlyPlan,
     ProfileName,
@@ -18,6 +17,7 @@ from orchestrator.cli.options import (
     engine_names,
     session_of,
 )
+from orchestrator.core.tools import TOOLS
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ COLUMNS = ("for", "image", "short_digest", "state", "runs_here")
 
 
 def owner_names() -> list[str]:
-    return [*(name for name in engine_names() if name != "llamacpp"), "tools"]
+    from orchestrator.app import engines
+
+    return engines.image_owners()
 
 
 def accelerator_names() -> list[str]:
@@ -97,7 +99,7 @@ def images_pull(
 
 @images.command("pin")
 def images_pin(
-    engine: Annotated[str, typer.Argument(help="ollama, vllm or tools.", autocompletion=owner_names)],
+    engine: Annotated[str, typer.Argument(help="Such as ollama or vllm, or tools.", autocompletion=owner_names)],
     image: Annotated[str | None, typer.Argument(metavar="IMAGE:TAG", help="As docker pull takes it.")] = None,
     accelerator: Annotated[
         list[str] | None,
@@ -243,9 +245,9 @@ def _tell_pinned(session: Session, made: Pinned) -> None:
     kinds = ", ".join(kind.value for kind in pin.accelerators)
     screen.table(f"{made.engine} for {kinds}", ("of", "before", "now"), rows)
     takes = (
-        f"What {made.engine} serves from another image is upgraded to it by orch up (orch status tells of it)."
-        if made.engine in ENGINE_NAMES
-        else "The next orch build gguf --in-container uses it."
+        "The next orch build gguf --in-container uses it."
+        if made.engine == TOOLS
+        else f"What {made.engine} serves from another image is upgraded to it by orch up (orch status tells of it)."
     )
     end = takes if made.changed else "That is the same image as before."
     fields = {"pinned": pin.reference, "engine": made.engine, "local": pin.local, "changed": made.changed}

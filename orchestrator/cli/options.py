@@ -52,18 +52,18 @@ def _give_flags_a_default(group: Any) -> None:
         _give_flags_a_default(verb)
 
 
-# As engines/__init__.py has them, without importing it: completion has to be quick.
-ENGINE_NAMES = ("llamacpp", "ollama", "vllm")
-
-
 def engine_names() -> list[str]:
-    return list(ENGINE_NAMES)
+    from orchestrator.app import engines
+
+    return engines.engine_names()
 
 
 EngineName = Annotated[
     str | None,
     typer.Argument(
-        metavar="ENGINE", help="llamacpp, vllm or ollama; default: the deployed one.", autocompletion=engine_names
+        metavar="ENGINE",
+        help="Such as llamacpp, vllm or ollama; default: the deployed one.",
+        autocompletion=engine_names,
     ),
 ]
 ProfileName = Annotated[

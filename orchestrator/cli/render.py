@@ -20,7 +20,7 @@ DOCKER = "docker"
 
 @app.command()
 def render(
-    what: Annotated[str, typer.Argument(help="ollama, llamacpp or vllm; or compose, for a compose file.")],
+    what: Annotated[str, typer.Argument(help="An engine, such as ollama; or compose, for a compose file.")],
     engine: Annotated[str | None, typer.Argument(help="For compose: the engine; default: the deployed one.")] = None,
     profile: ProfileName = None,
     target: Target = None,

@@ -11,7 +11,7 @@ from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.launch import Launch
 from orchestrator.core.part import Part
 from orchestrator.core.pins import Accelerator, ImagePin
-from orchestrator.core.profile import Profile
+from orchestrator.core.profile import Profile, ReadSettings
 
 # Of Desired and Deployment as JSON: in records, and in the labels of what runs. Where none is told it is 1.
 VERSION = 2
@@ -127,6 +127,11 @@ class DeploymentSpec(Part):
     target: str
     recipe: Recipe | None = None
 
+    def with_settings(self, settings: ReadSettings) -> DeploymentSpec:
+        """The same with the profile's settings of engines as they are read here. Raises Unfit."""
+        profile = self.profile.model_copy({"engines": settings(self.profile.engines, "ignore")})
+        return self.model_copy({"profile": profile})
+
 
 class Resolution(Part):
     """What a spec has come to on this host, whole: what starts the same again, whatever pins, templates and the machine
@@ -176,15 +181,20 @@ class Desired(Part):
     held: bool = False
 
     @classmethod
-    def from_record(cls, document: object) -> Desired:
-        """What `to_record` wrote, in this version or another. Raises Unfit."""
+    def from_record(cls, document: object, settings: ReadSettings) -> Desired:
+        """What `to_record` wrote, in this version or another; its profiles' settings of engines are read, and completed
+        with what has become a setting since, by `settings`. Raises Unfit."""
         if isinstance(document, dict) and "wish" in document:
             # Earlier records have it as "wish".
             document = {"spec": document["wish"], **document}
         if isinstance(document, dict) and document.get("previous") is not None:
             # Earlier ones have of what was before the spec alone.
             document = {"before": {"spec": document["previous"]}, **document}
-        return cls.model_validate(document, extra="ignore")
+        found = cls.model_validate(document, extra="ignore")
+        before = found.before
+        if before is not None:
+            before = before.model_copy({"spec": before.spec.with_settings(settings)})
+        return found.model_copy({"spec": found.spec.with_settings(settings), "before": before})
 
     @property
     def served(self) -> Served:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
+# GPUs, as many as one machine usually has at most.
+MOST_GPUS = 8
 # ASSUMPTION, not measured: what the NVIDIA driver and the GPU's firmware hold for themselves, with no process to show
 # for it. 0.6 GiB, or 2 % of the memory where that is more.
 DRIVER_RESERVE = 6 * 2**30 // 10
@@ -90,12 +93,13 @@ class Nvidia:
 
 @dataclass(frozen=True)
 class Host:
-    """CPUs and memory, CPU flags that engines need, GPUs, and engines that the user installed.
+    """CPUs and memory, CPU flags that engines need, GPUs, and programs that the user installed.
 
     CPUs and memory are what a process that orch starts has, of this machine or of the control groups that it is in:
     `cpus` those that it can keep busy, memory in bytes and as in Memory.
     gpu_problem says which GPUs were left out and why, or why none was found where a driver seems to be present; else
-    it is empty. `driver` is the NVIDIA driver's version ("580.65.06"; empty without) and `cuda` the newest CUDA that it
+    it is empty. `programs` has the path of each program that engines ask for (their sheets) and that is on PATH, by
+    name. `driver` is the NVIDIA driver's version ("580.65.06"; empty without) and `cuda` the newest CUDA that it
     runs, (13, 0). `amd` says that an AMD GPU could be used: its devices are there.
     """
 
@@ -105,7 +109,7 @@ class Host:
     cpu_flags: frozenset[str]
     gpus: tuple[Gpu, ...] = ()
     gpu_problem: str = ""
-    ollama: str | None = None
+    programs: Mapping[str, str] = field(default_factory=dict)
     driver: str = ""
     cuda: tuple[int, int] | None = None
     amd: bool = False

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from orchestrator.core.artifact import FileEntry, Recipe
 from orchestrator.core.part import Must, Part, Unfit
 from orchestrator.core.pins import Accelerator, EnginePin
-from orchestrator.core.profile import PartT, Profile
+from orchestrator.core.profile import EngineTables, PartT, Profile
 from orchestrator.core.toml_text import toml_text
 from orchestrator.core.weights import HubFile, HubSource, hub_source
 from orchestrator.errors import SourceError
@@ -108,11 +108,12 @@ def parse_lock(text: str, where: str) -> Lock:
     return lock
 
 
-def profile_digest(profile: Profile) -> str:
-    """Over all that a profile says itself. Its description does not count, nor where weights, adapters and ready-made
-    artifacts come from: what these are is known by their keys."""
+def profile_digest(profile: Profile, engines: EngineTables) -> str:
+    """Over all that a profile says itself; `engines` are its settings of them without those that go without saying. Its
+    description does not count, nor where weights, adapters and ready-made artifacts come from: what these are is known
+    by their keys."""
     elsewhere = {"description", "weights", "adapters", "artifacts", "calibration"}
-    own = profile.model_dump(exclude=elsewhere, exclude_defaults=True)
+    own = profile.model_copy({"engines": engines}).model_dump(exclude=elsewhere, exclude_defaults=True)
     own["adapters"] = [entry.name for entry in profile.adapters]
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from orchestrator.core.artifact import Recipe
-from orchestrator.core.part import Must, Part, Unfit
+from orchestrator.core.part import Must, Part, Unfit, Unknown
 from orchestrator.core.weights import REPOSITORY, HubSource
 from orchestrator.errors import ProfileError
 
@@ -18,9 +19,11 @@ from orchestrator.errors import ProfileError
 Name = Annotated[str, Must(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 PublicName = Annotated[str, Must(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$")]
 
-# As many as one machine usually has at most.
-MOST_GPUS = 8
-
+# What a profile says of engines: a table of settings each, by the engine's name.
+EngineTables = dict[str, dict[str, Any]]
+# Reads such tables by what the engines that there are take, and completes them; raises Unfit with every problem. It is
+# handed to whoever reads profiles, because only engines know their settings (engines/settings.py).
+ReadSettings = Callable[[Mapping[str, Any], Unknown], EngineTables]
 
 PartT = TypeVar("PartT", bound=Part)
 
@@ -114,53 +117,6 @@ class Lora(Part):
     max_rank: Annotated[int, Must(ge=1, le=512)] = 16
 
 
-class EngineSettings(Part):
-    """recipes: the artifacts this engine may serve, best first; the first that the host can serve is taken."""
-
-    recipes: Annotated[tuple[Recipe, ...], Must(min_length=1)]
-
-
-class OllamaSettings(EngineSettings):
-    """keep_alive as Ollama writes it: "5m", "-1" for ever. kv_cache_type, flash_attention: None leaves it to Ollama,
-    which does not check them, but fails at every load when they do not go together."""
-
-    recipes: tuple[Recipe, ...] = (Recipe.GGUF_Q6_K,)
-    keep_alive: Annotated[str, Must(pattern=r"^(-?\d+|-?\d+(\.\d+)?(ms|s|m|h))$")] = "-1"
-    kv_cache_type: Literal["f16", "q8_0", "q4_0"] | None = None
-    flash_attention: bool | None = None
-
-    def __post_init__(self) -> None:
-        if re.fullmatch(r"-?0+(\.0+)?(ms|s|m|h)?", self.keep_alive):
-            raise ValueError("keep_alive 0 loads the model anew for every request; -1 keeps it")
-        if self.kv_cache_type in ("q8_0", "q4_0") and self.flash_attention is False:
-            raise ValueError(f"kv_cache_type {self.kv_cache_type} needs flash_attention")
-
-
-class LlamacppSettings(EngineSettings):
-    """threads: for generation; None lets llama.cpp choose."""
-
-    recipes: tuple[Recipe, ...] = (Recipe.GGUF_Q6_K,)
-    threads: Annotated[int, Must(ge=1)] | None = None
-
-
-class VllmSettings(EngineSettings):
-    """gpu_memory_utilization: share of each GPU; kv_cache_mib: the KV cache on a CPU, where nothing is profiled; gpus:
-    over how many, all alike, the model is spread (tensor parallel)."""
-
-    recipes: tuple[Recipe, ...] = (Recipe.NVFP4A16, Recipe.WEIGHTS)
-    gpu_memory_utilization: Annotated[float, Must(gt=0, le=1)] = 0.85
-    kv_cache_mib: Annotated[int, Must(ge=16)] = 1024
-    gpus: Annotated[int, Must(ge=1, le=MOST_GPUS)] = 1
-
-
-class Engines(Part):
-    """Settings per engine; an engine that is not named takes its defaults."""
-
-    ollama: OllamaSettings = OllamaSettings()
-    llamacpp: LlamacppSettings = LlamacppSettings()
-    vllm: VllmSettings = VllmSettings()
-
-
 class AdapterEntry(Part):
     """A LoRA that the profile brings along: its public name and its PEFT directory."""
 
@@ -169,7 +125,8 @@ class AdapterEntry(Part):
 
 
 class Profile(Part):
-    """One public model. `public_names[0]` is the name that engines serve under; clients may use all of them."""
+    """One public model. `public_names[0]` is the name that engines serve under; clients may use all of them. What the
+    settings of `engines` mean is for each engine's sheet to say."""
 
     name: Name
     description: str = ""
@@ -178,7 +135,7 @@ class Profile(Part):
     serving: Serving
     sampling: Sampling = Sampling()
     lora: Lora = Lora()
-    engines: Engines = Engines()
+    engines: EngineTables = field(default_factory=dict)
     calibration: CalibrationTexts = CalibrationTexts()
     adapters: tuple[AdapterEntry, ...] = ()
     artifacts: dict[Recipe, ReadyMade] = field(default_factory=dict)
@@ -201,15 +158,25 @@ class Profile(Part):
         return self.public_names[0]
 
 
-def parse_profile(text: str, where: str, base: Path | None = None) -> Profile:
+def parse_profile(text: str, where: str, settings: ReadSettings, base: Path | None = None) -> Profile:
     """A Profile from TOML. `where` names the file in messages; relative paths are taken from `base`.
 
     Raises ProfileError with every problem at once, each with its path in the file.
     """
+    document = _load_toml(text, where)
+    problems: list[Any] = []
+    tables = document.get("engines", {})
+    if isinstance(tables, dict):
+        try:
+            document["engines"] = settings(tables, "forbid")
+        except Unfit as error:
+            document["engines"], problems = {}, error.problems
     try:
-        profile = Profile.model_validate(_load_toml(text, where))
+        profile = Profile.model_validate(document)
     except Unfit as error:
-        raise _all_problems(error, where) from error
+        raise _all_problems([*error.problems, *problems], where) from error
+    if problems:
+        raise _all_problems(problems, where)
     return _absolute(profile, base) if base is not None else profile
 
 
@@ -218,7 +185,7 @@ def parse_part(kind: type[PartT], text: str, where: str) -> PartT:
     try:
         return kind.model_validate(_load_toml(text, where))
     except Unfit as error:
-        raise _all_problems(error, where) from error
+        raise _all_problems(error.problems, where) from error
 
 
 def _load_toml(text: str, where: str) -> dict[str, Any]:
@@ -228,9 +195,9 @@ def _load_toml(text: str, where: str) -> dict[str, Any]:
         raise ProfileError(f"{where} is not valid TOML.", detail=str(error)) from error
 
 
-def _all_problems(error: Unfit, where: str) -> ProfileError:
+def _all_problems(found: list[Any], where: str) -> ProfileError:
     problems = []
-    for entry in error.problems:
+    for entry in found:
         path = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part) for part in entry["loc"])) or "(top level)"
         given = entry["input"]
         shown = f" (given: {json.dumps(given, default=str)})" if isinstance(given, str | int | float | bool) else ""

@@ -1,10 +1,11 @@
-"""What this machine is: CPUs, memory, CPU flags, GPUs and their driver, and an Ollama that the user installed."""
+"""What this machine is: CPUs, memory, CPU flags, GPUs and their driver, and programs that the user installed."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from orchestrator.core.host import Gpu, Host, Nvidia
@@ -14,8 +15,8 @@ from orchestrator.drivers.memory import memory_within, of_machine
 NVML = "libnvidia-ml.so.1"
 
 
-def read_host() -> Host:
-    """The facts of this moment."""
+def read_host(programs: Iterable[str] = ()) -> Host:
+    """The facts of this moment; which of these programs are on PATH, too."""
     limits = cgroups.limits_of()
     memory = memory_within(limits, of_machine())
     asked = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -30,7 +31,7 @@ def read_host() -> Host:
         gpus=left,
         # An empty value asks for the CPU: then no GPU is missing.
         gpu_problem="" if asked == "" else nvidia.problem or _problem(nvidia.gpus, left, asked),
-        ollama=shutil.which("ollama"),
+        programs={name: path for name in programs if (path := shutil.which(name)) is not None},
         driver=nvidia.driver,
         cuda=nvidia.cuda,
         amd=amd_in(Path("/dev")),

@@ -15,6 +15,7 @@ from typing import Any
 
 from orchestrator.core.deployment import Desired, to_record
 from orchestrator.core.part import Unfit
+from orchestrator.core.profile import ReadSettings
 from orchestrator.drivers.files import read_json, sync_directory, write_atomic
 from orchestrator.errors import HostError, LockHeld, why
 
@@ -25,10 +26,11 @@ _WHOLE_FILE = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 class Records:
-    """`ROOT/desired/PROFILE.json`, one file each, replaced whole."""
+    """`ROOT/desired/PROFILE.json`, one file each, replaced whole. `settings` reads what profiles say of engines."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, settings: ReadSettings) -> None:
         self._desired = root / "desired"
+        self._settings = settings
 
     def desired(self) -> dict[str, Desired]:
         """What is wanted, by profile name; files that cannot be read are left out (see `unreadable`)."""
@@ -41,7 +43,7 @@ class Records:
     def _read(self) -> Iterator[tuple[Path, Desired | str]]:
         for path in sorted(self._desired.glob("*.json")) if self._desired.is_dir() else ():
             try:
-                yield path, Desired.from_record(read_json(path))
+                yield path, Desired.from_record(read_json(path), self._settings)
             except Unfit as error:
                 yield path, error.problems[0]["msg"]
             except ValueError as error:

@@ -1,8 +1,10 @@
-"""The engines that orch knows, by name. Adding one is adding a file and a line here."""
+"""The engines that orch knows, by name. Adding one is adding a file and a line here, and what it has of its own:
+templates/NAME, and profiles/engines/NAME.toml where images or environments of it are pinned.
+
+Whoever needs them looks here when they are needed, so that a test can add one of its own for a while.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from orchestrator.engines.base import EngineSheet
 from orchestrator.engines.llamacpp import Llamacpp
@@ -10,7 +12,7 @@ from orchestrator.engines.ollama import Ollama
 from orchestrator.engines.vllm import Vllm
 from orchestrator.errors import PlanRefused
 
-ENGINES: Mapping[str, EngineSheet] = {sheet.name: sheet for sheet in (Ollama(), Llamacpp(), Vllm())}
+ENGINES: dict[str, EngineSheet] = {sheet.name: sheet for sheet in (Ollama(), Llamacpp(), Vllm())}
 
 
 def engine_sheet(name: str) -> EngineSheet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.deployment import Adapter, Deployment
@@ -13,13 +13,32 @@ from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.host import Host
 from orchestrator.core.launch import Launch
 from orchestrator.core.memory import MemoryRequest
+from orchestrator.core.part import Must, Part
 from orchestrator.core.pins import Accelerator, EnginePin, ImagePin
 from orchestrator.core.profile import Profile
 from orchestrator.core.routes import ANTHROPIC, OPENAI
 from orchestrator.core.weights import Shape
 
+if TYPE_CHECKING:
+    from typing import Self
+
 # Renders a template by its path under templates/ with these variables; strict: an undefined one is an error.
 Render = Callable[[str, Mapping[str, Any]], str]
+
+
+class EngineSettings(Part):
+    """What a profile may say of an engine, in the table engines.NAME; each sheet has its own, all with defaults.
+
+    recipes: the artifacts that it may serve, best first; the first that the host can serve is taken. What refusals
+    advise to change has the same name on every sheet that has it: gpus, gpu_memory_utilization, kv_cache_mib.
+    """
+
+    recipes: Annotated[tuple[Recipe, ...], Must(min_length=1)]
+
+    @classmethod
+    def of(cls, profile: Profile, engine: str) -> Self:
+        """What a profile says of the engine of that name."""
+        return cls.model_validate(profile.engines.get(engine, {}))
 
 
 @dataclass(frozen=True)
@@ -77,6 +96,10 @@ class EngineSheet(Protocol):
     """The knowledge of one engine."""
 
     name: str
+    # What a profile may say of it.
+    settings: type[EngineSettings]
+    # The programs of the host that it is run from on target local, by their names on PATH.
+    programs: tuple[str, ...]
     # Adapters can be loaded and unloaded while it serves.
     hot_adapters: bool
     # It computes on a GPU where there is one.
@@ -222,6 +245,7 @@ def error_message(text: str) -> str:
 class EngineDefaults:
     """For the sheets of engines without a store of their own, and that cannot but use the one GPU they are given."""
 
+    programs: tuple[str, ...] = ()
     own_store = False
     in_containers = True
     speaks: tuple[str, ...] = (OPENAI, ANTHROPIC)

@@ -8,11 +8,11 @@ from typing import Any
 
 from orchestrator.core.deployment import DeploymentSpec
 from orchestrator.core.docker import CDI, HOOK, DockerFacts
-from orchestrator.core.host import Gpu, Host
+from orchestrator.core.host import MOST_GPUS, Gpu, Host
 from orchestrator.core.launch import DOCKER
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.plan import Skip
-from orchestrator.core.profile import MOST_GPUS, Profile
+from orchestrator.core.profile import Profile
 from orchestrator.core.weights import Shape
 from orchestrator.engines.base import EngineSheet
 from orchestrator.errors import HostError, PlanRefused

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from orchestrator.core.artifact import GGUF_FILE, Recipe
 from orchestrator.core.deployment import Adapter, Deployment
 from orchestrator.core.host import Host
 from orchestrator.core.launch import SECRET, Launch
 from orchestrator.core.memory import MIB, MemoryRequest, batch_bytes
+from orchestrator.core.part import Must
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
 from orchestrator.core.weights import Shape
-from orchestrator.engines.base import Failure, LaunchRequest, LaunchSpec, Render, StaticAdapters
+from orchestrator.engines.base import EngineSettings, Failure, LaunchRequest, LaunchSpec, Render, StaticAdapters
 
 # The wheel is compiled for these and does not ask the CPU: without them it ends with an illegal instruction.
 CPU_FLAGS = frozenset({"avx2", "fma", "f16c", "bmi2"})
@@ -37,10 +38,18 @@ HINTS: Mapping[str, str] = {
 }
 
 
+class LlamacppSettings(EngineSettings):
+    """threads: for generation; None lets llama.cpp choose."""
+
+    recipes: tuple[Recipe, ...] = (Recipe.GGUF_Q6_K,)
+    threads: Annotated[int, Must(ge=1)] | None = None
+
+
 class Llamacpp(StaticAdapters):
     """See EngineSheet. Adapters are taken only at start, and every request names the scale of each."""
 
     name = "llamacpp"
+    settings: type[EngineSettings] = LlamacppSettings
     takes_gpu = False
     in_containers = False
     # It turns requests of other APIs into chats, and keeps of them only what it knows: /v1/messages loses the scales,
@@ -78,8 +87,9 @@ class Llamacpp(StaticAdapters):
             f"--ctx-size={serving.context * serving.parallel}",
             f"--parallel={serving.parallel}",
         ]
-        if profile.engines.llamacpp.threads is not None:
-            argv.append(f"--threads={profile.engines.llamacpp.threads}")
+        threads = LlamacppSettings.of(profile, self.name).threads
+        if threads is not None:
+            argv.append(f"--threads={threads}")
         argv += [f"--{key.replace('_', '-')}={value}" for key, value in profile.sampling.said]
         return LaunchSpec(Launch(tuple(argv), (("LLAMA_API_KEY", SECRET),), stop_grace_s=15.0))
 

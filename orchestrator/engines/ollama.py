@@ -10,13 +10,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from orchestrator.core.artifact import GGUF_FILE, Recipe
 from orchestrator.core.deployment import Adapter, Deployment
 from orchestrator.core.host import Host
 from orchestrator.core.launch import Launch
 from orchestrator.core.memory import MIB, MemoryRequest, batch_bytes
+from orchestrator.core.part import Must
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
 from orchestrator.core.routes import ANTHROPIC, OLLAMA, OPENAI
@@ -25,6 +26,7 @@ from orchestrator.engines.base import (
     Digest,
     EngineCall,
     EngineDefaults,
+    EngineSettings,
     Failure,
     LaunchRequest,
     LaunchSpec,
@@ -40,6 +42,9 @@ CUDA_CONTEXT = 512 * MIB
 # Bytes of the KV cache against 16 bit: blocks of 32 values with a 16-bit scale.
 KV_SHARE = {None: 1.0, "f16": 1.0, "q8_0": 34 / 64, "q4_0": 18 / 64}
 
+# On PATH.
+PROGRAM = "ollama"
+
 HINTS: Mapping[str, str] = {
     "address already in use": "Another process took the port; run the same command again and another one is chosen.",
     "insufficient memory": "Lower serving.context or serving.parallel in the profile.",
@@ -49,10 +54,28 @@ HINTS: Mapping[str, str] = {
 }
 
 
+class OllamaSettings(EngineSettings):
+    """keep_alive as Ollama writes it: "5m", "-1" for ever. kv_cache_type, flash_attention: None leaves it to Ollama,
+    which does not check them, but fails at every load when they do not go together."""
+
+    recipes: tuple[Recipe, ...] = (Recipe.GGUF_Q6_K,)
+    keep_alive: Annotated[str, Must(pattern=r"^(-?\d+|-?\d+(\.\d+)?(ms|s|m|h))$")] = "-1"
+    kv_cache_type: Literal["f16", "q8_0", "q4_0"] | None = None
+    flash_attention: bool | None = None
+
+    def __post_init__(self) -> None:
+        if re.fullmatch(r"-?0+(\.0+)?(ms|s|m|h)?", self.keep_alive):
+            raise ValueError("keep_alive 0 loads the model anew for every request; -1 keeps it")
+        if self.kv_cache_type in ("q8_0", "q4_0") and self.flash_attention is False:
+            raise ValueError(f"kv_cache_type {self.kv_cache_type} needs flash_attention")
+
+
 class Ollama(EngineDefaults):
     """See EngineSheet."""
 
     name = "ollama"
+    settings: type[EngineSettings] = OllamaSettings
+    programs: tuple[str, ...] = (PROGRAM,)
     hot_adapters = True
     takes_gpu = True
     own_store = True
@@ -65,7 +88,7 @@ class Ollama(EngineDefaults):
         return False
 
     def missing(self, host: Host) -> tuple[str, str]:
-        if host.ollama is not None:
+        if PROGRAM in host.programs:
             return "", ""
         return (
             "There is no ollama binary on PATH.",
@@ -84,7 +107,7 @@ class Ollama(EngineDefaults):
             "ollama/Modelfile.j2",
             {"profile": profile, "model_path": request.model_path, "parameters": profile.sampling.said},
         )
-        settings = profile.engines.ollama
+        settings = OllamaSettings.of(profile, self.name)
         env = {
             "OLLAMA_HOST": f"{request.bind}:{{port}}",
             "OLLAMA_MODELS": "{dir}/models",
@@ -101,7 +124,7 @@ class Ollama(EngineDefaults):
             env["OLLAMA_KV_CACHE_TYPE"] = settings.kv_cache_type
         if settings.flash_attention is not None:
             env["OLLAMA_FLASH_ATTENTION"] = "1" if settings.flash_attention else "0"
-        program = "{entrypoint}" if request.image is not None else request.host.ollama or "ollama"
+        program = "{entrypoint}" if request.image is not None else request.host.programs.get(PROGRAM, PROGRAM)
         launch = Launch((program, "serve"), tuple(sorted(env.items())), stop_grace_s=10.0)
         return LaunchSpec(launch, files=(("Modelfile", modelfile),))
 
@@ -133,7 +156,7 @@ class Ollama(EngineDefaults):
         return MemoryRequest(
             name=self.name,
             weights=weights,
-            kv_token=int(shape.kv_token_bytes * KV_SHARE[profile.engines.ollama.kv_cache_type]),
+            kv_token=int(shape.kv_token_bytes * KV_SHARE[OllamaSettings.of(profile, self.name).kv_cache_type]),
             context=profile.serving.context,
             parallel=profile.serving.parallel,
             allowance=batch_bytes(shape, BATCH) + (CUDA_CONTEXT if on_gpu else 0),

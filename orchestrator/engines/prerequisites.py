@@ -107,12 +107,17 @@ def prerequisites_of(
     return tuple(steps)
 
 
+def recipes_of(sheet: EngineSheet, spec: DeploymentSpec) -> tuple[Recipe, ...]:
+    """What a spec may be served with, best first."""
+    return (spec.recipe,) if spec.recipe is not None else sheet.settings.of(spec.profile, sheet.name).recipes
+
+
 def needed(
     spec: DeploymentSpec, weights: WeightsFacts, adapters: tuple[Adapter, ...], context: ResolveContext
 ) -> tuple[Prerequisite, ...]:
     """What it takes to have all that a spec may be served with, whatever this host would choose of it."""
     sheet = engine_sheet(spec.engine)
-    recipes = (spec.recipe,) if spec.recipe is not None else getattr(spec.profile.engines, sheet.name).recipes
+    recipes = recipes_of(sheet, spec)
     found = (prerequisites_of(sheet, recipe, weights, None, adapters, context) for recipe in recipes)
     return tuple(dict.fromkeys(step for steps in found for step in steps))
 

@@ -22,7 +22,7 @@ from orchestrator.engines.base import EngineSheet, LaunchRequest, LaunchSpec, Pi
 from orchestrator.engines.context import ResolveContext
 from orchestrator.engines.driver_support import driver_cannot
 from orchestrator.engines.gpus import gpus_for, gpus_left_out, seen_by
-from orchestrator.engines.prerequisites import key_of, prerequisites_of
+from orchestrator.engines.prerequisites import key_of, prerequisites_of, recipes_of
 from orchestrator.errors import HostError, PlanRefused
 
 AMD_NODES = ("/dev/kfd", "/dev/dri")
@@ -193,8 +193,7 @@ def memory_fit_of(
 def _choose_recipe(
     sheet: EngineSheet, spec: DeploymentSpec, accelerator: Accelerator, host: Host
 ) -> tuple[Recipe, tuple[Skip, ...]]:
-    settings = getattr(spec.profile.engines, sheet.name)
-    candidates = (spec.recipe,) if spec.recipe is not None else settings.recipes
+    candidates = recipes_of(sheet, spec)
     passed_over: list[Skip] = []
     for recipe in candidates:
         reason = sheet.cannot_serve(recipe, accelerator, host)
@@ -214,7 +213,7 @@ def check_adapters(sheet: EngineSheet, spec: DeploymentSpec, adapters: tuple[Ada
     reason = sheet.cannot_adapt(spec.profile, adapters)
     if reason:
         names = ", ".join(adapter.name for adapter in adapters)
-        raise PlanRefused(f"{reason} ({names}).", hint="orch lora rm NAME, or use llamacpp or vllm.")
+        raise PlanRefused(f"{reason} ({names}).", hint="orch lora rm NAME, or use another engine.")
     if len(adapters) > lora.max_adapters:
         raise PlanRefused(
             f"{len(adapters)} adapters are wanted, and the profile has room for {lora.max_adapters}.",

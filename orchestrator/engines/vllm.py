@@ -6,17 +6,27 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.deployment import Adapter, Deployment
-from orchestrator.core.host import Host
+from orchestrator.core.host import MOST_GPUS, Host
 from orchestrator.core.launch import SECRET, Launch
 from orchestrator.core.memory import MIB, MemoryRequest, batch_bytes
+from orchestrator.core.part import Must
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
 from orchestrator.core.weights import Shape
-from orchestrator.engines.base import Digest, EngineCall, EngineDefaults, Failure, LaunchRequest, LaunchSpec, Render
+from orchestrator.engines.base import (
+    Digest,
+    EngineCall,
+    EngineDefaults,
+    EngineSettings,
+    Failure,
+    LaunchRequest,
+    LaunchSpec,
+    Render,
+)
 
 # The only values --max-lora-rank takes.
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -98,10 +108,21 @@ NO_TOKENIZER = "IndexError: list index out of range"
 HEARSAY = ("Engine core initialization failed", "WorkerProc initialization failed")
 
 
+class VllmSettings(EngineSettings):
+    """gpu_memory_utilization: share of each GPU; kv_cache_mib: the KV cache on a CPU, where nothing is profiled; gpus:
+    over how many, all alike, the model is spread (tensor parallel)."""
+
+    recipes: tuple[Recipe, ...] = (Recipe.NVFP4A16, Recipe.WEIGHTS)
+    gpu_memory_utilization: Annotated[float, Must(gt=0, le=1)] = 0.85
+    kv_cache_mib: Annotated[int, Must(ge=16)] = 1024
+    gpus: Annotated[int, Must(ge=1, le=MOST_GPUS)] = 1
+
+
 class Vllm(EngineDefaults):
     """See EngineSheet."""
 
     name = "vllm"
+    settings: type[EngineSettings] = VllmSettings
     hot_adapters = True
     takes_gpu = True
 
@@ -109,7 +130,7 @@ class Vllm(EngineDefaults):
         return Accelerator.CUDA if host.gpus else Accelerator.CPU
 
     def gpus(self, profile: Profile, accelerator: Accelerator) -> int:
-        return 1 if accelerator is Accelerator.CPU else profile.engines.vllm.gpus
+        return 1 if accelerator is Accelerator.CPU else VllmSettings.of(profile, self.name).gpus
 
     def cannot_split(self, shape: Shape, gpus: int) -> str:
         if shape.heads % gpus:
@@ -162,7 +183,7 @@ class Vllm(EngineDefaults):
             "vllm/serve.yaml.j2",
             {
                 "profile": profile,
-                "settings": profile.engines.vllm,
+                "settings": VllmSettings.of(profile, self.name),
                 "model_path": request.model_path,
                 "cpu": cpu,
                 "dtype": "half" if half else "auto",
@@ -214,7 +235,7 @@ class Vllm(EngineDefaults):
     def memory_request(
         self, profile: Profile, weights: int, shape: Shape, accelerator: Accelerator, adapters: int
     ) -> MemoryRequest:
-        settings, cpu = profile.engines.vllm, accelerator is Accelerator.CPU
+        settings, cpu = VllmSettings.of(profile, self.name), accelerator is Accelerator.CPU
         gpus = self.gpus(profile, accelerator)
         return MemoryRequest(
             name=self.name,

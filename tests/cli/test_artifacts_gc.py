@@ -16,6 +16,7 @@ from orchestrator.core.artifact import Recipe, artifact_key
 from orchestrator.core.deployment import DeploymentSpec, Desired, Served
 from orchestrator.core.profile import parse_profile
 from orchestrator.drivers.records import Records
+from orchestrator.engines.settings import read_settings
 
 OLD_SOURCE = "hub:test/old@" + "0" * 40
 OLD = artifact_key(Recipe.WEIGHTS, OLD_SOURCE)
@@ -38,7 +39,7 @@ def desired(hub: Any, hub_profile: str) -> Desired:
     text = Path(hub_profile).read_text().replace('"main"', f'"{hub.repos["test/tiny"].commit}"')
     before = re.sub(r"repo = .*\n.*", f'repo = "test/old"\nrevision = "{"0" * 40}"', text)
     now, then = (
-        DeploymentSpec(profile=parse_profile(profile, "hub.toml"), engine="llamacpp", target="local")
+        DeploymentSpec(profile=parse_profile(profile, "hub.toml", read_settings), engine="llamacpp", target="local")
         for profile in (text, before)
     )
     return Desired(spec=now, before=Served(spec=then), stopped=True)
@@ -55,7 +56,7 @@ def test_what_a_recorded_profile_or_a_lock_needs_stays_and_the_rest_goes(
     orch: Orch, hub: Any, hub_profile: str, key: str, tmp_path: Path
 ) -> None:
     store = orch.home / "store"
-    records, wanted = Records(orch.home / "records"), desired(hub, hub_profile)
+    records, wanted = Records(orch.home / "records", read_settings), desired(hub, hub_profile)
     records.record("tiny", wanted)
     why = {key: "tiny is stopped, and comes back with it"}
     assert went(orch, "--age", "0") == ([], why | {OLD: "rollback of tiny goes back to it"})

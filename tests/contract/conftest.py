@@ -19,6 +19,7 @@ from orchestrator.core.progress import silent
 from orchestrator.drivers.base import ApiKeys, Records, Store
 from orchestrator.drivers.keys import KeyFile
 from orchestrator.drivers.records import Records as DiskRecords
+from orchestrator.engines.settings import read_settings
 
 BOTH = ("fake", "real")
 
@@ -70,7 +71,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 @pytest.fixture(params=BOTH)
 def records(request: pytest.FixtureRequest, tmp_path: Path) -> Records:
-    return FakeWorld(CPU).records if request.param == "fake" else DiskRecords(tmp_path / "records")
+    return FakeWorld(CPU).records if request.param == "fake" else DiskRecords(tmp_path / "records", read_settings)
 
 
 @pytest.fixture(params=BOTH)

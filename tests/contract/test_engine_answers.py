@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def server(engine: str, *adapters: str) -> EngineServer:
     profile = tiny()
     spec = DeploymentSpec(profile=profile, engine=engine, target="local")
     fitted = tuple(adapter(name, profile) for name in adapters)
-    host = CPU.__class__(**{**vars(CPU), "ollama": "/usr/bin/ollama"})
+    host = replace(CPU, programs={"ollama": "/usr/bin/ollama"})
     made = resolved(Desired(spec=spec, adapters=fitted), host).deployment
     return EngineServer(made, dict(made.written), OllamaStore())
 

@@ -23,6 +23,7 @@ from orchestrator.core.profile import parse_profile
 from orchestrator.core.progress import silent
 from orchestrator.drivers.docker.archive import write_archive
 from orchestrator.drivers.docker.images import DockerImages
+from orchestrator.engines.settings import read_settings
 from orchestrator.errors import HostError, Interrupted, SourceError
 
 STAND_IN = "orch-test/ollama:stand-in"
@@ -108,7 +109,7 @@ def test_what_was_saved_is_loaded_with_the_same_hashes(
     other.run("artifacts", "verify")
     profile = saved.parent / "tiny.orch.profile.toml"
     assert done[-1] == {"next": f"orch up ollama -p {profile} --target docker"}
-    loaded = parse_profile(profile.read_text(), "tiny")
+    loaded = parse_profile(profile.read_text(), "tiny", read_settings)
     assert loaded.weights.path == str(other.home / "store" / lock.weights)
     assert loaded.model_copy(update={"weights": lock.profile.weights}) == lock.profile
     assert rows(other, "ollama")[0]["digest"] == made.image

@@ -14,6 +14,7 @@ from orchestrator.core.image_names import familiar, moves, split_name
 from orchestrator.core.pins import EnginePin
 from orchestrator.core.profile import parse_part, parse_profile
 from orchestrator.core.toml_text import toml_text
+from orchestrator.engines.settings import read_settings
 
 
 def test_everything_pinned_is_listed(orch: Orch) -> None:
@@ -130,8 +131,10 @@ def test_names() -> None:
 
 
 def test_what_is_written_as_toml_is_read_as_it_was() -> None:
-    profile = parse_profile((resources.root() / "profiles" / "models" / "qwen3-8b.toml").read_text(), "qwen3-8b")
+    profile = parse_profile(
+        (resources.root() / "profiles" / "models" / "qwen3-8b.toml").read_text(), "qwen3-8b", read_settings
+    )
     changed = profile.model_copy(update={"description": 'quotes " \\ and\nlines, \x7f, ü'})
-    assert parse_profile(toml_text(changed.model_dump()), "again") == changed
+    assert parse_profile(toml_text(changed.model_dump()), "again", read_settings) == changed
     for name, pin in resources.engine_pins().items():
         assert parse_part(EnginePin, toml_text(pin.model_dump()), name) == pin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from orchestrator.core.deployment import Deployment, DeploymentSpec, Desired
 from orchestrator.engines import ENGINES
 
 RECORDED = Path(__file__).parent / "recorded"
-HOST = CPU.__class__(**{**vars(CPU), "ollama": "/usr/bin/ollama"})
+HOST = replace(CPU, programs={"ollama": "/usr/bin/ollama"})
 
 
 def body(name: str) -> Any:

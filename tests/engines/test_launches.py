@@ -16,10 +16,11 @@ from orchestrator.core.host import Host
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile, parse_profile
 from orchestrator.engines import ENGINES
+from orchestrator.engines.settings import read_settings
 from orchestrator.errors import OrchError
 
 GOLDEN = Path(__file__).parent / "golden"
-HOST = replace(CPU, ollama="/usr/bin/ollama")
+HOST = replace(CPU, programs={"ollama": "/usr/bin/ollama"})
 RTX_5090 = replace(HOST, gpus=(gpu("GeForce RTX 5090", (12, 0), 32),))
 V100 = replace(HOST, gpus=(gpu("Tesla V100-SXM2-32GB", (7, 0), 32),))
 T4 = replace(HOST, gpus=(gpu("Tesla T4", (7, 5), 16),))
@@ -30,7 +31,7 @@ HOSTS = {"cpu": HOST, "rtx-5090": RTX_5090, "t4": T4}
 
 
 def shipped() -> Profile:
-    return parse_profile(resources.model_profiles()["qwen3-8b"].read_text(), "qwen3-8b")
+    return parse_profile(resources.model_profiles()["qwen3-8b"].read_text(), "qwen3-8b", read_settings)
 
 
 def deployment(engine: str, profile: Profile, host: Host, adapters: tuple[str, ...] = ()) -> Deployment:

@@ -14,10 +14,12 @@ from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import parse_profile
 from orchestrator.engines import ENGINES
 from orchestrator.engines.base import EngineCall
+from orchestrator.engines.ollama import OllamaSettings
+from orchestrator.engines.settings import read_settings
 from orchestrator.errors import ProfileError
 
 SHEET = ENGINES["ollama"]
-HOST = replace(CPU, ollama="/usr/bin/ollama")
+HOST = replace(CPU, programs={"ollama": "/usr/bin/ollama"})
 PROFILE = 'name = "x"\npublic_names = ["x"]\n[weights]\npath = "/x"\n[serving]\ncontext = 512\n[engines.ollama]\n'
 
 
@@ -68,14 +70,14 @@ def test_what_the_profile_does_not_say_is_left_to_it(settings: dict[str, Any], e
 )
 def test_what_it_would_fail_with_at_each_load_is_refused_in_the_profile(lines: str, said: str) -> None:
     with pytest.raises(ProfileError) as refused:
-        parse_profile(PROFILE + lines, "x.toml")
+        parse_profile(PROFILE + lines, "x.toml", read_settings)
     assert said in refused.value.detail
 
 
 @pytest.mark.parametrize("keep_alive", ["5m", "-1", "10", "1.5h", "300ms", "24h"])
 def test_keep_alive_as_it_writes_it(keep_alive: str) -> None:
-    profile = parse_profile(f'{PROFILE}keep_alive = "{keep_alive}"', "x.toml")
-    assert profile.engines.ollama.keep_alive == keep_alive
+    profile = parse_profile(f'{PROFILE}keep_alive = "{keep_alive}"', "x.toml", read_settings)
+    assert OllamaSettings.of(profile, "ollama").keep_alive == keep_alive
 
 
 def test_a_quantized_cache_asks_for_less_memory() -> None:

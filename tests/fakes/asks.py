@@ -32,6 +32,7 @@ from orchestrator.core.resolved import Resolved
 from orchestrator.core.weights import HubSource, ReadyFacts, Shape, WeightsFacts
 from orchestrator.engines.context import ResolveContext
 from orchestrator.engines.prerequisites import fitted
+from orchestrator.engines.settings import read_settings
 from orchestrator.settings import Settings
 
 LISTEN = "127.0.0.1:8484"
@@ -104,7 +105,12 @@ def tiny(**changes: Any) -> Profile:
         "lora": {"max_adapters": 2, "max_rank": 16},
         "engines": {"vllm": {"kv_cache_mib": 64}},
     }
-    return Profile.model_validate(_merged(document, changes))
+    return profile_of(_merged(document, changes))
+
+
+def profile_of(document: Mapping[str, Any]) -> Profile:
+    """A profile as its file would give it."""
+    return Profile.model_validate({**document, "engines": read_settings(document.get("engines", {}), "forbid")})
 
 
 def _merged(document: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

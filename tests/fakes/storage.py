@@ -19,6 +19,7 @@ from orchestrator.core.keys import KeyRing
 from orchestrator.core.pins import ImagePin
 from orchestrator.core.progress import Progress, silent
 from orchestrator.core.weights import HubFile, HubSnapshot, HubSource
+from orchestrator.engines.settings import read_settings
 from orchestrator.errors import HostError
 
 STORE = Path("/store")
@@ -283,7 +284,7 @@ class FakeRecords:
         self._faults = faults
 
     def desired(self) -> dict[str, Desired]:
-        return {name: Desired.from_record(json.loads(text)) for name, text in sorted(self.texts.items())}
+        return {name: Desired.from_record(json.loads(text), read_settings) for name, text in sorted(self.texts.items())}
 
     def unreadable(self) -> tuple[str, ...]:
         return ()

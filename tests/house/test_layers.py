@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections.abc import Iterator
 
 import pytest
 from source import PACKAGE, ROOT, Module, imports, modules
+
+from orchestrator.engines import ENGINES
 
 # What a room may import of the product; a room may always import itself. The longest prefix decides.
 ARROWS: dict[str, set[str]] = {
@@ -88,6 +91,13 @@ ENVIRONMENT = {
 }
 # Who may expand "~": paths that a person has written.
 HOME = {"settings", "app.profiles", "core.profile"}
+
+# Who names engines, besides their sheets, and for what.
+NAMES_ENGINES = {
+    "cli": "examples in --help",
+    "core.routes": "an API that is called after one",
+    "gateway.refusals": "an example in an answer",
+}
 
 UNUSED_WORDS = {"runtime", "manager", "service", "handler", "util", "utils", "common", "helper", "helpers"}
 # Names of the wrapped library.
@@ -220,6 +230,31 @@ def test_only_the_named_modules_ask_for_the_home_directory() -> None:
 
 def _is_name(node: ast.expr, name: str) -> bool:
     return isinstance(node, ast.Name) and node.id == name
+
+
+def test_engines_are_named_by_their_sheets_alone() -> None:
+    """Everybody else was told which one is meant, or asks the registry (engines/__init__.py)."""
+    name = re.compile(rf"\b({'|'.join(ENGINES)})\b")
+    found = {
+        module.name: f"{module.where(node)}: {text}"
+        for module in modules()
+        if module.name not in {f"engines.{engine}" for engine in ENGINES}
+        for node, text in _words_that_count(module)
+        if name.search(text)
+    }
+    rooms = {room: [one for one in found if within(one, room)] for room in NAMES_ENGINES}
+    assert [found[one] for one in found if not any(one in ones for ones in rooms.values())] == []
+    assert all(rooms.values())
+
+
+def _words_that_count(module: Module) -> Iterator[tuple[ast.AST, str]]:
+    """What could name something: strings that are no docstrings, attributes and keywords."""
+    docstrings = {node.value for node in ast.walk(module.tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(module.tree):
+        match node:
+            case ast.Constant(value=str(text)) | ast.Attribute(attr=text) | ast.keyword(arg=str(text)):
+                if node not in docstrings:
+                    yield node, text
 
 
 def test_nothing_is_named_by_an_empty_word() -> None:

@@ -15,6 +15,7 @@ from orchestrator.core.routes import Route, RouteTable
 from orchestrator.drivers.docker import records as of_containers
 from orchestrator.drivers.local import records as of_processes
 from orchestrator.drivers.records import Records
+from orchestrator.engines.settings import read_settings
 from orchestrator.gateway import state_file
 
 EARLIER = ASSETS / "protocol-1"
@@ -35,7 +36,7 @@ def test_what_is_wanted_is_read_and_written_with_a_version(tmp_path: Path) -> No
     for place, engine in ((LOCAL, "llamacpp"), (DOCKER, "ollama")):
         root = tmp_path / engine
         shutil.copytree(place / "records", root)
-        records = Records(root)
+        records = Records(root, read_settings)
         assert records.unreadable() == ()
         (name, desired), *others = records.desired().items()
         assert (name, others, desired.spec.engine) == ("tiny", [], engine)
@@ -44,7 +45,7 @@ def test_what_is_wanted_is_read_and_written_with_a_version(tmp_path: Path) -> No
         written = earlier(root / "desired" / "tiny.json")
         assert written["version"] > 1
         assert ("spec" in written, "wish" in written) == (True, False)
-        assert Desired.from_record(written) == desired
+        assert Desired.from_record(written, read_settings) == desired
 
 
 def test_a_process_is_known_by_its_label() -> None:
@@ -94,7 +95,7 @@ def test_routes_and_what_the_gateway_said_are_read(tmp_path: Path) -> None:
 def test_what_a_later_program_adds_is_passed_over() -> None:
     desired = earlier(LOCAL / "records" / "desired" / "tiny.json")
     later = desired | {"version": 99, "x": 1, "wish": desired["wish"] | {"x": {}}}
-    assert Desired.from_record(later) == Desired.from_record(desired)
+    assert Desired.from_record(later, read_settings) == Desired.from_record(desired, read_settings)
     label = json.loads(labels()["tiny-ollama-g1"]["orch.label"])
     assert Deployment.from_label(json.dumps(label | {"version": 99, "x": 1})) == Deployment.from_label(
         json.dumps(label)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fakes.asks import GIB, context_of, gpu, tiny
+from fakes.asks import GIB, context_of, gpu, profile_of, tiny
 from fakes.world import FakeWorld
 
 from orchestrator import resources
@@ -16,6 +16,7 @@ from orchestrator.core.host import Gpu, Host
 from orchestrator.core.profile import Profile, parse_profile
 from orchestrator.core.weights import Shape, WeightsFacts
 from orchestrator.engines.resolve import resolve
+from orchestrator.engines.settings import read_settings
 from orchestrator.errors import PlanRefused
 from orchestrator.planning.deploy import plan_deploy
 from orchestrator.planning.parts import Limits
@@ -29,7 +30,7 @@ NVFP4_BYTES = 6_396_931_056
 
 def qwen3_8b(**changes: Any) -> Profile:
     """The shipped profile; `changes` are `table__key=value`."""
-    profile = parse_profile(resources.model_profiles()["qwen3-8b"].read_text(), "qwen3-8b")
+    profile = parse_profile(resources.model_profiles()["qwen3-8b"].read_text(), "qwen3-8b", read_settings)
     return with_settings(profile, {key.replace("__", "."): value for key, value in changes.items()})
 
 
@@ -43,7 +44,7 @@ def with_settings(profile: Profile, settings: dict[str, float]) -> Profile:
             part = part[table]
         assert key in part
         part[key] = value
-    return Profile.model_validate(document)
+    return profile_of(document)
 
 
 def refusal(profile: Profile, engine: str, on: Host) -> PlanRefused | None:

@@ -106,7 +106,7 @@ class Situation:
         self.docker = DAEMONS[case.get("docker", "hook")]
         self.host = HOSTS[case.get("host", "cpu")]
         if case.get("ollama", False):
-            self.host = replace(self.host, ollama="/usr/bin/ollama")
+            self.host = replace(self.host, programs={"ollama": "/usr/bin/ollama"})
         if "driver" in case:
             self.host = replace(self.host, driver=case["driver"], cuda=CUDA_OF[case["driver"].split(".")[0]])
         if "free_gib" in case:
@@ -166,7 +166,7 @@ class Situation:
 
     def _resolved(self, desired: Desired) -> Resolved:
         """As it was resolved when it was started: everything was there."""
-        host = replace(self.host, ollama=self.host.ollama or "/usr/bin/ollama")
+        host = replace(self.host, programs={"ollama": "/usr/bin/ollama"})
         daemon = DAEMON if self.docker.problem else self.docker
         return resolved(desired, host, docker=daemon, images=self._images())
 

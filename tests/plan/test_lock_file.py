@@ -21,7 +21,9 @@ from orchestrator.core.lock_file import (
     profile_digest,
     stated,
 )
+from orchestrator.core.profile import Profile
 from orchestrator.core.weights import HubFile
+from orchestrator.engines.settings import said_settings
 from orchestrator.errors import SourceError
 
 COMMIT = "c" * 40
@@ -124,24 +126,44 @@ def test_a_directory_of_weights_is_known_by_its_hash_alone() -> None:
     assert differences(of_directory, of_directory) == ()
 
 
+def digest_of(profile: Profile) -> str:
+    return profile_digest(profile, said_settings(profile))
+
+
+@pytest.mark.parametrize(
+    ("engines", "digest"),
+    [
+        ({}, "e021010b452e3bd0af721cc14736316a43d65a10bc18fb03a05d7b862c1facd5"),
+        ({"vllm": {"kv_cache_mib": 1024}}, "140d9f96e1bda2a28f73426df905a58d527539d89a88c9f6383441a2b8428c98"),
+        (
+            {"ollama": {"recipes": ["gguf-q8_0"], "flash_attention": True}, "llamacpp": {"threads": 2}},
+            "7f5fdd825d1db204120d5acb8ec1a6998e30d0b372cd0efa336da947e8f4ccf3",
+        ),
+    ],
+)
+def test_lock_files_of_earlier_versions_stay_true(engines: dict[str, Any], digest: str) -> None:
+    """What was computed when profiles had a field per engine; the second says of vLLM what goes without saying."""
+    assert digest_of(tiny(engines=engines)) == digest
+
+
 def test_the_digest_of_a_profile_is_of_what_it_says_and_not_of_where_things_lie() -> None:
-    digest = profile_digest(tiny())
+    digest = digest_of(tiny())
     for same in (
         tiny(description="another"),
         tiny(weights={"path": "/elsewhere"}),
         tiny(serving={"parallel": 2}),
         tiny(sampling={"seed": None}),
     ):
-        assert profile_digest(same) == digest
+        assert digest_of(same) == digest
     for other in (
         tiny(serving={"context": 1024}),
         tiny(public_names=["tiny"]),
         tiny(engines={"vllm": {"recipes": ["weights"]}}),
         tiny(adapters=[{"name": "a", "path": "/a"}]),
     ):
-        assert profile_digest(other) != digest
+        assert digest_of(other) != digest
     here, there = (tiny(adapters=[{"name": "a", "path": path}]) for path in ("/a", "/b"))
-    assert profile_digest(here) == profile_digest(there)
+    assert digest_of(here) == digest_of(there)
 
 
 def test_a_branch_is_taken_at_the_locked_commit_and_a_commit_is_left_alone() -> None:

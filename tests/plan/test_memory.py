@@ -156,10 +156,10 @@ def test_no_suggestion_means_that_the_smallest_does_not_fit() -> None:
 def host(dice: random.Random) -> Host:
     free = dice.uniform(1, 30)
     if dice.random() < 0.4:
-        return replace(CPU, memory_available=int(free * GIB), ollama="/usr/bin/ollama")
+        return replace(CPU, memory_available=int(free * GIB), programs={"ollama": "/usr/bin/ollama"})
     gib = dice.choice([8, 12, 16, 24, 32])
     one = replace(gpu("GeForce RTX 5090", (12, 0), gib), memory_free=min(int(free * GIB), gib * GIB))
-    return replace(CPU, gpus=(one,), memory_available=int(free * GIB), ollama="/usr/bin/ollama")
+    return replace(CPU, gpus=(one,), memory_available=int(free * GIB), programs={"ollama": "/usr/bin/ollama"})
 
 
 @pytest.mark.slow
@@ -229,7 +229,7 @@ def test_what_is_suggested_for_a_control_group_fits_beside_the_gateway(engine: s
     """Which is started in it before the engine, and counted by the next plan."""
     tried = 0
     for available in range(8000, 40_000, 500):
-        on = replace(in_group(50_000, available), ollama="/usr/bin/ollama")
+        on = replace(in_group(50_000, available), programs={"ollama": "/usr/bin/ollama"})
         profile = qwen3_8b(serving__context=8192, serving__parallel=16, engines__vllm__kv_cache_mib=20_000)
         error = refusal(profile, engine, on)
         ways = error.hint.split("; or ") if error is not None and "In the profile, set" in error.hint else []
@@ -246,7 +246,7 @@ def test_what_is_suggested_for_a_control_group_fits_beside_the_gateway(engine: s
     [("local", "this control group (9000 MiB)", 9000 * MIB), ("docker", "this machine", 60 * GIB)],
 )
 def test_a_container_is_not_in_the_group_of_who_asks_for_it(target: str, where: str, total: int) -> None:
-    on = replace(in_group(9000, 7000), ollama="/usr/bin/ollama")
+    on = replace(in_group(9000, 7000), programs={"ollama": "/usr/bin/ollama"})
     spec = DeploymentSpec(profile=tiny_profile(), engine="ollama", target=target)
     daemon = replace(DAEMON, memory=Memory(60 * GIB, 50 * GIB))
     memory_fit = resolve(spec, (), weights_of(spec.profile), on, context_of(spec.profile, docker=daemon)).memory_fit

@@ -19,6 +19,7 @@ from orchestrator.core.deployment import Deployment, Desired
 from orchestrator.core.part import Part, Unfit, Unknown, read, read_json
 from orchestrator.core.pins import EnginePin, GpuProfile
 from orchestrator.core.profile import Profile
+from orchestrator.engines import ENGINES
 
 EARLIER = ASSETS / "protocol-1"
 EXTRA: tuple[Unknown, ...] = ("forbid", "ignore")
@@ -35,6 +36,8 @@ def documents() -> Iterator[tuple[type[Part], Any]]:
     for folder, kind in (("models", Profile), ("engines", EnginePin), ("builders", EnginePin), ("gpus", GpuProfile)):
         for path in toml(folder):
             yield kind, tomllib.loads(path.read_text())
+    for name, sheet in ENGINES.items():
+        yield sheet.settings, tomllib.loads(toml("models")[0].read_text())["engines"][name]
     for path in sorted(EARLIER.glob("*/records/desired/*.json")):
         document = json.loads(path.read_text())
         assert document.pop("previous") is None

@@ -22,7 +22,7 @@ from orchestrator.errors import PlanRefused
 COMMIT = "0123456789012345678901234567890123456789"
 HUB = {"weights": {"repo": "owner/name", "revision": COMMIT}}
 READY = HUB | {"artifacts": {"gguf-q6_k": {"repo": "owner/name-GGUF", "revision": COMMIT, "file": "name-Q6_K.gguf"}}}
-WITH_OLLAMA = replace(CPU, ollama="/usr/bin/ollama")
+WITH_OLLAMA = replace(CPU, programs={"ollama": "/usr/bin/ollama"})
 RTX_5090 = gpu("GeForce RTX 5090", (12, 0), 32)
 WITH_GPU = replace(WITH_OLLAMA, gpus=(RTX_5090,), driver="580.65.06", cuda=(13, 0))
 # A process that has just ended holds 10 GiB of it still.

@@ -21,6 +21,7 @@ from orchestrator.core.plan import Plan, Upgrade
 from orchestrator.core.profile import Profile, Weights
 from orchestrator.core.progress import Progress, silent
 from orchestrator.core.weights import WeightsFacts
+from orchestrator.engines.settings import read_settings
 from orchestrator.errors import PlanRefused, UsageError
 
 RTX_5090 = replace(CPU, gpus=(gpu("GeForce RTX 5090", (12, 0), 32),))
@@ -240,20 +241,20 @@ def test_what_an_earlier_version_recorded_is_gone_back_to_as_far_as_that_goes() 
     box.do("migrate vllm")
     document = box.world.observe().desired["tiny"].model_dump(exclude=("resolution", "before", "held"))
     document["previous"] = {**document["spec"], "engine": "llamacpp"}
-    box.world.records.record("tiny", Desired.from_record(document))
+    box.world.records.record("tiny", Desired.from_record(document, read_settings))
     box.do("rollback")
     (engine,) = box.world.observe().engines_of("tiny")
     assert engine.deployment.engine == "llamacpp"
     assert box.world.observe().desired["tiny"].resolution is not None
 
 
-@pytest.mark.parametrize("found", [None, "/opt/another/ollama"])
-def test_a_program_is_where_it_was_found_first(found: str | None) -> None:
+@pytest.mark.parametrize("found", [{}, {"ollama": "/opt/another/ollama"}], ids=["nowhere", "elsewhere"])
+def test_a_program_is_where_it_was_found_first(found: dict[str, str]) -> None:
     """cron has a shorter PATH than a shell."""
-    box = Box(replace(CPU, ollama="/usr/bin/ollama"), "local")
+    box = Box(replace(CPU, programs={"ollama": "/usr/bin/ollama"}), "local")
     box.do("up ollama")
     before = box.label
-    box.world.host = replace(CPU, ollama=found)
+    box.world.host = replace(CPU, programs=found)
     for command in ("status", "up ollama"):
         assert box.plan(command).actions == ()
     box.world.target.stop("tiny-ollama-g1", silent)

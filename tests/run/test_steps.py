@@ -71,7 +71,7 @@ def test_an_engine_that_ran_out_of_memory_is_told_as_that(
     command: str, instance: str, limit: int, said: str, hint: str
 ) -> None:
     """Its log ends anywhere, and its keeper may still be ending what is left of it when it is first seen dead."""
-    world = FakeWorld(replace(CPU, ollama="/usr/bin/ollama"))
+    world = FakeWorld(replace(CPU, programs={"ollama": "/usr/bin/ollama"}))
     target = world.docker if "docker" in command else world.target
     target.fates[instance] = Fate(log="E loading model\n", memory_limit=limit, late=3.0)
     with pytest.raises(StepFailed) as ended:
