@@ -63,7 +63,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--key-file",
         type=Path,
         metavar="FILE",
-        help="API keys of which clients must show one, as `orch keys` writes them; without the file they need none, "
+        help="API keys of which clients must show one, as `orch keys add` writes them; without the file they need none, "
         "and it cannot listen beyond loopback; only its owner may read it; SIGHUP reads it again",
     )
     parser.add_argument(

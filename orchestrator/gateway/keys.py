@@ -32,7 +32,7 @@ USE_EVERY_S = 60.0
 CREDENTIAL_S = 600.0
 
 _LARGEST_FILE = 1 << 20
-_HINT = "orch keys writes it; it is needed for a gateway that others can reach."
+_HINT = "orch keys add NAME writes it; it is needed for a gateway that others can reach."
 
 
 def _opened(path: str, flags: int) -> int:

@@ -1,0 +1,156 @@
+"""Every command that orch names to its users, in hints, errors, help and templates, is one that orch takes."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import pytest
+import typer
+from source import ROOT, modules
+
+from orchestrator.cli import VERBS
+from orchestrator.cli.options import app
+
+# `orch` and the words after it, as far as they may be a command's: what is filled in stands as {}.
+COMMAND = re.compile(r"(?<![\w/.`-])`?orch ((?:[^\s`;,()]+ ?)+)")
+# A word that ends a sentence, or opens a remark, ends the command.
+LAST = re.compile(r"[.:?!]$")
+# What follows orch where it is the subject of a sentence.
+PROSE = frozenset(
+    [
+        "are",
+        "can",
+        "changes",
+        "did",
+        "does",
+        "for",
+        "has",
+        "in",
+        "is",
+        "keeps",
+        "knows",
+        "made",
+        "makes",
+        "may",
+        "needs",
+        "over",
+        "pieces",
+        "reads",
+        "runs",
+        "ships",
+        "takes",
+        "that",
+        "will",
+        "with",
+        "Root-Is-Purelib",
+    ]
+)
+
+
+def root() -> Any:
+    for file in VERBS:
+        import_module(f"orchestrator.cli.{file}")
+    return typer.main.get_command(app)
+
+
+ROOT_COMMAND = root()
+
+
+def said(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Each text of a module, with {} for what is filled in; docstrings of functions that are no verbs are not shown."""
+    inside: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            inside |= {id(part) for part in node.values}
+            parts = (part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            yield node.lineno, "".join(map(str, parts))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+            yield node.lineno, node.value
+
+
+def docstrings(tree: ast.AST) -> set[str]:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return {ast.get_docstring(node, clean=False) or "" for node in ast.walk(tree) if isinstance(node, kinds)}
+
+
+def commands() -> Iterator[Any]:
+    for module in modules():
+        quiet = docstrings(module.tree) if not module.name.startswith("cli") else set()
+        for line, text in said(module.tree):
+            if text in quiet:
+                continue
+            for found in COMMAND.finditer(" ".join(text.split())):
+                yield pytest.param(found[1].split(), id=f"{module.name}:{line} orch {found[1].strip()}"[:110])
+    for path in sorted((ROOT / "templates").rglob("*.j2")):
+        for found in COMMAND.finditer(" ".join(path.read_text().split())):
+            yield pytest.param(found[1].split(), id=f"{path.name} orch {found[1].strip()}"[:110])
+
+
+def problem(words: list[str]) -> str:
+    """What is wrong with the words after `orch`, as far as they are a command's; empty when nothing is.
+
+    What follows a command in a sentence is prose, and cannot be told from its arguments: verbs and options are checked,
+    and that an option has its value.
+    """
+    command = ROOT_COMMAND
+    rest = list(words)
+    while hasattr(command, "commands"):
+        name = LAST.sub("", rest[0]) if rest else ""
+        if "|" in name:
+            missing = [one for one in name.split("|") if one not in command.commands]
+            return f"no {missing}" if missing else ""
+        if name == "{}" or (command is ROOT_COMMAND and (name.startswith("--") or name in PROSE)):
+            return ""
+        if name not in command.commands and getattr(command, "invoke_without_command", False):
+            break
+        if name not in command.commands:
+            return f"no verb {name!r}"
+        command = command.commands[name]
+        ends = LAST.search(rest[0]) is not None
+        rest = rest[1:]
+        if ends or not rest:
+            alone = not hasattr(command, "commands") or getattr(command, "invoke_without_command", False)
+            return "" if alone or ends else f"{name} alone does nothing"
+    options = {option: one for one in command.params if one.param_type_name == "option" for option in one.opts}
+    while rest:
+        word = rest.pop(0)
+        ends = LAST.search(word) is not None
+        bare = LAST.sub("", word)
+        if bare.startswith("-"):
+            option, _, value = bare.partition("=")
+            if option == "--help":
+                return ""
+            if option not in options:
+                return f"{command.name} has no option {option}"
+            if not options[option].is_flag and not value:
+                if ends or not rest:
+                    return f"{option} needs a value"
+                rest.pop(0)
+        if ends:
+            return ""
+    return ""
+
+
+ALL = list(commands())
+
+
+def test_they_are_found() -> None:
+    assert len(ALL) > 100
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_a_command_that_is_named_is_one(words: list[str]) -> None:
+    assert problem(words) == ""
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["upp", "up --nope", "lora ad x", "lora", "migrate --to", "keys add|nothing", "engines install --fast vllm"],
+)
+def test_a_wrong_one_would_be_found(wrong: str) -> None:
+    assert problem(wrong.split()) != ""
