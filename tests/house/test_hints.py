@@ -20,35 +20,10 @@ COMMAND = re.compile(r"(?<![\w/.`-])`?orch ((?:[^\s`;,()]+ ?)+)")
 # A word that ends a sentence, or opens a remark, ends the command.
 LAST = re.compile(r"[.:?!]$")
 # What follows orch where it is the subject of a sentence.
-PROSE = frozenset(
-    [
-        "are",
-        "can",
-        "changes",
-        "did",
-        "does",
-        "for",
-        "has",
-        "in",
-        "is",
-        "keeps",
-        "knows",
-        "made",
-        "makes",
-        "may",
-        "needs",
-        "over",
-        "pieces",
-        "reads",
-        "runs",
-        "ships",
-        "takes",
-        "that",
-        "will",
-        "with",
-        "Root-Is-Purelib",
-    ]
-)
+PROSE = frozenset({
+    "are", "can", "changes", "did", "does", "for", "has", "in", "is", "keeps", "knows", "made", "makes", "may",
+    "needs", "over", "pieces", "reads", "runs", "ships", "takes", "that", "will", "with", "Root-Is-Purelib",
+})  # fmt: skip
 
 
 def root() -> Any:
