@@ -178,9 +178,11 @@ class Orchestrator:
 
     @cached_property
     def daemon(self) -> Daemon:
-        from orchestrator.drivers.docker.daemon import SOCKET, Daemon
+        from orchestrator.drivers.docker.daemon import Daemon
+        from orchestrator.drivers.docker.endpoints import meant
 
-        return Daemon(self.settings.docker_host or SOCKET)
+        said = self.settings
+        return Daemon(meant(said.docker_host, said.docker_context, said.docker_config, said.containers))
 
     @cached_property
     def docker(self) -> DockerTarget:
