@@ -277,7 +277,10 @@ class Orchestrator:
         from orchestrator.drivers.docker import gateway_image
 
         if self.settings.gateway_base is not None:
-            facts = self.images.find(self.settings.gateway_base)
+            found = self.images.details(self.settings.gateway_base)
+            if found is None:
+                raise self._no_base(self.settings.gateway_base)
+            facts = found.facts
             if why := gateway_image.unfit(facts.python):
                 raise PlanRefused(
                     f"The gateway cannot run in {self.settings.gateway_base} (ORCH_GATEWAY_BASE): {why}.",
@@ -292,6 +295,15 @@ class Orchestrator:
                 hint="Name one that has: ORCH_GATEWAY_BASE=IMAGE:TAG",
             )
         return gateway_image.reference(pin.reference), pin
+
+    def _no_base(self, name: str) -> HostError:
+        from orchestrator import resources
+        from orchestrator.drivers.docker.gateway_image import python
+
+        pin = resources.gateway_bases().get(python())
+        instead = f" Without ORCH_GATEWAY_BASE, {pin.name} is taken." if pin is not None else ""
+        ways = f"docker pull {name} brings it, where a registry has it; offline: orch images load FILE."
+        return HostError(f"The image {name} (ORCH_GATEWAY_BASE) is not here.", hint=f"{ways}{instead}")
 
     def resolve_context(self, observed: Observed, profile: Profile) -> ResolveContext:
         """Pins, templates and the store's layout, for resolving a profile."""
