@@ -88,7 +88,11 @@ class Orchestrator:
                 raise HostError(
                     f"The shared store {place} is not there.", hint="Mount it, or take it out of ORCH_STORES."
                 )
-        return Store(self.settings.store, self.settings.shared_stores, self.settings.store_limit)
+        # What is served from another store stays there, whether the caller's environment names that or not.
+        recorded = {place for desired in self.records.desired().values() for place in desired.stores}
+        more = sorted(place for place in map(Path, recorded) if place != self.settings.store and place.is_dir())
+        places = dict.fromkeys((*self.settings.shared_stores, *more))
+        return Store(self.settings.store, tuple(places), self.settings.store_limit)
 
     @cached_property
     def builder(self) -> Builder:
