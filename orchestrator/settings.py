@@ -105,7 +105,8 @@ class Settings:
             return path
         digest = hashlib.sha256(os.fsencode(self.data)).hexdigest()[:16]
         # Not /tmp, which a reboot may empty: a container that is started by it needs the directory.
-        return Path(f"/var/tmp/orch-{os.getuid()}-{digest}")
+        # By whose the data is, not by who asks: root looks at it, too.
+        return Path(f"/var/tmp/orch-{_owner(self.data)}-{digest}")
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
@@ -141,6 +142,14 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         hf_token_file=Path(token_file).expanduser() if (token_file := environ.get("ORCH_HF_TOKEN_FILE")) else None,
         pull_parallel=_pull_parallel(environ.get("ORCH_PULL_PARALLEL") or str(DEFAULT_PULL_PARALLEL)),
     )
+
+
+def _owner(data: Path) -> int:
+    """The user ID that a directory belongs to, or will once this user makes it."""
+    try:
+        return data.stat().st_uid
+    except OSError:
+        return os.getuid()
 
 
 def _docker_config(environ: Mapping[str, str]) -> Path | None:

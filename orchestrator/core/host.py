@@ -94,9 +94,10 @@ class Host:
 
     CPUs and memory are what a process that orch starts has, of this machine or of the control groups that it is in:
     `cpus` those that it can keep busy, memory in bytes and as in Memory.
-    gpu_problem says which GPUs were left out and why, or why none was found where a driver seems to be present; else
-    it is empty. `driver` is the NVIDIA driver's version ("580.65.06"; empty without) and `cuda` the newest CUDA that it
-    runs, (13, 0). `amd` says that an AMD GPU could be used: its devices are there.
+    gpu_problem says which GPUs were left out and why, or why none was found where a driver seems to be present; else it
+    is empty. `driver` is the NVIDIA driver's version ("580.65.06"; empty without) and `cuda` the newest CUDA that it
+    runs, (13, 0). `gpus_asked`: the caller has said which GPUs count, or that none does. `amd` says that an AMD GPU
+    could be used: its devices are there.
     """
 
     cpus: int
@@ -109,6 +110,7 @@ class Host:
     driver: str = ""
     cuda: tuple[int, int] | None = None
     amd: bool = False
+    gpus_asked: bool = False
     memory_limit_file: str = ""
 
     @property

@@ -34,6 +34,7 @@ def read_host() -> Host:
         driver=nvidia.driver,
         cuda=nvidia.cuda,
         amd=amd_in(Path("/dev")),
+        gpus_asked=asked is not None,
     )
 
 

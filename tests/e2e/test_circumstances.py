@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from control_groups import MIB, group
-from docker_orch import DockerOrch, serving
+from docker_orch import DockerOrch, made_images, serving
+from gpu_machines import RTX_5090, compiled, machine_env
 from orch_command import ANSWER, ASSETS, Orch, free_port, stopped_afterwards
 
 pytestmark = pytest.mark.llamacpp
@@ -140,9 +141,11 @@ def test_another_host_name(served: Orch) -> None:
 
 
 @pytest.fixture(scope="module")
-def served_docker(tmp_path_factory: pytest.TempPathFactory, images: dict[str, str]) -> Iterator[DockerOrch]:
+def served_docker(tmp_path_factory: pytest.TempPathFactory, environments: Path) -> Iterator[DockerOrch]:
     """The same in a container, whose gateway is made on an image of the user's."""
-    with serving(tmp_path_factory.mktemp("circumstances-docker") / "home", images) as orch:
+    with serving(
+        tmp_path_factory.mktemp("circumstances-docker") / "home", made_images(environments, "python", "ollama")
+    ) as orch:
         orch.run("lora", "add", "alpha", str(ASSETS / "lora-a"))
         yield orch
 
@@ -155,6 +158,20 @@ IN_DOCKER += ("another base of the gateway", "another Docker context", "a closed
 @pytest.mark.parametrize("name", IN_DOCKER)
 def test_what_serves_in_a_container_stays(served_docker: DockerOrch, name: str) -> None:
     changes_nothing(served_docker, SITUATIONS[name])
+
+
+@pytest.mark.docker
+def test_a_gpu_that_came_later_moves_nothing_by_itself(served_docker: DockerOrch, tmp_path: Path) -> None:
+    here = env(**machine_env(compiled(tmp_path), RTX_5090))
+    changes_nothing(served_docker, here)
+    (plan,) = (
+        line
+        for line in Elsewhere(served_docker, here, served_docker.home).run("up", "--plan", "--json").lines
+        if "plan" in line
+    )
+    assert [item["why"] for item in plan["items"] if item.get("skip") == "compute on cuda"] == [
+        "tiny computes on the CPU, as it did; CUDA_VISIBLE_DEVICES=0 (or another) asks for a GPU"
+    ]
 
 
 def test_what_serves_from_a_shared_store_stays_where_that_is_not_named_any_more(orch: Orch, tmp_path: Path) -> None:

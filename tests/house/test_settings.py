@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,14 @@ def test_a_socket_fits_its_address_however_deep_the_data_directory_is() -> None:
     assert all(len(str(settings.admin / "gateway.sock").encode()) <= SOCKET_PATH_MAX for settings in deep)
     assert len({settings.admin for settings in deep}) == len(deep)
     assert read_settings({"ORCH_HOME": str(deep[0].data)}).admin == deep[0].admin
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
+def test_root_finds_the_sockets_of_whose_the_data_is(tmp_path: Path) -> None:
+    data = tmp_path / ("a" * SOCKET_PATH_MAX)
+    data.mkdir()
+    os.chown(data, 12345, 12345)
+    assert read_settings({"ORCH_HOME": str(data)}).admin.name.startswith("orch-12345-")
 
 
 @pytest.mark.parametrize(
