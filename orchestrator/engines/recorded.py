@@ -84,6 +84,9 @@ def what_is_gone(
         return f"it computed on {deployment.accelerator.value}, and this machine offers {accelerator.value} now"
     if image is not None and image.local and context.images and image.reference not in context.images:
         return f"the image {image.name} ({image.digest[:19]}) was removed, and no registry has it"
+    own = str(context.store_path(deployment.artifact_key).parent)
+    if deployment.artifact_key not in context.finished and deployment.store not in ("", own):
+        return f"{deployment.artifact_key} lay in the store {deployment.store}, and is not there any more"
     if deployment.artifact_key in context.finished or _sources_are_the_same(deployment, weights, context):
         return ""
     if deployment.recipe is Recipe.WEIGHTS:

@@ -182,6 +182,12 @@ def test_what_serves_from_a_shared_store_stays_where_that_is_not_named_any_more(
     del orch.env["ORCH_STORES"]
     changes_nothing(orch, env())
     assert not list((orch.home / "store").glob("*gguf*"))
+    # Where that store is no more, it is built into the own one, and served from there.
+    orch.run("down")
+    shutil.rmtree(shared.home)
+    orch.run("up")
+    assert orch.says() == ANSWER
+    orch.status()
 
 
 @pytest.mark.groups
