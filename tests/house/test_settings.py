@@ -123,3 +123,11 @@ def test_a_token_file_is_named_not_read() -> None:
         "/run/secrets/hf"
     )
     assert read_settings({"HOME": "/c"}).hf_token_file is None
+
+
+def test_dockers_own_directory() -> None:
+    assert read_settings({"HOME": "/c"}).docker_config == Path("/c/.docker")
+    assert read_settings({"HOME": "/c", "DOCKER_CONFIG": "/d"}).docker_config == Path("/d")
+    assert read_settings({"ORCH_HOME": "/a"}).docker_config is None
+    said = read_settings({"HOME": "/c", "DOCKER_CONTEXT": "far", "DOCKER_HOST": ""})
+    assert (said.docker_context, said.docker_host) == ("far", None)
