@@ -24,13 +24,13 @@ class Settings:
 
     data: ORCH_HOME, else $XDG_DATA_HOME/orch, else ~/.local/share/orch. listen: ORCH_LISTEN. torch_index:
     ORCH_TORCH_INDEX, in place of the pin's own package index. offline: HF_HUB_OFFLINE. target: ORCH_TARGET, where
-    engines run when nothing else is said. docker_host: DOCKER_HOST, the daemon's socket. gateway_base:
+    engines run when nothing else is said. docker_host: DOCKER_HOST, the daemon's socket. docker_context:
+    DOCKER_CONTEXT. docker_config: Docker's own directory, DOCKER_CONFIG, else ~/.docker. gateway_base:
     ORCH_GATEWAY_BASE, in place of the pinned base image of the gateway's. api_key: ORCH_API_KEY, the first one of a new
     gateway. origins: ORCH_ORIGINS, whose web pages may use a gateway without keys besides this
     machine's own, with commas between. shared_stores: ORCH_STORES, store directories of others, with colons between.
-    store_limit: ORCH_STORE_LIMIT, the most bytes that the own store may have. hf_token_file:
-    ORCH_HF_TOKEN_FILE, a file with the hub's token in it. pull_parallel: ORCH_PULL_PARALLEL, requests at once when
-    weights are downloaded.
+    store_limit: ORCH_STORE_LIMIT, the most bytes that the own store may have. hf_token_file: ORCH_HF_TOKEN_FILE, a file
+    with the hub's token in it. pull_parallel: ORCH_PULL_PARALLEL, requests at once when weights are downloaded.
     """
 
     data: Path
@@ -40,6 +40,8 @@ class Settings:
     offline: bool
     target: str | None = None
     docker_host: str | None = None
+    docker_context: str | None = None
+    docker_config: Path | None = None
     gateway_base: str | None = None
     api_key: str | None = field(default=None, repr=False)
     origins: tuple[str, ...] | None = None
@@ -113,7 +115,8 @@ class Settings:
             return path
         digest = hashlib.sha256(os.fsencode(self.data)).hexdigest()[:16]
         # Not /tmp, which a reboot may empty: a container that is started by it needs the directory.
-        return Path(f"/var/tmp/orch-{os.getuid()}-{digest}")
+        # By whose the data is, not by who asks: root looks at it, too.
+        return Path(f"/var/tmp/orch-{_owner(self.data)}-{digest}")
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
@@ -139,6 +142,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         offline=environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"},
         target=environ.get("ORCH_TARGET") or None,
         docker_host=environ.get("DOCKER_HOST") or None,
+        docker_context=environ.get("DOCKER_CONTEXT") or None,
+        docker_config=_docker_config(environ),
         gateway_base=environ.get("ORCH_GATEWAY_BASE") or None,
         api_key=environ.get("ORCH_API_KEY") or None,
         origins=_origins(environ.get("ORCH_ORIGINS")),
@@ -147,6 +152,19 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         hf_token_file=Path(token_file).expanduser() if (token_file := environ.get("ORCH_HF_TOKEN_FILE")) else None,
         pull_parallel=_pull_parallel(environ.get("ORCH_PULL_PARALLEL") or str(DEFAULT_PULL_PARALLEL)),
     )
+
+
+def _owner(data: Path) -> int:
+    """The user ID that a directory belongs to, or will once this user makes it."""
+    try:
+        return data.stat().st_uid
+    except OSError:
+        return os.getuid()
+
+
+def _docker_config(environ: Mapping[str, str]) -> Path | None:
+    said, home = environ.get("DOCKER_CONFIG"), environ.get("HOME")
+    return Path(said) if said else Path(home) / ".docker" if home else None
 
 
 def _pull_parallel(said: str) -> int:

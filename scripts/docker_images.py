@@ -38,7 +38,8 @@ from packaging.utils import canonicalize_name
 
 from orchestrator.core.pins import Accelerator, EnginePin
 from orchestrator.core.profile import parse_part
-from orchestrator.drivers.docker.daemon import SOCKET, Daemon, NotThere
+from orchestrator.drivers.docker.daemon import Daemon, NotThere
+from orchestrator.drivers.docker.endpoints import meant
 from orchestrator.drivers.files import host_errors
 from orchestrator.drivers.local.environments import Environments
 from orchestrator.errors import HostError, OrchError, why
@@ -300,7 +301,9 @@ def ensure_images(which: Sequence[str], environments: Path) -> dict[str, str]:
 
 
 def _connected() -> Daemon:
-    daemon = Daemon(read_settings(os.environ).docker_host or SOCKET, answer_s=ANSWER_S)
+    said = read_settings(os.environ)
+    at = meant(said.docker_host, said.docker_context, said.docker_config, said.containers)
+    daemon = Daemon(at, answer_s=ANSWER_S)
     try:
         with daemon.api_for("say its version") as api:
             api.version()

@@ -47,9 +47,10 @@ def _vllm() -> str:
 
 
 def _docker() -> str:
-    from orchestrator.drivers.docker.daemon import SOCKET, Daemon
+    from orchestrator.drivers.docker.daemon import Daemon
+    from orchestrator.drivers.docker.endpoints import SOCKET, Endpoint
 
-    return Daemon(os.environ.get("DOCKER_HOST", SOCKET)).facts().problem
+    return Daemon(Endpoint(os.environ.get("DOCKER_HOST", SOCKET))).facts().problem
 
 
 def _ollama() -> str:

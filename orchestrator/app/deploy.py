@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.app.gateway import check_api_key, check_origins, gateway_spec, passed_over_key
-from orchestrator.app.intent import GoBack, Intent, Serve, desired_for, why_not_docker
+from orchestrator.app.intent import GoBack, Intent, MoveTo, Serve, desired_for, why_not_docker
 from orchestrator.app.resolution import Take, observed_for, resolve_desired
 from orchestrator.core.deployment import Desired
 from orchestrator.core.observed import Observed
@@ -36,7 +37,9 @@ class Options:
 
 def plan_for(orch: Orchestrator, verb: str, intent: Intent, observed: Observed, options: Options) -> Plan:
     """The plan from what is observed to what is asked."""
-    return plan_to(orch, verb, desired_for(orch, intent, observed), observed, options, _take(intent))
+    desired = desired_for(orch, intent, observed)
+    why = why_not_docker(orch, intent.target, desired, observed) if isinstance(intent, MoveTo) else ""
+    return _without_docker(orch, why, lambda: plan_to(orch, verb, desired, observed, options, _take(intent)))
 
 
 def _take(intent: Intent) -> Take:
@@ -67,24 +70,30 @@ def plan_up(orch: Orchestrator, intent: Serve, observed: Observed, options: Opti
     _refuse_other_engine(desired, observed)
     check_api_key(orch)
     check_origins(orch, observed, options.renew_gateway)
-    no_docker = why_not_docker(orch, intent, desired, observed)
-    try:
-        plan = plan_to(orch, "up", desired, observed, options, _take(intent))
-    except HostError as error:
-        if no_docker:
-            # Whoever has Docker expects a container, and would not know what a program on PATH is wanted for.
-            said = f"{error.message} Nor is Docker used: {no_docker.rstrip('.')}."
-            raise type(error)(said, orch.docker_facts.hint or error.hint, error.detail) from error
-        raise
-    no_key = passed_over_key(orch, observed)
-    told = [*([Skip("use Docker", no_docker)] if no_docker else []), *([no_key] if no_key else [])]
-    plan = replace(plan, items=(*told, *plan.items), commit=plan.commit + len(told))
+    why = why_not_docker(orch, intent.target, desired, observed)
+    plan = _without_docker(orch, why, lambda: plan_to(orch, "up", desired, observed, options, _take(intent)))
+    if (no_key := passed_over_key(orch, observed)) is not None:
+        plan = replace(plan, items=(no_key, *plan.items), commit=plan.commit + 1)
     if intent.lock is not None:
         # Few have one.
         from orchestrator.app.lock import check_served
 
         check_served(orch, intent.lock, desired.spec.profile, observed, plan)
     return plan
+
+
+def _without_docker(orch: Orchestrator, why: str, make: Callable[[], Plan]) -> Plan:
+    """The plan, or the refusal, that says why an engine is not to be in a container (empty: nobody expects one)."""
+    if not why:
+        return make()
+    try:
+        plan = make()
+    except HostError as error:
+        # Whoever has Docker would not know what a program on PATH is wanted for.
+        said = f"{error.message} Nor is Docker used: {why.rstrip('.')}."
+        ways = (orch.docker_facts.hint, f"Or without Docker: {error.hint}" if error.hint else "")
+        raise type(error)(said, " ".join(filter(None, ways)), error.detail) from error
+    return replace(plan, items=(Skip("use Docker", why), *plan.items), commit=plan.commit + 1)
 
 
 def plan_taking_down(profile: str | None, everything: bool, observed: Observed, drain_s: float, forget: bool) -> Plan:

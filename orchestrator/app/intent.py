@@ -181,13 +181,16 @@ def chosen_target(orch: Orchestrator, engine: str | None, asked: str | None, pre
     return target
 
 
-def why_not_docker(orch: Orchestrator, intent: Serve, desired: Desired, observed: Observed) -> str:
+def why_not_docker(orch: Orchestrator, asked: str | None, desired: Desired, observed: Observed) -> str:
     """Why an engine that orch runs in containers is to be a process, where nobody has said so; empty where somebody
-    has."""
-    said = intent.target or orch.settings.target or observed.desired.get(desired.spec.profile.name)
-    if said or desired.spec.target != LOCAL or not engine_sheet(desired.spec.engine).in_containers:
+    has. A profile stays where it is, but on an engine that is never in a container nobody has chosen that."""
+    name, engine = desired.spec.profile.name, desired.spec.engine
+    present = observed.desired.get(name)
+    said = asked or orch.settings.target or (present is not None and engine_sheet(present.spec.engine).in_containers)
+    if said or desired.spec.target != LOCAL or not engine_sheet(engine).in_containers:
         return ""
-    return _why_no_container(orch, desired.spec.engine)
+    stays = f"{name} is served by processes, and stays so; --target docker moves it" if present is not None else ""
+    return _why_no_container(orch, engine) or stays
 
 
 def _why_no_container(orch: Orchestrator, engine: str) -> str:

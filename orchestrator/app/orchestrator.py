@@ -89,7 +89,11 @@ class Orchestrator:
                 raise HostError(
                     f"The shared store {place} is not there.", hint="Mount it, or take it out of ORCH_STORES."
                 )
-        return Store(self.settings.store, self.settings.shared_stores, self.settings.store_limit)
+        # What is served from another store stays there, whether the caller's environment names that or not.
+        recorded = {place for desired in self.records.desired().values() for place in desired.stores}
+        more = sorted(place for place in map(Path, recorded) if place != self.settings.store and place.is_dir())
+        places = dict.fromkeys((*self.settings.shared_stores, *more))
+        return Store(self.settings.store, tuple(places), self.settings.store_limit)
 
     @cached_property
     def builder(self) -> Builder:
@@ -173,9 +177,11 @@ class Orchestrator:
 
     @cached_property
     def daemon(self) -> Daemon:
-        from orchestrator.drivers.docker.daemon import SOCKET, Daemon
+        from orchestrator.drivers.docker.daemon import Daemon
+        from orchestrator.drivers.docker.endpoints import meant
 
-        return Daemon(self.settings.docker_host or SOCKET)
+        said = self.settings
+        return Daemon(meant(said.docker_host, said.docker_context, said.docker_config, said.containers))
 
     @cached_property
     def docker(self) -> DockerTarget:
@@ -271,7 +277,10 @@ class Orchestrator:
         from orchestrator.drivers.docker import gateway_image
 
         if self.settings.gateway_base is not None:
-            facts = self.images.find(self.settings.gateway_base)
+            found = self.images.details(self.settings.gateway_base)
+            if found is None:
+                raise self._no_base(self.settings.gateway_base)
+            facts = found.facts
             if why := gateway_image.unfit(facts.python):
                 raise PlanRefused(
                     f"The gateway cannot run in {self.settings.gateway_base} (ORCH_GATEWAY_BASE): {why}.",
@@ -286,6 +295,15 @@ class Orchestrator:
                 hint="Name one that has: ORCH_GATEWAY_BASE=IMAGE:TAG",
             )
         return gateway_image.reference(pin.reference), pin
+
+    def _no_base(self, name: str) -> HostError:
+        from orchestrator import resources
+        from orchestrator.drivers.docker.gateway_image import python
+
+        pin = resources.gateway_bases().get(python())
+        instead = f" Without ORCH_GATEWAY_BASE, {pin.name} is taken." if pin is not None else ""
+        ways = f"docker pull {name} brings it, where a registry has it; offline: orch images load FILE."
+        return HostError(f"The image {name} (ORCH_GATEWAY_BASE) is not here.", hint=f"{ways}{instead}")
 
     def resolve_context(self, observed: Observed, profile: Profile) -> ResolveContext:
         """Pins, templates and the store's layout, for resolving a profile."""

@@ -12,18 +12,27 @@ from orchestrator.app.profiles import weights_facts
 from orchestrator.core.deployment import Adapter, Deployment, Desired, Resolution
 from orchestrator.core.launch import DOCKER
 from orchestrator.core.observed import Observed
+from orchestrator.core.pins import Accelerator
 from orchestrator.core.plan import Skip, Upgrade
 from orchestrator.core.prerequisites import Prerequisite
 from orchestrator.core.resolved import Resolved
 from orchestrator.drivers.files import host_errors, write_atomic
+from orchestrator.engines import engine_sheet
 from orchestrator.engines.context import ResolveContext
 from orchestrator.engines.prerequisites import fitted, needed
 from orchestrator.engines.recorded import resolve_recorded, what_is_gone
-from orchestrator.engines.resolve import resolve
+from orchestrator.engines.resolve import computes_on, resolve
 from orchestrator.errors import HostError, OrchError, PlanRefused
 
 if TYPE_CHECKING:
     from orchestrator.app.orchestrator import Orchestrator
+
+
+_ASKS_FOR_GPU = "CUDA_VISIBLE_DEVICES=0 (or another) asks for a GPU"
+_SHOULD_WORK = {
+    Accelerator.CUDA: "nvidia-smi should work first",
+    Accelerator.ROCM: "/dev/kfd and /dev/dri should be there first",
+}
 
 
 class Take(Enum):
@@ -56,6 +65,9 @@ def resolve_desired(
     if recorded is None:
         resolved = anew()
         return resolved, desired.resolved_anew(resolved.resolution)
+    asked = take is Take.RECORDED or observed.host.gpus_asked
+    if (note := None if asked else _computes_elsewhere(desired, recorded, observed)) is not None:
+        return again(recorded, note), desired
     gone = what_is_gone(spec, recorded, weights, observed.host, context)
     if take is Take.RECORDED:
         if gone:
@@ -77,6 +89,24 @@ def resolve_desired(
             note = Upgrade(f"upgrade to {_named(resolved.resolution)}", why)
             return again(recorded, *resolved.passed_over, note), desired
     return resolved, desired.resolved_anew(resolved.resolution)
+
+
+def _computes_elsewhere(desired: Desired, recorded: Resolution, observed: Observed) -> Skip | None:
+    """Where this machine would compute on something else by now, and nobody has asked for that: what serves stays. A
+    GPU may have come since, or is not seen from where this command runs. HostError where what was computed on a GPU has
+    to be started, and there is none: the CPU is never taken in silence."""
+    was, name = recorded.deployment, desired.spec.profile.name
+    now = computes_on(engine_sheet(was.engine), was.target, observed.host)
+    if now is was.accelerator:
+        return None
+    if was.accelerator is Accelerator.CPU:
+        return Skip(f"compute on {now.value}", f"{name} computes on the CPU, as it did; {_ASKS_FOR_GPU}")
+    if any(one.running and one.deployment.fingerprint == was.fingerprint for one in observed.engines_of(name)):
+        return Skip("see its GPU", f"{name} serves on {was.accelerator.value}, and no such GPU is seen from here")
+    raise HostError(
+        f"{name} computed on {was.accelerator.value}, and no such GPU is found now.",
+        hint=f"{_SHOULD_WORK[was.accelerator]}; CUDA_VISIBLE_DEVICES= (empty) asks for the CPU instead.",
+    )
 
 
 def _why_not(

@@ -18,11 +18,12 @@ from orchestrator.cli.options import (
     session_of,
 )
 from orchestrator.core.tools import TOOLS
-from orchestrator.errors import UsageError
+from orchestrator.errors import HostError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.app.images import Pinned
     from orchestrator.app.images_gc import ImageVerdict
+    from orchestrator.app.offline import Loaded
     from orchestrator.cli.session import Session
 
 images = typer.Typer(
@@ -188,8 +189,15 @@ def images_save(
                 "size": lock.total,
                 "images": [image.name for image in lock.images],
                 "entries": [manifest.key for manifest in lock.entries],
+                "left_out": lock.left_out,
             },
-            f"{summary}\nOn the other machine: orch images load {file.name}",
+            "\n".join(
+                (
+                    summary,
+                    *(f"Left out: {one}." for one in lock.left_out),
+                    f"On the other machine: orch images load {file.name}",
+                )
+            ),
         )
 
 
@@ -198,7 +206,8 @@ def images_load(
     file: Annotated[Path, typer.Argument(help="A file of orch images save.", exists=True, dir_okay=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Take in such a file: everything is checked, and what is here already is left alone."""
+    """Take in such a file: everything is checked, and what is here already is left alone. What orch up would lack here
+    is told (exit code 4)."""
     with session_of(as_json) as session:
         from orchestrator.app.offline import load
         from orchestrator.app.runs import alone
@@ -210,6 +219,8 @@ def images_load(
             screen.result({"loaded": name}, f"Loaded {name}.")
         for name in done.here:
             screen.result({"here": name}, f"{name} is here already.")
+        for left_out in done.left_out:
+            screen.result({"left_out": left_out}, f"The file leaves out {left_out}.")
         if done.gateway_unfit:
             text = (
                 f"The file's image for the gateway is of no use here: {done.gateway_unfit}. Install orch with the "
@@ -227,7 +238,25 @@ def images_load(
             if one.pinned is not None:
                 text = f"{one.pinned.name} is pinned for {one.engine} now, as where it was saved."
                 screen.result({"pinned": one.pinned.reference, "engine": one.engine}, text)
-            screen.result({"next": one.command}, f"Serve it: {one.command}")
+            for missing in one.missing:
+                text = f"Missing for {one.engine}: orch up would have to {missing}."
+                screen.result({"missing": missing, "engine": one.engine}, text)
+            if one.refused:
+                text = f"{one.engine} cannot be served here: {one.refused}"
+                screen.result({"refused": one.refused, "engine": one.engine}, text)
+            if not one.missing and not one.refused:
+                screen.result({"next": one.command}, f"Serve it: {one.command}")
+        if not done.is_whole:
+            raise _not_whole(file, done)
+
+
+def _not_whole(file: Path, done: Loaded) -> HostError:
+    """All of the file is here, and orch up needs more."""
+    fetching = [one.command for one in done.engines if one.missing and not one.refused]
+    hint = "Save it again where it was made, with an orch of this version and this Python."
+    if fetching:
+        hint += f" Or where there is a network: {'; '.join(fetching)}"
+    return HostError(f"{file.name} is loaded, and orch up cannot serve all of it here without a network.", hint=hint)
 
 
 def _tell_pinned(session: Session, made: Pinned) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import PurePath
 
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.environment import EnvironmentSpec
@@ -70,6 +71,12 @@ class Deployment(Part):
     gpu_way: str = ""
     gpu_nodes: tuple[str, ...] = ()
     hot_adapters: bool = False
+
+    @property
+    def store(self) -> str:
+        """The store that the artifact lies in; empty where it is a directory of the user's."""
+        path = PurePath(self.model_path)
+        return next((str(place.parent) for place in (path, *path.parents) if place.name == self.artifact_key), "")
 
     @property
     def instance(self) -> str:
@@ -200,6 +207,12 @@ class Desired(Part):
     def served(self) -> Served:
         """What `rollback` returns to once something else is served."""
         return Served(spec=self.spec, resolution=self.resolution)
+
+    @property
+    def stores(self) -> frozenset[str]:
+        """The stores that what is served, and what was before, lie in."""
+        known = (served.resolution for served in (self.served, self.before) if served is not None)
+        return frozenset(made.deployment.store for made in known if made is not None) - {""}
 
     def changed_to(self, spec: DeploymentSpec) -> Desired:
         """The same with another spec, to be resolved; the one before becomes what `rollback` returns to."""

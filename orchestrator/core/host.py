@@ -100,7 +100,8 @@ class Host:
     gpu_problem says which GPUs were left out and why, or why none was found where a driver seems to be present; else
     it is empty. `programs` has the path of each program that engines ask for (their sheets) and that is on PATH, by
     name. `driver` is the NVIDIA driver's version ("580.65.06"; empty without) and `cuda` the newest CUDA that it
-    runs, (13, 0). `amd` says that an AMD GPU could be used: its devices are there.
+    runs, (13, 0). `gpus_asked`: the caller has said which GPUs count, or that none does. `amd` says that an AMD GPU
+    could be used: its devices are there.
     """
 
     cpus: int
@@ -113,6 +114,7 @@ class Host:
     driver: str = ""
     cuda: tuple[int, int] | None = None
     amd: bool = False
+    gpus_asked: bool = False
     memory_limit_file: str = ""
 
     @property

@@ -35,6 +35,7 @@ def read_host(programs: Iterable[str] = ()) -> Host:
         driver=nvidia.driver,
         cuda=nvidia.cuda,
         amd=amd_in(Path("/dev")),
+        gpus_asked=asked is not None,
     )
 
 

@@ -38,7 +38,10 @@ def resolve_recorded(
         # What stands in the record is started, wherever the caller's PATH leads by now.
         check_host(sheet, spec, host, context, program=not deployment.base_launch.argv[0].startswith("/"))
     check_adapters(sheet, spec, adapters)
-    gpus = _same_gpus(deployment, host) or gpus_for(sheet, spec.profile, weights.shape, accelerator, host)
+    gpus = _same_gpus(deployment, host)
+    # Whoever has another environment than what runs may see none.
+    if host.gpus and not gpus:
+        gpus = gpus_for(sheet, spec.profile, weights.shape, accelerator, host)
     deployment = deployment.model_copy(
         {
             "generation": 0,
@@ -77,10 +80,13 @@ def what_is_gone(
     """What it was served with and nobody can bring back, in a sentence; empty when all can be had again."""
     deployment, image = resolution.deployment, resolution.image
     accelerator = computes_on(engine_sheet(spec.engine), spec.target, host)
-    if accelerator is not deployment.accelerator:
+    if accelerator is not deployment.accelerator is not Accelerator.CPU:
         return f"it computed on {deployment.accelerator.value}, and this machine offers {accelerator.value} now"
     if image is not None and image.local and context.images and image.reference not in context.images:
         return f"the image {image.name} ({image.digest[:19]}) was removed, and no registry has it"
+    own = str(context.store_path(deployment.artifact_key).parent)
+    if deployment.artifact_key not in context.finished and deployment.store not in ("", own):
+        return f"{deployment.artifact_key} lay in the store {deployment.store}, and is not there any more"
     if deployment.artifact_key in context.finished or _sources_are_the_same(deployment, weights, context):
         return ""
     if deployment.recipe is Recipe.WEIGHTS:

@@ -63,8 +63,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--key-file",
         type=Path,
         metavar="FILE",
-        help="API keys of which clients must show one, as `orch keys add` writes them; without the file they need none, "
-        "and it cannot listen beyond loopback; only its owner may read it; SIGHUP reads it again",
+        help="API keys of which clients must show one, as `orch keys add` writes them; without the file they need "
+        "none, and it cannot listen beyond loopback; only its owner may read it; SIGHUP reads it again",
     )
     parser.add_argument(
         "--secrets", type=Path, metavar="DIR", help="what engines ask for, a file each by the names of their instances"

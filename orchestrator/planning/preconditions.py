@@ -23,8 +23,8 @@ OWN_BYTES = 80 * MIB
 def refuse_unreachable(observed: Observed) -> None:
     """What runs there is not known, so nothing can be decided."""
     for target, error in observed.unreachable.items():
-        hint = "Start it (systemctl start docker). If it is gone for good, delete containers/ in orch's data directory."
-        raise HostError(error.message, hint=hint if target == DOCKER else error.hint, detail=error.detail)
+        gone = " If it is gone for good, delete containers/ in orch's data directory." if target == DOCKER else ""
+        raise HostError(error.message, hint=f"{error.hint}{gone}".strip(), detail=error.detail)
 
 
 def refuse_damaged(profile: str, observed: Observed) -> None:

@@ -19,7 +19,8 @@ from orchestrator.core.launch import LOCAL, Container, Instance, InstanceState, 
 from orchestrator.core.routes import Route
 from orchestrator.drivers.base import ApiKeys, EngineHttp, Gateway, Target
 from orchestrator.drivers.docker.containers import DockerTarget
-from orchestrator.drivers.docker.daemon import SOCKET, Daemon
+from orchestrator.drivers.docker.daemon import Daemon
+from orchestrator.drivers.docker.endpoints import SOCKET, Endpoint
 from orchestrator.drivers.docker.images import DockerImages
 from orchestrator.drivers.engine_http import EngineHttp as PlainHttp
 from orchestrator.drivers.gateway_admin import Gateways, admin_socket, handover_socket
@@ -92,7 +93,7 @@ def real_target(home: Path) -> TargetBench:
 
 def docker_target(home: Path, image: str) -> TargetBench:
     """On the machine's own daemon; `image` has a Python."""
-    daemon = Daemon(os.environ.get("DOCKER_HOST", SOCKET))
+    daemon = Daemon(Endpoint(os.environ.get("DOCKER_HOST", SOCKET)))
     images = DockerImages(daemon, home / "images.json", lambda: True)
     target = DockerTarget(daemon, images, home, home / "containers", home / "cache", home / "logs")
     target.attend()

@@ -13,6 +13,7 @@ from image_bench import HOST, SMALL, orch_at, registry_server, remove, small_ima
 from orch_command import Orch
 
 from orchestrator.drivers.docker.daemon import Daemon
+from orchestrator.drivers.docker.endpoints import Endpoint
 from orchestrator.drivers.docker.images import DockerImages
 
 __all__ = ["environments"]
@@ -41,7 +42,7 @@ def client() -> Iterator[DockerClient]:
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
     """The daemon as orch speaks with it."""
-    made = Daemon(HOST)
+    made = Daemon(Endpoint(HOST))
     yield made
     with made.api_for("end the connection") as api:
         api.close()

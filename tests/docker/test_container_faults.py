@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from docker_orch import DockerOrch, nothing_left, serving
 from orch_command import ANSWER, ASSETS, wait_until
 
 from orchestrator.drivers.docker.daemon import Daemon
+from orchestrator.drivers.docker.endpoints import Endpoint
 
 pytestmark = [pytest.mark.docker, pytest.mark.llamacpp]
 
@@ -165,7 +167,7 @@ def test_no_daemon_is_told_before_anything_begins(orch: DockerOrch) -> None:
     orch.env["DOCKER_HOST"] = f"unix://{orch.home}/nobody.sock"
     told = orch.run("up", "ollama", "-p", str(orch.profile), "--json", code=4).lines[-1]
     assert "does not answer" in told["error"]
-    assert "--target local" in told["hint"]
+    assert "DOCKER_HOST=unix:///var/run/docker.sock" in told["hint"]
     orch.env["DOCKER_HOST"] = "tcp://127.0.0.1:1"
     assert "DOCKER_HOST" in orch.run("up", "ollama", "-p", str(orch.profile), "--json", code=4).lines[-1]["error"]
     assert orch.processes() == []
@@ -187,7 +189,7 @@ def test_a_daemon_that_never_answers_is_told(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
         silent.bind(str(tmp_path / "d"))
         silent.listen()
-        facts = Daemon(f"unix://{tmp_path}/d", patience_s=0, answer_s=0.5).facts()
+        facts = Daemon(Endpoint(f"unix://{tmp_path}/d"), patience_s=0, answer_s=0.5).facts()
     assert "takes too long to answer" in facts.problem or "does not answer" in facts.problem
     assert facts.hint
 
@@ -302,4 +304,30 @@ def test_an_engine_that_hangs_is_told_and_a_fresh_one_takes_its_place(up: Docker
     assert f"wait for {ENGINE} to answer" in drift(up)
     up.run("up", "--fresh", "--drain", "1")
     assert list(up.engines()) == ["tiny-ollama-g2"]
+    assert serves(up)
+
+
+def test_containers_of_another_daemon_are_told_and_not_started_anew(up: DockerOrch) -> None:
+    kept = up.home / "containers" / "daemon.json"
+    text = kept.read_text()
+    assert json.loads(text)["host"] == up.host
+    up.env["DOCKER_CONTEXT"] = "not-there"
+    del up.env["DOCKER_HOST"]
+    try:
+        up.status()  # what runs stays with its daemon
+        up.env["DOCKER_HOST"] = up.host
+        kept.write_text(json.dumps({**json.loads(text), "host": "unix:///elsewhere"}))
+        up.status()  # the same daemon, at another place
+        kept.write_text(json.dumps({"host": "unix:///elsewhere", "id": "another"}))
+        told = up.run("up", "--json", code=4).lines[-1]
+        assert told["error"] == (
+            f"What runs here in containers is with the Docker daemon at unix:///elsewhere; DOCKER_HOST is {up.host}."
+        )
+        assert "DOCKER_HOST=unix:///elsewhere" in told["hint"]
+        assert any("unix:///elsewhere" in line.get("drift", "") for line in up.status(code=9).lines)
+    finally:
+        del up.env["DOCKER_CONTEXT"]
+        up.env["DOCKER_HOST"] = up.host
+        kept.write_text(text)
+    up.status()
     assert serves(up)

@@ -26,9 +26,10 @@ ASK = """
 import json, sys
 sys.path[:0] = {paths}
 from orchestrator.drivers.docker.daemon import Daemon
+from orchestrator.drivers.docker.endpoints import Endpoint
 from orchestrator.drivers.host import read_host
 host = read_host()
-print(json.dumps([host.memory.name, host.cpus, host.memory_limit_file, Daemon().room()[0].total]))
+print(json.dumps([host.memory.name, host.cpus, host.memory_limit_file, Daemon(Endpoint()).room()[0].total]))
 """
 LITTLE = "Lower serving.context or serving.parallel in the profile, or raise serving.memory_mib."
 

@@ -17,6 +17,7 @@ from orchestrator.core.image_archive import SavedImage
 from orchestrator.core.pins import ImagePin
 from orchestrator.core.progress import silent
 from orchestrator.drivers.docker.daemon import Daemon
+from orchestrator.drivers.docker.endpoints import Endpoint
 from orchestrator.drivers.docker.images import DockerImages
 from orchestrator.errors import HostError
 
@@ -34,7 +35,7 @@ class Full:
     def __init__(self, home: Path) -> None:
         self.data = home / "data"
         self.own = OwnDaemon(home)
-        self.daemon = Daemon(self.own.host, patience_s=0)
+        self.daemon = Daemon(Endpoint(self.own.host), patience_s=0)
         self.images = DockerImages(self.daemon, home / "images.json", lambda: True)
 
     def leave(self, size: int) -> None:

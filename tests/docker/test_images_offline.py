@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import shlex
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -169,9 +171,9 @@ def damage(file: Path, how: str) -> None:
         case "empty":
             file.write_bytes(b"")
         case "another format":
-            file.write_bytes(whole.replace(b'"format": 1,', b'"format": 2,', 1))
+            file.write_bytes(whole.replace(b'"format": 2,', b'"format": 3,', 1))
         case "no JSON":
-            file.write_bytes(whole.replace(b'"format": 1,', b'"format": 1;', 1))
+            file.write_bytes(whole.replace(b'"format": 2,', b'"format": 2;', 1))
         case "a byte of an entry":
             flip(file, next(name for name in lock.members if name.endswith("model.gguf")))
         case _:
@@ -186,7 +188,7 @@ def damage(file: Path, how: str) -> None:
         ("longer", "is damaged"),
         ("foreign", "was not made by orch images save"),
         ("empty", "was not made by orch images save"),
-        ("another format", "the format 2"),
+        ("another format", "the format 3"),
         ("no JSON", "cannot be read"),
         ("a byte of an entry", "model.gguf is not what was saved"),
         ("a byte of an image", "images/0.tar is not what was saved"),
@@ -335,12 +337,33 @@ def test_a_gateway_of_another_python_is_told_when_it_is_loaded(
         seen = docker_images.details(name)
         assert seen is not None
         image = SavedImage(name=name, reference=name, id=seen.facts.id, layers=seen.layers, size=seen.facts.size)
-        lock = lock_of(saved).model_copy(update={"images": (image,), "entries": (), "gateway_base": "somebody/python"})
-        write_archive(saved, lock, {}, docker_images, silent)
+        less = {"images": (image,), "entries": (), "weights": "", "gateway_base": "somebody/python"}
+        write_archive(saved, lock_of(saved).model_copy(update=less), {}, docker_images, silent)
         other = second(tmp_path)
         del other.env["ORCH_GATEWAY_BASE"]
-        lines = other.run("images", "load", str(saved), "--json").lines
+        lines = other.run("images", "load", str(saved), "--json", code=4).lines
     finally:
         remove(client, name)
     assert ["3.99" in line["unfit"] for line in lines if "unfit" in line] == [True]
     assert not any("set" in line for line in lines), "what is of no use is not recommended"
+    base = f"python:{'.'.join(platform.python_version_tuple()[:2])}-slim"
+    assert [line["missing"].startswith(f"pull {base}") for line in lines if "missing" in line] == [True]
+
+
+def test_where_its_base_is_not_set_the_command_sets_it(made: Made, saved: Path, tmp_path: Path) -> None:
+    other = second(tmp_path)
+    del other.env["ORCH_GATEWAY_BASE"]
+    lines = other.run("images", "load", str(saved), "--json").lines
+    assert {"set": f"ORCH_GATEWAY_BASE={BASE}"} in lines
+    command = lines[-1]["next"]
+    assert command.startswith(f"ORCH_GATEWAY_BASE={BASE} orch up ollama ")
+    other.env["ORCH_GATEWAY_BASE"] = BASE
+    assert not {"PullImage", "BuildImage"} & set(other.actions(*shlex.split(command)[2:]))
+
+
+def test_a_base_that_is_gone_is_told_with_what_brings_it_back(orch: Orch, small: str) -> None:
+    orch.env["ORCH_GATEWAY_BASE"] = "orch-test/nobody-has:1"
+    line = orch.run("images", "pull", "--json", code=4).lines[-1]
+    assert line["error"] == "The image orch-test/nobody-has:1 (ORCH_GATEWAY_BASE) is not here."
+    assert "docker pull orch-test/nobody-has:1" in line["hint"]
+    assert "Without ORCH_GATEWAY_BASE, python:" in line["hint"]

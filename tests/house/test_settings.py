@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,14 @@ def test_a_socket_fits_its_address_however_deep_the_data_directory_is() -> None:
     assert read_settings({"ORCH_HOME": str(deep[0].data)}).admin == deep[0].admin
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
+def test_root_finds_the_sockets_of_whose_the_data_is(tmp_path: Path) -> None:
+    data = tmp_path / ("a" * SOCKET_PATH_MAX)
+    data.mkdir()
+    os.chown(data, 12345, 12345)
+    assert read_settings({"ORCH_HOME": str(data)}).admin.name.startswith("orch-12345-")
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [
@@ -114,3 +123,11 @@ def test_a_token_file_is_named_not_read() -> None:
         "/run/secrets/hf"
     )
     assert read_settings({"HOME": "/c"}).hf_token_file is None
+
+
+def test_dockers_own_directory() -> None:
+    assert read_settings({"HOME": "/c"}).docker_config == Path("/c/.docker")
+    assert read_settings({"HOME": "/c", "DOCKER_CONFIG": "/d"}).docker_config == Path("/d")
+    assert read_settings({"ORCH_HOME": "/a"}).docker_config is None
+    said = read_settings({"HOME": "/c", "DOCKER_CONTEXT": "far", "DOCKER_HOST": ""})
+    assert (said.docker_context, said.docker_host) == ("far", None)

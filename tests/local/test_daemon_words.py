@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from orchestrator.drivers.docker.daemon import Daemon, NotThere
+from orchestrator.drivers.docker.endpoints import Endpoint
 
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Daemon:
-    return Daemon(f"unix://{tmp_path}/nobody", patience_s=0)
+    return Daemon(Endpoint(f"unix://{tmp_path}/nobody"), patience_s=0)
 
 
 # Recorded from Docker 20.10 with its data on a file system of 260 MB; the containerd image store's from its issues.

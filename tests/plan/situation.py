@@ -67,7 +67,7 @@ DAEMONS: dict[str, DockerFacts] = {
     "hook": DAEMON,
     "by number": DockerFacts(runtimes=("runc",), cdi_devices=("nvidia.com/gpu=0", "nvidia.com/gpu=all")),
     "no toolkit": DockerFacts(runtimes=("runc",), cgroup_driver="systemd"),
-    "down": DockerFacts(problem="Docker does not answer.", hint="Start it: systemctl start docker"),
+    "down": DockerFacts(problem="Docker does not answer.", hint="Start it: systemctl start docker."),
 }
 DRIFTS = {"drift=paused": PAUSED, "drift=renamed": "was renamed to mine"}
 DEAD_PORT = 20999

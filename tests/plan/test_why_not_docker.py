@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 from fakes.asks import CPU, DAEMON, MadeUpOrchestrator, gpu, nothing_but, tiny
 
-from orchestrator.app.deploy import Options, plan_up
-from orchestrator.app.intent import Serve
+from orchestrator.app.deploy import Options, plan_for, plan_up
+from orchestrator.app.intent import MoveTo, Serve
+from orchestrator.core.deployment import DeploymentSpec, Desired
 from orchestrator.core.docker import DockerFacts
 from orchestrator.core.host import Host
+from orchestrator.core.launch import LOCAL
 from orchestrator.core.plan import Plan, Skip
 from orchestrator.errors import HostError
 
@@ -44,6 +46,19 @@ def test_where_somebody_has_said_so_nothing_is_told(target: str | None, said: st
     assert why(planned("vllm", RTX_5090, DOWN, target, said)) == []
 
 
+def test_what_is_moved_from_an_engine_that_is_never_in_a_container_is_told_that_it_stays_a_process() -> None:
+    def moved(docker: DockerFacts, present: str, target: str | None = None) -> list[str]:
+        orch = MadeUpOrchestrator(RTX_5090, docker)
+        orch.settings = replace(orch.settings, target=None)
+        spec = DeploymentSpec(profile=tiny(), engine=present, target=LOCAL)
+        observed = replace(nothing_but(RTX_5090), desired={"tiny": Desired(spec=spec)})
+        return why(plan_for(orch, "migrate", MoveTo("vllm", "tiny", target), observed, Options()))
+
+    assert moved(DAEMON, "llamacpp") == ["tiny is served by processes, and stays so; --target docker moves it"]
+    assert moved(DOWN, "llamacpp") == [DOWN.problem]
+    assert moved(DAEMON, "llamacpp", "docker") == moved(DAEMON, "llamacpp", "local") == moved(DAEMON, "ollama") == []
+
+
 def test_an_engine_that_is_never_in_a_container_needs_no_reason() -> None:
     assert why(planned("llamacpp", CPU, DOWN)) == []
 
@@ -54,4 +69,6 @@ def test_a_program_that_is_missing_is_told_with_why_no_container() -> None:
     assert refused.value.message == (
         "There is no ollama binary on PATH. Nor is Docker used: This user may not use the Docker daemon at /x."
     )
-    assert refused.value.hint == DOWN.hint
+    assert refused.value.hint == (
+        f"{DOWN.hint} Or without Docker: Install Ollama, or serve with the embedded engine: orch up llamacpp"
+    )

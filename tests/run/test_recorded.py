@@ -7,22 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes.asks import CPU, DAEMON, PINS, MadeUpCatalog, MadeUpOrchestrator, gpu, image, intent_of, tiny
+from fakes.asks import CPU, DAEMON, GIB, PINS, MadeUpCatalog, MadeUpOrchestrator, gpu, image, intent_of, tiny
 from fakes.world import FakeWorld
 
 from orchestrator.app.deploy import Options, plan_for, plan_to
 from orchestrator.app.intent import AddAdapter, GoBack, Intent, MoveTo, RemoveAdapter
 from orchestrator.core.artifact import Recipe, artifact_key
 from orchestrator.core.deployment import Desired
-from orchestrator.core.host import Host
+from orchestrator.core.docker import DockerFacts
+from orchestrator.core.host import Host, Memory
 from orchestrator.core.launch import InstanceState
 from orchestrator.core.pins import Accelerator, EnginePin
-from orchestrator.core.plan import Plan, Upgrade
+from orchestrator.core.plan import Plan, Skip, Upgrade
 from orchestrator.core.profile import Profile, Weights
 from orchestrator.core.progress import Progress, silent
 from orchestrator.core.weights import WeightsFacts
 from orchestrator.engines.settings import read_settings
-from orchestrator.errors import PlanRefused, UsageError
+from orchestrator.errors import HostError, PlanRefused, UsageError
 
 RTX_5090 = replace(CPU, gpus=(gpu("GeForce RTX 5090", (12, 0), 32),))
 OLD = PINS["vllm"].docker[0]
@@ -50,6 +51,7 @@ class Box:
         self.world, self.target = FakeWorld(host), target
         self.pins: Mapping[str, EnginePin] = PINS
         self.catalog = MadeUpCatalog()
+        self.docker = DAEMON
 
     def plan(self, command: str, profile: Profile | None = None) -> Plan:
         """What a command would do; `status`: what would be healed."""
@@ -64,7 +66,7 @@ class Box:
 
     @property
     def orch(self) -> MadeUpOrchestrator:
-        orch = MadeUpOrchestrator(self.world.host, DAEMON)
+        orch = MadeUpOrchestrator(self.world.host, self.docker)
         orch.pins = self.pins  # type: ignore[assignment]
         orch.catalog = self.catalog  # type: ignore[assignment]
         return orch
@@ -232,6 +234,80 @@ def test_what_the_machine_happens_to_be_replaces_nothing(engine: str, cpus: int)
     box.world.host = replace(CPU, cpus=cpus)
     for command in ("status", f"up {engine}"):
         assert box.plan(command).actions == ()
+
+
+BY_CDI = ("nvidia.com/gpu=GPU-GeForce RTX 5090",)
+
+
+@pytest.mark.parametrize(
+    "docker",
+    [
+        replace(DAEMON, version="29.1"),
+        replace(DAEMON, cgroup_driver="cgroupfs", nodes=()),
+        replace(DAEMON, memory=Memory(4 * GIB, GIB // 2), cpus=1),
+        replace(DAEMON, hook=False, runtimes=("runc",), cdi_devices=BY_CDI),
+    ],
+)
+def test_what_the_daemon_happens_to_be_replaces_nothing(box: Box, docker: DockerFacts) -> None:
+    box.docker = docker
+    assert box.plan("status").actions == box.plan("up vllm").actions == ()
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        replace(RTX_5090, memory_available=GIB // 2, memory_limit_file="/sys/fs/cgroup/memory.max"),
+        replace(RTX_5090, cpus=1, cpu_flags=frozenset(), driver="580.65.06", cuda=(13, 0), amd=True),
+        replace(RTX_5090, gpus=tuple(replace(one, memory_free=GIB) for one in RTX_5090.gpus)),
+        replace(RTX_5090, gpus=(*RTX_5090.gpus, gpu("H200", (9, 0), 141))),
+    ],
+)
+def test_what_the_machine_has_by_now_replaces_nothing(box: Box, host: Host) -> None:
+    box.world.host = host
+    assert box.plan("status").actions == box.plan("up vllm").actions == ()
+
+
+def test_a_gpu_that_is_not_seen_from_here_changes_nothing_of_what_runs() -> None:
+    """As by sudo or cron, whose environment leads to no driver."""
+    box = Box(target="local")
+    box.do("up vllm")
+    before = box.label
+    box.world.host = CPU
+    for command in ("status", "up vllm"):
+        plan = box.plan(command)
+        assert plan.actions == ()
+        assert plan.items[0] == Skip("see its GPU", "tiny serves on cuda, and no such GPU is seen from here")
+    box.do("lora add a")
+    assert box.label["base_launch"] == before["base_launch"]
+    # What has to be started is not started on the CPU, unless somebody asks for that.
+    box.world.target.crash("tiny-vllm-g1")
+    box.world.target.stop("tiny-vllm-g1", silent)
+    with pytest.raises(HostError, match="no such GPU is found now"):
+        box.plan("up vllm")
+    box.world.host = replace(CPU, gpus_asked=True)
+    box.do("up vllm")
+    assert box.label["accelerator"] == "cpu"
+
+
+def test_a_gpu_that_came_later_is_taken_when_it_is_asked_for() -> None:
+    box = Box(CPU, target="local")
+    box.do("up vllm")
+    before = box.label
+    box.world.host = RTX_5090
+    for command in ("status", "up vllm"):
+        plan = box.plan(command)
+        assert plan.actions == ()
+        assert [item.why for item in plan.items if isinstance(item, Skip) and item.what == "compute on cuda"] == [
+            "tiny computes on the CPU, as it did; CUDA_VISIBLE_DEVICES=0 (or another) asks for a GPU"
+        ]
+    box.world.target.stop("tiny-vllm-g1", silent)
+    box.do("up vllm")
+    assert box.label == before
+    box.world.host = replace(RTX_5090, gpus_asked=True)
+    box.do("up vllm")
+    assert box.label["accelerator"] == "cuda"
+    box.do("rollback")
+    assert box.label == before
 
 
 def test_what_an_earlier_version_recorded_is_gone_back_to_as_far_as_that_goes() -> None:

@@ -18,8 +18,10 @@ from typing import IO, Any, BinaryIO
 
 from orchestrator.core.artifact import FileEntry, Manifest, artifact_key
 from orchestrator.core.image_archive import (
+    CALIBRATION,
     FORMAT,
     LOCK,
+    READABLE,
     ArchiveLock,
     SavedImage,
     entry_member,
@@ -58,7 +60,8 @@ def hashed(directory: Path, names: Sequence[str], progress: Progress) -> tuple[F
 def write_archive(
     file: Path, lock: ArchiveLock, sources: Mapping[str, Path], images: DockerImages, progress: Progress
 ) -> ArchiveLock:
-    """Write `file`; the lock with the sizes and hashes that it got. `sources` are the directories of the entries.
+    """Write `file`; the lock with the sizes and hashes that it got. `sources` are the directories of the entries, by
+    key, and by CALIBRATION the file of its texts.
 
     HostError: no room, a disk or daemon that fails. SourceError: an entry is not what its manifest says.
     """
@@ -94,9 +97,11 @@ class _Writer:
     def write(self, sources: Mapping[str, Path], images: DockerImages) -> ArchiveLock:
         room = len(_lock_bytes(self._lock)) + ROOM_PER_IMAGE * (len(self._lock.images) + 1)
         self._write_lock(room)
+        if self._lock.calibration is not None:
+            self._file(CALIBRATION, sources[CALIBRATION], self._lock.calibration)
         for manifest in self._lock.entries:
             for entry in manifest.files:
-                self._entry(manifest, entry, sources[manifest.key])
+                self._file(entry_member(manifest.key, entry.path), sources[manifest.key] / entry.path, entry)
         saved = tuple(self._image(number, image, images) for number, image in enumerate(self._lock.images))
         self._out.write(bytes(2 * tarfile.BLOCKSIZE))
         self._lock = self._lock.model_copy(update={"images": saved, "total": self._out.tell()})
@@ -109,16 +114,16 @@ class _Writer:
         self._out.write(_lock_bytes(self._lock).ljust(room))
         self._pad(room)
 
-    def _entry(self, manifest: Manifest, entry: FileEntry, source: Path) -> None:
-        self._out.write(_header(entry_member(manifest.key, entry.path), entry.size))
+    def _file(self, member: str, source: Path, entry: FileEntry) -> None:
+        self._out.write(_header(member, entry.size))
         digest, size = hashlib.sha256(), 0
-        with (source / entry.path).open("rb") as file:
+        with source.open("rb") as file:
             while block := file.read(CHUNK):
-                self._block(f"saving {manifest.key}", block)
+                self._block(f"saving {member}", block)
                 digest.update(block)
                 size += len(block)
         if (size, digest.hexdigest()) != (entry.size, entry.sha256):
-            raise SourceError(f"{source / entry.path} is damaged, or has just changed.", hint="orch artifacts verify")
+            raise SourceError(f"{source} is damaged, or has just changed.", hint="orch artifacts verify")
         self._pad(size)
 
     def _image(self, number: int, image: SavedImage, images: DockerImages) -> SavedImage:
@@ -177,6 +182,13 @@ class Archive:
         for number in absent:
             self._load_image(number, images, progress)
         return [*(manifest.key for manifest in missing), *(self.lock.images[n].name for n in absent)], here
+
+    def texts(self, progress: Progress) -> bytes | None:
+        """The texts that the profile is calibrated with; None where it brings none. SourceError when they are not what
+        was saved."""
+        if self.lock.calibration is None:
+            return None
+        return b"".join(self._blocks(CALIBRATION, self.lock.calibration.sha256, "loading", progress))
 
     def _check_room(self, store: Store, size: int) -> None:
         place = store.path("any").parent
@@ -259,7 +271,7 @@ def _read_lock(file: Path, tar: tarfile.TarFile) -> ArchiveLock:
     try:
         with _opened(tar, first) as inside:
             value: Any = json.loads(inside.read())
-        if isinstance(value, dict) and isinstance(value.get("format"), int) and value["format"] != FORMAT:
+        if isinstance(value, dict) and isinstance(value.get("format"), int) and value["format"] not in READABLE:
             raise SourceError(
                 f"{file} has the format {value['format']}; this orch reads {FORMAT}.",
                 hint=f"Use the version of orch that made it: {value.get('orch', 'it does not say')}.",

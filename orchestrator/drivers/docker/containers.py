@@ -19,7 +19,7 @@ from orchestrator.core.launch import DOCKER, SECRET, Exit, Instance, InstanceSta
 from orchestrator.core.progress import Progress, silent
 from orchestrator.drivers import cgroups, files, ports
 from orchestrator.drivers.cancellable import cancellable
-from orchestrator.drivers.docker import records
+from orchestrator.drivers.docker import endpoints, records
 from orchestrator.drivers.docker.daemon import Daemon, DaemonGone, NotThere
 from orchestrator.drivers.docker.images import DockerImages
 from orchestrator.drivers.docker.logs import ContainerLogs
@@ -70,6 +70,7 @@ class DockerTarget:
         """
         if not self.in_use:
             return ()
+        self._refuse_another_daemon()
         found = self._daemon.with_retry(self._observe_all)
         found += self._removed_gateways({instance.name for instance in found})
         return tuple(sorted(found, key=lambda instance: instance.name))
@@ -144,6 +145,16 @@ class DockerTarget:
         """The containers of this home."""
         return tuple(instance.name for instance in self.observe())
 
+    def _refuse_another_daemon(self) -> None:
+        """HostError where what runs here is with another one: nothing of it would be seen, and all be started anew."""
+        kept, at = endpoints.kept(self._root), self._daemon.at
+        if kept is None or not kept.id or kept.host == at.host or kept.id == self._daemon.identity():
+            return
+        raise HostError(
+            f"What runs here in containers is with the Docker daemon at {kept.host}; {at.said_by} is {at.host}.",
+            hint=f"Leave {at.said_by} away, or say DOCKER_HOST={kept.host}; with that, orch down --all ends it.",
+        )
+
     def _remove(self, name: str) -> None:
         info = self._find(name)
         if info is None:
@@ -163,6 +174,7 @@ class DockerTarget:
                 shutil.rmtree(directory, ignore_errors=True)
         if not living:
             self._network.remove()
+            endpoints.forget(self._root)
             with contextlib.suppress(OSError):  # the gateway's
                 self._root.rmdir()
 
@@ -360,6 +372,7 @@ class DockerTarget:
 
     def _make_directory(self, name: str) -> None:
         """The instance's directory, for this user only, and the cache."""
+        endpoints.keep(self._root, endpoints.Kept(self._daemon.at.host, self._daemon.identity()))
         try:
             self._directory(name).mkdir(mode=0o700, parents=True, exist_ok=True)
             self._files(name).mkdir(exist_ok=True)

@@ -18,6 +18,7 @@ from orchestrator.core.docker import DockerFacts
 from orchestrator.core.host import Memory
 from orchestrator.core.progress import Progress, silent
 from orchestrator.drivers import cgroups
+from orchestrator.drivers.docker.endpoints import SOCKET, Endpoint
 from orchestrator.drivers.memory import memory_within, of_machine
 from orchestrator.errors import HostError
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-SOCKET = "unix:///var/run/docker.sock"
 # A daemon that answered before is waited for this long: it is being restarted.
 PATIENCE_S = 90.0
 ANSWER_S = 60.0
@@ -51,6 +51,7 @@ HINTS: Mapping[str, str] = {
     "i/o timeout": "The registry cannot be reached. Offline: orch images load FILE",
     "connection refused": "The registry cannot be reached. Offline: orch images load FILE",
 }
+TAKE_SYSTEM = f"DOCKER_HOST={SOCKET} takes the system's daemon."
 # However the daemon says that a disk is full.
 FULL = ("no space left on device", "disk quota exceeded")
 
@@ -64,14 +65,14 @@ class NotThere(HostError):
 
 
 class Daemon:
-    """One daemon, at a unix socket (`host` as in DOCKER_HOST). Connects when it is first asked.
+    """One daemon, at a unix socket. Connects when it is first asked.
 
     Every method raises HostError. A daemon that has answered once and answers no more is waited for: what is asked is
     asked again when it is back, so it has to bear being done twice.
     """
 
-    def __init__(self, host: str = SOCKET, patience_s: float = PATIENCE_S, answer_s: float = ANSWER_S) -> None:
-        self.host = host
+    def __init__(self, at: Endpoint, patience_s: float = PATIENCE_S, answer_s: float = ANSWER_S) -> None:
+        self.at = at
         self._patience_s = patience_s
         self._answer_s = answer_s
         self._met = False
@@ -80,12 +81,14 @@ class Daemon:
     def _api(self) -> APIClient:
         from docker import APIClient
 
-        if not self.host.startswith("unix://"):
+        if self.at.problem:
+            raise HostError(self.at.problem, hint=f"docker context ls shows those that there are; {TAKE_SYSTEM}")
+        if not self.at.host.startswith("unix://"):
             raise HostError(
-                f"orch needs the Docker daemon of this machine, at a unix socket; DOCKER_HOST is {self.host}.",
-                hint="DOCKER_HOST=unix:///var/run/docker.sock, or --target local.",
+                f"orch needs the Docker daemon of this machine, at a unix socket; {self.at.said_by} is {self.at.host}.",
+                hint=TAKE_SYSTEM,
             )
-        return APIClient(base_url=self.host, version="auto", timeout=self._answer_s)
+        return APIClient(base_url=self.at.host, version="auto", timeout=self._answer_s)
 
     @contextmanager
     def api_for(self, what: str) -> Iterator[APIClient]:
@@ -176,6 +179,10 @@ class Daemon:
             hint=hint,
         )
 
+    def identity(self) -> str:
+        """Its own ID, which it has as long as its data."""
+        return str(self.with_retry(self._info).get("ID") or "")
+
     def relabels(self) -> bool:
         """Whether SELinux keeps containers from files of this machine that are not labelled for them."""
         return "name=selinux" in (self._info().get("SecurityOptions") or ())
@@ -191,7 +198,7 @@ class Daemon:
         machine, cpus = of_machine(), int(info.get("NCPU") or 0)
         total = int(info.get("MemTotal") or 0) or machine.total
         machine = Memory(total, min(machine.available, total))
-        limits = cgroups.limits_of_all_here() if cgroups.is_here(_listener(self.host)) else cgroups.Limits()
+        limits = cgroups.limits_of_all_here() if cgroups.is_here(_listener(self.at.host)) else cgroups.Limits()
         if limits.cpus is not None:
             cpus = min(cpus, math.ceil(limits.cpus))
         return memory_within(limits, machine), cpus
@@ -203,13 +210,14 @@ class Daemon:
 
     def _gone(self, error: Exception) -> HostError:
         text = str(error)
-        place = self.host.removeprefix("unix://")
+        place = self.at.host.removeprefix("unix://")
         if "PermissionError" in text or "Permission denied" in text:
             return HostError(
                 f"This user may not use the Docker daemon at {place}.",
-                hint="Add the user to the group docker and log in again, or use --target local.",
+                hint="The group docker may: sudo usermod -aG docker $USER, then log in again.",
             )
-        hint = "Start it (systemctl start docker), or use --target local."
+        start = "Start it: systemctl start docker (Docker Engine has to be installed)."
+        hint = start if self.at.host == SOCKET else f"Start it; {TAKE_SYSTEM}"
         return DaemonGone(f"The Docker daemon does not answer at {place}.", hint=hint, detail=text[:300])
 
 
@@ -232,17 +240,17 @@ def _telling(said: str) -> str:
 
 def _unusable(info: Mapping[str, Any], options: str) -> tuple[str, str]:
     if info.get("OSType", "linux") != "linux":
-        return "The Docker daemon runs Windows containers.", "Switch it to Linux containers, or use --target local."
+        return "The Docker daemon runs Windows containers.", "Switch it to Linux containers."
     if "rootless" in options or "userns" in options:
         kind = "rootless" if "rootless" in options else "with user namespaces (userns-remap)"
         return (
             f"The Docker daemon runs {kind}: its containers cannot be reached from here at their own addresses.",
-            "Use the system's daemon (DOCKER_HOST=unix:///var/run/docker.sock), or --target local.",
+            TAKE_SYSTEM,
         )
     if "Docker Desktop" in str(info.get("OperatingSystem", "")):
         return (
             "Docker Desktop keeps its containers in a virtual machine, where their addresses cannot be reached.",
-            "Install Docker Engine (also within WSL), or use --target local.",
+            "Install Docker Engine (also within WSL).",
         )
     return "", ""
 
