@@ -22,7 +22,7 @@ LAST = re.compile(r"[.:?!]$")
 # What follows orch where it is the subject of a sentence.
 PROSE = frozenset({
     "are", "can", "changes", "did", "does", "for", "has", "in", "is", "keeps", "knows", "made", "makes", "may",
-    "needs", "over", "pieces", "reads", "runs", "ships", "takes", "that", "will", "with", "Root-Is-Purelib",
+    "needs", "of", "over", "pieces", "reads", "runs", "ships", "takes", "that", "will", "with", "Root-Is-Purelib",
 })  # fmt: skip
 
 
