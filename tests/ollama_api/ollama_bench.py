@@ -139,6 +139,15 @@ class Server:
         layers = json.loads(self.manifest(name).read_text())["layers"]
         return [layer | {"mediaType": layer["mediaType"].rpartition(".")[2]} for layer in layers]
 
+    def needed(self, name: str) -> list[str]:
+        """The digests of all that a model consists of."""
+        manifest = json.loads(self.manifest(name).read_text())
+        return [layer["digest"] for layer in [manifest["config"], *manifest["layers"]]]
+
+    def loads(self) -> int:
+        """How often it has started a model process, at the least."""
+        return self.log.count('msg="starting llama-server"')
+
     def answers(self) -> bool:
         assert self.process.poll() is None, self.log
         try:
