@@ -14,9 +14,12 @@ from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
 from orchestrator.core.part import Unfit
 from orchestrator.drivers.base import EngineHttp, Gateway, Store, World
 from orchestrator.engines import ENGINES
+from orchestrator.engines.base import EngineCall, EngineSheet
 from orchestrator.errors import HostError
 
 PROBE_TIMEOUT_S = 3.0
+# For what has nothing to compute, and may have to wait for a batch that is being computed.
+PULSE_TIMEOUT_S = 5.0
 
 
 def observe(world: World) -> Observed:
@@ -135,6 +138,22 @@ def _engine(instance: Instance, deployment: Deployment, http: EngineHttp) -> Eng
     if instance.state is not InstanceState.RUNNING or instance.port is None:
         return EngineObserved(instance, deployment, answers=False)
     reply = http.get(instance.url + sheet.identity_path(), PROBE_TIMEOUT_S)
-    answers = reply is not None and reply.status == 200 and sheet.recognises(deployment, reply.json)
-    loaded = sheet.loaded(deployment, reply.json) if reply is not None and answers else None
-    return EngineObserved(instance, deployment, answers, loaded)
+    if reply is None or reply.status != 200 or not sheet.recognises(deployment, reply.json):
+        return EngineObserved(instance, deployment, answers=False)
+    hangs = _hangs(instance, sheet, http)
+    loaded, spare = sheet.loaded(deployment, reply.json), sheet.spare(deployment, reply.json)
+    return EngineObserved(instance, deployment, not hangs, loaded, hangs, spare)
+
+
+def _hangs(instance: Instance, sheet: EngineSheet, http: EngineHttp) -> bool:
+    """Whether what is loaded does not answer; what is being loaded in its place meanwhile is only slow. Where its
+    process is gone nothing is asked: that would load it anew."""
+
+    def question() -> EngineCall | None:
+        reply = http.get(instance.url + sheet.pulse_path(), PROBE_TIMEOUT_S)
+        return sheet.pulse(reply.json) if reply is not None and reply.status == 200 else None
+
+    asked = question() if sheet.pulse_path() and instance.helpers != 0 else None
+    if asked is None or http.post(instance.url + asked.path, asked.body or {}, PULSE_TIMEOUT_S) is not None:
+        return False
+    return question() == asked

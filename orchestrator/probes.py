@@ -11,12 +11,14 @@ from orchestrator.core.pins import Accelerator
 from orchestrator.core.progress import Progress
 from orchestrator.drivers.base import Reply, World
 from orchestrator.engines import ENGINES
-from orchestrator.engines.base import Digest, EngineCall
+from orchestrator.engines.base import Digest, EngineCall, EngineSheet
 from orchestrator.errors import HostError
 
 POLL_S = 0.2
 ANSWER_S = 120.0
 IMPORT_S = 3600.0
+# How often a request of an import is made that was refused for what may have passed.
+TRIES = 3
 # Until a server takes commands; that its model is loaded comes later.
 ALIVE_S = 60.0
 LOG_LINES = 30
@@ -175,26 +177,50 @@ def ask_engine(
         raise HostError(f"{deployment.instance} is not running.", hint="orch status tells more.")
     sheet = ENGINES[deployment.engine]
     for request in requests:
-        if request.unless and _ok(world.http.send("HEAD", instance.url + request.unless, None, ANSWER_S, progress)):
-            continue
-        content = Path(request.file) if request.file else request.body
-        reply = world.http.send(request.method, instance.url + request.path, content, IMPORT_S, progress)
+        reply = _answer_to(request, instance, sheet, world, progress)
         if reply is None:
             raise HostError(f"{deployment.instance} does not answer.", hint="orch status tells more.")
         if gone_is_fine and reply.status == 404:
             continue
         if said := sheet.refusal(reply.status, reply.text):
             raise HostError(f"{deployment.instance} refused: {said}", hint=sheet.failure(said).hint)
+        if spent := sheet.spent(request, reply.text):
+            world.targets[deployment.target].remove_file(deployment.instance, spent)
 
 
-def verify_routes(names: tuple[str, ...], world: World, progress: Progress) -> None:
+def _answer_to(
+    request: EngineCall, instance: Instance, sheet: EngineSheet, world: World, progress: Progress
+) -> Reply | None:
+    """What a request is answered, or what makes it needless; made again after a refusal that may pass."""
+    for left in reversed(range(TRIES)):
+        needless = (request.done, EngineCall("HEAD", request.unless) if request.unless else None)
+        for call in filter(None, needless):
+            reply = world.http.send(call.method, instance.url + call.path, call.body, ANSWER_S, progress)
+            if _ok(reply):
+                return reply
+        content = Path(request.file) if request.file else request.body
+        reply = world.http.send(request.method, instance.url + request.path, content, IMPORT_S, progress)
+        if reply is None or not left or not sheet.passes(sheet.refusal(reply.status, reply.text)):
+            return reply
+        world.clock.sleep(POLL_S)
+    raise AssertionError("the last try returns")
+
+
+def spare_of(deployment: Deployment, world: World) -> tuple[str, ...]:
+    """What lies in the engine's own store and is of no adapter of it; nothing where it does not tell."""
+    sheet, instance = ENGINES[deployment.engine], instance_of(deployment.target, deployment.instance, world)
+    reply = world.http.get(instance.url + sheet.identity_path(), 5.0) if instance is not None else None
+    return sheet.spare(deployment, reply.json) if reply is not None and reply.status == 200 else ()
+
+
+def verify_routes(names: tuple[str, ...], timeout_s: float, world: World, progress: Progress) -> None:
     status = world.gateway.status()
     if status is None:
         raise HostError("The gateway does not answer.", hint="orch logs gateway")
     for done, name in enumerate(names):
         progress("asking through the gateway", done, len(names))
         body = {"model": name, "messages": HELLO, "max_tokens": 1}
-        reply = world.front.post(f"http://{status.listen}/v1/chat/completions", body, ANSWER_S, progress)
+        reply = world.front.post(f"http://{status.listen}/v1/chat/completions", body, timeout_s, progress)
         if not _ok(reply):
             said = reply.text[:500] if reply is not None else "nothing"
             raise HostError(f"{name} does not answer through the gateway.", detail=f"It said: {said}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,9 +69,9 @@ class Orchestrator:
 
     def read_host(self) -> Host:
         """The machine at this moment."""
-        from orchestrator.drivers.host import read_host
+        from orchestrator.drivers.host import disk_free, read_host
 
-        return read_host()
+        return replace(read_host(), disk_free=disk_free(self.settings.data))
 
     @cached_property
     def hub(self) -> Hub:

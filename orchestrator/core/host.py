@@ -96,7 +96,8 @@ class Host:
     `cpus` those that it can keep busy, memory in bytes and as in Memory.
     gpu_problem says which GPUs were left out and why, or why none was found where a driver seems to be present; else
     it is empty. `driver` is the NVIDIA driver's version ("580.65.06"; empty without) and `cuda` the newest CUDA that it
-    runs, (13, 0). `amd` says that an AMD GPU could be used: its devices are there.
+    runs, (13, 0). `amd` says that an AMD GPU could be used: its devices are there. `disk_free`: bytes that are free
+    where orch keeps its data, None where nobody has looked.
     """
 
     cpus: int
@@ -110,6 +111,7 @@ class Host:
     cuda: tuple[int, int] | None = None
     amd: bool = False
     memory_limit_file: str = ""
+    disk_free: int | None = None
 
     @property
     def memory(self) -> Memory:

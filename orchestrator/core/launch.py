@@ -113,7 +113,8 @@ class Instance:
     starts counts how often the process was started since the last ensure (1 = never restarted);
     last_exit is the latest exit that nobody asked for since the last ensure.
     problem says what is wrong with its record, empty when nothing is: the rest is then what could be read (no argv, an
-    empty label), and it can only be stopped and removed.
+    empty label), and it can only be stopped and removed. helpers counts the living processes that its own has started,
+    None where they are not seen.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Instance:
     target: str = LOCAL
     host: str = "127.0.0.1"
     drift: str = ""
+    helpers: int | None = None
 
     @property
     def url(self) -> str:

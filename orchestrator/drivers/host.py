@@ -15,7 +15,7 @@ NVML = "libnvidia-ml.so.1"
 
 
 def read_host() -> Host:
-    """The facts of this moment."""
+    """The facts of this moment, the disk excepted."""
     limits = cgroups.limits_of()
     memory = memory_within(limits, of_machine())
     asked = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -35,6 +35,15 @@ def read_host() -> Host:
         cuda=nvidia.cuda,
         amd=amd_in(Path("/dev")),
     )
+
+
+def disk_free(directory: Path) -> int | None:
+    """Bytes that are free on the disk of a directory, which need not be there yet."""
+    try:
+        there = next(place for place in (directory.absolute(), *directory.absolute().parents) if place.is_dir())
+        return shutil.disk_usage(there).free
+    except OSError:
+        return None
 
 
 def _nvidia() -> Nvidia:

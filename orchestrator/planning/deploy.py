@@ -12,7 +12,7 @@ from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Action, Plan, Skip
 from orchestrator.core.resolved import Resolved
 from orchestrator.core.routes import PROTOCOL, Backend
-from orchestrator.core.steps import LoadAdapter, VerifyRoute
+from orchestrator.core.steps import EnsureEngine, LoadAdapter, StopEngine, VerifyRoute
 from orchestrator.planning.parts import (
     Limits,
     adapters_to_load,
@@ -29,12 +29,14 @@ from orchestrator.planning.parts import (
     record_item,
     replaced_gateways,
     retirement,
+    spare_in_store,
     switch_items,
 )
 from orchestrator.planning.preconditions import (
     refuse_damaged,
     refuse_foreign_names,
     refuse_no_room,
+    refuse_small_disk,
     refuse_unreachable,
     unknown_room,
 )
@@ -61,9 +63,16 @@ def plan_deploy(
     mine = observed.engines_of(wanted.profile)
     serving = next((one for one in mine if one.deployment.instance == observed.serving(wanted.profile)), None)
     match = None if fresh else matching_generation(wanted, mine, observed.serving(wanted.profile))
+    end_of_hanging: list[Action] = []
+    if match is not None and match.hangs:
+        # In place: nobody is answered now, and there may be no room for another one beside it.
+        end = StopEngine(match.deployment.target, match.instance.name)
+        end_of_hanging.append(Action(end, (EnsureEngine(match.deployment),)))
+        match = match.stopped
     chosen = chosen_generation(wanted, mine, match)
     if match is None:
         refuse_no_room(resolved, observed)
+        refuse_small_disk(resolved, observed)
     before: list[Action | Skip] = [
         *resolved.passed_over,
         *prerequisite_items(resolved.prerequisites, observed),
@@ -78,9 +87,10 @@ def plan_deploy(
     runs_on = not any(isinstance(item, Action) for item in for_gateway)
     before += [] if runs_on else key_items(gateway, ())
     before += for_gateway
+    before += end_of_hanging
     before += engine_start_items(chosen, match, resolved.memory_fit, limits)
     before += gateway_ready_items(for_gateway)
-    before += engine_ready_items(chosen, match, serving, limits)
+    before += engine_ready_items(resolved, chosen, match, serving, limits)
     loads = list(adapters_to_load(chosen, match)) if match is not None else []
     before += loads
     before += key_items(gateway, asking_gateways(observed)) if runs_on else []
@@ -89,12 +99,13 @@ def plan_deploy(
     if any(isinstance(item, Action) for item in before):
         steps = (item.step for item in loads if isinstance(item, Action))
         loading = {step.adapter.name for step in steps if isinstance(step, LoadAdapter)}
-        before.append(Action(VerifyRoute(names_to_verify(chosen, routes, match, loading, observed))))
+        before.append(Action(VerifyRoute(names_to_verify(chosen, routes, match, loading, observed), limits.ready_s)))
     else:
         before.append(Skip(f"ask {wanted.served_name} through the gateway", "nothing changed"))
     after: list[Action | Skip] = []
     if match is not None:
         after += adapters_to_unload(chosen, match)
+        after += spare_in_store(chosen, match)
     for engine in mine:
         if engine.deployment.instance != chosen.instance:
             after += retirement(engine, limits.drain_s)

@@ -47,7 +47,7 @@ def wait_until(condition: Callable[[], Value | None], timeout_s: float = 10.0) -
 class TargetBench:
     """A target; `launch` is something that stays up, `crash` ends an instance's process and nobody asked for that,
     `damage` makes its record unreadable, `reloads` counts how often it was told to read anew. `cannot` is a launch
-    whose program is not there, and what is said of it."""
+    whose program is not there, and what is said of it; `has_file` whether an instance has a file."""
 
     target: Target
     launch: Launch
@@ -55,6 +55,7 @@ class TargetBench:
     damage: Callable[[str], object]
     cannot: tuple[Launch, str]
     reloads: Callable[[str], int]
+    has_file: Callable[[str, str], bool]
 
     def seen(self, name: str = "one") -> Instance:
         return next(instance for instance in self.target.observe() if instance.name == name)
@@ -73,7 +74,10 @@ def fake_target() -> TargetBench:
     def reloads(name: str) -> int:
         return world.target.processes[name].reloads
 
-    return TargetBench(world.target, launch, world.target.crash, world.target.damage, cannot, reloads)
+    def has_file(name: str, filename: str) -> bool:
+        return filename in world.target.files.get(name, {})
+
+    return TargetBench(world.target, launch, world.target.crash, world.target.damage, cannot, reloads, has_file)
 
 
 def _reloads_in_log(target: Target) -> Callable[[str], int]:
@@ -99,6 +103,7 @@ def real_target(home: Path) -> TargetBench:
         lambda name: (target.file_path(name, "").parent / "spec.json").write_text("{"),
         (replace(launch, environment=ABSENT), "is not ready"),
         _reloads_in_log(target),
+        lambda name, filename: target.file_path(name, filename).exists(),
     )
     return bench
 
@@ -126,6 +131,7 @@ def docker_target(home: Path, image: str) -> TargetBench:
         lambda name: (damage / name / "record.json").write_text("{"),
         (absent, "is not here"),
         _reloads_in_log(target),
+        lambda name, filename: (home / "containers" / name / "files" / filename).exists(),
     )
     return bench
 

@@ -154,6 +154,13 @@ class FakeTarget:
         with self._call(f"write_file {name} {filename}"):
             self.files.setdefault(name, {})[filename] = text
 
+    def remove_file(self, name: str, filename: str) -> None:
+        with self._call(f"remove_file {name} {filename}"):
+            self.files.get(name, {}).pop(filename, None)
+            process = self.processes.get(name)
+            if process is not None:
+                process.kept.blobs.discard(filename.removeprefix("models/blobs/").replace("-", ":"))
+
     def stop(self, name: str, progress: Progress) -> None:
         with self._call(f"stop {name}"):
             process = self.processes.get(name)

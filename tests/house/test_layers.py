@@ -34,16 +34,19 @@ ARROWS: dict[str, set[str]] = {
     "drivers.base": {"core"},
     "drivers.files": {"errors"},
     "drivers.cgroups": set(),
+    "drivers.descendants": set(),
     "drivers.memory": {"core", "drivers.cgroups"},
     "drivers.host": {"core", "drivers.cgroups", "drivers.memory", "drivers.nvml", "errors"},
     "drivers.keys": {"core", "drivers.files", "errors"},
     "drivers.cancellable": set(),
     "drivers.hub": {"core", "drivers.base", "drivers.files", "drivers.cancellable", "drivers.local.proc", "errors"},
     "drivers.ports": {"drivers.local.proc", "errors"},
-    "drivers.local": {"core", "drivers.base", "drivers.cgroups", "drivers.files", "drivers.ports", "errors"},
+    "drivers.local": {
+        *("core", "drivers.base", "drivers.cgroups", "drivers.descendants", "drivers.files", "drivers.ports", "errors")
+    },
     "drivers.docker": {
-        *("core", "drivers.base", "drivers.cancellable", "drivers.cgroups", "drivers.files", "drivers.memory"),
-        *("drivers.ports", "errors"),
+        *("core", "drivers.base", "drivers.cancellable", "drivers.cgroups", "drivers.descendants", "drivers.files"),
+        *("drivers.memory", "drivers.ports", "errors"),
     },
     # It packs the gateway's part of the package, wherever that is.
     "drivers.docker.gateway_image": {"errors", "__version__"},

@@ -21,7 +21,9 @@ from orchestrator.core.progress import Progress, silent
 from orchestrator.core.routes import Backend, Route
 from orchestrator.core.steps import Drain, VerifyRoute
 from orchestrator.drivers.base import Reply
+from orchestrator.engines import ENGINES
 from orchestrator.errors import HostError, StepFailed, StepStranded
+from orchestrator.probes import digests
 
 MIB = 2**20
 OF_REQUESTS = "serving.context or serving.parallel in the profile"
@@ -422,7 +424,12 @@ def test_a_restarted_ollama_has_what_was_imported() -> None:
 
 def test_what_is_uploaded_already_is_not_uploaded_again() -> None:
     world = start("lora-add-ollama")
-    world.target.processes["tiny-ollama-g1"].kept.models.clear()
+    (engine,) = world.observe().engines
+    calls = ENGINES["ollama"].import_requests(engine.deployment, digests(world.world))
+    kept = world.target.processes["tiny-ollama-g1"].kept
+    kept.models.clear()
+    kept.blobs = {call.path.removeprefix("/api/blobs/") for call in calls if call.file}
+    assert len(kept.blobs) == 2
     world.run(plan_of("up", tiny(), world.observe()))
     assert [call for call in world.faults.calls if call.startswith("http.post /api/blobs")] == []
     assert [call for call in world.faults.calls if call == "http.post /api/create"] != []

@@ -19,6 +19,7 @@ from orchestrator.core.launch import DOCKER, Exit, Instance, InstanceState, Laun
 from orchestrator.core.progress import Progress, silent
 from orchestrator.drivers import cgroups, files, ports
 from orchestrator.drivers.cancellable import cancellable
+from orchestrator.drivers.descendants import descendants
 from orchestrator.drivers.docker import records
 from orchestrator.drivers.docker.daemon import Daemon, DaemonGone, NotThere
 from orchestrator.drivers.docker.images import DockerImages
@@ -103,6 +104,11 @@ class DockerTarget:
         """Put a file into the instance's directory (`{dir}`); the instance need not exist yet."""
         self._make_directory(name)
         files.write_atomic(self._files(name) / filename, text.encode(), mode=0o600)
+
+    def remove_file(self, name: str, filename: str) -> None:
+        """Remove a file from the instance's directory, if it is there."""
+        with files.host_errors(f"remove {filename} of {name}"):
+            (self._files(name) / filename).unlink(missing_ok=True)
 
     def stop(self, name: str, progress: Progress) -> None:
         """End it; returns when it is gone. Stopped or unknown: nothing to do.
@@ -206,6 +212,8 @@ class DockerTarget:
         state = _state(info)
         alone = record.launch.container is not None and record.launch.container.host_network
         kept = info["HostConfig"]["RestartPolicy"]["Name"] in KEPT_BY_DAEMON
+        # The first process is the daemon's own init, whose child is the program.
+        seen = descendants(info["State"]["Pid"] or None)
         return Instance(
             name=name,
             state=state,
@@ -221,6 +229,7 @@ class DockerTarget:
             target=DOCKER,
             host="127.0.0.1" if alone else self._network.address_of(info),
             drift="" if record.problem else self._drift(name, info, alone),
+            helpers=seen - 1 if seen else None,
         )
 
     def _drift(self, name: str, info: dict[str, Any], alone: bool) -> str:
