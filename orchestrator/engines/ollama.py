@@ -143,8 +143,9 @@ class Ollama(EngineDefaults):
             context=profile.serving.context,
             parallel=profile.serving.parallel,
             allowance=batch_bytes(shape, BATCH) + (CUDA_CONTEXT if on_gpu else 0),
-            # The prompts that it keeps are in the host's memory, which on a GPU is not what it is short of.
-            engine=0 if on_gpu else ITSELF + profile.engines.ollama.prompt_cache_mib * MIB,
+            engine=0 if on_gpu else ITSELF,
+            # It is in the host's memory, which is not what an engine on a GPU is short of.
+            prompt_cache_mib=0 if on_gpu else profile.engines.ollama.prompt_cache_mib,
             # One adapter at a time, counted at the largest rank that the profile allows: 2 bytes, F16.
             slot=profile.lora.max_rank * shape.lora_elements * 2,
             slots=min(1, adapters),

@@ -204,7 +204,7 @@ def test_prompts_that_it_keeps_are_told_to_it_and_counted() -> None:
     assert shape is not None
 
     def asked(accelerator: Accelerator, **settings: int) -> int:
-        return SHEET.memory_request(tiny(engines={"ollama": settings}), 1, shape, accelerator, 0).engine
+        return SHEET.memory_request(tiny(engines={"ollama": settings}), 1, shape, accelerator, 0).fixed
 
     told = dict(deployment(engines={"ollama": {"prompt_cache_mib": 512}}).launch.env)
     assert told["LLAMA_ARG_CACHE_RAM"] == "512"
