@@ -108,6 +108,7 @@ def plan_deploy(
         after += spare_in_store(chosen, match)
     for engine in mine:
         if engine.deployment.instance != chosen.instance:
-            after += retirement(engine, limits.drain_s)
+            # What hangs does not end what is in flight on it.
+            after += retirement(engine, 0.0 if engine.hangs else limits.drain_s)
     after += replaced_gateways(for_gateway, observed)
     return Plan(verb, (*before, *after), len(before), resolved.memory_fit if match is None else None)

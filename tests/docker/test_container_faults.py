@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from docker_orch import DockerOrch, nothing_left, serving
-from orch_command import ANSWER, ASSETS, wait_until
+from orch_command import ANSWER, ASSETS, children, wait_until
 
 from orchestrator.drivers.docker.daemon import Daemon
 
@@ -83,10 +83,6 @@ def test_a_model_that_hangs_is_told_and_its_server_started_anew(up: DockerOrch) 
     os.kill(runner, signal.SIGSTOP)
     assert "the model that it has loaded hangs" in drift(up)
     healed(up)
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
 
 
 def test_of_what_was_uploaded_nothing_stays_that_no_model_needs(up: DockerOrch) -> None:

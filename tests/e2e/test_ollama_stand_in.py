@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from orch_command import ANSWER, ASSETS, ROOT, Orch, Outcome, stopped_afterwards, wait_until
+from orch_command import ANSWER, ASSETS, ROOT, Orch, Outcome, children, stopped_afterwards, wait_until
 
 pytestmark = pytest.mark.llamacpp
 
@@ -76,10 +76,6 @@ class OnStandIn(Orch):
         """The pid of its model's process."""
         (pid,) = children(int(self.engines()[ENGINE]["pid"]))
         return pid
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
 
 
 @pytest.fixture
@@ -213,6 +209,18 @@ def test_a_look_loads_nothing(orch: OnStandIn) -> None:
     assert orch.loads() == 1
     assert orch.says() == ANSWER
     assert orch.loads() == 2
+
+
+@pytest.mark.slow
+def test_names_that_give_way_to_each_other_do_not_hang(orch: OnStandIn) -> None:
+    orch.slow(load=2)
+    orch.up()
+    orch.run("lora", "add", "alpha", str(ASSETS / "lora-a"))
+    load = orch.load("tiny", "alpha", clients=4, tokens=400)
+    wait_until(lambda: load.open_now() > 0, what="an open stream")
+    for _ in range(6):
+        orch.status()
+    assert [stream.problem for stream in load.stop() if stream.problem] == []
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from fakes.faults import Faults
 from orchestrator import __version__
 from orchestrator.core.deployment import Deployment
 from orchestrator.core.gateway_status import GatewayState, Phase, is_gateway
-from orchestrator.core.launch import DOCKER, LOCAL, Exit, Instance, InstanceState, Launch, out_of_memory
+from orchestrator.core.launch import DOCKER, LOCAL, Children, Exit, Instance, InstanceState, Launch, out_of_memory
 from orchestrator.core.progress import Progress
 from orchestrator.core.routes import PROTOCOL, RouteTable
 from orchestrator.drivers.base import Environments, Images
@@ -79,6 +79,8 @@ class Process:
     version: str = __version__
     protocol: int = PROTOCOL
     kept: OllamaStore = field(default_factory=OllamaStore)
+    children: Children | None = None
+    computes: bool = False
 
     @property
     def listens(self) -> bool:
@@ -260,7 +262,15 @@ class FakeTarget:
             target=self.name,
             host=process.host,
             drift=process.drift,
+            children=self._children(process),
         )
+
+    @staticmethod
+    def _children(process: Process) -> Children | None:
+        """What computes has computed more each time that somebody looks."""
+        if process.children is not None and process.computes:
+            process.children = Children(process.children.count, process.children.ticks + 100)
+        return process.children
 
     def _known(self, name: str) -> Process:
         process = self.now(name)

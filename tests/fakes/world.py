@@ -205,6 +205,7 @@ def _process(instance: Instance) -> Process:
         last_exit=instance.last_exit,
         host=instance.host,
         drift=instance.drift,
+        children=instance.children,
     )
 
 

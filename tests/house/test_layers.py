@@ -34,7 +34,7 @@ ARROWS: dict[str, set[str]] = {
     "drivers.base": {"core"},
     "drivers.files": {"errors"},
     "drivers.cgroups": set(),
-    "drivers.descendants": set(),
+    "drivers.children": {"core"},
     "drivers.memory": {"core", "drivers.cgroups"},
     "drivers.host": {"core", "drivers.cgroups", "drivers.memory", "drivers.nvml", "errors"},
     "drivers.keys": {"core", "drivers.files", "errors"},
@@ -42,10 +42,10 @@ ARROWS: dict[str, set[str]] = {
     "drivers.hub": {"core", "drivers.base", "drivers.files", "drivers.cancellable", "drivers.local.proc", "errors"},
     "drivers.ports": {"drivers.local.proc", "errors"},
     "drivers.local": {
-        *("core", "drivers.base", "drivers.cgroups", "drivers.descendants", "drivers.files", "drivers.ports", "errors")
+        *("core", "drivers.base", "drivers.cgroups", "drivers.children", "drivers.files", "drivers.ports", "errors")
     },
     "drivers.docker": {
-        *("core", "drivers.base", "drivers.cancellable", "drivers.cgroups", "drivers.descendants", "drivers.files"),
+        *("core", "drivers.base", "drivers.cancellable", "drivers.cgroups", "drivers.children", "drivers.files"),
         *("drivers.memory", "drivers.ports", "errors"),
     },
     # It packs the gateway's part of the package, wherever that is.

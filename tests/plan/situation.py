@@ -39,7 +39,7 @@ from orchestrator.core.gateway_status import (
 )
 from orchestrator.core.host import DRIVER_RESERVE, DRIVER_SHARE, Gpu, GpuUser, Host
 from orchestrator.core.images import ImageFacts
-from orchestrator.core.launch import DOCKER, LOCAL, Exit, Instance, InstanceState
+from orchestrator.core.launch import DOCKER, LOCAL, Children, Exit, Instance, InstanceState
 from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed, OtherGateway
 from orchestrator.core.plan import Action, Plan, Skip
 from orchestrator.core.prerequisites import EnsureEnvironment, ImportAdapter
@@ -191,6 +191,7 @@ class Situation:
             target=deployment.target,
             host=f"172.30.0.{2 + index}" if in_docker else LOOPBACK,
             drift=drift,
+            children=Children(1, 0) if "hangs" in words else None,
         )
         answers = running and "silent" not in words
         loaded = None

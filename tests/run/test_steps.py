@@ -15,7 +15,7 @@ from fakes.world import FakeWorld
 from scenarios import planned, start
 
 from orchestrator.app.deploy import Options
-from orchestrator.core.launch import InstanceState
+from orchestrator.core.launch import Children, InstanceState
 from orchestrator.core.plan import Action, Plan
 from orchestrator.core.progress import Progress, silent
 from orchestrator.core.routes import Backend, Route
@@ -23,6 +23,7 @@ from orchestrator.core.steps import Drain, VerifyRoute
 from orchestrator.drivers.base import Reply
 from orchestrator.engines import ENGINES
 from orchestrator.errors import HostError, StepFailed, StepStranded
+from orchestrator.observe import observe
 from orchestrator.probes import digests
 
 MIB = 2**20
@@ -434,6 +435,54 @@ def test_what_is_uploaded_already_is_not_uploaded_again() -> None:
     assert [call for call in world.faults.calls if call.startswith("http.post /api/blobs")] == []
     assert [call for call in world.faults.calls if call == "http.post /api/create"] != []
     assert (world.chat("tiny"), world.chat("a")) == (200, 200)
+
+
+A_CHILD = Children(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("children", "computes", "asked", "hangs"),
+    [
+        (A_CHILD, False, True, True),
+        # It answers others, and the question waits for them.
+        (A_CHILD, True, True, False),
+        # Its process is gone: a question would have it loaded anew.
+        (Children(0, 0), False, False, False),
+        # Nobody sees what it does.
+        (None, False, False, False),
+    ],
+)
+def test_a_model_hangs_if_it_neither_answers_nor_computes(
+    children: Children | None, computes: bool, asked: bool, hangs: bool
+) -> None:
+    world = start("lora-add-ollama")
+    process = world.target.processes["tiny-ollama-g1"]
+    assert process.server is not None
+    process.server.hangs, process.children, process.computes = "tiny:latest", children, computes
+    world.faults.recording = True
+    (engine,) = observe(world.world).engines
+    assert ("http.post /api/generate" in world.faults.calls) is asked
+    assert (engine.hangs, engine.answers) == (hangs, not hangs)
+
+
+def test_what_another_creation_has_taken_away_is_asked_for_again() -> None:
+    world = start("first-up-ollama")
+    lost: list[str] = []
+
+    def lose_once(index: int, what: str) -> None:
+        kept = world.target.processes["tiny-ollama-g1"].kept if what == "http.post /api/create" else None
+        if kept is not None and not lost:
+            lost.extend(kept.blobs)
+            kept.blobs.clear()
+        elif kept is not None:
+            kept.blobs.update(lost)
+
+    world.faults.before = lose_once
+    world.run(planned("first-up-ollama"))
+    assert len(lost) == 1
+    assert world.chat("tiny") == 200
+    # Of the upload, and of what was made of it, the latter is left.
+    assert len(world.target.processes["tiny-ollama-g1"].kept.blobs) == 1
 
 
 def test_an_import_that_fails_in_its_stream() -> None:

@@ -19,7 +19,7 @@ from orchestrator.core.launch import DOCKER, Exit, Instance, InstanceState, Laun
 from orchestrator.core.progress import Progress, silent
 from orchestrator.drivers import cgroups, files, ports
 from orchestrator.drivers.cancellable import cancellable
-from orchestrator.drivers.descendants import descendants
+from orchestrator.drivers.children import children_of
 from orchestrator.drivers.docker import records
 from orchestrator.drivers.docker.daemon import Daemon, DaemonGone, NotThere
 from orchestrator.drivers.docker.images import DockerImages
@@ -212,8 +212,6 @@ class DockerTarget:
         state = _state(info)
         alone = record.launch.container is not None and record.launch.container.host_network
         kept = info["HostConfig"]["RestartPolicy"]["Name"] in KEPT_BY_DAEMON
-        # The first process is the daemon's own init, whose child is the program.
-        seen = descendants(info["State"]["Pid"] or None)
         return Instance(
             name=name,
             state=state,
@@ -229,7 +227,7 @@ class DockerTarget:
             target=DOCKER,
             host="127.0.0.1" if alone else self._network.address_of(info),
             drift="" if record.problem else self._drift(name, info, alone),
-            helpers=seen - 1 if seen else None,
+            children=children_of(info["State"]["Pid"] or None, below_init=True),
         )
 
     def _drift(self, name: str, info: dict[str, Any], alone: bool) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from orchestrator.core.launch import Exit, Instance, InstanceState, Launch, out_of_memory
 from orchestrator.core.progress import Progress
 from orchestrator.drivers import ports
-from orchestrator.drivers.descendants import descendants
+from orchestrator.drivers.children import children_of
 from orchestrator.drivers.files import host_errors
 from orchestrator.drivers.local import proc, records
 from orchestrator.drivers.local.command import allowed_environ
@@ -220,7 +220,7 @@ class LocalTarget:
             starts=state.starts if state is not None else 0,
             last_exit=_exit(state.last_exit) if state is not None and state.last_exit else None,
             problem=problem,
-            helpers=descendants(pid),
+            children=children_of(pid),
         )
 
     def _make_spec(self, name: str, launch: Launch, label: str, port: int) -> Spec:
