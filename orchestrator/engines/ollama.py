@@ -167,7 +167,8 @@ class Ollama(EngineDefaults):
 
     def spare(self, deployment: Deployment, reply: Any) -> tuple[str, ...]:
         models = {found[0] for tag in _tags(reply) if (found := ADAPTER_MODEL.match(tag))}
-        return tuple(sorted(models - {_model_of(adapter) for adapter in deployment.adapters}))
+        own = {_base_of(deployment), *(_model_of(adapter) for adapter in deployment.adapters)}
+        return tuple(sorted(models - own))
 
     def import_peak(self, size: int) -> int:
         # What was uploaded, what llama-quantize has made of it, and a copy of that until its digest is known.

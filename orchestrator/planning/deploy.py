@@ -12,7 +12,7 @@ from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Action, Plan, Skip
 from orchestrator.core.resolved import Resolved
 from orchestrator.core.routes import PROTOCOL, Backend
-from orchestrator.core.steps import EnsureEngine, LoadAdapter, StopEngine, VerifyRoute
+from orchestrator.core.steps import EnsureEngine, LoadAdapter, StopEngine
 from orchestrator.planning.parts import (
     Limits,
     adapters_to_load,
@@ -31,6 +31,7 @@ from orchestrator.planning.parts import (
     retirement,
     spare_in_store,
     switch_items,
+    verify_item,
 )
 from orchestrator.planning.preconditions import (
     refuse_damaged,
@@ -99,7 +100,7 @@ def plan_deploy(
     if any(isinstance(item, Action) for item in before):
         steps = (item.step for item in loads if isinstance(item, Action))
         loading = {step.adapter.name for step in steps if isinstance(step, LoadAdapter)}
-        before.append(Action(VerifyRoute(names_to_verify(chosen, routes, match, loading, observed), limits.ready_s)))
+        before.append(verify_item(chosen, names_to_verify(chosen, routes, match, loading, observed), limits))
     else:
         before.append(Skip(f"ask {wanted.served_name} through the gateway", "nothing changed"))
     after: list[Action | Skip] = []

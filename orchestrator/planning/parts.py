@@ -40,6 +40,7 @@ from orchestrator.core.steps import (
     TakeKey,
     TidyStore,
     UnloadAdapter,
+    VerifyRoute,
     WriteFile,
 )
 from orchestrator.planning.prerequisites import prerequisite_items
@@ -317,6 +318,13 @@ def names_to_verify(
         if not same or moved or route.name in loading:
             asked.setdefault(replace(route, name="-", upstream=route.upstream or route.name).key, route.name)
     return tuple(asked.values()) or (chosen.served_name,)
+
+
+def verify_item(chosen: Deployment, names: tuple[str, ...], limits: Limits) -> Action:
+    """The names asked. Out of a store of its own an engine loads a new adapter when it is first asked for it, base and
+    all: then it has as long as it has to start."""
+    step = VerifyRoute(names)
+    return Action(replace(step, timeout_s=max(step.timeout_s, limits.ready_s)) if chosen.own_store else step)
 
 
 def retirement(engine: EngineObserved, drain_s: float | None) -> Iterator[Action | Skip]:

@@ -163,6 +163,8 @@ def test_what_is_spare_is_of_no_adapter_of_its_own() -> None:
     kept = [SHEET.upstream(made, None), SHEET.upstream(made, made.adapters[0]), "adapter-0123456789ab", "adapter-mine"]
     reply = {"models": [{"name": f"{name}:latest"} for name in kept]}
     assert SHEET.spare(made, reply) == ("adapter-0123456789ab",)
+    namesake = made.model_copy({"profile": "adapter-0123456789ab"})
+    assert SHEET.spare(namesake, reply) == (), "the base may be called so, too"
     assert SHEET.discard_requests("adapter-0123456789ab")[0].body == {"model": "adapter-0123456789ab"}
 
 

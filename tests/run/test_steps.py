@@ -271,6 +271,14 @@ def test_a_first_answer_may_take_as_long_as_the_engine_has() -> None:
     assert (world.chat("tiny"), slow.asked) == (200, 1)
 
 
+def test_a_new_adapter_may_take_as_long_to_load_as_an_engine_to_start() -> None:
+    world = start("lora-add-ollama")
+    world.front = slow = SlowLoad(world)
+    world.run(planned("lora-add-ollama"))
+    assert slow.asked == 1
+    assert world.chat("b") == 0, "a client that does not wait so long gets nothing"
+
+
 def test_one_that_loads_longer_than_it_has_is_told_with_a_hint_that_helps() -> None:
     world = FakeWorld(CPU)
     world.http = SlowLoad(world)
