@@ -12,11 +12,16 @@ from orchestrator.core.images import ImageFacts
 from orchestrator.core.launch import DOCKER, Instance, InstanceState
 from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed, OtherGateway
 from orchestrator.core.part import Unfit
-from orchestrator.drivers.base import EngineHttp, Gateway, Store, World
+from orchestrator.drivers.base import Gateway, Store, World
 from orchestrator.engines import ENGINES
+from orchestrator.engines.base import EngineCall, EngineSheet
 from orchestrator.errors import HostError
 
 PROBE_TIMEOUT_S = 3.0
+# For what has nothing to compute, and may have to wait for a batch that is being computed.
+PULSE_TIMEOUT_S = 5.0
+# What computes takes that much of a CPU in as long, also when it waits for a GPU.
+IDLE_TICKS = 10
 
 
 def observe(world: World) -> Observed:
@@ -31,7 +36,7 @@ def observe(world: World) -> Observed:
         gateway = pool.submit(_gateway, world.gateway, [one for one in instances if is_gateway(one.name)])
         labelled = [_labelled(instance) for instance in instances if not is_gateway(instance.name)]
         readable = [pair for pair in labelled if not isinstance(pair, Instance)]
-        engines = pool.map(lambda pair: _engine(pair[0], pair[1], world.http), readable)
+        engines = pool.map(lambda pair: _engine(pair[0], pair[1], world), readable)
         return Observed(
             host=host.result(),
             engines=tuple(engines),
@@ -130,11 +135,34 @@ def _labelled(instance: Instance) -> tuple[Instance, Deployment] | Instance:
     return instance, deployment
 
 
-def _engine(instance: Instance, deployment: Deployment, http: EngineHttp) -> EngineObserved:
+def _engine(instance: Instance, deployment: Deployment, world: World) -> EngineObserved:
     sheet = ENGINES[deployment.engine]
     if instance.state is not InstanceState.RUNNING or instance.port is None:
         return EngineObserved(instance, deployment, answers=False)
-    reply = http.get(instance.url + sheet.identity_path(), PROBE_TIMEOUT_S, instance.secret)
-    answers = reply is not None and reply.status == 200 and sheet.recognises(deployment, reply.json)
-    loaded = sheet.loaded(deployment, reply.json) if reply is not None and answers else None
-    return EngineObserved(instance, deployment, answers, loaded)
+    reply = world.http.get(instance.url + sheet.identity_path(), PROBE_TIMEOUT_S, instance.secret)
+    if reply is None or reply.status != 200 or not sheet.recognises(deployment, reply.json):
+        return EngineObserved(instance, deployment, answers=False)
+    hangs = _hangs(instance, sheet, world)
+    loaded, spare = sheet.loaded(deployment, reply.json), sheet.spare(deployment, reply.json)
+    return EngineObserved(instance, deployment, not hangs, loaded, hangs, spare)
+
+
+def _hangs(instance: Instance, sheet: EngineSheet, world: World) -> bool:
+    """Whether what is loaded neither answers nor computes. Where its process is gone nothing is asked: that would load
+    it anew. Where it computes, the question waits for others; where something else is being loaded, for that."""
+
+    def question() -> EngineCall | None:
+        reply = world.http.get(instance.url + sheet.pulse_path(), PROBE_TIMEOUT_S, instance.secret)
+        return sheet.pulse(reply.json) if reply is not None and reply.status == 200 else None
+
+    before = instance.children
+    asked = question() if sheet.pulse_path() and before is not None and before.count else None
+    if asked is None:
+        return False
+    url = instance.url + asked.path
+    if world.http.post(url, asked.body or {}, PULSE_TIMEOUT_S, key=instance.secret) is not None:
+        return False
+    after = next((one.children for one in world.targets[instance.target].observe() if one.name == instance.name), None)
+    if before is None or after is None or after.ticks - before.ticks > IDLE_TICKS:
+        return False
+    return question() == asked

@@ -11,12 +11,14 @@ from orchestrator.core.pins import Accelerator
 from orchestrator.core.progress import Progress
 from orchestrator.drivers.base import Reply, World
 from orchestrator.engines import ENGINES
-from orchestrator.engines.base import Digest, EngineCall
+from orchestrator.engines.base import Digest, EngineCall, EngineSheet
 from orchestrator.errors import HostError
 
 POLL_S = 0.2
 ANSWER_S = 120.0
 IMPORT_S = 3600.0
+# How often a request of an import is made that was refused for what may have passed.
+TRIES = 3
 # Until a server takes commands; that its model is loaded comes later.
 ALIVE_S = 60.0
 LOG_LINES = 30
@@ -176,21 +178,47 @@ def ask_engine(
         raise HostError(f"{deployment.instance} is not running.", hint="orch status tells more.")
     sheet = ENGINES[deployment.engine]
     for request in requests:
-        known = request.unless and instance.url + request.unless
-        if known and _ok(world.http.send("HEAD", known, None, ANSWER_S, progress, instance.secret)):
-            continue
-        content = Path(request.file) if request.file else request.body
-        url = instance.url + request.path
-        reply = world.http.send(request.method, url, content, IMPORT_S, progress, instance.secret)
+        reply = _answer_to(request, instance, sheet, world, progress)
         if reply is None:
             raise HostError(f"{deployment.instance} does not answer.", hint="orch status tells more.")
         if gone_is_fine and reply.status == 404:
             continue
         if said := sheet.refusal(reply.status, reply.text):
             raise HostError(f"{deployment.instance} refused: {said}", hint=sheet.failure(said).hint)
+        if spent := sheet.spent(request, reply.text):
+            world.targets[deployment.target].remove_file(deployment.instance, spent)
 
 
-def verify_routes(names: tuple[str, ...], world: World, progress: Progress) -> None:
+def _answer_to(
+    request: EngineCall, instance: Instance, sheet: EngineSheet, world: World, progress: Progress
+) -> Reply | None:
+    """What a request is answered, or what makes it needless; made again after a refusal that may pass."""
+    for left in reversed(range(TRIES)):
+        needless = (request.done, EngineCall("HEAD", request.unless) if request.unless else None)
+        for call in filter(None, needless):
+            url = instance.url + call.path
+            reply = world.http.send(call.method, url, call.body, ANSWER_S, progress, instance.secret)
+            if _ok(reply):
+                return reply
+        content = Path(request.file) if request.file else request.body
+        url = instance.url + request.path
+        reply = world.http.send(request.method, url, content, IMPORT_S, progress, instance.secret)
+        if reply is None or not left or not sheet.passes(sheet.refusal(reply.status, reply.text)):
+            return reply
+        world.clock.sleep(POLL_S)
+    raise AssertionError("the last try returns")
+
+
+def spare_of(deployment: Deployment, world: World) -> tuple[str, ...]:
+    """What lies in the engine's own store and is of no adapter of it; nothing where it does not tell."""
+    sheet, instance = ENGINES[deployment.engine], instance_of(deployment.target, deployment.instance, world)
+    if instance is None:
+        return ()
+    reply = world.http.get(instance.url + sheet.identity_path(), 5.0, instance.secret)
+    return sheet.spare(deployment, reply.json) if reply is not None and reply.status == 200 else ()
+
+
+def verify_routes(names: tuple[str, ...], timeout_s: float, world: World, progress: Progress) -> None:
     status = world.gateway.status()
     if status is None:
         raise HostError("The gateway does not answer.", hint="orch logs gateway")
@@ -199,7 +227,7 @@ def verify_routes(names: tuple[str, ...], world: World, progress: Progress) -> N
         body = {"model": name, "messages": HELLO, "max_tokens": 1}
         # Of its own for each: another gateway may have taken over meanwhile.
         key = world.gateway.credential()
-        reply = world.http.post(f"http://{status.listen}/v1/chat/completions", body, ANSWER_S, progress, key)
+        reply = world.http.post(f"http://{status.listen}/v1/chat/completions", body, timeout_s, progress, key)
         if not _ok(reply):
             said = reply.text[:500] if reply is not None else "nothing"
             raise HostError(f"{name} does not answer through the gateway.", detail=f"It said: {said}")

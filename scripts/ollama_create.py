@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 
 from ollama_gguf import Gguf, human, read_gguf
@@ -17,16 +18,22 @@ _LONGEST_CHATML = 500
 
 
 class Creation:
-    """One request to make a model: its layers so far, and the statuses that it tells."""
+    """One request to make a model: its layers so far, and the statuses that it tells. The rewriting of an imported file
+    takes `create_s`, at least.
 
-    def __init__(self, store: Store, body: Json) -> None:
+    It goes on when its client has left, as Ollama's does. Two at once are in each other's way, as there: what the
+    template that was found sets is a layer first, which the one that is ready earlier replaces and removes.
+    """
+
+    def __init__(self, store: Store, body: Json, create_s: float = 0.0) -> None:
         self.store = store
         self.body = body
+        self.create_s = create_s
         self.layers: list[Layer] = []
         self.messages: dict[str, str] = {}
         self.parameters: Json = {}
         self.config: Json = {}
-        self.verifies = False
+        self.uploads: list[Layer] = []
 
     def run(self) -> Iterator[Json]:
         """The lines of the answer. ApiError ends it."""
@@ -42,7 +49,8 @@ class Creation:
         if adapters := self.body.get("adapters"):
             yield from self._add_files(dict(adapters), adapter=True)
         self._check_quantization()
-        if self.verifies:
+        for layer in self.uploads:
+            self._rewrite(layer)
             yield {"status": "verifying conversion"}
         self._add_texts()
         for layer in self.layers:
@@ -97,10 +105,12 @@ class Creation:
         except FileNotFoundError:
             raise ApiError(500, f"open {path}: no such file or directory") from None
         kind = "adapter" if adapter and gguf.is_adapter else "model"
-        self.layers.append(Layer(kind, f"sha256:{path.name.removeprefix('sha256-')}", path.stat().st_size, file))
+        layer = Layer(kind, f"sha256:{path.name.removeprefix('sha256-')}", path.stat().st_size, file)
+        self.layers.append(layer)
         if not adapter:
             self.config = config_of(gguf, human(gguf.parameters))
-        self.verifies = self.verifies or not gguf.is_adapter
+        if not gguf.is_adapter:
+            self.uploads.append(layer)
         if kind == "model":
             self._detect_template(gguf)
 
@@ -109,7 +119,18 @@ class Creation:
             layer, _ = self.store.add("template", _CHATML)
             self.messages[layer.digest] = "using autodetected template chatml"
             self.layers.append(layer)
-            self.parameters = _CHATML_STOP | self.parameters
+            self._put("params", _params(_CHATML_STOP | self.parameters))
+
+    def _rewrite(self, upload: Layer) -> None:
+        """Puts the layer of what llama-quantize makes of an upload in its place."""
+        time.sleep(self.create_s)
+        try:
+            layer, new = self.store.rewritten(upload)
+        except ApiError as error:
+            told = "failed to validate GGUF with llama-quantize without compatibility patches"
+            raise ApiError(500, f"{told}: {error.text}") from error
+        self.layers[self.layers.index(upload)] = layer
+        self.messages[layer.digest] = f"{'creating new' if new else 'using existing'} layer {layer.digest}"
 
     def _check_quantization(self) -> None:
         wanted = str(self.body.get("quantize") or self.body.get("quantization") or "").upper()
@@ -127,13 +148,22 @@ class Creation:
                 if kind == "template" and text.count("{{") != text.count("}}"):
                     raise ApiError(400, "template error: template: :1: unclosed action")
                 self._put(kind, text)
-        if parameters := self.parameters | dict(self.body.get("parameters") or {}):
-            self._put("params", go_json(dict(sorted(parameters.items()))) + "\n")
+        found = [layer for layer in self.layers if layer.kind == "params"]
+        parameters = self.parameters | dict(self.body.get("parameters") or {})
+        for layer in found:
+            parameters = json.loads(self.store.read(layer)) | parameters
+            self.store.remove(layer)
+        if parameters:
+            self._put("params", _params(parameters))
 
     def _put(self, kind: str, text: str) -> None:
         layer, new = self.store.add(kind, text)
         self.layers = merged(self.layers, layer)
         self.messages[layer.digest] = f"{'creating new' if new else 'using existing'} layer {layer.digest}"
+
+
+def _params(values: Json) -> str:
+    return go_json(dict(sorted(values.items()))) + "\n"
 
 
 def pull(name: str) -> Iterator[Json]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import ipaddress
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
@@ -156,7 +158,7 @@ class Server:
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         body = await _read_body(request, "CreateRequest")
-        return await self._streamed(request, body, Creation(self.store, body).run())
+        return await self._streamed(request, body, Creation(self.store, body, self.settings.create_s).run())
 
     async def pull(self, request: web.Request) -> web.StreamResponse:
         body = await _read_body(request, "PullRequest")
@@ -164,14 +166,15 @@ class Server:
 
     async def _streamed(self, request: web.Request, body: Json, lines: Iterator[Json]) -> web.StreamResponse:
         """The lines as a stream, or the last one alone. An error that comes first, or alone, has its own status."""
+        told = _in_thread(lines)
         if body.get("stream") is False:
-            return _json(list(lines)[-1])
-        first = next(lines)
+            return _json([line async for line in told][-1])
+        first = await anext(told)
         answer = web.StreamResponse(headers={"Content-Type": Native.content_type})
         await answer.prepare(request)
         await answer.write(f"{go_json(first)}\n".encode())
         try:
-            for line in lines:
+            async for line in told:
                 await answer.write(f"{go_json(line)}\n".encode())
         except ApiError as error:
             await answer.write(f"{go_json({'error': error.text})}\n".encode())
@@ -275,6 +278,30 @@ class Server:
                 text += item.text
                 thinking += item.thinking
         raise ApiError(500, "the runner's answer has no end")
+
+
+async def _in_thread(lines: Iterator[Json]) -> AsyncIterator[Json]:
+    """The lines as they come; whoever makes them goes on to the end, whether or not somebody still listens."""
+    loop, told = asyncio.get_running_loop(), asyncio.Queue[Json | ApiError | None]()
+
+    def tell(line: Json | ApiError | None) -> None:
+        loop.call_soon_threadsafe(told.put_nowait, line)
+
+    def work() -> None:
+        try:
+            for line in lines:
+                tell(line)
+        except ApiError as error:
+            tell(error)
+        except OSError as error:
+            tell(ApiError(500, f"{error.filename}: {(error.strerror or str(error)).lower()}"))
+        tell(None)
+
+    threading.Thread(target=work, daemon=True).start()
+    while (line := await told.get()) is not None:
+        if isinstance(line, ApiError):
+            raise line
+        yield line
 
 
 async def _stream(request: web.Request, dialect: Dialect, items: AsyncIterator[Piece | End]) -> web.StreamResponse:

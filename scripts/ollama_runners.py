@@ -27,6 +27,8 @@ _MOST_SLOTS = 256
 # What Ollama copies from a dead runner's output into its answer; all else stands in its log only.
 _TELLING = ("out of memory", "cudaMalloc failed", "failed to allocate", "allocation failed", "insufficient memory")
 _DIED = "llama-server process has terminated"
+# How long a loaded runner may take to say that it lives, before another one is started in its place.
+_PING = aiohttp.ClientTimeout(total=10)
 
 
 @dataclass(eq=False)
@@ -175,7 +177,7 @@ class Runners:
                 self._freed.clear()
                 await self._freed.wait()
         keep = self.settings.keep_alive_s if request.keep_alive_s is None else request.keep_alive_s
-        return await self._load(request.model, request.num_ctx, keep)
+        return await self._load(request, keep)
 
     def _take(self, runner: Runner, keep_alive_s: float | None) -> None:
         if runner.timer is not None:
@@ -211,18 +213,19 @@ class Runners:
             runner.process.kill()
         await runner.process.wait()
 
-    async def _load(self, model: Model, num_ctx: int, keep_alive_s: float) -> Runner:
+    async def _load(self, request: _Request, keep_alive_s: float) -> Runner:
         try:
-            runner = await self._start(model, num_ctx, keep_alive_s)
+            runner = await self._start(request, keep_alive_s)
         except ApiError as error:
-            log("INFO", "sched.go:641", "Load failed", model=model.weights, error=error.text)
+            log("INFO", "sched.go:641", "Load failed", model=request.model.weights, error=error.text)
             raise
         runner.idle.set()
         self.loaded[runner.key] = runner
         return runner
 
-    async def _start(self, model: Model, num_ctx: int, keep_alive_s: float) -> Runner:
+    async def _start(self, request: _Request, keep_alive_s: float) -> Runner:
         self._check()
+        model, num_ctx = request.model, request.num_ctx
         parallel = self.settings.parallel
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -238,7 +241,7 @@ class Runners:
         runner = Runner(model, num_ctx, parallel, keep_alive_s, process, port)
         runner.reader = self._do(self._read(runner))
         try:
-            await self._wait_until_it_serves(runner)
+            await self._wait_until_it_serves(runner, request)
         finally:
             self._starting = None
         return runner
@@ -256,13 +259,18 @@ class Runners:
             line = "llama_init_from_model: failed to initialize the context: n_seq_max must be <= 256"
             raise ApiError(500, f"{_DIED}: {line}: {line}")
 
-    async def _wait_until_it_serves(self, runner: Runner) -> None:
-        deadline = time.monotonic() + self.settings.load_timeout_s
+    async def _wait_until_it_serves(self, runner: Runner, request: _Request) -> None:
+        began = time.monotonic()
         while runner.process.returncode is None:
-            if time.monotonic() > deadline:
+            if request.granted.cancelled():
+                # It is for this client that it was loaded; the next one begins anew.
+                runner.process.kill()
+                log("WARN", "server.go:1220", "client connection closed before server finished loading, aborting load")
+                raise ApiError(499, "timed out waiting for llama runner to start: context canceled")
+            if time.monotonic() - began > self.settings.load_timeout_s:
                 runner.process.kill()
                 raise ApiError(500, "timed out waiting for llama-server to start")
-            if await self._answers(runner):
+            if time.monotonic() - began >= self.settings.load_s and await self._answers(runner):
                 return
             await asyncio.sleep(0.03)
         if runner.reader is not None:
@@ -274,9 +282,9 @@ class Runners:
 
     async def _answers(self, runner: Runner) -> bool:
         try:
-            async with self._session.get(f"{runner.url}/health") as answer:
+            async with self._session.get(f"{runner.url}/health", timeout=_PING) as answer:
                 return answer.status == 200
-        except aiohttp.ClientError:
+        except (aiohttp.ClientError, TimeoutError):
             return False
 
     async def _read(self, runner: Runner) -> None:

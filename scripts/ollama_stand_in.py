@@ -23,7 +23,7 @@ import aiohttp
 from aiohttp import web
 from ollama_routes import Server
 from ollama_store import Store
-from ollama_words import VERSION, Settings, log
+from ollama_words import VERSION, Settings, log, write_key_pair
 
 GPU_DEVICE = Path("/dev/nvidiactl")
 
@@ -39,6 +39,10 @@ def main(argv: Sequence[str]) -> int:
         settings = Settings.read(os.environ, GPU_DEVICE.exists())
     except KeyError:
         return _fail("$HOME is not defined")
+    try:
+        write_key_pair(settings.home)
+    except OSError as error:
+        return _fail(f"could not create directory mkdir {error.filename}: {(error.strerror or str(error)).lower()}")
     try:
         listener = _listen(settings.host, settings.port)
     except OSError as error:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +23,8 @@ _CONFIG_MEDIA = "application/vnd.docker.container.image.v1+json"
 _MANIFEST_MEDIA = "application/vnd.docker.distribution.manifest.v2+json"
 DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _PRUNED_AFTER_S = 3600
+# What llama-quantize changes in a file that is not its own, so that it is another one: here only its end.
+_REWRITTEN = b"\0" * 20 + b"rewritten..."
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,79}")
 
 
@@ -159,6 +163,47 @@ class Store:
             write_whole(self.blob(digest), data)
         return Layer(kind, digest, len(data)), new
 
+    def read(self, layer: Layer) -> str:
+        """The text of a layer. ApiError where it is gone."""
+        path = self.blob(layer.digest)
+        try:
+            return path.read_text()
+        except FileNotFoundError:
+            raise ApiError(500, f"open {path}: no such file or directory") from None
+
+    def remove(self, layer: Layer) -> None:
+        """Takes a layer's blob away, unless a manifest needs it."""
+        if layer.digest not in self._needed():
+            self.blob(layer.digest).unlink(missing_ok=True)
+
+    def rewritten(self, upload: Layer) -> tuple[Layer, bool]:
+        """The layer of a model file as llama-quantize writes it anew, and whether its blob is new. For a moment the
+        file is here three times, and then twice until a start prunes what was uploaded. ApiError on a full disk."""
+        source, words = self.blob(upload.digest), f"{os.getpid()}{time.monotonic_ns()}"
+        copy, partial = self.blobs / f"COPY{words}", self.blobs / f"sha256-{words}"
+        try:
+            try:
+                shutil.copyfile(source, copy)
+                with copy.open("rb+") as file:
+                    file.seek(-len(_REWRITTEN), os.SEEK_END)
+                    if file.read() != _REWRITTEN:
+                        file.write(_REWRITTEN)
+            except OSError:
+                raise ApiError(500, "llama-quantize failed: exit status 1") from None
+            try:
+                shutil.copyfile(copy, partial)
+            except OSError as error:
+                raise ApiError(500, f"write {partial}: {(error.strerror or str(error)).lower()}") from None
+            with partial.open("rb") as file:
+                digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            new = not self.blob(digest).exists()
+            if new:
+                partial.replace(self.blob(digest))
+            return Layer(upload.kind, digest, self.blob(digest).stat().st_size, upload.source), new
+        finally:
+            copy.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
+
     def find(self, text: str, shown: str | None = None) -> Model:
         """The model of a name. ApiError: 404 (quoting `shown`), or 500 if its manifest cannot be read."""
         name = Name.parse(text)
@@ -253,7 +298,7 @@ class Store:
 
 def write_whole(path: Path, data: bytes) -> None:
     """The file appears only when it is whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     partial.write_bytes(data)
     partial.replace(path)
 

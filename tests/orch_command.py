@@ -58,6 +58,11 @@ def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = 
     return value
 
 
+def children(pid: int) -> list[int]:
+    """The pids of the processes that a process has started, and that are not yet reaped."""
+    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """A finished command: exit code, JSON lines of stdout (if it was --json), and both outputs."""

@@ -58,7 +58,9 @@ def compose_project(orch: Orchestrator, intent: Serve) -> Project:
     texts = {compose_file.file_of(compose_file.ENGINE, name): text for name, text in deployment.written}
     if deployment.own_store:
         loading = compose_file.loading_launch(deployment.launch, reference, sheet.liveness_path())
-        requests = [asdict(one) for one in sheet.import_requests(deployment, compose_file.digest_mark)]
+        # A project is written anew for another model too, over the same store: nothing there is taken for done.
+        calls = (replace(one, done=None) for one in sheet.import_requests(deployment, compose_file.digest_mark))
+        requests = [asdict(one) for one in calls]
         asked = json.dumps(requests, indent=1, ensure_ascii=False) + "\n"
         texts[compose_file.file_of(compose_file.LOADING, compose_file.REQUESTS)] = asked
         script = resources.render_template("docker/import.py.j2", {})

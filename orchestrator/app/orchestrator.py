@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,10 +69,11 @@ class Orchestrator:
 
     def read_host(self) -> Host:
         """The machine at this moment."""
-        from orchestrator.drivers.host import read_host
+        from orchestrator.drivers.host import disk_free, read_host
         from orchestrator.engines import ENGINES
 
-        return read_host(name for sheet in ENGINES.values() for name in sheet.programs)
+        host = read_host(name for sheet in ENGINES.values() for name in sheet.programs)
+        return replace(host, disk_free=disk_free(self.settings.data))
 
     @cached_property
     def hub(self) -> Hub:

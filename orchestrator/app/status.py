@@ -23,6 +23,7 @@ from orchestrator.core.steps import (
     SetRoute,
     Step,
     StopEngine,
+    TidyStore,
     VerifyRoute,
     WriteFile,
 )
@@ -118,11 +119,11 @@ def _profile(orch: Orchestrator, desired: Desired, observed: Observed) -> tuple[
         return [*troubled, f"{profile}: {error.message} {error.hint}".strip()], []
     steps = [action.step for action in plan.actions if not _tidies(action.step, desired)]
     starts = next((step for step in steps if isinstance(step, EnsureEngine)), None)
-    if starts is not None and not any(engine.running for engine in observed.engines_of(profile)):
+    if starts is not None and not any(one.running and not one.hangs for one in observed.engines_of(profile)):
         # One sentence, not all that a start consists of.
         dead = _dead(profile, observed)
         troubled.append(f"{profile}: {dead}; orch up would start {starts.deployment.instance} and lead its names there")
-        steps = [step for step in steps if not isinstance(step, OF_A_START)]
+        steps = [step for step in steps if not isinstance(step, (*OF_A_START, StopEngine))]
     troubled += [f"{profile}: orch up would {step.what}" for step in steps]
     upgrades = [f"{profile}: {one.what} ({one.why})" for one in plan.items if isinstance(one, Upgrade)]
     return troubled, upgrades
@@ -133,13 +134,17 @@ def _dead(profile: str, observed: Observed) -> str:
     serving = observed.serving(profile)
     if serving is None:
         return "no engine of it runs"
-    there = any(engine.instance.name == serving for engine in observed.engines_of(profile))
-    return f"{serving} does not run" if there else f"{serving} is gone"
+    there = next((engine for engine in observed.engines_of(profile) if engine.instance.name == serving), None)
+    if there is not None and there.hangs:
+        return f"the server of {serving} answers, but the model that it has loaded hangs"
+    return f"{serving} does not run" if there is not None else f"{serving} is gone"
 
 
 def _tidies(step: Step, present: Desired) -> bool:
-    """It clears away a gateway that was replaced and has left, or writes down what an earlier version of orch did not:
-    nothing is wrong as long as nobody does."""
+    """It clears away a gateway that was replaced and has left, or what is spare in an engine's store, or writes down
+    what an earlier version of orch did not: nothing is wrong as long as nobody does."""
+    if isinstance(step, TidyStore):
+        return True
     if isinstance(step, RecordDesired) and step.desired is not None:
         return present.resolution is None and step.desired.model_copy({"resolution": None}) == present
     return isinstance(step, StopEngine | RemoveEngine) and is_gateway(step.instance)

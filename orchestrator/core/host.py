@@ -101,7 +101,8 @@ class Host:
     it is empty. `programs` has the path of each program that engines ask for (their sheets) and that is on PATH, by
     name. `driver` is the NVIDIA driver's version ("580.65.06"; empty without) and `cuda` the newest CUDA that it
     runs, (13, 0). `gpus_asked`: the caller has said which GPUs count, or that none does. `amd` says that an AMD GPU
-    could be used: its devices are there.
+    could be used: its devices are there. `disk_free`: bytes that are free where orch keeps its data, None where nobody
+    has looked.
     """
 
     cpus: int
@@ -116,6 +117,7 @@ class Host:
     amd: bool = False
     gpus_asked: bool = False
     memory_limit_file: str = ""
+    disk_free: int | None = None
 
     @property
     def memory(self) -> Memory:

@@ -109,6 +109,15 @@ def _whose(limit: int) -> str:
 
 
 @dataclass(frozen=True)
+class Children:
+    """The living processes that an instance's own has started: how many, and how long they have computed together, in
+    clock ticks."""
+
+    count: int
+    ticks: int
+
+
+@dataclass(frozen=True)
 class Instance:
     """One instance as its target sees it now.
 
@@ -116,7 +125,8 @@ class Instance:
     starts counts how often the process was started since the last ensure (1 = never restarted);
     last_exit is the latest exit that nobody asked for since the last ensure.
     problem says what is wrong with its record, empty when nothing is: the rest is then what could be read (no argv, an
-    empty label), and it can only be stopped and removed. secret is what its {secret} stands for.
+    empty label), and it can only be stopped and removed. secret is what its {secret} stands for. children are None
+    where they are not seen.
     """
 
     name: str
@@ -134,6 +144,7 @@ class Instance:
     host: str = "127.0.0.1"
     drift: str = ""
     secret: str = field(default="", repr=False)
+    children: Children | None = None
 
     @property
     def url(self) -> str:

@@ -87,7 +87,8 @@ class MemoryRequest:
     It takes what it needs for `parallel` requests of `context` tokens; or, told so, a share of the GPU
     (`utilisation`) or a KV cache of `kv_cache_mib`, and then that must hold one such request. `ahead` of the
     allowance it holds before it looks at what is free. `spare_slot`: one LoRA slot more than `slots` where there are
-    any; at least `least_slots` are in use. With several `gpus` all of it is what each of them holds.
+    any; at least `least_slots` are in use. It may keep `prompt_cache_mib` of earlier prompts. With several `gpus` all
+    of it is what each of them holds.
     """
 
     name: str
@@ -104,6 +105,7 @@ class MemoryRequest:
     spare_slot: bool = False
     utilisation: float | None = None
     kv_cache_mib: int | None = None
+    prompt_cache_mib: int = 0
     gpus: int = 1
 
     def changed(self, change: Change) -> MemoryRequest:
@@ -119,7 +121,7 @@ class MemoryRequest:
     @property
     def fixed(self) -> int:
         """All but the KV cache."""
-        return self.weights + self.lora + self.allowance + self.engine
+        return self.weights + self.lora + self.allowance + self.prompt_cache_mib * MIB + self.engine
 
     @property
     def least_kv(self) -> int:
@@ -239,6 +241,7 @@ class MemoryFit:
             ("KV cache", max(0, self.kv), cache),
             ("LoRA slots", request.lora, slots),
             ("allowance", request.allowance, "activations, graphs, context: assumed"),
+            ("prompt cache", request.prompt_cache_mib * MIB, "of earlier prompts, at most"),
             ("engine", request.engine, "itself"),
         ]
         yield from (part for part in parts if part[1])
@@ -265,6 +268,7 @@ class MemoryFit:
             "kv_tokens": self.tokens,
             "lora": request.lora,
             "allowance": request.allowance,
+            "prompt_cache": request.prompt_cache_mib * MIB,
             "engine": request.engine,
             "requested": self.requested,
             "left": self.left,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.core.deployment import Deployment, Desired
 from orchestrator.core.environment import EnvironmentObserved
@@ -18,17 +18,26 @@ from orchestrator.errors import HostError
 @dataclass(frozen=True)
 class EngineObserved:
     """A generation that exists. `answers`: it serves its model under its name, and it is ours;
-    `loaded` are the adapters (name, path) that it serves at this moment, None when it could not be asked."""
+    `loaded` are the adapters (name, path) that it serves at this moment, None when it could not be asked. `hangs`: its
+    server answers, and what it has loaded does not. `spare` lies in its own store and is of no adapter of it."""
 
     instance: Instance
     deployment: Deployment
     answers: bool
     loaded: tuple[tuple[str, str], ...] | None = None
+    hangs: bool = False
+    spare: tuple[str, ...] = ()
 
     @property
     def running(self) -> bool:
         """Its process lives."""
         return self.instance.state is InstanceState.RUNNING
+
+    @property
+    def stopped(self) -> EngineObserved:
+        """What StopEngine makes of it."""
+        instance = replace(self.instance, state=InstanceState.STOPPED, supervised=False, pid=None)
+        return EngineObserved(instance, self.deployment, answers=False)
 
 
 @dataclass(frozen=True)

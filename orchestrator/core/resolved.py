@@ -20,6 +20,8 @@ class Resolved:
     `prerequisites` are ordered; `routes` name public name, upstream and patch, their url is not known before the engine
     runs; `image` is what its container is of, `environment` what its process is started from; `memory_fit` sets the
     memory that one more such engine needs against what there is; None when nothing is known of the weights yet.
+    `import_size` are the bytes of disk that the artifact takes in the engine's own store, `import_peak` those while it
+    is imported; 0 where it has none, or nothing is known yet.
     """
 
     deployment: Deployment
@@ -27,6 +29,8 @@ class Resolved:
     passed_over: tuple[Skip, ...]
     routes: tuple[Route, ...]
     memory_fit: MemoryFit | None = None
+    import_size: int = 0
+    import_peak: int = 0
     image: ImagePin | None = None
     environment: EnvironmentSpec | None = None
 

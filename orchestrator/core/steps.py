@@ -14,6 +14,7 @@ from typing import ClassVar
 from orchestrator.core.deployment import Adapter, Deployment, Desired
 from orchestrator.core.gateway_status import GATEWAY, Listener
 from orchestrator.core.keys import KeyRing
+from orchestrator.core.progress_view import amount
 from orchestrator.core.routes import Route
 
 
@@ -195,15 +196,20 @@ class AwaitMemory(Step):
 
 @dataclass(frozen=True)
 class ImportArtifact(Step):
-    """Hand artifact and adapters to an engine that keeps a store of its own (Ollama), as soon as it answers."""
+    """Hand artifact and adapters to an engine that keeps a store of its own (Ollama), as soon as it answers. What is
+    there already is not handed over again. `size` are the bytes of disk that it takes there, `peak` those meanwhile; 0
+    where that is not known."""
 
     duration = Duration.LONG
 
     deployment: Deployment
+    size: int = 0
+    peak: int = 0
 
     @property
     def what(self) -> str:
-        return f"import {self.deployment.artifact_key} into {self.deployment.instance}"
+        room = f" ({amount(self.peak)} of disk meanwhile, then {amount(self.size)})" if self.size else ""
+        return f"import {self.deployment.artifact_key} into {self.deployment.instance}{room}"
 
 
 @dataclass(frozen=True)
@@ -245,6 +251,20 @@ class UnloadAdapter(Step):
     @property
     def what(self) -> str:
         return f"unload adapter {self.name} from {self.deployment.instance}"
+
+
+@dataclass(frozen=True)
+class TidyStore(Step):
+    """Remove from an engine's own store the models of adapters that are none of its own any more. `spare` says what
+    that is, as far as it can be known before."""
+
+    deployment: Deployment
+    spare: tuple[str, ...]
+
+    @property
+    def what(self) -> str:
+        spare = ", ".join(self.spare)
+        return f"remove from the store of {self.deployment.instance} what nothing needs any more: {spare}"
 
 
 @dataclass(frozen=True)
@@ -290,9 +310,10 @@ class RemoveRoute(Step):
 
 @dataclass(frozen=True)
 class VerifyRoute(Step):
-    """One token through the gateway, under each of these public names."""
+    """One token through the gateway, under each of these public names. A new adapter may have to be loaded for it."""
 
     names: tuple[str, ...]
+    timeout_s: float = 120.0
 
     @property
     def what(self) -> str:

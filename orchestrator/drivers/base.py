@@ -175,6 +175,10 @@ class Target(Protocol):
         """Write one of the instance's files, atomically."""
         ...
 
+    def remove_file(self, name: str, filename: str) -> None:
+        """Remove one of the instance's files, if it is there."""
+        ...
+
     def release(self, name: str) -> None:
         """Let its process end by itself: nothing starts it again, until `ensure`."""
         ...

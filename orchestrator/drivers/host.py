@@ -16,7 +16,7 @@ NVML = "libnvidia-ml.so.1"
 
 
 def read_host(programs: Iterable[str] = ()) -> Host:
-    """The facts of this moment; which of these programs are on PATH, too."""
+    """The facts of this moment, the disk excepted; which of these programs are on PATH, too."""
     limits = cgroups.limits_of()
     memory = memory_within(limits, of_machine())
     asked = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -37,6 +37,15 @@ def read_host(programs: Iterable[str] = ()) -> Host:
         amd=amd_in(Path("/dev")),
         gpus_asked=asked is not None,
     )
+
+
+def disk_free(directory: Path) -> int | None:
+    """Bytes that are free on the disk of a directory, which need not be there yet."""
+    try:
+        there = next(place for place in (directory.absolute(), *directory.absolute().parents) if place.is_dir())
+        return shutil.disk_usage(there).free
+    except OSError:
+        return None
 
 
 def _nvidia() -> Nvidia:

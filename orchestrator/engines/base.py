@@ -71,13 +71,14 @@ class LaunchSpec:
 @dataclass(frozen=True)
 class EngineCall:
     """A request to an engine: a JSON `body`, or the bytes of `file`. Where `unless` (a path) answers 200 to a HEAD, it
-    need not be made."""
+    need not be made; nor where `done` is answered with 200, by an engine that was never another generation's."""
 
     method: str
     path: str
     body: Mapping[str, Any] | None = None
     file: str = ""
     unless: str = ""
+    done: EngineCall | None = None
 
 
 # The SHA-256 of an artifact's file, by its path.
@@ -203,8 +204,25 @@ class EngineSheet(Protocol):
         """The adapters (name, path) that the JSON at identity_path shows; None where it does not tell."""
         ...
 
+    def spare(self, deployment: Deployment, reply: Any) -> tuple[str, ...]:
+        """What lies in its own store, by the JSON at identity_path, and is of no adapter of this deployment."""
+        ...
+
+    def import_peak(self, size: int) -> int:
+        """The bytes of disk that its own store takes while an artifact of `size` is imported; then it is `size`."""
+        ...
+
     def import_requests(self, deployment: Deployment, digest: Digest) -> tuple[EngineCall, ...]:
         """What puts the artifact into its own store."""
+        ...
+
+    def spent(self, call: EngineCall, answer: str) -> str:
+        """The file of the instance that nothing needs any more once a request of an import, or its `done`, has got this
+        answer; empty when there is none."""
+        ...
+
+    def discard_requests(self, spare: str) -> tuple[EngineCall, ...]:
+        """What takes that out of its own store."""
         ...
 
     def load_requests(self, deployment: Deployment, adapter: Adapter, digest: Digest) -> tuple[EngineCall, ...]:
@@ -217,6 +235,18 @@ class EngineSheet(Protocol):
 
     def refusal(self, status: int, text: str) -> str:
         """What an answer says was wrong; empty when nothing."""
+        ...
+
+    def passes(self, refusal: str) -> bool:
+        """Whether the same request, made again, may well succeed."""
+        ...
+
+    def pulse_path(self) -> str:
+        """What to read to know what it has loaded, where its server answers for it even if that hangs; else empty."""
+        ...
+
+    def pulse(self, reply: Any) -> EngineCall | None:
+        """What is answered at once if that does not hang, and loads nothing; None when nothing is loaded."""
         ...
 
     def gpu_path(self) -> str:
@@ -275,13 +305,41 @@ class EngineDefaults:
         """Nothing of it stands in a file."""
         return ""
 
+    def spare(self, deployment: Deployment, reply: Any) -> tuple[str, ...]:
+        """It keeps nothing."""
+        return ()
+
+    def import_peak(self, size: int) -> int:
+        """Nothing is imported."""
+        return 0
+
     def import_requests(self, deployment: Deployment, digest: Digest) -> tuple[EngineCall, ...]:
         """It reads the artifact where it is."""
+        return ()
+
+    def spent(self, call: EngineCall, answer: str) -> str:
+        """Nothing is imported."""
+        return ""
+
+    def discard_requests(self, spare: str) -> tuple[EngineCall, ...]:
+        """Never asked for where nothing is spare."""
         return ()
 
     def refusal(self, status: int, text: str) -> str:
         """Its status tells."""
         return "" if status == 200 else error_message(text) or f"HTTP {status}"
+
+    def passes(self, refusal: str) -> bool:
+        """It means what it says."""
+        return False
+
+    def pulse_path(self) -> str:
+        """It serves what it computes itself."""
+        return ""
+
+    def pulse(self, reply: Any) -> EngineCall | None:
+        """Never asked for where `pulse_path` is empty."""
+        return None
 
     def gpu_path(self) -> str:
         """Nothing to ask: it dies where it finds no GPU."""

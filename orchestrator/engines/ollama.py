@@ -44,11 +44,16 @@ KV_SHARE = {None: 1.0, "f16": 1.0, "q8_0": 34 / 64, "q4_0": 18 / 64}
 
 # On PATH.
 PROGRAM = "ollama"
+# What it says when llama-quantize, with which it writes each model anew, does not come to an end.
+REWRITING = "failed to validate GGUF with llama-quantize without compatibility patches: "
+ADAPTER_MODEL = re.compile(r"adapter-[0-9a-f]{12}(?=:latest$)")
 
 HINTS: Mapping[str, str] = {
     "address already in use": "Another process took the port; run the same command again and another one is chosen.",
     "insufficient memory": "Lower serving.context or serving.parallel in the profile.",
     "no space left on device": "The disk of orch's data directory is full: free some space, and try again.",
+    "could not write the model": "It takes three times the model's size for a moment: free some space on the disk of "
+    "orch's data directory, and try again. Where there is enough, the artifact is damaged: orch artifacts verify",
     "failed to apply lora adapter": "Does the adapter belong to this model?  orch lora ls",
     "exceeds file size": "The artifact is damaged: orch artifacts verify",
 }
@@ -56,9 +61,11 @@ HINTS: Mapping[str, str] = {
 
 class OllamaSettings(EngineSettings):
     """keep_alive as Ollama writes it: "5m", "-1" for ever. kv_cache_type, flash_attention: None leaves it to Ollama,
-    which does not check them, but fails at every load when they do not go together."""
+    which does not check them, but fails at every load when they do not go together. prompt_cache_mib: what it may keep
+    of earlier prompts, in the host's memory."""
 
     recipes: tuple[Recipe, ...] = (Recipe.GGUF_Q6_K,)
+    prompt_cache_mib: Annotated[int, Must(ge=0)] = 0
     keep_alive: Annotated[str, Must(pattern=r"^(-?\d+|-?\d+(\.\d+)?(ms|s|m|h))$")] = "-1"
     kv_cache_type: Literal["f16", "q8_0", "q4_0"] | None = None
     flash_attention: bool | None = None
@@ -117,8 +124,8 @@ class Ollama(EngineDefaults):
             "OLLAMA_NO_CLOUD": "1",
             # It writes a key pair there, and does not start where it cannot.
             "HOME": "{dir}",
-            # Its runner would keep prompts in up to 8 GiB of host memory, beside all that is budgeted.
-            "LLAMA_ARG_CACHE_RAM": "0",
+            # Left to itself, its runner keeps prompts in up to 8 GiB of host memory.
+            "LLAMA_ARG_CACHE_RAM": str(settings.prompt_cache_mib),
         }
         if settings.kv_cache_type is not None:
             env["OLLAMA_KV_CACHE_TYPE"] = settings.kv_cache_type
@@ -152,15 +159,17 @@ class Ollama(EngineDefaults):
         self, profile: Profile, weights: int, shape: Shape, accelerator: Accelerator, adapters: int
     ) -> MemoryRequest:
         # OLLAMA_NUM_PARALLEL multiplies the KV cache: each request has the whole context to itself.
-        on_gpu = accelerator is Accelerator.CUDA
+        on_gpu, settings = accelerator is Accelerator.CUDA, OllamaSettings.of(profile, self.name)
         return MemoryRequest(
             name=self.name,
             weights=weights,
-            kv_token=int(shape.kv_token_bytes * KV_SHARE[OllamaSettings.of(profile, self.name).kv_cache_type]),
+            kv_token=int(shape.kv_token_bytes * KV_SHARE[settings.kv_cache_type]),
             context=profile.serving.context,
             parallel=profile.serving.parallel,
             allowance=batch_bytes(shape, BATCH) + (CUDA_CONTEXT if on_gpu else 0),
             engine=0 if on_gpu else ITSELF,
+            # It is in the host's memory, which is not what an engine on a GPU is short of.
+            prompt_cache_mib=0 if on_gpu else settings.prompt_cache_mib,
             # One adapter at a time, counted at the largest rank that the profile allows: 2 bytes, F16.
             slot=profile.lora.max_rank * shape.lora_elements * 2,
             slots=min(1, adapters),
@@ -180,10 +189,19 @@ class Ollama(EngineDefaults):
         tags = _tags(reply)
         return tuple((a.name, a.path) for a in deployment.adapters if _tag(_model_of(a)) in tags)
 
+    def spare(self, deployment: Deployment, reply: Any) -> tuple[str, ...]:
+        models = {found[0] for tag in _tags(reply) if (found := ADAPTER_MODEL.match(tag))}
+        own = {_base_of(deployment), *(_model_of(adapter) for adapter in deployment.adapters)}
+        return tuple(sorted(models - own))
+
+    def import_peak(self, size: int) -> int:
+        # What was uploaded, what llama-quantize has made of it, and a copy of that until its digest is known.
+        return 3 * size
+
     def import_requests(self, deployment: Deployment, digest: Digest) -> tuple[EngineCall, ...]:
         blob = f"sha256:{digest(deployment.model_path)}"
         body = {"model": _base_of(deployment), "files": {GGUF_FILE: blob}, **_parameters(deployment)}
-        found = [_upload(blob, deployment.model_path), EngineCall("POST", "/api/create", body)]
+        found = [_upload(blob, deployment.model_path, _base_of(deployment)), _create(body)]
         for adapter in deployment.adapters:
             found += self.load_requests(deployment, adapter, digest)
         return tuple(found)
@@ -196,16 +214,40 @@ class Ollama(EngineDefaults):
             "adapters": {"adapter.gguf": blob},
             **_parameters(deployment),
         }
-        return _upload(blob, adapter.gguf), EngineCall("POST", "/api/create", body)
+        return _upload(blob, adapter.gguf, _model_of(adapter)), _create(body)
 
     def unload_requests(self, deployment: Deployment, adapter: str) -> tuple[EngineCall, ...]:
         gone = deployment.adapter(adapter)
-        return (EngineCall("DELETE", "/api/delete", {"model": _model_of(gone)}),) if gone is not None else ()
+        return self.discard_requests(_model_of(gone)) if gone is not None else ()
+
+    def spent(self, call: EngineCall, answer: str) -> str:
+        # Both a creation and what is shown of a model name the blobs of its files: the upload is none of them where
+        # llama-quantize has written other bytes. Only a restart would prune it, and not in its first hour.
+        files = call.body.get("files", {}).values() if call.body is not None else ()
+        digests = (str(blob).removeprefix("sha256:") for blob in files)
+        return next((f"models/blobs/sha256-{digest}" for digest in digests if digest not in answer), "")
+
+    def discard_requests(self, spare: str) -> tuple[EngineCall, ...]:
+        # It takes along the blobs that no other model needs.
+        return (EngineCall("DELETE", "/api/delete", {"model": spare}),)
 
     def refusal(self, status: int, text: str) -> str:
         # A stream that has begun tells its errors under HTTP 200.
         last = (text.strip().splitlines() or [""])[-1]
-        return error_message(last) or f"HTTP {status}" if status >= 400 or '"error"' in last else ""
+        said = error_message(last) or f"HTTP {status}" if status >= 400 or '"error"' in last else ""
+        return said.replace(REWRITING, "it could not write the model into its store: ")
+
+    def passes(self, refusal: str) -> bool:
+        # A creation goes on when its client was killed, and takes away what the next one has just found there.
+        return "no such file or directory" in refusal
+
+    def pulse_path(self) -> str:
+        return "/api/ps"
+
+    def pulse(self, reply: Any) -> EngineCall | None:
+        # Without a prompt it asks its runner for no more than whether it lives.
+        model = next(iter(sorted(_tags(reply))), None)
+        return EngineCall("POST", "/api/generate", {"model": model, "stream": False}) if model is not None else None
 
     def gpu_path(self) -> str:
         return "/api/ps"
@@ -247,9 +289,18 @@ def _tags(reply: Any) -> set[str]:
     return {str(e.get("name")) for e in entries if isinstance(e, dict)} if isinstance(entries, list) else set()
 
 
-def _upload(blob: str, file: str) -> EngineCall:
+def _shown(model: str) -> EngineCall:
+    """Answered with 200 where the model and all that it needs are there."""
+    return EngineCall("POST", "/api/show", {"model": model})
+
+
+def _upload(blob: str, file: str, model: str) -> EngineCall:
     path = f"/api/blobs/{blob}"
-    return EngineCall("POST", path, file=file, unless=path)
+    return EngineCall("POST", path, file=file, unless=path, done=_shown(model))
+
+
+def _create(body: Mapping[str, Any]) -> EngineCall:
+    return EngineCall("POST", "/api/create", body, done=_shown(body["model"]))
 
 
 def _parameters(deployment: Deployment) -> dict[str, Any]:

@@ -16,7 +16,14 @@ from orchestrator.engines.base import EngineSheet
 from orchestrator.engines.context import ResolveContext
 from orchestrator.engines.gpus import gpus_for, seen_by
 from orchestrator.engines.prerequisites import key_of, prerequisites_of
-from orchestrator.engines.resolve import check_adapters, check_host, computes_on, memory_fit_of, routes_of
+from orchestrator.engines.resolve import (
+    check_adapters,
+    check_host,
+    computes_on,
+    import_size_of,
+    memory_fit_of,
+    routes_of,
+)
 
 
 def resolve_recorded(
@@ -53,6 +60,19 @@ def resolve_recorded(
             **seen_by(spec, gpus, host, context.docker),
         }
     )
+    finished = context.finished.get(deployment.artifact_key)
+    memory_fit = memory_fit_of(
+        sheet,
+        spec,
+        recipe,
+        finished,
+        weights,
+        accelerator,
+        memory_pools(host, gpus),
+        len(adapters),
+        context.ready.get(recipe),
+    )
+    import_size = import_size_of(sheet, finished, memory_fit)
     return Resolved(
         deployment=deployment,
         prerequisites=_prerequisites(sheet, resolution, adapters, weights, context),
@@ -60,17 +80,9 @@ def resolve_recorded(
         routes=routes_of(sheet, deployment, spec.profile),
         image=resolution.image,
         environment=resolution.environment,
-        memory_fit=memory_fit_of(
-            sheet,
-            spec,
-            recipe,
-            context.finished.get(deployment.artifact_key),
-            weights,
-            accelerator,
-            memory_pools(host, gpus),
-            len(adapters),
-            context.ready.get(recipe),
-        ),
+        memory_fit=memory_fit,
+        import_size=import_size,
+        import_peak=sheet.import_peak(import_size),
     )
 
 

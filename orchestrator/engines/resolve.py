@@ -64,6 +64,18 @@ def resolve(
         launch_spec = replace(launch_spec, launch=replace(launch_spec.launch, container=container))
     deployment = _deployment(spec, sheet, recipe, weights, key, model_path, launch_spec, adapters, accelerator)
     deployment = deployment.model_copy(update=seen_by(spec, gpus, host, context.docker))
+    memory_fit = memory_fit_of(
+        sheet,
+        spec,
+        recipe,
+        context.finished.get(key),
+        weights,
+        accelerator,
+        memory_pools(host, gpus),
+        len(adapters),
+        context.ready.get(recipe),
+    )
+    import_size = import_size_of(sheet, context.finished.get(key), memory_fit)
     return Resolved(
         deployment=deployment,
         prerequisites=prerequisites_of(sheet, recipe, weights, image or environment, adapters, context),
@@ -71,17 +83,9 @@ def resolve(
         routes=routes_of(sheet, deployment, profile),
         image=image,
         environment=environment,
-        memory_fit=memory_fit_of(
-            sheet,
-            spec,
-            recipe,
-            context.finished.get(key),
-            weights,
-            accelerator,
-            memory_pools(host, gpus),
-            len(adapters),
-            context.ready.get(recipe),
-        ),
+        memory_fit=memory_fit,
+        import_size=import_size,
+        import_peak=sheet.import_peak(import_size),
     )
 
 
@@ -188,6 +192,13 @@ def memory_fit_of(
     size = finished or artifact_bytes(recipe, weights.size, shape)
     request = sheet.memory_request(spec.profile, size, shape, accelerator, adapters)
     return MemoryFit.of(request, pools)
+
+
+def import_size_of(sheet: EngineSheet, finished: int | None, memory_fit: MemoryFit | None) -> int:
+    """The bytes that the artifact takes in the engine's own store; 0 where it has none, or they are not known."""
+    if not sheet.own_store:
+        return 0
+    return finished or (memory_fit.request.weights if memory_fit is not None else 0)
 
 
 def _choose_recipe(

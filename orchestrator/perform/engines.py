@@ -12,6 +12,7 @@ from orchestrator.core.steps import (
     LoadAdapter,
     RemoveEngine,
     StopEngine,
+    TidyStore,
     UnloadAdapter,
     WriteFile,
 )
@@ -19,7 +20,7 @@ from orchestrator.drivers.base import World
 from orchestrator.engines import ENGINES
 from orchestrator.errors import HostError
 from orchestrator.perform.dispatch import perform
-from orchestrator.probes import POLL_S, ask_engine, await_ready, digests, import_artifact
+from orchestrator.probes import POLL_S, ask_engine, await_ready, digests, import_artifact, spare_of
 
 # How long memory may linger after the end of the process that held it.
 MEMORY_S = 60.0
@@ -79,6 +80,13 @@ def unload_adapter(step: UnloadAdapter, world: World, progress: Progress) -> Non
     requests = ENGINES[step.deployment.engine].unload_requests(step.before, step.name)
     ask_engine(step.deployment, requests, world, progress, gone_is_fine=True)
     _relabel(step.deployment, world)
+
+
+@perform.register
+def tidy_store(step: TidyStore, world: World, progress: Progress) -> None:
+    sheet = ENGINES[step.deployment.engine]
+    requests = (call for spare in spare_of(step.deployment, world) for call in sheet.discard_requests(spare))
+    ask_engine(step.deployment, tuple(requests), world, progress, gone_is_fine=True)
 
 
 @perform.register

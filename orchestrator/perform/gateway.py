@@ -208,7 +208,7 @@ def remove_route(step: RemoveRoute, world: World, progress: Progress) -> None:
 
 @perform.register
 def verify_route(step: VerifyRoute, world: World, progress: Progress) -> None:
-    verify_routes(step.names, world, progress)
+    verify_routes(step.names, step.timeout_s, world, progress)
 
 
 @perform.register

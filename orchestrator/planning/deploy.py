@@ -12,7 +12,7 @@ from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Action, Plan, Skip
 from orchestrator.core.resolved import Resolved
 from orchestrator.core.routes import PROTOCOL, Backend
-from orchestrator.core.steps import LoadAdapter, VerifyRoute
+from orchestrator.core.steps import EnsureEngine, LoadAdapter, StopEngine
 from orchestrator.planning.keys import dropped_items, kept_items, read_items
 from orchestrator.planning.parts import (
     Limits,
@@ -28,12 +28,15 @@ from orchestrator.planning.parts import (
     record_item,
     replaced_gateways,
     retirement,
+    spare_in_store,
     switch_items,
+    verify_item,
 )
 from orchestrator.planning.preconditions import (
     refuse_damaged,
     refuse_foreign_names,
     refuse_no_room,
+    refuse_small_disk,
     refuse_unreachable,
     unknown_room,
 )
@@ -60,17 +63,24 @@ def plan_deploy(
     mine = observed.engines_of(wanted.profile)
     serving = next((one for one in mine if one.deployment.instance == observed.serving(wanted.profile)), None)
     match = None if fresh else matching_generation(wanted, mine, observed.serving(wanted.profile))
+    end_of_hanging: list[Action] = []
+    if match is not None and match.hangs:
+        # In place: nobody is answered now, and there may be no room for another one beside it.
+        end = StopEngine(match.deployment.target, match.instance.name)
+        end_of_hanging.append(Action(end, (EnsureEngine(match.deployment),)))
+        match = match.stopped
     chosen = chosen_generation(wanted, mine, match)
     if match is None:
         refuse_no_room(resolved, observed)
+        refuse_small_disk(resolved, observed)
     before: list[Action | Skip] = [
         *resolved.passed_over,
         *prerequisite_items(resolved.prerequisites, observed),
         *(unknown_room(resolved, observed) if match is None else ()),
     ]
     routes = tuple(route.led_to(Backend(chosen.instance, "", chosen.target)) for route in resolved.routes)
-    starts = list(engine_start_items(chosen, match, resolved.memory_fit, limits))
-    readies = list(engine_ready_items(chosen, match, serving, limits))
+    starts = [*end_of_hanging, *engine_start_items(chosen, match, resolved.memory_fit, limits)]
+    readies = list(engine_ready_items(resolved, chosen, match, serving, limits))
     loads = list(adapters_to_load(chosen, match)) if match is not None else []
     switch = list(switch_items(chosen, routes, match, observed))
     recorded = record_item(desired, observed)
@@ -88,15 +98,17 @@ def plan_deploy(
     if any(isinstance(item, Action) for item in before):
         steps = (item.step for item in loads if isinstance(item, Action))
         loading = {step.adapter.name for step in steps if isinstance(step, LoadAdapter)}
-        before.append(Action(VerifyRoute(names_to_verify(chosen, routes, match, loading, observed))))
+        before.append(verify_item(chosen, names_to_verify(chosen, routes, match, loading, observed), limits))
     else:
         before.append(Skip(f"ask {wanted.served_name} through the gateway", "nothing changed"))
     after: list[Action | Skip] = []
     if match is not None:
         after += adapters_to_unload(chosen, match)
+        after += spare_in_store(chosen, match)
     for engine in mine:
         if engine.deployment.instance != chosen.instance:
-            after += retirement(engine, limits.drain_s)
+            # What hangs does not end what is in flight on it.
+            after += retirement(engine, 0.0 if engine.hangs else limits.drain_s)
     after += replaced_gateways(for_gateway, observed)
     after += dropped_items(gateway.keys) if gateway_starts else ()
     return Plan(verb, (*before, *after), len(before), resolved.memory_fit if match is None else None)

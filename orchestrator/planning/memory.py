@@ -13,6 +13,7 @@ CONTEXT_STEP = 128
 
 # Settings by field of MemoryRequest, in the order in which people would rather change them.
 KEYS: Mapping[str, str] = {
+    "prompt_cache_mib": "engines.{}.prompt_cache_mib",
     "utilisation": "engines.{}.gpu_memory_utilization",
     "kv_cache_mib": "engines.{}.kv_cache_mib",
     "context": "serving.context",
@@ -32,9 +33,8 @@ def suggest(request: MemoryRequest, pool: MemoryPool) -> tuple[Change, ...]:
     Of a way's settings the last is the largest that fits; the others are at what leaves most room. All are needed.
     """
     # A way is worked out in this order: the room for a KV cache is known once the slots are.
-    fields = [
-        name for name in ("utilisation", "slots", "parallel", "kv_cache_mib", "context") if _matters(request, name)
-    ]
+    order = ("prompt_cache_mib", "utilisation", "slots", "parallel", "kv_cache_mib", "context")
+    fields = [name for name in order if _matters(request, name)]
     found: list[Change] = []
     for count in range(1, len(fields) + 1):
         ways = [_solve(request, pool, group) for group in combinations(fields, count)]
@@ -58,6 +58,7 @@ def _all_needed(request: MemoryRequest, pool: MemoryPool, way: Change) -> bool:
 def _matters(request: MemoryRequest, field: str) -> bool:
     own = request.utilisation is None and request.kv_cache_mib is None
     return {
+        "prompt_cache_mib": request.prompt_cache_mib > 0,
         "utilisation": request.utilisation is not None,
         "kv_cache_mib": request.kv_cache_mib is not None,
         "slots": request.slot > 0 and request.slots > request.least_slots,
@@ -88,6 +89,8 @@ def _relaxed(request: MemoryRequest, pool: MemoryPool, field: str) -> float | No
     if field == "kv_cache_mib":
         room = (pool.free - request.ahead - request.fixed) // MIB
         return room if room >= 16 else None
+    if field == "prompt_cache_mib":
+        return 0
     return request.least_slots if field == "slots" else 1
 
 
@@ -111,6 +114,8 @@ def _nearest(request: MemoryRequest, pool: MemoryPool, field: str) -> float | No
     if field == "context":
         steps = _largest(lambda n: fits(n * CONTEXT_STEP), 1, (request.context - 1) // CONTEXT_STEP)
         return steps * CONTEXT_STEP if steps is not None else None
+    if field == "prompt_cache_mib":
+        return _largest(fits, 0, request.prompt_cache_mib - 1)
     if field == "parallel":
         return _largest(fits, 1, request.parallel - 1)
     return _largest(fits, request.least_slots, request.slots - 1)

@@ -15,6 +15,7 @@ from orchestrator.core.launch import Instance, InstanceState
 from orchestrator.core.memory import MemoryFit
 from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
 from orchestrator.core.plan import Action, Skip
+from orchestrator.core.resolved import Resolved
 from orchestrator.core.routes import PROTOCOL, Backend, Route
 from orchestrator.core.steps import (
     AwaitGateway,
@@ -35,7 +36,9 @@ from orchestrator.core.steps import (
     SetRoute,
     Step,
     StopEngine,
+    TidyStore,
     UnloadAdapter,
+    VerifyRoute,
     WriteFile,
 )
 from orchestrator.planning.prerequisites import prerequisite_items
@@ -176,7 +179,11 @@ def engine_start_items(
 
 
 def engine_ready_items(
-    chosen: Deployment, match: EngineObserved | None, serving: EngineObserved | None, limits: Limits
+    resolved: Resolved,
+    chosen: Deployment,
+    match: EngineObserved | None,
+    serving: EngineObserved | None,
+    limits: Limits,
 ) -> Iterator[Action | Skip]:
     """The generation ready."""
     ready = AwaitReady(chosen, limits.ready_s, _proved(chosen, serving))
@@ -184,7 +191,9 @@ def engine_ready_items(
         yield Skip(ready.what, f"it answers as {chosen.served_name}")
         return
     if chosen.own_store:
-        yield Action(ImportArtifact(chosen))
+        # What was started before has it already, unless somebody took it away.
+        sizes = (resolved.import_size, resolved.import_peak) if match is None else ()
+        yield Action(ImportArtifact(chosen, *sizes))
     yield Action(ready)
 
 
@@ -222,6 +231,17 @@ def adapters_to_unload(chosen: Deployment, match: EngineObserved) -> Iterator[Ac
     for name in dict.fromkeys(names):
         if chosen.adapter(name) is None:
             yield Action(UnloadAdapter(chosen, name, has))
+
+
+def spare_in_store(chosen: Deployment, match: EngineObserved) -> Iterator[Action]:
+    """What an engine keeps of adapters that it had before: versions that were replaced, and what a kill left there."""
+    has = match.deployment
+    if not has.own_store:
+        return
+    wanted = {adapter.name: adapter for adapter in chosen.adapters}
+    replaced = [f"{one.name} as it was" for one in has.adapters if wanted.get(one.name, one) != one]
+    if replaced or match.spare:
+        yield Action(TidyStore(chosen, (*replaced, *match.spare)))
 
 
 def record_item(desired: Desired, observed: Observed) -> Action | Skip:
@@ -282,6 +302,13 @@ def names_to_verify(
         if not same or moved or route.name in loading:
             asked.setdefault(replace(route, name="-", upstream=route.upstream or route.name).key, route.name)
     return tuple(asked.values()) or (chosen.served_name,)
+
+
+def verify_item(chosen: Deployment, names: tuple[str, ...], limits: Limits) -> Action:
+    """The names asked. Out of a store of its own an engine loads a new adapter when it is first asked for it, base and
+    all: then it has as long as it has to start."""
+    step = VerifyRoute(names)
+    return Action(replace(step, timeout_s=max(step.timeout_s, limits.ready_s)) if chosen.own_store else step)
 
 
 def retirement(engine: EngineObserved, drain_s: float | None) -> Iterator[Action | Skip]:

@@ -10,6 +10,7 @@ from orchestrator.core.memory import GIB, MIB, Change
 from orchestrator.core.observed import Observed
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.plan import Skip
+from orchestrator.core.progress_view import amount
 from orchestrator.core.resolved import Resolved
 from orchestrator.errors import HostError, PlanRefused
 from orchestrator.planning.memory import profile_key, suggest
@@ -92,6 +93,20 @@ def refuse_no_room(resolved: Resolved, observed: Observed) -> None:
         hint += f" GPU memory is held by {', '.join(str(user) for user in memory_fit.pool.users)}."
     detail = "\n".join(f"{part:<14} {size / GIB:6.2f} GiB  {note}".rstrip() for part, size, note in memory_fit.rows())
     raise PlanRefused(memory_fit.lacking, hint=hint, detail=detail)
+
+
+def refuse_small_disk(resolved: Resolved, observed: Observed) -> None:
+    """An engine's own store holds what it imports several times for a moment; the artifact may come there as well."""
+    free, size, peak = observed.host.disk_free, resolved.import_size, resolved.import_peak
+    to_build = size if resolved.deployment.artifact_key not in observed.finished else 0
+    if free is None or free >= peak + to_build:
+        return
+    built = f", and {amount(to_build)} for the artifact" if to_build else ""
+    raise PlanRefused(
+        f"To import {resolved.deployment.artifact_key}, {resolved.deployment.engine} needs {amount(peak)} of disk for "
+        f"a moment{built}; {amount(free)} are free where orch keeps its data.",
+        hint=f"Free some space there, or have it on a larger disk: ORCH_HOME=DIR. Of it {amount(size)} stay in use.",
+    )
 
 
 def _way(way: Change, engine: str) -> str:

@@ -45,13 +45,15 @@ def wait_until(condition: Callable[[], Value | None], timeout_s: float = 10.0) -
 @dataclass
 class TargetBench:
     """A target; `launch` is something that stays up, `crash` ends an instance's process and nobody asked for that,
-    `damage` makes its record unreadable. `cannot` is a launch whose program is not there, and what is said of it."""
+    `damage` makes its record unreadable. `cannot` is a launch whose program is not there, and what is said of it;
+    `has_file` whether an instance has a file."""
 
     target: Target
     launch: Launch
     crash: Callable[[str], None]
     damage: Callable[[str], object]
     cannot: tuple[Launch, str]
+    has_file: Callable[[str, str], bool]
 
     def seen(self, name: str = "one") -> Instance:
         return next(instance for instance in self.target.observe() if instance.name == name)
@@ -66,7 +68,11 @@ def fake_target() -> TargetBench:
     world = FakeWorld(CPU)
     launch = Launch(("sleeper",), stop_grace_s=2.0)
     cannot = (replace(launch, environment=ABSENT), "is not ready")
-    return TargetBench(world.target, launch, world.target.crash, world.target.damage, cannot)
+
+    def has_file(name: str, filename: str) -> bool:
+        return filename in world.target.files.get(name, {})
+
+    return TargetBench(world.target, launch, world.target.crash, world.target.damage, cannot, has_file)
 
 
 def local_target(home: Path) -> LocalTarget:
@@ -87,6 +93,7 @@ def real_target(home: Path) -> TargetBench:
         crash,
         lambda name: (target.file_path(name, "").parent / "spec.json").write_text("{"),
         (replace(launch, environment=ABSENT), "is not ready"),
+        lambda name, filename: target.file_path(name, filename).exists(),
     )
     return bench
 
@@ -113,6 +120,7 @@ def docker_target(home: Path, image: str) -> TargetBench:
         crash,
         lambda name: (damage / name / "record.json").write_text("{"),
         (absent, "is not here"),
+        lambda name, filename: (home / "containers" / name / "files" / filename).exists(),
     )
     return bench
 

@@ -85,6 +85,7 @@ def test_ollama() -> None:
     engine = server("ollama")
     for method, path, content, status, words in OLLAMA:
         reply = engine.send(method, path, content)
+        assert reply is not None
         assert reply.status == status, (method, path, content)
         assert words in reply.text
     assert engine.get("/api/tags").json == {"models": [{"name": "tiny:latest"}]}

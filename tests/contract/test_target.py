@@ -122,6 +122,15 @@ def test_files_alone_are_no_instance_and_can_be_removed(bench: TargetBench) -> N
     assert bench.target.observe() == ()
 
 
+def test_a_file_is_removed_and_need_not_be_there(bench: TargetBench) -> None:
+    bench.target.write_file("one", "serve.yaml", "text")
+    assert bench.has_file("one", "serve.yaml")
+    bench.target.remove_file("one", "serve.yaml")
+    bench.target.remove_file("one", "serve.yaml")
+    bench.target.remove_file("nobody", "models/blobs/none")
+    assert not bench.has_file("one", "serve.yaml")
+
+
 def test_a_crash_is_seen_and_keeps_the_port(bench: TargetBench) -> None:
     first = bench.runs()
     bench.crash("one")

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from docker_orch import DockerOrch, nothing_left, serving
-from orch_command import ANSWER, ASSETS, wait_until
+from orch_command import ANSWER, ASSETS, children, wait_until
 
 from orchestrator.drivers.docker.daemon import Daemon
 from orchestrator.drivers.docker.endpoints import Endpoint
@@ -75,6 +75,22 @@ def test_what_somebody_does_to_an_engine_is_told_and_put_right(
     deed(up.container(ENGINE))
     assert told in drift(up)
     healed(up)
+
+
+def test_a_model_that_hangs_is_told_and_its_server_started_anew(up: DockerOrch) -> None:
+    assert serves(up)
+    init = up.inspect(ENGINE)["State"]["Pid"]
+    (server,) = children(init)
+    (runner,) = children(server)
+    os.kill(runner, signal.SIGSTOP)
+    assert "the model that it has loaded hangs" in drift(up)
+    healed(up)
+
+
+def test_of_what_was_uploaded_nothing_stays_that_no_model_needs(up: DockerOrch) -> None:
+    kept = up.home / "containers" / ENGINE / "files" / "models"
+    manifests = "".join(path.read_text() for path in (kept / "manifests").glob("*/*/*/*"))
+    assert [path.name for path in (kept / "blobs").iterdir() if path.name[7:] not in manifests] == []
 
 
 def test_an_engine_off_its_network_is_told_and_connected_again(up: DockerOrch) -> None:
@@ -195,16 +211,16 @@ def test_a_daemon_that_never_answers_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small file system")
-def test_a_full_disk_is_told_and_nothing_is_left(tmp_path: Path, images: dict[str, str]) -> None:
-    """Room for the artifact, and none for Ollama's copy of it."""
+def test_a_disk_that_is_too_small_is_told_and_nothing_is_left(tmp_path: Path, images: dict[str, str]) -> None:
+    """Room for the artifact, and none for Ollama's copies of it."""
     home = tmp_path / "small"
     home.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(home)], check=True)
     try:
         with nothing_left(DockerOrch(home, images)) as orch:
-            told = orch.run("up", "ollama", "-p", str(orch.profile), "--json", code=6).lines[-1]
-            assert "no space left on device" in told["error"]
-            assert "free some space" in told["hint"]
+            told = orch.run("up", "ollama", "-p", str(orch.profile), "--json", code=5).lines[-1]
+            assert "of disk for a moment" in told["error"]
+            assert "Free some space" in told["hint"]
             assert orch.containers() == []
     finally:
         subprocess.run(["umount", str(home)], check=True)

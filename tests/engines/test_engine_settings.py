@@ -42,7 +42,13 @@ def recorded(engine: str, **settings: Any) -> dict[str, Any]:
 
 def test_a_record_has_all_settings_as_earlier_versions_wrote_and_read_them() -> None:
     assert tiny().model_dump()["engines"] == {
-        "ollama": {"recipes": ["gguf-q6_k"], "keep_alive": "-1", "kv_cache_type": None, "flash_attention": None},
+        "ollama": {
+            "recipes": ["gguf-q6_k"],
+            "prompt_cache_mib": 0,
+            "keep_alive": "-1",
+            "kv_cache_type": None,
+            "flash_attention": None,
+        },
         "llamacpp": {"recipes": ["gguf-q6_k"], "threads": None},
         "vllm": {
             "recipes": ["nvfp4a16", "weights"],

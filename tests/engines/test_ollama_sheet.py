@@ -66,6 +66,8 @@ def test_what_the_profile_does_not_say_is_left_to_it(settings: dict[str, Any], e
         ('keep_alive = "1.5"', "engines.ollama.keep_alive"),
         ('keep_alive = "0"', "loads the model anew"),
         ('keep_alive = "0s"', "loads the model anew"),
+        ("prompt_cache_mib = -1", "engines.ollama.prompt_cache_mib"),
+        ("prompt_cache_mib = 1.5", "engines.ollama.prompt_cache_mib"),
     ],
 )
 def test_what_it_would_fail_with_at_each_load_is_refused_in_the_profile(lines: str, said: str) -> None:
@@ -96,9 +98,9 @@ def test_the_model_is_uploaded_and_made_with_its_parameters() -> None:
     made = deployment(sampling={"temperature": 0.5, "top_k": 20})
     blob = f"sha256:{digest(made.model_path)}"
     upload, create = SHEET.import_requests(made, digest)
-    path = f"/api/blobs/{blob}"
-    assert upload == EngineCall("POST", path, file=made.model_path, unless=path)
-    assert (create.method, create.path) == ("POST", "/api/create")
+    path, shown = f"/api/blobs/{blob}", EngineCall("POST", "/api/show", {"model": "tiny"})
+    assert upload == EngineCall("POST", path, file=made.model_path, unless=path, done=shown)
+    assert (create.method, create.path, create.done) == ("POST", "/api/create", shown)
     assert create.body == {
         "model": "tiny",
         "files": {"model.gguf": blob},
@@ -145,6 +147,74 @@ def test_what_is_unloaded_is_the_model_of_what_runs() -> None:
 )
 def test_a_refusal(status: int, text: str, said: str) -> None:
     assert SHEET.refusal(status, text) == said
+
+
+def test_an_upload_is_spent_unless_the_answer_names_it() -> None:
+    made = deployment("a")
+    upload, create, upload_a, create_a = SHEET.import_requests(made, digest)
+    named = digest(made.model_path)
+    assert SHEET.spent(create, f'{{"status":"using existing layer sha256:{named}"}}') == ""
+    assert SHEET.spent(create, f'{{"modelfile":"FROM /models/blobs/sha256-{named}"}}') == ""
+    assert SHEET.spent(create, '{"status":"success"}') == f"models/blobs/sha256-{named}"
+    # An adapter's stays as it is.
+    assert {SHEET.spent(call, "") for call in (upload, upload_a, create_a)} == {""}
+
+
+def test_what_is_spare_is_of_no_adapter_of_its_own() -> None:
+    made = deployment("a")
+    kept = [SHEET.upstream(made, None), SHEET.upstream(made, made.adapters[0]), "adapter-0123456789ab", "adapter-mine"]
+    reply = {"models": [{"name": f"{name}:latest"} for name in kept]}
+    assert SHEET.spare(made, reply) == ("adapter-0123456789ab",)
+    namesake = made.model_copy({"profile": "adapter-0123456789ab"})
+    assert SHEET.spare(namesake, reply) == (), "the base may be called so, too"
+    assert SHEET.discard_requests("adapter-0123456789ab")[0].body == {"model": "adapter-0123456789ab"}
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "hint"),
+    [
+        (
+            "llama-quantize failed: exit status 1",
+            "llama-quantize failed: exit status 1",
+            "three times the model's size",
+        ),
+        ("write /m/blobs/sha256-1: no space left on device", "no space left on device", "free some space"),
+    ],
+)
+def test_a_full_disk_in_an_import_is_told_in_our_words(error: str, said: str, hint: str) -> None:
+    theirs = f"failed to validate GGUF with llama-quantize without compatibility patches: {error}"
+    told = SHEET.refusal(200, f'{{"status":"parsing GGUF"}}\n{{"error":"{theirs}"}}\n')
+    assert told.startswith("it could not write the model into its store: ")
+    assert said in told
+    assert hint in SHEET.failure(told).hint
+
+
+def test_what_two_creations_do_to_each_other_passes() -> None:
+    assert SHEET.passes("open /m/blobs/sha256-1: no such file or directory")
+    assert not SHEET.passes("unsupported architecture")
+
+
+@pytest.mark.parametrize(
+    ("reply", "asked"),
+    [({"models": []}, None), (None, None), ({"models": [{"name": "adapter-1:latest"}]}, "adapter-1:latest")],
+)
+def test_only_what_is_loaded_is_asked_whether_it_lives(reply: Any, asked: str | None) -> None:
+    call = SHEET.pulse(reply)
+    assert (call.body or {}).get("model") == asked if call is not None else asked is None
+
+
+def test_prompts_that_it_keeps_are_told_to_it_and_counted() -> None:
+    shape = weights_of(tiny()).shape
+    assert shape is not None
+
+    def asked(accelerator: Accelerator, **settings: int) -> int:
+        return SHEET.memory_request(tiny(engines={"ollama": settings}), 1, shape, accelerator, 0).fixed
+
+    told = dict(deployment(engines={"ollama": {"prompt_cache_mib": 512}}).launch.env)
+    assert told["LLAMA_ARG_CACHE_RAM"] == "512"
+    assert dict(deployment().launch.env)["LLAMA_ARG_CACHE_RAM"] == "0"
+    assert asked(Accelerator.CPU, prompt_cache_mib=512) - asked(Accelerator.CPU) == 512 * 2**20
+    assert asked(Accelerator.CUDA, prompt_cache_mib=512) == asked(Accelerator.CUDA)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

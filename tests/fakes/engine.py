@@ -21,10 +21,15 @@ class OllamaStore:
     blobs: set[str] = field(default_factory=set)
     models: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def prune(self) -> None:
+        """As the deletion of a model does: what no other needs goes with it; an upload is of none."""
+        self.blobs = {blob for blobs in self.models.values() for blob in blobs} & self.blobs
+
 
 class EngineServer:
     """One started engine. vLLM's adapters come from its serve.yaml, as the real one's do, Ollama's models from its
-    store; `asked` are the bodies of all chats so far. Ollama with `on_gpu` false has fallen back to the CPU."""
+    store; `asked` are the bodies of all chats so far. Ollama with `on_gpu` false has fallen back to the CPU; with
+    `hangs` (a model's tag) what it has loaded answers nothing."""
 
     def __init__(
         self, deployment: Deployment, files: Mapping[str, str], kept: OllamaStore, on_gpu: bool | None = None
@@ -34,7 +39,7 @@ class EngineServer:
         self.asked: list[dict[str, Any]] = []
         self.adapters = dict(_lora_modules(files.get("serve.yaml", "")))
         self._on_gpu = deployment.accelerator != "cpu" if on_gpu is None else on_gpu
-        self._in_memory = ""
+        self._in_memory = self.hangs = ""
 
     def get(self, path: str) -> Reply:
         body: Any = {}
@@ -46,8 +51,9 @@ class EngineServer:
             case "ollama", "/api/tags":
                 body = {"models": [{"name": name} for name in sorted(self.kept.models)]}
             case "ollama", "/api/ps":
-                one = {"name": self._in_memory, "size": MODEL_BYTES, "size_vram": MODEL_BYTES if self._on_gpu else 0}
-                body = {"models": [one] if self._in_memory else []}
+                loaded = self.hangs or self._in_memory
+                one = {"name": loaded, "size": MODEL_BYTES, "size_vram": MODEL_BYTES if self._on_gpu else 0}
+                body = {"models": [one] if loaded else []}
             case "llamacpp", "/props":
                 body = {"model_path": self.deployment.model_path}
             case "vllm", "/v1/models":
@@ -58,7 +64,9 @@ class EngineServer:
                 return _reply(404, {"error": {"message": f"no {path}"}})
         return _reply(200, body)
 
-    def send(self, method: str, path: str, content: Mapping[str, Any] | Path | None) -> Reply:
+    def send(self, method: str, path: str, content: Mapping[str, Any] | Path | None) -> Reply | None:
+        if self.hangs and path in ("/v1/chat/completions", "/api/generate"):
+            return None
         if self.deployment.engine == "ollama" and path.startswith("/api/"):
             return self._ollama(method, path, content)
         if method == "POST" and not isinstance(content, Path):
@@ -97,7 +105,13 @@ class EngineServer:
         if (method, path) == ("DELETE", "/api/delete"):
             if self.kept.models.pop(tagged(name), None) is None:
                 return _reply(404, {"error": f"model '{tagged(name)}' not found"})
+            self.kept.prune()
             return _reply(200, None)
+        if (method, path) == ("POST", "/api/show"):
+            blobs = self.kept.models.get(tagged(name))
+            if blobs is None or not self.kept.blobs.issuperset(blobs):
+                return _reply(404, {"error": f"model '{tagged(name)}' not found"})
+            return _reply(200, {"modelfile": "".join(f"FROM /blobs/{blob.replace(':', '-')}\n" for blob in blobs)})
         return Reply(404, None, "404 page not found")
 
     def _create(self, name: str, body: Mapping[str, Any]) -> Reply:
@@ -105,12 +119,16 @@ class EngineServer:
         base = self.kept.models.get(tagged(str(body["from"]))) if "from" in body else ()
         if base is None:
             return _lines({"status": "pulling manifest"}, {"error": "pull model manifest: file does not exist"})
-        added = [*body.get("files", {}).values(), *body.get("adapters", {}).values()]
-        for blob in added:
+        files, adapters = body.get("files", {}).values(), body.get("adapters", {}).values()
+        for blob in (*files, *adapters):
             if blob not in self.kept.blobs:
                 return _lines({"status": "parsing GGUF"}, {"error": f"open /blobs/{blob}: no such file or directory"})
+        # A model's file is written anew, with other bytes.
+        added = [*(f"sha256:{blob[:6:-1]}" for blob in files), *adapters]
+        self.kept.blobs |= {*added}
         self.kept.models[tagged(name)] = (*base, *added)
-        return _lines({"status": "parsing GGUF"}, {"status": "writing manifest"}, {"status": "success"})
+        told = ({"status": f"using existing layer {blob}"} for blob in added)
+        return _lines({"status": "parsing GGUF"}, *told, {"status": "writing manifest"}, {"status": "success"})
 
     def _chat(self, name: str) -> Reply:
         known = {self.deployment.served_name, *self.adapters}

@@ -213,7 +213,7 @@ class FakeHttp:
         if route is None:
             return Reply(404, None, json.dumps({"error": {"message": f"There is no model {body['model']}."}}))
         engine = self._at(route.backend.url)
-        if engine is None or engine.server is None:
+        if engine is None or engine.server is None or engine.server.hangs:
             return Reply(502, None, f"{route.backend.instance} does not answer")
         return engine.server.post(path, {**body, "model": route.upstream or route.name, **route.patch})
 

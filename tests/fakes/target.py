@@ -13,7 +13,17 @@ from orchestrator import __version__
 from orchestrator.core.deployment import Deployment
 from orchestrator.core.gateway_status import GatewayState, Phase, is_gateway
 from orchestrator.core.keys import KeyRing
-from orchestrator.core.launch import DOCKER, LOCAL, SECRET, Exit, Instance, InstanceState, Launch, out_of_memory
+from orchestrator.core.launch import (
+    DOCKER,
+    LOCAL,
+    SECRET,
+    Children,
+    Exit,
+    Instance,
+    InstanceState,
+    Launch,
+    out_of_memory,
+)
 from orchestrator.core.progress import Progress
 from orchestrator.core.routes import PROTOCOL, RouteTable
 from orchestrator.drivers.base import ApiKeys, Environments, Images
@@ -81,6 +91,8 @@ class Process:
     version: str = __version__
     protocol: int = PROTOCOL
     kept: OllamaStore = field(default_factory=OllamaStore)
+    children: Children | None = None
+    computes: bool = False
 
     @property
     def listens(self) -> bool:
@@ -158,6 +170,13 @@ class FakeTarget:
     def write_file(self, name: str, filename: str, text: str) -> None:
         with self._call(f"write_file {name} {filename}"):
             self.files.setdefault(name, {})[filename] = text
+
+    def remove_file(self, name: str, filename: str) -> None:
+        with self._call(f"remove_file {name} {filename}"):
+            self.files.get(name, {}).pop(filename, None)
+            process = self.processes.get(name)
+            if process is not None:
+                process.kept.blobs.discard(filename.removeprefix("models/blobs/").replace("-", ":"))
 
     def stop(self, name: str, progress: Progress) -> None:
         with self._call(f"stop {name}"):
@@ -260,7 +279,15 @@ class FakeTarget:
             host=process.host,
             drift=process.drift,
             secret=process.secret,
+            children=self._children(process),
         )
+
+    @staticmethod
+    def _children(process: Process) -> Children | None:
+        """What computes has computed more each time that somebody looks."""
+        if process.children is not None and process.computes:
+            process.children = Children(process.children.count, process.children.ticks + 100)
+        return process.children
 
     def _known(self, name: str) -> Process:
         process = self.now(name)

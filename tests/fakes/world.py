@@ -175,7 +175,7 @@ class FakeWorld:
         target.files[name] = dict(engine.deployment.written)
         if engine.running:
             process.server = EngineServer(engine.deployment, target.files[name], process.kept)
-            process.ready_at = 0.0 if engine.answers else LOADING_S
+            process.ready_at = 0.0 if engine.answers or engine.hangs else LOADING_S
         if engine.loaded is None or process.server is None:
             return
         process.server.adapters = dict(engine.loaded)
@@ -184,6 +184,10 @@ class FakeWorld:
             here = [a for a in deployment.adapters if (a.name, a.path) in engine.loaded]
             for adapter in (None, *here):
                 process.kept.models[tagged(sheet.upstream(deployment, adapter))] = ()
+            for spare in engine.spare:
+                process.kept.models[tagged(spare)] = ()
+        if engine.hangs:
+            process.server.hangs = tagged(sheet.upstream(deployment, None))
 
 
 def _process(instance: Instance) -> Process:
@@ -199,6 +203,7 @@ def _process(instance: Instance) -> Process:
         host=instance.host,
         drift=instance.drift,
         secret=instance.secret,
+        children=instance.children,
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import gguf
 import httpx
 import numpy as np
-from orch_command import ASSETS, ROOT, free_port, wait_until
+from orch_command import ASSETS, ROOT, children, free_port, wait_until
 
 from orchestrator.artifacts import families, lora
 from orchestrator.artifacts.gguf_file import build_gguf
@@ -139,6 +139,15 @@ class Server:
         layers = json.loads(self.manifest(name).read_text())["layers"]
         return [layer | {"mediaType": layer["mediaType"].rpartition(".")[2]} for layer in layers]
 
+    def needed(self, name: str) -> list[str]:
+        """The digests of all that a model consists of."""
+        manifest = json.loads(self.manifest(name).read_text())
+        return [layer["digest"] for layer in [manifest["config"], *manifest["layers"]]]
+
+    def loads(self) -> int:
+        """How often it has started a model process, at the least."""
+        return self.log.count('msg="starting llama-server"')
+
     def answers(self) -> bool:
         assert self.process.poll() is None, self.log
         try:
@@ -148,8 +157,7 @@ class Server:
 
     def runners(self) -> list[int]:
         """The pids of its model processes."""
-        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        return [int(pid) for task in tasks for pid in task.read_text().split()]
+        return children(self.process.pid)
 
     def upload(self, file: Path) -> str:
         """Its digest, when it lies in the store."""

@@ -49,6 +49,28 @@ def test_a_creation_tells_its_steps(server: Server, files: Files) -> None:
     assert told[-2:] == ["writing manifest", "success"]
 
 
+def test_an_upload_that_is_written_anew_stays_beside_what_is_made_of_it(server: Server, files: Files) -> None:
+    """The answer names an uploaded file where it is needed, and only there."""
+    base, adapter = server.upload(files.tiny), server.upload(files.lora_b)
+    told = "\n".join(server.create("twice", files={"tiny.gguf": base}))
+    made = server.layers("twice")[0]["digest"]
+    assert made in told
+    assert (base in told) is (base == made)
+    assert all((server.blobs / digest.replace(":", "-")).exists() for digest in (base, made))
+    assert adapter in "\n".join(server.create("twice-b", **{"from": "twice"}, adapters={"b.gguf": adapter}))
+
+
+def test_what_nobody_needs_of_an_upload_may_be_taken_away_behind_its_back(server: Server, files: Files) -> None:
+    base = server.upload(files.tiny)
+    server.create("once", files={"tiny.gguf": base})
+    if base not in server.needed("once"):
+        (server.blobs / base.replace(":", "-")).unlink()
+        assert server.client.head(f"/api/blobs/{base}").status_code == 404
+    assert server.says("once").startswith("I am a tiny test model")
+    server.create("again", files={"tiny.gguf": server.upload(files.tiny)})
+    assert server.needed("again") == server.needed("once")
+
+
 def test_a_creation_without_a_stream_is_one_object(server: Server, files: Files) -> None:
     """create_files_nostream"""
     answer = server.post("/api/create", model="plain", files={"m.gguf": server.upload(files.tiny)}, stream=False)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from ollama_bench import ALPHA, BRAVO, ENDLESS, Files, Json, Server
 from orch_command import wait_until
@@ -181,6 +182,25 @@ def test_a_runner_that_died_idle_is_listed_and_replaced(server: Server) -> None:
     assert [entry["name"] for entry in server.ps()] == ["tiny:latest"]
     assert server.post("/api/generate", model="tiny", prompt="Hi", stream=False).json()["done"] is True
     assert len(server.runners()) == 1
+
+
+@pytest.mark.slow
+def test_a_runner_that_hangs_is_listed_and_replaced_after_ten_seconds(server: Server) -> None:
+    """From Ollama's source (server/sched.go, needsReload); an empty prompt is enough to find out."""
+    server.post("/api/generate", model="tiny")
+    (runner,) = server.runners()
+    asked = time.monotonic()
+    assert server.post("/api/generate", model="tiny", prompt="").json()["done_reason"] == "load"
+    assert time.monotonic() - asked < 2
+    assert server.runners() == [runner]
+    os.kill(runner, signal.SIGSTOP)
+    assert [entry["name"] for entry in server.ps()] == ["tiny:latest"]
+    with pytest.raises(httpx.TimeoutException):
+        server.client.post("/api/generate", json={"model": "tiny"}, timeout=3)
+    assert [entry["name"] for entry in server.ps()] == ["tiny:latest"]
+    assert server.post("/api/generate", model="tiny", prompt="Hi", stream=False).json()["done"] is True
+    (another,) = server.runners()
+    assert another != runner
 
 
 def test_an_adapter_of_another_base_fails_with_the_first_request(server: Server, files: Files) -> None:

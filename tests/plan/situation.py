@@ -39,7 +39,7 @@ from orchestrator.core.gateway_status import (
 )
 from orchestrator.core.host import DRIVER_RESERVE, DRIVER_SHARE, Gpu, GpuUser, Host
 from orchestrator.core.images import ImageFacts
-from orchestrator.core.launch import DOCKER, LOCAL, Exit, Instance, InstanceState
+from orchestrator.core.launch import DOCKER, LOCAL, Children, Exit, Instance, InstanceState
 from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed, OtherGateway
 from orchestrator.core.plan import Action, Plan, Skip
 from orchestrator.core.prerequisites import EnsureEnvironment, ImportAdapter
@@ -85,16 +85,16 @@ class Situation:
     """A case file's world as an Observed.
 
     `command` is what the user typed, `profile` what has changed in the tiny profile since. `engines` has a line per
-    generation: `ENGINE gN [RECIPE] [target=docker] [backoff|stopped] [unsupervised] [silent] [drift=paused|renamed]
-    [context=N] [aliases=X,Y] [adapters=A,B] [loaded=A,B] [loads=N]`; without words it runs, is supervised and answers,
-    with its adapters loaded. `routes` (to which generation all names lead), `desired` and `previous` are written the
-    same way. `gateway` is well (where there are engines), absent, silent, unsupervised or renamed, `gateway_target`
-    where it is, `gateway_name`, `gateway_protocol` and `gateway_version` which one; `other_gateways` has lines `NAME
-    waiting|leaving|silent|stopped`, `in_flight` counts requests by instance; `foreign` are public names of another
-    profile.
-    `host`, `ollama`, `free_gib` and `free_gpu_gib` are the machine; `driver` is the NVIDIA driver's version,
-    `lingering_gib` GPU memory that a dead process has not given back, `gpu_users` lines `NAME PID GIB` of living ones;
-    what is said of GPU memory is of each GPU, or a list with a number for each.
+    generation: `ENGINE gN [RECIPE] [target=docker] [backoff|stopped] [unsupervised] [silent|hangs]
+    [drift=paused|renamed] [spare=MODEL] [context=N] [aliases=X,Y] [adapters=A,B] [loaded=A,B] [loads=N]`; without words
+    it runs, is supervised and answers, with its adapters loaded. `routes` (to which generation all names lead),
+    `desired` and `previous` are written the same way. `gateway` is well (where there are engines), absent, silent,
+    unsupervised or renamed, `gateway_target` where it is, `gateway_name`, `gateway_protocol` and `gateway_version`
+    which one; `other_gateways` has lines `NAME waiting|leaving|silent|stopped`, `in_flight` counts requests by
+    instance; `foreign` are public names of another profile.
+    `host`, `ollama`, `free_gib`, `free_disk_gb` and `free_gpu_gib` are the machine; `driver` is the version of
+    NVIDIA's, `lingering_gib` GPU memory that a dead process has not given back, `gpu_users` lines `NAME PID GIB` of
+    living ones; what is said of GPU memory is of each GPU, or a list with a number for each.
     `docker` is the daemon: hook (what is there else), "by number", "no toolkit", or down: then its engines are not
     seen. `images` ("nothing", else all that are pinned and built) are those that it has, `requires` says what the
     config of vLLM's demands; `finished` ("nothing", else all) is the store, `environment` absent, installed or what
@@ -109,6 +109,8 @@ class Situation:
             self.host = replace(self.host, programs={"ollama": "/usr/bin/ollama"})
         if "driver" in case:
             self.host = replace(self.host, driver=case["driver"], cuda=CUDA_OF[case["driver"].split(".")[0]])
+        if "free_disk_gb" in case:
+            self.host = replace(self.host, disk_free=int(case["free_disk_gb"] * 10**9))
         if "free_gib" in case:
             self.host = replace(self.host, memory_available=int(case["free_gib"] * GIB))
         self.host = replace(self.host, gpus=tuple(self._gpu(one, n) for n, one in enumerate(self.host.gpus)))
@@ -189,6 +191,7 @@ class Situation:
             target=deployment.target,
             host=f"172.30.0.{2 + index}" if in_docker else LOOPBACK,
             drift=drift,
+            children=Children(1, 0) if "hangs" in words else None,
         )
         answers = running and "silent" not in words
         loaded = None
@@ -199,7 +202,9 @@ class Situation:
             if texts is not None:
                 adapters = tuple(adapter(text, tiny()) for text in texts if text)
             loaded = tuple((a.name, a.path) for a in adapters)
-        return EngineObserved(instance, deployment, answers, loaded)
+        hangs = "hangs" in words
+        spare = tuple(word.removeprefix("spare=") for word in words if word.startswith("spare="))
+        return EngineObserved(instance, deployment, answers and not hangs, loaded, hangs, spare)
 
     def _gateway(self, engines: tuple[EngineObserved, ...]) -> GatewayObserved:
         state = self._case.get("gateway", "well" if engines else "absent")

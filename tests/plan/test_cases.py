@@ -14,8 +14,19 @@ from orchestrator.errors import OrchError
 
 CASES = {path.stem: path for path in sorted((Path(__file__).parent / "cases").glob("*.toml"))}
 KEYS = {
-    *("title", "command", "profile", "host", "ollama", "free_gib", "free_gpu_gib", "engines", "gateway", "routes"),
-    *("docker", "driver", "images", "requires", "lingering_gib", "gpu_users", "gateway_target"),
+    *(
+        "title",
+        "command",
+        "profile",
+        "host",
+        "ollama",
+        "free_gib",
+        "free_disk_gb",
+        "free_gpu_gib",
+        "engines",
+        "gateway",
+    ),
+    *("routes", "docker", "driver", "images", "requires", "lingering_gib", "gpu_users", "gateway_target"),
     *("gateway_name", "gateway_protocol", "gateway_version", "other_gateways", "in_flight"),
     *("foreign", "desired", "previous", "finished", "environment", "expect", "error", "hint"),
 }

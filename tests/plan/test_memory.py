@@ -114,6 +114,7 @@ def draw(dice: random.Random) -> tuple[MemoryRequest, MemoryPool]:
         spare_slot=dice.choice([True, False]),
         utilisation=dice.randrange(1, 101) / 100 if kind == "share" else None,
         kv_cache_mib=dice.choice([16, 64, 1024, 65536]) if kind == "cache" else None,
+        prompt_cache_mib=dice.choice([0, 0, 100, 8192]),
     )
     return request, pool
 
@@ -126,7 +127,7 @@ def test_what_is_suggested_fits_and_nothing_larger_does() -> None:
             assert MemoryFit(request.changed(way), pool).fits, (request, pool, way)
             field, value = list(way.items())[-1]
             assert value != getattr(request, field)
-            if field in ("context", "parallel", "slots"):
+            if field in ("context", "parallel", "slots", "prompt_cache_mib"):
                 better = value + {"context": CONTEXT_STEP}.get(field, 1)
                 assert not MemoryFit(request.changed({**way, field: better}), pool).fits, (request, pool, way)
             # Each of its settings is needed: without one of them the others are not enough.
@@ -144,7 +145,7 @@ def test_no_suggestion_means_that_the_smallest_does_not_fit() -> None:
             continue
         none += 1
         for share in range(1, 101) if request.utilisation is not None else [0]:
-            smallest = replace(request, context=128, slots=request.least_slots, parallel=1)
+            smallest = replace(request, context=128, slots=request.least_slots, parallel=1, prompt_cache_mib=0)
             if request.utilisation is not None:
                 smallest = replace(smallest, utilisation=share / 100)
             if request.kv_cache_mib is not None:
@@ -175,6 +176,7 @@ def test_doing_what_the_hint_says_makes_it_fit(engine: str) -> None:
             lora__max_adapters=dice.choice([0, 4, 16]),
             engines__vllm__gpu_memory_utilization=dice.choice([0.5, 0.85, 0.92]),
             engines__vllm__kv_cache_mib=dice.choice([512, 4608]),
+            engines__ollama__prompt_cache_mib=dice.choice([0, 8192]),
         )
         error = refusal(profile, engine, on)
         if error is None:

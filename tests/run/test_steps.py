@@ -17,15 +17,18 @@ from scenarios import planned, start
 from orchestrator.app.deploy import Options
 from orchestrator.core.gateway import GatewaySpec, KeyChange
 from orchestrator.core.keys import ApiKey, KeyRing, digest_of
-from orchestrator.core.launch import InstanceState
+from orchestrator.core.launch import Children, InstanceState
 from orchestrator.core.plan import Action, Plan
 from orchestrator.core.progress import Progress, silent
 from orchestrator.core.routes import Backend, Route
 from orchestrator.core.steps import Drain, VerifyRoute
 from orchestrator.drivers.base import Reply
+from orchestrator.engines import ENGINES
 from orchestrator.errors import HostError, StepFailed, StepStranded
+from orchestrator.observe import observe
 from orchestrator.planning.keys import plan_keys
 from orchestrator.planning.parts import Limits
+from orchestrator.probes import digests
 
 MIB = 2**20
 OF_REQUESTS = "serving.context or serving.parallel in the profile"
@@ -277,6 +280,13 @@ def test_a_first_answer_may_take_as_long_as_the_engine_has() -> None:
     assert (world.chat("tiny"), slow.loads) == (200, 1)
 
 
+def test_a_new_adapter_may_take_as_long_to_load_as_an_engine_to_start() -> None:
+    world = start("lora-add-ollama")
+    world.http = slow = SlowLoad(world)
+    world.run(planned("lora-add-ollama"))
+    assert (world.chat("b"), slow.loads) == (200, 1)
+
+
 def test_one_that_loads_longer_than_it_has_is_told_with_a_hint_that_helps() -> None:
     world = FakeWorld(CPU)
     world.http = SlowLoad(world)
@@ -487,11 +497,64 @@ def test_a_restarted_ollama_has_what_was_imported() -> None:
 
 def test_what_is_uploaded_already_is_not_uploaded_again() -> None:
     world = start("lora-add-ollama")
-    world.target.processes["tiny-ollama-g1"].kept.models.clear()
+    (engine,) = world.observe().engines
+    calls = ENGINES["ollama"].import_requests(engine.deployment, digests(world.world))
+    kept = world.target.processes["tiny-ollama-g1"].kept
+    kept.models.clear()
+    kept.blobs = {call.path.removeprefix("/api/blobs/") for call in calls if call.file}
+    assert len(kept.blobs) == 2
     world.run(plan_of("up", tiny(), world.observe()))
     assert [call for call in world.faults.calls if call.startswith("http.post /api/blobs")] == []
     assert [call for call in world.faults.calls if call == "http.post /api/create"] != []
     assert (world.chat("tiny"), world.chat("a")) == (200, 200)
+
+
+A_CHILD = Children(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("children", "computes", "asked", "hangs"),
+    [
+        (A_CHILD, False, True, True),
+        # It answers others, and the question waits for them.
+        (A_CHILD, True, True, False),
+        # Its process is gone: a question would have it loaded anew.
+        (Children(0, 0), False, False, False),
+        # Nobody sees what it does.
+        (None, False, False, False),
+    ],
+)
+def test_a_model_hangs_if_it_neither_answers_nor_computes(
+    children: Children | None, computes: bool, asked: bool, hangs: bool
+) -> None:
+    world = start("lora-add-ollama")
+    process = world.target.processes["tiny-ollama-g1"]
+    assert process.server is not None
+    process.server.hangs, process.children, process.computes = "tiny:latest", children, computes
+    world.faults.recording = True
+    (engine,) = observe(world.world).engines
+    assert ("http.post /api/generate" in world.faults.calls) is asked
+    assert (engine.hangs, engine.answers) == (hangs, not hangs)
+
+
+def test_what_another_creation_has_taken_away_is_asked_for_again() -> None:
+    world = start("first-up-ollama")
+    lost: list[str] = []
+
+    def lose_once(index: int, what: str) -> None:
+        kept = world.target.processes["tiny-ollama-g1"].kept if what == "http.post /api/create" else None
+        if kept is not None and not lost:
+            lost.extend(kept.blobs)
+            kept.blobs.clear()
+        elif kept is not None:
+            kept.blobs.update(lost)
+
+    world.faults.before = lose_once
+    world.run(planned("first-up-ollama"))
+    assert len(lost) == 1
+    assert world.chat("tiny") == 200
+    # Of the upload, and of what was made of it, the latter is left.
+    assert len(world.target.processes["tiny-ollama-g1"].kept.blobs) == 1
 
 
 def test_an_import_that_fails_in_its_stream() -> None:

@@ -19,6 +19,7 @@ from orchestrator.core.launch import DOCKER, SECRET, Exit, Instance, InstanceSta
 from orchestrator.core.progress import Progress, silent
 from orchestrator.drivers import cgroups, files, ports
 from orchestrator.drivers.cancellable import cancellable
+from orchestrator.drivers.children import children_of
 from orchestrator.drivers.docker import endpoints, records
 from orchestrator.drivers.docker.daemon import Daemon, DaemonGone, NotThere
 from orchestrator.drivers.docker.images import DockerImages
@@ -99,6 +100,11 @@ class DockerTarget:
         """Put a file into the instance's directory (`{dir}`); the instance need not exist yet."""
         self._make_directory(name)
         files.write_atomic(self._files(name) / filename, text.encode(), mode=0o600)
+
+    def remove_file(self, name: str, filename: str) -> None:
+        """Remove a file from the instance's directory, if it is there."""
+        with files.host_errors(f"remove {filename} of {name}"):
+            (self._files(name) / filename).unlink(missing_ok=True)
 
     def stop(self, name: str, progress: Progress) -> None:
         """End it; returns when it is gone. Stopped or unknown: nothing to do.
@@ -230,6 +236,7 @@ class DockerTarget:
             host="127.0.0.1" if alone else self._network.address_of(info),
             drift="" if record.problem else self._drift(name, info, alone),
             secret=self._secrets.read(name),
+            children=children_of(info["State"]["Pid"] or None, below_init=True),
         )
 
     def _drift(self, name: str, info: dict[str, Any], alone: bool) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from orchestrator.core.launch import SECRET, Exit, Instance, InstanceState, Launch, out_of_memory
 from orchestrator.core.progress import Progress
 from orchestrator.drivers import ports
+from orchestrator.drivers.children import children_of
 from orchestrator.drivers.files import host_errors
 from orchestrator.drivers.local import proc, records
 from orchestrator.drivers.local.command import allowed_environ
@@ -107,6 +108,11 @@ class LocalTarget:
         with host_errors(f"write {filename} of {name}"):
             self._make_directory(name)
             records.write_atomic(self.file_path(name, filename), text)
+
+    def remove_file(self, name: str, filename: str) -> None:
+        """Remove a file from the instance's directory, if it is there."""
+        with host_errors(f"remove {filename} of {name}"):
+            self.file_path(name, filename).unlink(missing_ok=True)
 
     def file_path(self, name: str, filename: str) -> Path:
         """Where `write_file` puts it."""
@@ -199,6 +205,7 @@ class LocalTarget:
         if spec is None:
             return None
         kept, lives = _living(self._directory(name), record)
+        pid = state.engine.pid if lives and state is not None and state.engine else None
         return Instance(
             name=name,
             state=InstanceState.RUNNING if lives else InstanceState.BACKOFF if kept else InstanceState.STOPPED,
@@ -206,12 +213,13 @@ class LocalTarget:
             launch=_launch(spec),
             label=spec.label,
             port=(state.port if state is not None else None) or spec.port or None,
-            pid=state.engine.pid if lives and state is not None and state.engine else None,
+            pid=pid,
             since=state.since if state is not None else None,
             starts=state.starts if state is not None else 0,
             last_exit=_exit(state.last_exit) if state is not None and state.last_exit else None,
             problem=problem,
             secret=self._secrets.read(name),
+            children=children_of(pid),
         )
 
     def _make_spec(self, name: str, launch: Launch, label: str, port: int) -> Spec:
