@@ -70,6 +70,12 @@ class Outcome:
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.out.splitlines() if line.startswith("{")]
 
+    @property
+    def document(self) -> dict[str, Any]:
+        """The only line: one document is all of what was told."""
+        (one,) = self.lines
+        return one
+
     def steps(self, event: str) -> list[str]:
         """The steps that an event tells of, in order."""
         return [line["step"] for line in self.lines if line.get("event") == event and "step" in line]
@@ -160,7 +166,7 @@ class Orch:
 
     def engines(self) -> dict[str, dict[str, Any]]:
         """The status rows of engines, by instance."""
-        return {line["instance"]: line for line in self.status(code=None).lines if "instance" in line}
+        return {engine["instance"]: engine for engine in self.status(code=None).document["engines"]}
 
     def gateway_status(self) -> dict[str, Any]:
         """What the gateway that serves says of itself."""

@@ -70,6 +70,12 @@ class Screen:
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows by column name; a JSON line each."""
 
+    def facts(self, title: str, facts: Mapping[str, str]) -> None:
+        """What is known of one thing, for people: a line each, of what is not empty."""
+
+    def say(self, text: str) -> None:
+        """A line for people, where programs get one document."""
+
     def result(self, value: Mapping[str, Any], text: str) -> None:
         """An outcome: `value` for programs, `text` for people."""
 
@@ -131,6 +137,16 @@ class JsonLines(Screen):
 
     def _line(self, value: Mapping[str, Any]) -> None:
         _write(json.dumps(value), sys.stdout)
+
+
+class JsonDocument(JsonLines):
+    """One JSON object in all: of what happens on the way nothing is told."""
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Not told."""
+
+    def note(self, value: Mapping[str, Any], text: str) -> None:
+        """Not told."""
 
 
 class Human(Screen):
@@ -209,10 +225,19 @@ class Human(Screen):
         cells = [[_cell(column, row.get(column, "")) for column in columns] for row in rows]
         right = {index for index, column in enumerate(columns) if _is_number(column, rows)}
         names = [column.replace("_", " ") for column in columns]
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        head, *lines = _aligned([names, *cells], right, width)
+        head, *lines = _aligned([names, *cells], right, _width())
         _write("\n".join([typer.style(title, bold=True), typer.style(head, dim=True), *lines]), sys.stdout)
         self._gap = True
+
+    def facts(self, title: str, facts: Mapping[str, str]) -> None:
+        self._still()
+        self._leave_gap()
+        rows = [[f"  {name}", fact] for name, fact in facts.items() if fact]
+        _write("\n".join([typer.style(title, bold=True), *_aligned(rows, set(), _width())]), sys.stdout)
+        self._gap = True
+
+    def say(self, text: str) -> None:
+        self.result({}, text)
 
     def result(self, value: Mapping[str, Any], text: str) -> None:
         self._still()
@@ -350,6 +375,11 @@ def _cell(column: str, value: Any) -> str:
     if column == "source":
         return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b", r"\1", str(value))
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _width() -> int | None:
+    """Where text is to wrap; None where it is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _is_number(column: str, rows: Sequence[Mapping[str, Any]]) -> bool:

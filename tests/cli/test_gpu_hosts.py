@@ -107,7 +107,7 @@ def test_a_lost_gpu_does_not_hide_the_others_and_is_told(machine: Machine, lost:
     assert does[1] == "install vllm-cuda-0.32.0"
     assert skips == {"use every GPU": "NVML: GPU 0: GPU is lost"}
     assert budget["uuid"] == "GPU-aaaa-1"
-    assert orch.status().lines[0] == {"gpu_problem": "NVML: GPU 0: GPU is lost"}
+    assert orch.status().document["gpu_problem"] == "NVML: GPU 0: GPU is lost"
     # llama.cpp has no use for a GPU here.
     assert planned(orch, "llamacpp")[1] == {}
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from benches import TargetBench, wait_until
 
-from orchestrator.core.launch import InstanceState
+from orchestrator.core.launch import InstanceState, Usage
 from orchestrator.core.progress import silent
 from orchestrator.errors import HostError
 
@@ -63,6 +63,16 @@ def test_a_reloaded_instance_is_told_once_and_goes_on(bench: TargetBench) -> Non
     bench.target.reload("nobody")
     bench.target.stop("one", silent)
     bench.target.reload("one")
+
+
+def test_what_runs_takes_memory_and_what_does_not_tells_nothing(bench: TargetBench) -> None:
+    usage = bench.target.usage(bench.runs())
+    assert usage.memory is not None
+    assert 1 << 19 < usage.memory < 1 << 32
+    # Which processes are a container's is asked only where they may hold a GPU's memory.
+    assert usage.pids in ((), (bench.seen().pid,))
+    bench.target.stop("one", silent)
+    assert bench.target.usage(bench.seen()) == Usage()
 
 
 def test_what_is_unknown_cannot_be_relabelled(bench: TargetBench) -> None:

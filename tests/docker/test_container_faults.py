@@ -40,7 +40,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, images: dict[str, str]) -> Iter
 
 
 def drift(orch: DockerOrch) -> str:
-    return "\n".join(line["drift"] for line in orch.status(code=9).lines if "drift" in line)
+    return "\n".join(orch.status(code=9).document["drift"])
 
 
 def serves(orch: DockerOrch) -> bool:
@@ -148,7 +148,7 @@ def test_an_image_that_is_gone_is_told_before_anything_begins(up: DockerOrch) ->
     pin = up.home / "pins" / "ollama.toml"
     text = pin.read_text()
     pin.write_text(re.sub(r"sha256:\w+", "sha256:" + "0" * 64, text))
-    assert any("orch up takes it" in line.get("upgrade", "") for line in up.status().lines)
+    assert any("orch up takes it" in line for line in up.status().document["upgrades"])
     told = up.run("up", "--json", code=4).lines[-1]
     assert "no registry has it" in told["error"]
     assert "orch images pin" in told["hint"]

@@ -29,11 +29,11 @@ def test_status_tells_what_is_in_flight_under_each_name(orch: Orch) -> None:
     wait_until(lambda: load.open_now() == 2, what="streams")
 
     def in_flight() -> dict[str, int]:
-        return {line["public_name"]: line["in_flight"] for line in orch.status().lines if "public_name" in line}
+        return {name["public_name"]: name["in_flight"] for name in orch.status().document["names"]}
 
     # Between two streams of a client there is none.
     wait_until(lambda: in_flight() == {"tiny": 2, "tiny:latest": 0, "test/Tiny": 0}, what="two under one name")
-    assert f"pid {orch.gateway_status()['pid']}, no API key)" in orch.run("status").out
+    assert f"pid {orch.gateway_status()['pid']}, no API key" in orch.run("status").out
     assert [stream.problem for stream in load.stop() if stream.problem] == []
 
 

@@ -12,7 +12,7 @@ from fakes.faults import Faults
 from orchestrator import __version__
 from orchestrator.core.deployment import Deployment
 from orchestrator.core.gateway_status import GatewayState, Phase, is_gateway
-from orchestrator.core.launch import DOCKER, LOCAL, Exit, Instance, InstanceState, Launch, out_of_memory
+from orchestrator.core.launch import DOCKER, LOCAL, Exit, Instance, InstanceState, Launch, Usage, out_of_memory
 from orchestrator.core.progress import Progress
 from orchestrator.core.routes import PROTOCOL, RouteTable
 from orchestrator.drivers.base import Environments, Images
@@ -24,6 +24,7 @@ FIRST_PORT = 20001
 CONTAINER_PORT = 8000
 PAUSED = "is paused"
 FIRST_PID = 101
+MEMORY = 100_000_000
 
 
 class FakeClock:
@@ -170,6 +171,13 @@ class FakeTarget:
                 raise HostError(f"{name} still runs.", "Stop it before it is removed.")
             self.processes.pop(name, None)
             self.files.pop(name, None)
+
+    def usage(self, instance: Instance) -> Usage:
+        with self._call(f"usage {instance.name}"):
+            process = self.now(instance.name)
+            if process is None or process.pid is None:
+                return Usage()
+            return Usage(MEMORY, (process.pid,) if self.name == LOCAL else ())
 
     def log_tail(self, name: str, lines: int) -> str:
         with self._call(f"log_tail {name}"):
