@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 from forks import Forked
+from json_schemas import problems
 
 from orchestrator.drivers.gateway_admin import Gateways
 from orchestrator.settings import read_settings
@@ -134,6 +135,9 @@ class Orch:
         process = self.start(*args)
         out, err = process.communicate(timeout=timeout)
         outcome = Outcome(process.returncode, out, err)
+        if "--json" in args and self.python == sys.executable:
+            wrong = problems(args, out)
+            assert wrong == [], "\n".join(wrong)
         assert code is None or outcome.code == code, f"orch {' '.join(args)} -> {outcome.code}\n{out}\n{err}"
         return outcome
 

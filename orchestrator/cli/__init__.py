@@ -1,7 +1,8 @@
 """The `orch` command.
 
 A file of verbs each: what serves in deploy and status, what it is started with in render; what it is made of in pull,
-build, artifacts, lock, engines, images, profiles and inspect. What they do lies in app/; they parse, ask and print.
+build, artifacts, lock, engines, images, profiles and inspect; what they print for programs in schema. What they do
+lies in app/; they parse, ask and print.
 Everything heavy is imported inside them: `orch --help` pays for typer only, and a verb for no other.
 """
 
@@ -25,6 +26,7 @@ VERBS = {
     "profiles": ("profile",),
     "pull": ("pull",),
     "render": ("render",),
+    "schema": ("schema",),
     "status": ("status", "logs"),
 }
 

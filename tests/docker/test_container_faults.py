@@ -144,6 +144,21 @@ def test_the_address_is_taken(orch: DockerOrch) -> None:
     assert orch.containers() == []
 
 
+def test_images_tell_whose_they_are_also_where_another_is_pinned(up: DockerOrch) -> None:
+    (engine,) = up.engines()
+    pin = up.home / "pins" / "ollama.toml"
+    text = pin.read_text()
+    for pinned in (text, re.sub(r"sha256:\w+", "sha256:" + "0" * 64, text)):
+        pin.write_text(pinned)
+        rows = up.run("images", "ls", "--json").lines
+        assert [(row["for"], row["used_by"]) for row in rows if row["used_by"]] == [
+            ("ollama", [engine, "tiny"]),
+            ("gateway", ["gateway"]),
+        ]
+    pin.write_text(text)
+    assert f"by {engine}, tiny." in up.run("images", "ls").out
+
+
 def test_an_image_that_is_gone_is_told_before_anything_begins(up: DockerOrch) -> None:
     pin = up.home / "pins" / "ollama.toml"
     text = pin.read_text()
