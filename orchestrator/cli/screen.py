@@ -15,7 +15,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TextIO
@@ -24,7 +24,7 @@ import typer
 
 from orchestrator.core.events import Event, EventKind
 from orchestrator.core.progress import split_part
-from orchestrator.core.progress_view import PartLine, ProgressView, amount
+from orchestrator.core.progress_view import PartLine, ProgressView, amount, clock, waited
 from orchestrator.errors import OrchError
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 PLAIN_PROGRESS_S = 5.0
 SPINNER_PROGRESS_S = 0.1
 JSON_PROGRESS_S = 0.5
+# What only takes its time is told less often, and not at all before it has taken some.
+PLAIN_WAIT_S = 30.0
+JSON_WAIT_S = 5.0
+WAITS_AFTER_S = 1.0
 LAST_COLUMN_MIN = 16
 SPINNER_WIDTH = 2
 # Files that come at once: a name, a bar, and what stands around and after it.
@@ -103,17 +107,18 @@ class JsonLines(Screen):
             self._line({"budget": plan.memory_fit.to_json()})
 
     def event(self, event: Event) -> None:
-        if event.kind is not EventKind.PROGRESS or self._is_time(event.what):
+        every_s = {EventKind.PROGRESS: JSON_PROGRESS_S, EventKind.WAITING: JSON_WAIT_S}.get(event.kind, 0.0)
+        if not every_s or self._is_time(event.what, every_s):
             self._line(event.to_json())
 
     def progress(self, what: str, done: int, total: int) -> None:
-        if total and self._is_time(what):
+        if total and self._is_time(what, JSON_PROGRESS_S):
             self._line({"event": "progress", "what": what, "done": done, "total": total})
 
-    def _is_time(self, what: str) -> bool:
+    def _is_time(self, what: str, every_s: float) -> bool:
         """Of parts nothing is told: the whole is what programs wait for."""
         now = time.monotonic()
-        if split_part(what)[1] or now - self._reported_at < JSON_PROGRESS_S:
+        if split_part(what)[1] or now - self._reported_at < every_s:
             return False
         self._reported_at = now
         return True
@@ -159,6 +164,7 @@ class Human(Screen):
         self._view = ProgressView()
         self._reported_at = time.monotonic()
         self._gap = False
+        self._waits_for, self._waits_since = "", 0.0
 
     def plan(self, plan: Plan) -> None:
         from orchestrator.core.plan import Action
@@ -190,10 +196,14 @@ class Human(Screen):
     def event(self, event: Event) -> None:
         match event.kind:
             case EventKind.STARTED:
-                if self._moves or event.long:
-                    self._move(event.what)
+                if self._moves:
+                    self._wait(event.what, 0.0, event.limit)
+                elif event.long:
+                    self._move(f"{event.what}   at most {clock(event.limit)}" if event.limit else event.what)
             case EventKind.PROGRESS:
                 self.progress(event.what, event.done, event.total)
+            case EventKind.WAITING:
+                self._wait(event.what, event.seconds, event.limit)
             case EventKind.SKIPPED:
                 self._err("  =", event.what, f"   {event.why}", dim=True)
             case EventKind.DONE:
@@ -201,7 +211,10 @@ class Human(Screen):
             case EventKind.FAILED:
                 self._err("  !", event.what, fg="red")
             case EventKind.UNDOING:
-                self._move(f"undo: {event.what}")
+                if self._moves:
+                    self._wait(f"undo: {event.what}", 0.0)
+                else:
+                    self._move(f"undo: {event.what}")
             case EventKind.UNDONE:
                 self._err("  <", f"undone: {event.what}", fg="yellow")
             case _:
@@ -211,6 +224,10 @@ class Human(Screen):
         now = time.monotonic()
         wait = SPINNER_PROGRESS_S if self._moves else PLAIN_PROGRESS_S
         if not total and not split_part(what)[1]:
+            if what != self._waits_for:
+                self._waits_for, self._waits_since = what, now
+            elif now - self._waits_since >= WAITS_AFTER_S:
+                self._wait(what, now - self._waits_since)
             return
         if self._view.tell(what, done, total, now) and now - self._reported_at >= wait:
             self._reported_at = now
@@ -258,18 +275,30 @@ class Human(Screen):
     def close(self) -> None:
         self._still()
 
+    def _wait(self, what: str, seconds: float, limit: float = 0.0) -> None:
+        """Tell how long something has taken, of how long it may; on a terminal that goes on by itself."""
+        began = time.monotonic() - seconds
+        if self._moves:
+            self._show(lambda width, is_utf: Drawn(lambda: moving(_since(began, what, limit), (), width, is_utf)))
+        elif time.monotonic() - self._reported_at >= PLAIN_WAIT_S:
+            self._reported_at = time.monotonic()
+            self._move(waited(what, seconds, limit))
+
     def _move(self, what: str, parts: Sequence[PartLine] = ()) -> None:
-        if not self._moves:
-            remarks = "".join(f"   ({part.name})" for part in parts if part.share is None)
-            _write(f"  . {what}{remarks}", sys.stderr)
+        if self._moves:
+            self._show(lambda width, is_utf: moving(what, parts, width, is_utf))
             return
+        remarks = "".join(f"   ({part.name})" for part in parts if part.share is None)
+        _write(f"  . {what}{remarks}", sys.stderr)
+
+    def _show(self, draw: Callable[[int, bool], Text | Drawn]) -> None:
         if self._console is None:
             # Only here, and only on a terminal: it is the largest of all imports of a look.
             from rich.console import Console
 
             self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         console = self._console
-        shown = moving(what, parts, console.width - SPINNER_WIDTH, console.encoding.lower().startswith("utf"))
+        shown = draw(console.width - SPINNER_WIDTH, console.encoding.lower().startswith("utf"))
         with _readers():
             if self._spinner is None:
                 self._spinner = console.status(shown)
@@ -280,6 +309,7 @@ class Human(Screen):
     def _still(self) -> None:
         self._reported_at = time.monotonic()
         self._view = ProgressView()
+        self._waits_for = ""
         if self._spinner is not None:
             spinner, self._spinner = self._spinner, None
             with _readers():
@@ -297,6 +327,21 @@ class Human(Screen):
     def _err(self, mark: str, what: str, rest: str = "", **style: Any) -> None:
         self._still()
         _write(_marked(mark, what, rest, style), sys.stderr)
+
+
+class Drawn:
+    """What moves, drawn anew for each picture of it."""
+
+    def __init__(self, draw: Callable[[], Text]) -> None:
+        self._draw = draw
+
+    def __rich__(self) -> Text:
+        return self._draw()
+
+
+def _since(began: float, what: str, limit: float) -> str:
+    seconds = time.monotonic() - began
+    return waited(what, seconds, limit) if seconds >= WAITS_AFTER_S else what
 
 
 def _marked(mark: str, what: str, rest: str, style: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from orchestrator.core.launch import Instance, InstanceState
 from orchestrator.core.progress import Progress
 from orchestrator.core.routes import Route
 from orchestrator.core.steps import (
+    GATEWAY_START_S,
     AwaitGateway,
     ClearGateway,
     Drain,
@@ -28,7 +29,6 @@ from orchestrator.errors import HostError
 from orchestrator.perform.dispatch import perform
 from orchestrator.probes import LOG_LINES, POLL_S, instance_of, verify_routes
 
-START_S = 30.0
 # By then a gateway goes by a key that it was told to read.
 READS_KEY_S = 3.0
 UNAUTHORIZED = 401
@@ -125,7 +125,7 @@ def clear_gateway(step: ClearGateway, world: World, progress: Progress) -> None:
 
 def _await(step: _Starting, name: str, world: World, progress: Progress) -> None:
     """A gateway that answers its admin."""
-    deadline = world.clock.monotonic() + START_S
+    deadline = world.clock.monotonic() + GATEWAY_START_S
     first = instance_of(step.target, name, world)
     while _hangs(name, world) or world.gateway.status_of(name) is None:
         now = instance_of(step.target, name, world)
@@ -133,7 +133,7 @@ def _await(step: _Starting, name: str, world: World, progress: Progress) -> None
             raise _died(step, name, now, world)
         if world.clock.monotonic() > deadline:
             raise HostError(
-                f"The gateway was started at {_addresses(step)}, and did not answer within {START_S:.0f} s.",
+                f"The gateway was started at {_addresses(step)}, and did not answer within {GATEWAY_START_S:.0f} s.",
                 hint=f"Is this machine overloaded? All of its log: orch logs {name}",
                 detail=world.targets[step.target].log_tail(name, LOG_LINES),
             )
