@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 from orchestrator.core.gateway_status import GatewayState, gateway_label
@@ -36,6 +37,8 @@ UNAUTHORIZED = 401
 LEAVES_S = 3.0
 # How a gateway says that it cannot have its address: gateway/sockets.py.
 ADDRESS_MARKS = ("is already in use", "Cannot listen on")
+# Before what it says: the time, which earlier versions leave out, and that it is an error.
+AS_LOGGED = re.compile(r"^([\d:.T+-]+ )?(ERROR|CRITICAL) ")
 # In the gateway's directory: what it keeps.
 ROUTES = "routes.json"
 
@@ -145,7 +148,7 @@ def _died(step: _Starting, name: str, instance: Instance | None, world: World) -
     """Told by what it said last; what the kernel has ended had no last word."""
     log = world.targets[step.target].log_tail(name, LOG_LINES)
     lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith("---")]
-    said = lines[-1].removeprefix("ERROR ") if lines else "it left no word in its log"
+    said = AS_LOGGED.sub("", lines[-1]) if lines else "it left no word in its log"
     ended = instance.last_exit if instance is not None else None
     if ended is not None and ended.memory_limit is not None:
         said = f"it {ended}"
