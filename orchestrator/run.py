@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from orchestrator.core.events import Event, EventKind, step_name
-from orchestrator.core.plan import Action, Plan, Skip
+from orchestrator.core.plan import Action, Plan, Remark, Skip
 from orchestrator.core.progress import Progress, silent, split_part
 from orchestrator.core.steps import Duration, Step
 from orchestrator.drivers.base import World
@@ -35,7 +35,8 @@ def run(plan: Plan, world: World, emit: Emit, interrupted: Callable[[], bool]) -
         committed = index >= plan.commit
         try:
             if isinstance(item, Skip):
-                emit(Event(EventKind.SKIPPED, plan.verb, index, what=item.what, why=item.why))
+                is_so = not isinstance(item, Remark)
+                emit(Event(EventKind.SKIPPED, plan.verb, index, what=item.what, why=item.why, is_so=is_so))
                 continue
             if committed and undo:
                 emit(Event(EventKind.COMMITTED, plan.verb, index))

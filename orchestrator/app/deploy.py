@@ -10,7 +10,7 @@ from orchestrator.app.intent import GoBack, Intent, Serve, desired_for, why_not_
 from orchestrator.app.resolution import Take, observed_for, resolve_desired
 from orchestrator.core.deployment import Desired
 from orchestrator.core.observed import Observed
-from orchestrator.core.plan import Plan, Skip
+from orchestrator.core.plan import Plan, Remark, Skip
 from orchestrator.core.prerequisites import Prerequisite
 from orchestrator.errors import HostError, PlanRefused
 from orchestrator.planning.deploy import plan_deploy
@@ -80,7 +80,7 @@ def plan_up(orch: Orchestrator, intent: Serve, observed: Observed, options: Opti
             raise type(error)(said, orch.docker_facts.hint or error.hint, error.detail) from error
         raise
     if no_docker:
-        plan = replace(plan, items=(Skip("use Docker", no_docker), *plan.items), commit=plan.commit + 1)
+        plan = replace(plan, items=(Remark("use Docker", no_docker), *plan.items), commit=plan.commit + 1)
     if intent.lock is not None:
         # Few have one.
         from orchestrator.app.lock import check_served

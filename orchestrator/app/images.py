@@ -11,7 +11,7 @@ from orchestrator import resources
 from orchestrator.core.image_names import LATEST, ImageDetails, NamedImage, moves, split_name
 from orchestrator.core.launch import DOCKER
 from orchestrator.core.pins import Accelerator, EnginePin, ImagePin
-from orchestrator.core.plan import Action, Plan, Skip
+from orchestrator.core.plan import Action, Plan, Remark, Skip
 from orchestrator.core.prerequisites import BuildImage, Prerequisite, PullImage, Storage
 from orchestrator.core.toml_text import toml_text
 from orchestrator.core.tools import TOOLS
@@ -145,7 +145,7 @@ def plan_pull(orch: Orchestrator, engines: list[str], wanted: Accelerator | None
                 hint=f"orch images pin {engine} IMAGE:TAG --accelerator {kind.value}; orch images ls shows all.",
             )
         else:
-            items.append(Skip(f"pull an image of {engine}", f"none that can be run is pinned for {kind.value}"))
+            items.append(Remark(f"pull an image of {engine}", f"none that can be run is pinned for {kind.value}"))
     reference, base = orch.gateway_image()
     if isinstance(base, str):
         items += prerequisite_items((BuildImage(reference, base),), observed)

@@ -12,7 +12,7 @@ from orchestrator.app.profiles import weights_facts
 from orchestrator.core.deployment import Adapter, Deployment, Desired, Resolution
 from orchestrator.core.launch import DOCKER
 from orchestrator.core.observed import Observed
-from orchestrator.core.plan import Skip, Upgrade
+from orchestrator.core.plan import Remark, Skip, Upgrade
 from orchestrator.core.prerequisites import Prerequisite
 from orchestrator.core.resolved import Resolved
 from orchestrator.drivers.files import host_errors, write_atomic
@@ -69,7 +69,7 @@ def resolve_desired(
     except OrchError as error:
         if gone:
             raise
-        return again(recorded, Skip("look for an upgrade", error.message)), desired
+        return again(recorded, Remark("look for an upgrade", error.message)), desired
     if not gone:
         if resolved.resolution.identity == recorded.identity:
             return again(recorded, *resolved.passed_over), desired

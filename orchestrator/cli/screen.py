@@ -167,7 +167,7 @@ class Human(Screen):
         self._waits_for, self._waits_since = "", 0.0
 
     def plan(self, plan: Plan) -> None:
-        from orchestrator.core.plan import Action
+        from orchestrator.core.plan import Action, Remark
 
         for index, item in enumerate(plan.items):
             if index == plan.commit and index:
@@ -176,9 +176,9 @@ class Human(Screen):
                 back = f"   (undo: {', '.join(step.what for step in item.undo)})" if item.undo else ""
                 self._out("  +", item.step.what, back, bold=True)
             else:
-                self._out("  =", item.what, f"   {item.why}", dim=True)
+                self._out(_skip_mark(not isinstance(item, Remark)), item.what, f"   {item.why}", dim=True)
         count = len(plan.actions)
-        _write(f"{count} to do, {len(plan.items) - count} already so." if count else "Nothing to do.", sys.stdout)
+        _write(f"{count} to do, {plan.already_so} already so." if count else "Nothing to do.", sys.stdout)
         if plan.memory_fit is not None:
             self._memory_fit(plan.memory_fit)
 
@@ -205,7 +205,7 @@ class Human(Screen):
             case EventKind.WAITING:
                 self._wait(event.what, event.seconds, event.limit)
             case EventKind.SKIPPED:
-                self._err("  =", event.what, f"   {event.why}", dim=True)
+                self._err(_skip_mark(event.is_so), event.what, f"   {event.why}", dim=True)
             case EventKind.DONE:
                 self._err("  +", event.what, f"   {event.seconds:.1f} s")
             case EventKind.FAILED:
@@ -342,6 +342,10 @@ class Drawn:
 def _since(began: float, what: str, limit: float) -> str:
     seconds = time.monotonic() - began
     return waited(what, seconds, limit) if seconds >= WAITS_AFTER_S else what
+
+
+def _skip_mark(is_so: bool) -> str:
+    return "  =" if is_so else "  ."
 
 
 def _marked(mark: str, what: str, rest: str, style: Mapping[str, Any]) -> str:

@@ -30,7 +30,8 @@ class EventKind(StrEnum):
 class Event:
     """`index` counts the plan's items from 0; `step` is the Step's class name; seconds are those the step took, or has
     taken so far while it waits, and `limit` (0: none) is after how many it gives up. `long`: it may take so long that
-    its beginning is worth telling, on a screen that does not move."""
+    its beginning is worth telling, on a screen that does not move. `is_so` says why it is skipped: it is so already,
+    or else it is not done for another reason (a Remark)."""
 
     kind: EventKind
     verb: str
@@ -43,6 +44,7 @@ class Event:
     done: int = 0
     total: int = 0
     long: bool = False
+    is_so: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """The event as a flat JSON object, without what is empty."""

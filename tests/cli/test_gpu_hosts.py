@@ -107,6 +107,11 @@ def test_a_lost_gpu_does_not_hide_the_others_and_is_told(machine: Machine, lost:
     assert does[1] == "install vllm-cuda-0.32.0"
     assert skips == {"use every GPU": "NVML: GPU 0: GPU is lost"}
     assert budget["uuid"] == "GPU-aaaa-1"
+    # What is left out is not already so.
+    plan = orch.run("up", "vllm", "-p", str(orch.profile), "--plan").out.splitlines()
+    assert "  . use every GPU   NVML: GPU 0: GPU is lost" in plan
+    so = [line for line in plan if line.startswith("  = ")]
+    assert f"{len(does)} to do, {len(so)} already so." in plan
     assert orch.status().document["gpu_problem"] == "NVML: GPU 0: GPU is lost"
     # llama.cpp has no use for a GPU here.
     assert planned(orch, "llamacpp")[1] == {}
