@@ -283,3 +283,25 @@ def test_both_mig_devices_are_not_used_together(machine: Machine, qwen3_8b: Path
     on_two(orch, qwen3_8b)
     refused = orch.run("up", "vllm", "-p", str(orch.profile), "--plan", "--json", code=5).lines[-1]
     assert refused["hint"].endswith("Parts of a GPU (MIG) are used one by one only.")
+
+
+@pytest.mark.llamacpp
+def test_what_an_engine_holds_of_its_gpus_is_told_where_nvml_names_it(orch: Orch, nvml: Path) -> None:
+    orch.run("up", "llamacpp", "-p", str(orch.profile))
+    (engine,) = orch.engines().values()
+    name, pid = engine["instance"], engine["pid"]
+    first, second = RTX_5090, RTX_5090_FREER
+
+    def held(*gpus: str) -> int | None:
+        orch.env |= machine_env(nvml, *gpus)
+        found: int | None = orch.engines()[name]["gpu_memory"]
+        return found
+
+    try:
+        assert engine["gpu_memory"] is None
+        assert held(f"{first}|processes={pid}:x:500,1:y:70", f"{second}|processes={pid}:x:300") == 800 * MIB
+        assert "GPU 838.9 MB" in orch.run("status").out
+        assert held(f"{first}|processes=1:y:70") is None
+        assert held(f"{first}|processes={pid}:x:?") is None
+    finally:
+        orch.run("down", "--all")
