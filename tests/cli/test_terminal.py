@@ -49,7 +49,7 @@ def too_wide(lines: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "words", ["--help", "build --help", "profile ls", "engines ls", "artifacts ls", "lora ls", "status"]
+    "words", ["--help", "build --help", "profile ls", "engines ls", "artifacts ls", "lora ls", "status", "schema"]
 )
 def test_80_columns_are_enough(orch: Orch, words: str) -> None:
     lines = on_terminal(orch, *words.split())
