@@ -1,4 +1,4 @@
-"""Finds what orch ships, templates/ and profiles/, in an installed wheel or in a checkout, and reads it."""
+"""Finds what orch ships, templates/, profiles/ and schemas/, in an installed wheel or in a checkout, and reads it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.errors import OrchError, ProfileError
 
 @cache
 def root() -> Path:
-    """The directory that holds templates/ and profiles/."""
+    """The directory that holds templates/, profiles/ and schemas/."""
     package = Path(__file__).parent
     installed = package / "_data"
     return installed if installed.is_dir() else package.parent
@@ -83,6 +83,12 @@ def gateway_bases() -> dict[str, ImagePin]:
     """The base images of the gateway's, by the Python that they have ("3.12")."""
     text = (root() / "profiles" / "images" / "gateway.toml").read_text("utf-8")
     return {base.python: base for base in parse_part(GatewayBases, text, "gateway.toml").bases}
+
+
+def schemas() -> dict[str, Path]:
+    """The shipped JSON schemas, by name: of what a verb prints with --json ("lora-add"), and "common" of what several
+    print."""
+    return {path.stem: path for path in sorted((root() / "schemas").glob("*.json"))}
 
 
 def render_template(name: str, values: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from orchestrator.core.events import Event, EventKind, step_name
-from orchestrator.core.plan import Action, Plan, Skip
+from orchestrator.core.plan import Action, Plan, Remark, Skip
 from orchestrator.core.progress import Progress, silent, split_part
 from orchestrator.core.steps import Duration, Step
 from orchestrator.drivers.base import World
@@ -18,6 +18,9 @@ from orchestrator.errors import Interrupted, OrchError, StepFailed, StepStranded
 from orchestrator.perform import perform
 
 Emit = Callable[[Event], None]
+
+# While a step waits, that is told no more often.
+WAITING_S = 1.0
 
 
 def run(plan: Plan, world: World, emit: Emit, interrupted: Callable[[], bool]) -> None:
@@ -32,15 +35,17 @@ def run(plan: Plan, world: World, emit: Emit, interrupted: Callable[[], bool]) -
         committed = index >= plan.commit
         try:
             if isinstance(item, Skip):
-                emit(Event(EventKind.SKIPPED, plan.verb, index, what=item.what, why=item.why))
+                is_so = not isinstance(item, Remark)
+                emit(Event(EventKind.SKIPPED, plan.verb, index, what=item.what, why=item.why, is_so=is_so))
                 continue
             if committed and undo:
                 emit(Event(EventKind.COMMITTED, plan.verb, index))
                 undo = []
             began = world.clock.monotonic()
-            progress = _progress(plan.verb, index, item.step, emit, interrupted)
-            long = item.step.duration is Duration.LONG
-            emit(Event(EventKind.STARTED, plan.verb, index, step_name(item.step), item.step.what, long=long))
+            progress = _progress(plan.verb, index, item.step, emit, interrupted, world.clock.monotonic)
+            long, limit = item.step.duration is Duration.LONG, item.step.limit_s
+            kind, what = step_name(item.step), item.step.what
+            emit(Event(EventKind.STARTED, plan.verb, index, kind, what, limit=limit, long=long))
             progress(item.step.what, 0, 0)
             if not committed:
                 undo.append(item)
@@ -62,12 +67,24 @@ def run(plan: Plan, world: World, emit: Emit, interrupted: Callable[[], bool]) -
     emit(Event(EventKind.FINISHED, plan.verb, len(plan.items)))
 
 
-def _progress(verb: str, index: int, step: Step, emit: Emit, interrupted: Callable[[], bool]) -> Progress:
+def _progress(
+    verb: str, index: int, step: Step, emit: Emit, interrupted: Callable[[], bool], now: Callable[[], float]
+) -> Progress:
+    began = told = now()
+
     def progress(what: str, done: int, total: int) -> None:
+        nonlocal told
         if interrupted():
             raise Interrupted()
         if total or split_part(what)[1]:
             emit(Event(EventKind.PROGRESS, verb, index, step_name(step), what, done=done, total=total))
+        elif now() - told < WAITING_S:
+            return
+        else:
+            waited = now() - began
+            kind = step_name(step)
+            emit(Event(EventKind.WAITING, verb, index, kind, step.what, seconds=waited, limit=step.limit_s))
+        told = now()
 
     return progress
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 from forks import Forked
+from json_schemas import problems
 
 from orchestrator.drivers.gateway_admin import Gateways
 from orchestrator.settings import read_settings
@@ -74,6 +75,12 @@ class Outcome:
     @property
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.out.splitlines() if line.startswith("{")]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The only line: one document is all of what was told."""
+        (one,) = self.lines
+        return one
 
     def steps(self, event: str) -> list[str]:
         """The steps that an event tells of, in order."""
@@ -135,6 +142,9 @@ class Orch:
         process = self.start(*args)
         out, err = process.communicate(timeout=timeout)
         outcome = Outcome(process.returncode, out, err)
+        if "--json" in args and self.python == sys.executable:
+            wrong = problems(args, out)
+            assert wrong == [], "\n".join(wrong)
         assert code is None or outcome.code == code, f"orch {' '.join(args)} -> {outcome.code}\n{out}\n{err}"
         return outcome
 
@@ -167,7 +177,7 @@ class Orch:
 
     def engines(self) -> dict[str, dict[str, Any]]:
         """The status rows of engines, by instance."""
-        return {line["instance"]: line for line in self.status(code=None).lines if "instance" in line}
+        return {engine["instance"]: engine for engine in self.status(code=None).document["engines"]}
 
     def gateway_status(self) -> dict[str, Any]:
         """What the gateway that serves says of itself."""

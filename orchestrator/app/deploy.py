@@ -11,7 +11,7 @@ from orchestrator.app.intent import GoBack, Intent, MoveTo, Serve, desired_for, 
 from orchestrator.app.resolution import Take, observed_for, resolve_desired
 from orchestrator.core.deployment import Desired
 from orchestrator.core.observed import Observed
-from orchestrator.core.plan import Plan, Skip
+from orchestrator.core.plan import Plan, Remark, Skip
 from orchestrator.core.prerequisites import Prerequisite
 from orchestrator.errors import HostError, PlanRefused
 from orchestrator.planning.deploy import plan_deploy
@@ -93,7 +93,7 @@ def _without_docker(orch: Orchestrator, why: str, make: Callable[[], Plan]) -> P
         said = f"{error.message} Nor is Docker used: {why.rstrip('.')}."
         ways = (orch.docker_facts.hint, f"Or without Docker: {error.hint}" if error.hint else "")
         raise type(error)(said, " ".join(filter(None, ways)), error.detail) from error
-    return replace(plan, items=(Skip("use Docker", why), *plan.items), commit=plan.commit + 1)
+    return replace(plan, items=(Remark("use Docker", why), *plan.items), commit=plan.commit + 1)
 
 
 def plan_taking_down(profile: str | None, everything: bool, observed: Observed, drain_s: float, forget: bool) -> Plan:

@@ -13,7 +13,7 @@ from orchestrator.core.launch import DOCKER
 from orchestrator.core.listen import is_loopback as is_loopback_host
 from orchestrator.core.listen import split_address
 from orchestrator.core.observed import Observed
-from orchestrator.core.plan import Skip
+from orchestrator.core.plan import Remark
 from orchestrator.core.prerequisites import BuildImage, Prerequisite, PullImage
 from orchestrator.core.routes import PROTOCOL
 from orchestrator.errors import HostError, PlanRefused, UsageError
@@ -68,12 +68,12 @@ def kept_keys(orch: Orchestrator, observed: Observed) -> KeyChange:
     return KeyChange(kept, kept.added(first), "ask clients for an API key, the one in ORCH_API_KEY", old_file)
 
 
-def passed_over_key(orch: Orchestrator, observed: Observed) -> Skip | None:
+def passed_over_key(orch: Orchestrator, observed: Observed) -> Remark | None:
     """Why ORCH_API_KEY is not taken, where it is given and none of the gateway's."""
     given, change = orch.settings.api_key, kept_keys(orch, observed)
     if given is None or change.wanted.knows(given):
         return None
-    return Skip(
+    return Remark(
         "take the API key in ORCH_API_KEY", "it is only the first one of a new gateway; orch keys add --stdin adds it"
     )
 

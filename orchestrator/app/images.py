@@ -11,7 +11,7 @@ from orchestrator import resources
 from orchestrator.core.image_names import LATEST, ImageDetails, NamedImage, moves, split_name
 from orchestrator.core.launch import DOCKER
 from orchestrator.core.pins import Accelerator, EnginePin, ImagePin
-from orchestrator.core.plan import Action, Plan, Skip
+from orchestrator.core.plan import Action, Plan, Remark, Skip
 from orchestrator.core.prerequisites import BuildImage, Prerequisite, PullImage, Storage
 from orchestrator.core.toml_text import toml_text
 from orchestrator.core.tools import TOOLS
@@ -20,12 +20,16 @@ from orchestrator.engines import engine_sheet
 from orchestrator.engines.driver_support import driver_cannot
 from orchestrator.engines.resolve import computes_on
 from orchestrator.errors import HostError, OrchError, PlanRefused, UsageError
+from orchestrator.planning.images_gc import image_uses
 from orchestrator.planning.prerequisites import prerequisite_items
 
 if TYPE_CHECKING:
     from orchestrator.app.orchestrator import Orchestrator
+    from orchestrator.core.observed import Observed
     from orchestrator.engines.base import Pins
 
+# Who uses an image, in a word or two each, by what names it exactly.
+Users = Mapping[str, list[str]]
 VERIFIED = "verified.json"
 # Beside the pins: what they were before they were changed.
 BEFORE = "before"
@@ -33,8 +37,8 @@ BEFORE = "before"
 
 @dataclass(frozen=True)
 class Listing:
-    """Rows of what is pinned; `problem` says why it is not known what is here, `gateway_problem` why there is no image
-    for the gateway. Both are empty where there is none."""
+    """Rows of what is pinned, and of what is used and not pinned any more; `problem` says why it is not known what is
+    here, `gateway_problem` why there is no image for the gateway. Both are empty where there is none."""
 
     rows: tuple[Mapping[str, Any], ...]
     problem: str = ""
@@ -97,17 +101,32 @@ def accelerator_here(orch: Orchestrator, engine: str) -> Accelerator:
 
 
 def listing(orch: Orchestrator) -> Listing:
-    """All images that are pinned, and the gateway's."""
+    """All images that are pinned, and the gateway's; and whose they are now."""
     problem = orch.docker_facts.problem
     confirmed, asked = verified(orch), not problem
-    rows = [
-        _row(orch, engine, pin, confirmed, asked) for engine, pins in image_pins(orch).items() for pin in pins.docker
-    ]
+    observed = orch.observe()
+    pinned = [(engine, pin) for engine, pins in image_pins(orch).items() for pin in pins.docker]
+    known = {pin.reference for _, pin in pinned}
+    pinned += [(engine, pin) for engine, pin in _recorded(observed) if pin.reference not in known]
+    users: dict[str, list[str]] = {}
+    for use in image_uses(observed):
+        users.setdefault(use.image, []).append(use.who)
+    rows = [_row(orch, engine, pin, confirmed, asked, users) for engine, pin in pinned]
     try:
-        rows += _gateway_rows(orch, confirmed, asked)
+        rows += _gateway_rows(orch, confirmed, asked, users)
     except OrchError as error:
         return Listing(tuple(rows), problem, f"{error.message} {error.hint}".strip())
     return Listing(tuple(rows), problem)
+
+
+def _recorded(observed: Observed) -> Iterator[tuple[str, ImagePin]]:
+    """What profiles are served by, and what rollback goes back to."""
+    found = {}
+    for desired in observed.desired.values():
+        for served in (desired.served, desired.before):
+            if served is not None and served.resolution is not None and served.resolution.image is not None:
+                found[served.resolution.image.reference] = (served.spec.engine, served.resolution.image)
+    yield from found.values()
 
 
 def plan_pull(orch: Orchestrator, engines: list[str], wanted: Accelerator | None) -> Plan:
@@ -126,7 +145,7 @@ def plan_pull(orch: Orchestrator, engines: list[str], wanted: Accelerator | None
                 hint=f"orch images pin {engine} IMAGE:TAG --accelerator {kind.value}; orch images ls shows all.",
             )
         else:
-            items.append(Skip(f"pull an image of {engine}", f"none that can be run is pinned for {kind.value}"))
+            items.append(Remark(f"pull an image of {engine}", f"none that can be run is pinned for {kind.value}"))
     reference, base = orch.gateway_image()
     if isinstance(base, str):
         items += prerequisite_items((BuildImage(reference, base),), observed)
@@ -270,7 +289,9 @@ def _first(orch: Orchestrator, engine: str, kind: Accelerator, of_this_machine: 
     return None
 
 
-def _row(orch: Orchestrator, engine: str, pin: ImagePin, confirmed: Mapping[str, str], asked: bool) -> dict[str, Any]:
+def _row(
+    orch: Orchestrator, engine: str, pin: ImagePin, confirmed: Mapping[str, str], asked: bool, users: Users
+) -> dict[str, Any]:
     details = orch.images.details(pin.reference) if asked else None
     runs = _runs(orch, engine, pin, details) if engine != "gateway" else "yes"
     by_pull = details is not None and pin.reference in details.facts.references
@@ -289,16 +310,19 @@ def _row(orch: Orchestrator, engine: str, pin: ImagePin, confirmed: Mapping[str,
         "requires": requires,
         "needs": requires.split()[0].split(",")[0] if requires else "",
         "runs_here": runs,
+        "used_by": users.get(pin.reference, []),
         "stated_by": "verified by a pull" if sure else pin.source,
         "state": ("confirmed" if sure else "here") if details is not None else "not here" if asked else "?",
     }
 
 
-def _gateway_rows(orch: Orchestrator, confirmed: Mapping[str, str], asked: bool) -> Iterator[dict[str, Any]]:
+def _gateway_rows(
+    orch: Orchestrator, confirmed: Mapping[str, str], asked: bool, users: Users
+) -> Iterator[dict[str, Any]]:
     """The gateway's base and its image."""
     reference, base = orch.gateway_image()
     if not isinstance(base, str):
-        yield _row(orch, "gateway", base, confirmed, asked)
+        yield _row(orch, "gateway", base, confirmed, asked, users)
     built = [(reference, reference)]
     if isinstance(base, str):
         built = [(orch.settings.gateway_base or base, base), *built]
@@ -312,6 +336,7 @@ def _gateway_rows(orch: Orchestrator, confirmed: Mapping[str, str], asked: bool)
             "here": "yes" if details is not None else "no" if asked else "?",
             "size": details.facts.size if details is not None else 0,
             "runs_here": "yes",
+            "used_by": users.get(image, []),
             "state": "here" if details is not None else "not here" if asked else "?",
             "stated_by": "made here" if name == reference else "ORCH_GATEWAY_BASE",
         }

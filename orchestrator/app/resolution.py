@@ -13,7 +13,7 @@ from orchestrator.core.deployment import Adapter, Deployment, Desired, Resolutio
 from orchestrator.core.launch import DOCKER
 from orchestrator.core.observed import Observed
 from orchestrator.core.pins import Accelerator
-from orchestrator.core.plan import Skip, Upgrade
+from orchestrator.core.plan import Remark, Skip, Upgrade
 from orchestrator.core.prerequisites import Prerequisite
 from orchestrator.core.resolved import Resolved
 from orchestrator.drivers.files import host_errors, write_atomic
@@ -81,7 +81,7 @@ def resolve_desired(
     except OrchError as error:
         if gone:
             raise
-        return again(recorded, Skip("look for an upgrade", error.message)), desired
+        return again(recorded, Remark("look for an upgrade", error.message)), desired
     if not gone:
         if resolved.resolution.identity == recorded.identity:
             return again(recorded, *resolved.passed_over), desired
@@ -100,9 +100,9 @@ def _computes_elsewhere(desired: Desired, recorded: Resolution, observed: Observ
     if now is was.accelerator:
         return None
     if was.accelerator is Accelerator.CPU:
-        return Skip(f"compute on {now.value}", f"{name} computes on the CPU, as it did; {_ASKS_FOR_GPU}")
+        return Remark(f"compute on {now.value}", f"{name} computes on the CPU, as it did; {_ASKS_FOR_GPU}")
     if any(one.running and one.deployment.fingerprint == was.fingerprint for one in observed.engines_of(name)):
-        return Skip("see its GPU", f"{name} serves on {was.accelerator.value}, and no such GPU is seen from here")
+        return Remark("see its GPU", f"{name} serves on {was.accelerator.value}, and no such GPU is seen from here")
     raise HostError(
         f"{name} computed on {was.accelerator.value}, and no such GPU is found now.",
         hint=f"{_SHOULD_WORK[was.accelerator]}; CUDA_VISIBLE_DEVICES= (empty) asks for the CPU instead.",

@@ -49,7 +49,7 @@ def run_plan(orch: Orchestrator, plan: Plan, watcher: Watcher) -> None:
     def emit(event: Event) -> None:
         nonlocal journal
         watcher.event(event)
-        if journal is None or event.kind is EventKind.PROGRESS:
+        if journal is None or event.kind in (EventKind.PROGRESS, EventKind.WAITING):
             return
         try:
             journal.append(event.to_json())

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.app.deploy import Options, plan_to
 from orchestrator.app.gateway import upgrade
 from orchestrator.app.runs import who_is_at_work
-from orchestrator.core.deployment import Desired
-from orchestrator.core.gateway_status import is_gateway
-from orchestrator.core.launch import InstanceState
-from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
+from orchestrator.core.deployment import Deployment, Desired
+from orchestrator.core.gateway_status import BackendLoad, is_gateway
+from orchestrator.core.host import Gpu
+from orchestrator.core.launch import InstanceState, Usage
+from orchestrator.core.observed import EngineObserved, Observed
 from orchestrator.core.plan import Upgrade
+from orchestrator.core.routes import Backend
 from orchestrator.core.steps import (
     AwaitReady,
     EnsureEngine,
@@ -27,60 +31,298 @@ from orchestrator.core.steps import (
     VerifyRoute,
     WriteFile,
 )
+from orchestrator.engines import ENGINES
 from orchestrator.errors import OrchError
 
 if TYPE_CHECKING:
     from orchestrator.app.orchestrator import Orchestrator
+
+# The `$id` of schemas/status.json, which says what is in the document.
+SCHEMA = "urn:orch:schema:status:1"
+# For an engine whose target cannot be asked: whether something answers where its route leads.
+REACH_S = 3.0
 
 # What the start of an engine consists of.
 OF_A_START = (WriteFile, EnsureEngine, ImportArtifact, AwaitReady, SetRoute, VerifyRoute)
 
 
 @dataclass(frozen=True)
-class Status:
-    """`drift` has a sentence for each thing that is not as it should be, `stopped` the profiles that are recorded and
-    taken down, `unseen` the targets that could not be asked what runs there, `restarted` a sentence for each engine
-    that the kernel ended for want of memory. `at_work` says which other orch changes things now, `gpu_problem` which
-    GPUs were left out, `upgrades` what could be served by something newer, the gateway too, and is not out of sync for
-    that, `images` what images are called by what names them exactly; each is empty where there is nothing to tell.
-    `empty`: nothing is deployed and nothing runs."""
+class EngineStatus:
+    """One instance of an engine. What is not known is None, as is what there is not: the pid of what does not run, the
+    image of a process. `state` is that of an Instance, or "unsupervised" where nothing restarts it, or "unknown" where
+    its target cannot be asked and only its route tells of it.
 
-    engines: tuple[EngineObserved, ...]
-    gateway: GatewayObserved
+    `answers`: it serves its model and is ours, or for an unknown one something of that engine answers at its address.
+    `since` (UTC, ISO 8601) and `uptime_s` are of its process. `memory` and `gpu_memory` are bytes that it holds now;
+    `requests` are all that the gateway has counted under its name, tries included, and `in_flight` those of them that
+    have no whole answer yet."""
+
+    instance: str
+    state: str
+    answers: bool
+    address: str | None = None
+    profile: str | None = None
+    engine: str | None = None
+    target: str | None = None
+    generation: int | None = None
+    recipe: str | None = None
+    image: str | None = None
+    environment: str | None = None
+    gpus: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+    pid: int | None = None
+    port: int | None = None
+    since: str | None = None
+    uptime_s: int | None = None
+    restarts: int | None = None
+    last_exit: str | None = None
+    memory: int | None = None
+    gpu_memory: int | None = None
+    requests: int | None = None
+    in_flight: int | None = None
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """A gateway that was replaced, and how many requests it still answers."""
+
+    instance: str
+    in_flight: int
+
+
+@dataclass(frozen=True)
+class GatewayStatus:
+    """The gateway that answers. `pid` is the host's (None: only the target knows, and cannot be asked), `origins` are
+    those that are allowed besides its own; `requests` and `errors` count answers to clients."""
+
+    url: str
+    version: str
+    pid: int | None
+    keys: bool
+    origins: tuple[str, ...]
+    since: str
+    uptime_s: int
+    requests: int
+    errors: int
+    in_flight: int
+    leaving: tuple[Leaving, ...]
+
+
+@dataclass(frozen=True)
+class NameStatus:
+    """A public name, the instance that it leads to, and what is in flight under it (None: its gateway, of an earlier
+    version, does not tell)."""
+
+    public_name: str
+    instance: str
+    in_flight: int | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """`drift` has a sentence for each thing that is not as it should be, `deployed` are the profiles that are to be
+    served, `stopped` those that are recorded and taken down, `unseen` the targets that could not be asked what runs
+    there, `out_of_memory` a sentence for each engine that the kernel ended for want of it. `at_work` says which other
+    orch changes things now, `gpu_problem` which GPUs were left out, `upgrades` what could be served by something
+    newer, the gateway too, and is not out of sync for that; each is empty where there is nothing to tell. `gateway` is
+    None where none answers."""
+
+    engines: tuple[EngineStatus, ...]
+    gateway: GatewayStatus | None
+    names: tuple[NameStatus, ...]
     drift: tuple[str, ...]
+    deployed: tuple[str, ...]
     stopped: tuple[str, ...]
     unseen: tuple[str, ...] = ()
-    restarted: tuple[str, ...] = ()
+    out_of_memory: tuple[str, ...] = ()
     at_work: str = ""
     gpu_problem: str = ""
     upgrades: tuple[str, ...] = ()
-    images: Mapping[str, str] = field(default_factory=dict)
-    empty: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Nothing is deployed and nothing runs."""
+        return not (self.deployed or self.engines or self.gateway or self.drift)
+
+    @property
+    def in_sync(self) -> bool:
+        """All is as it should be, and nobody changes it now."""
+        return not self.drift and not self.at_work
+
+    def to_json(self) -> dict[str, Any]:
+        """The one JSON document of `orch status --json`."""
+        return {"schema": SCHEMA, "in_sync": self.in_sync, **asdict(self)}
 
 
 def status(orch: Orchestrator) -> Status:
     """The world compared with what is recorded. Takes no lock: looking never hinders doing."""
     observed = orch.observe()
-    unreachable = [f"{name}: {error.message} {error.hint}" for name, error in observed.unreachable.items()]
-    runs = observed.deployed or observed.engines or observed.gateway.instance is not None
-    looked_at = [_profile(orch, observed.desired[name], observed) for name in observed.deployed]
-    drift = [line for lines, _ in looked_at for line in lines]
-    drift += _left_over(observed)
-    drift += [f"{one.name}: {one.problem}; orch down --all" for one in observed.damaged]
-    drift += [*observed.unreadable, *(() if observed.deployed else unreachable)]
-    return Status(
-        engines=observed.engines,
-        gateway=observed.gateway,
-        drift=tuple(drift),
-        stopped=tuple(sorted(set(observed.desired) - set(observed.deployed))),
-        unseen=tuple(observed.unreachable),
-        restarted=tuple(_out_of_memory(observed)),
-        at_work=who_is_at_work(orch),
-        gpu_problem=observed.host.gpu_problem,
-        images=_image_names(observed),
-        upgrades=(*filter(None, (upgrade(observed),)), *(line for _, lines in looked_at for line in lines)),
-        empty=not runs and not drift,
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        # Asked while it is planned what is not as it should be.
+        engines = pool.map(lambda engine: _engine(orch, engine, observed), observed.engines)
+        unknown = pool.map(lambda backend: _unknown(orch, backend, observed), _unseen_backends(observed))
+        unreachable = [f"{name}: {error.message} {error.hint}" for name, error in observed.unreachable.items()]
+        looked_at = [_profile(orch, observed.desired[name], observed) for name in observed.deployed]
+        drift = [line for lines, _ in looked_at for line in lines]
+        drift += _left_over(observed)
+        drift += [f"{one.name}: {one.problem}; orch down --all" for one in observed.damaged]
+        drift += [*observed.unreadable, *(() if observed.deployed else unreachable)]
+        return Status(
+            engines=(*engines, *unknown),
+            gateway=_gateway(observed),
+            names=tuple(_names(observed)),
+            drift=tuple(drift),
+            deployed=observed.deployed,
+            stopped=tuple(sorted(set(observed.desired) - set(observed.deployed))),
+            unseen=tuple(observed.unreachable),
+            out_of_memory=tuple(_out_of_memory(observed)),
+            at_work=who_is_at_work(orch),
+            gpu_problem=observed.host.gpu_problem,
+            upgrades=(*filter(None, (upgrade(observed),)), *(line for _, lines in looked_at for line in lines)),
+        )
+
+
+def _engine(orch: Orchestrator, engine: EngineObserved, observed: Observed) -> EngineStatus:
+    instance, deployment = engine.instance, engine.deployment
+    container = instance.launch.container
+    try:
+        usage = orch.targets[instance.target].usage(instance)
+    except OrchError:
+        # It has ended meanwhile, or its target has.
+        usage = Usage()
+    load = _load(instance.name, observed)
+    since = _whole_second(instance.since) if engine.running and instance.since else None
+    return EngineStatus(
+        instance=instance.name,
+        state=instance.state.value if instance.supervised or not engine.running else "unsupervised",
+        answers=engine.answers,
+        address=instance.url if instance.port is not None else None,
+        profile=deployment.profile,
+        engine=deployment.engine,
+        target=deployment.target,
+        generation=deployment.generation,
+        recipe=deployment.recipe.value,
+        image=_image_name(container.image, observed) if container is not None else None,
+        environment=instance.launch.environment,
+        gpus=tuple(filter(None, deployment.gpu.split(","))),
+        adapters=tuple(adapter.name for adapter in deployment.adapters),
+        pid=instance.pid,
+        port=instance.port,
+        since=since,
+        uptime_s=_age(since) if since is not None else None,
+        restarts=max(0, instance.starts - 1),
+        last_exit=str(instance.last_exit) if instance.last_exit is not None else None,
+        memory=usage.memory,
+        gpu_memory=_gpu_memory(usage, observed.host.gpus),
+        requests=load.counts.requests if load is not None else None,
+        in_flight=load.in_flight if load is not None else None,
     )
+
+
+def _whole_second(moment: str) -> str:
+    """A moment in UTC as everybody writes it: Docker tells nanoseconds, and the gateway an offset."""
+    return f"{moment[:19]}Z"
+
+
+def _age(since: str) -> int:
+    """Seconds since then."""
+    return max(0, int((datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds()))
+
+
+def _gpu_memory(usage: Usage, gpus: tuple[Gpu, ...]) -> int | None:
+    """Bytes of GPUs that its processes hold; None where NVML names none of them, or not how much."""
+    held = [user.memory for gpu in gpus for user in gpu.users if user.pid in usage.pids]
+    return sum(held) if held and all(held) else None
+
+
+def _load(instance: str, observed: Observed) -> BackendLoad | None:
+    return observed.gateway.status.load_of(instance) if observed.gateway.status is not None else None
+
+
+def _unseen_backends(observed: Observed) -> list[Backend]:
+    """Where routes lead to that could not be observed, because its target cannot be asked."""
+    if observed.gateway.status is None:
+        return []
+    seen = {engine.instance.name for engine in observed.engines}
+    backends = {route.backend.instance: route.backend for route in observed.gateway.status.routes}
+    # Routes of an earlier version of orch do not say on which target they lead to something.
+    places = {*observed.unreachable, ""} if observed.unreachable else set()
+    return [one for name, one in sorted(backends.items()) if name not in seen and one.place in places]
+
+
+def _unknown(orch: Orchestrator, backend: Backend, observed: Observed) -> EngineStatus:
+    """An engine as the gateway's table and the record have it, asked at the address that its route has."""
+    deployment = _recorded(backend.instance, observed)
+    load = _load(backend.instance, observed)
+    path = ENGINES[deployment.engine].identity_path() if deployment is not None else "/v1/models"
+    reply = orch.http.get(backend.url + path, REACH_S)
+    answers = reply is not None and reply.status == 200
+    if reply is not None and answers and deployment is not None:
+        answers = ENGINES[deployment.engine].recognises(deployment, reply.json)
+    return EngineStatus(
+        instance=backend.instance,
+        state="unknown",
+        answers=answers,
+        address=backend.url,
+        profile=deployment.profile if deployment is not None else None,
+        engine=deployment.engine if deployment is not None else None,
+        target=backend.place or None,
+        recipe=deployment.recipe.value if deployment is not None else None,
+        requests=load.counts.requests if load is not None else None,
+        in_flight=load.in_flight if load is not None else None,
+    )
+
+
+def _recorded(instance: str, observed: Observed) -> Deployment | None:
+    """What the record has of the profile and the engine that an instance is of, by its name."""
+    for desired in observed.desired.values():
+        for served in (desired.served, desired.before):
+            made = served.resolution.deployment if served is not None and served.resolution is not None else None
+            if made is not None and instance.startswith(f"{made.profile}-{made.engine}-g"):
+                return made
+    return None
+
+
+def _gateway(observed: Observed) -> GatewayStatus | None:
+    told, instance = observed.gateway.status, observed.gateway.instance
+    if told is None:
+        return None
+    leaving = [
+        Leaving(other.instance.name, other.status.traffic.in_flight)
+        for other in observed.gateway.others
+        if other.leaves and other.status is not None
+    ]
+    since = _whole_second(told.started_at)
+    # By its own count a gateway in a container is the first process there.
+    own = told.pid if not observed.unreachable else None
+    return GatewayStatus(
+        url=f"http://{told.listen}/v1",
+        version=told.version,
+        pid=instance.pid if instance is not None else own,
+        keys=told.keys,
+        origins=told.origins,
+        since=since,
+        uptime_s=_age(since),
+        requests=told.traffic.totals.requests,
+        errors=told.traffic.totals.errors,
+        in_flight=told.traffic.in_flight,
+        leaving=tuple(leaving),
+    )
+
+
+def _names(observed: Observed) -> Iterator[NameStatus]:
+    if observed.gateway.status is None:
+        return
+    for route in observed.gateway.status.routes:
+        load = observed.gateway.status.load_of(route.backend.instance)
+        untold = load.in_flight and not load.in_flight_by_route
+        in_flight = None if untold else load.in_flight_by_route.get(route.name, 0)
+        yield NameStatus(route.name, route.backend.instance, in_flight)
+
+
+def _image_name(reference: str, observed: Observed) -> str:
+    """What an image is called, with the beginning of its digest; what names it exactly where nothing tells more."""
+    return _image_names(observed).get(reference, reference)
 
 
 def _image_names(observed: Observed) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """The `orch` command.
 
 A file of verbs each: what serves in deploy and status, who may ask in keys, what it is started with in render; what it
-is made of in pull, build, artifacts, lock, engines, images, profiles and inspect. What they do lies in app/; they
-parse, ask and print.
+is made of in pull, build, artifacts, lock, engines, images, profiles and inspect; what they print for programs in
+schema. What they do lies in app/; they parse, ask and print.
 Everything heavy is imported inside them: `orch --help` pays for typer only, and a verb for no other.
 """
 
@@ -27,6 +27,7 @@ VERBS = {
     "profiles": ("profile",),
     "pull": ("pull",),
     "render": ("render",),
+    "schema": ("schema",),
     "status": ("status", "logs"),
 }
 

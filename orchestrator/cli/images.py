@@ -52,7 +52,8 @@ OneAccelerator = Annotated[
 
 @images.command("ls")
 def images_ls(as_json: AsJson = False) -> None:
-    """The images that are pinned: what they are, which are here, and which this machine can run."""
+    """The images that are pinned or used: what they are, which are here, which this machine can run, and whose they are
+    now."""
     with session_of(as_json) as session:
         from orchestrator.app.images import listing
 
@@ -62,6 +63,10 @@ def images_ls(as_json: AsJson = False) -> None:
         if found.gateway_problem:
             session.screen.result({"gateway": found.gateway_problem}, found.gateway_problem)
         session.screen.table("Images", COLUMNS, found.rows)
+        if not as_json:
+            for row in found.rows:
+                if row["used_by"]:
+                    session.screen.say(f"In use: {row['image']} {row['short_digest']} by {', '.join(row['used_by'])}.")
 
 
 @images.command("pull")

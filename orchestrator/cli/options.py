@@ -92,14 +92,17 @@ Drain = Annotated[float, typer.Option(help="Seconds that requests in flight on t
 
 
 @contextmanager
-def session_of(as_json: bool) -> Iterator[Session]:
-    """A Session for one verb. Errors are told on its screen, then leave with their exit code."""
-    from orchestrator.cli.screen import Human, JsonLines
+def session_of(as_json: bool, one_document: bool = False) -> Iterator[Session]:
+    """A Session for one verb. Errors are told on its screen, then leave with their exit code. With `one_document` its
+    JSON is that, or an error, and nothing besides."""
+    from orchestrator.cli.screen import Human, JsonDocument, JsonLines
     from orchestrator.cli.session import Session
     from orchestrator.errors import OrchError
 
     try:
         session = Session(as_json)
+        if as_json and one_document:
+            session.screen = JsonDocument()
     except OrchError as error:
         (JsonLines() if as_json else Human()).error(error)
         raise typer.Exit(error.exit_code) from error

@@ -15,7 +15,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TextIO
@@ -24,7 +24,7 @@ import typer
 
 from orchestrator.core.events import Event, EventKind
 from orchestrator.core.progress import split_part
-from orchestrator.core.progress_view import PartLine, ProgressView, amount
+from orchestrator.core.progress_view import PartLine, ProgressView, amount, clock, waited
 from orchestrator.errors import OrchError
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 PLAIN_PROGRESS_S = 5.0
 SPINNER_PROGRESS_S = 0.1
 JSON_PROGRESS_S = 0.5
+# What only takes its time is told less often, and not at all before it has taken some.
+PLAIN_WAIT_S = 30.0
+JSON_WAIT_S = 5.0
+WAITS_AFTER_S = 1.0
 LAST_COLUMN_MIN = 16
 SPINNER_WIDTH = 2
 # Files that come at once: a name, a bar, and what stands around and after it.
@@ -70,6 +74,12 @@ class Screen:
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows by column name; a JSON line each."""
 
+    def facts(self, title: str, facts: Mapping[str, str]) -> None:
+        """What is known of one thing, for people: a line each, of what is not empty."""
+
+    def say(self, text: str) -> None:
+        """A line for people, where programs get one document."""
+
     def result(self, value: Mapping[str, Any], text: str) -> None:
         """An outcome: `value` for programs, `text` for people."""
 
@@ -97,17 +107,18 @@ class JsonLines(Screen):
             self._line({"budget": plan.memory_fit.to_json()})
 
     def event(self, event: Event) -> None:
-        if event.kind is not EventKind.PROGRESS or self._is_time(event.what):
+        every_s = {EventKind.PROGRESS: JSON_PROGRESS_S, EventKind.WAITING: JSON_WAIT_S}.get(event.kind, 0.0)
+        if not every_s or self._is_time(event.what, every_s):
             self._line(event.to_json())
 
     def progress(self, what: str, done: int, total: int) -> None:
-        if total and self._is_time(what):
+        if total and self._is_time(what, JSON_PROGRESS_S):
             self._line({"event": "progress", "what": what, "done": done, "total": total})
 
-    def _is_time(self, what: str) -> bool:
+    def _is_time(self, what: str, every_s: float) -> bool:
         """Of parts nothing is told: the whole is what programs wait for."""
         now = time.monotonic()
-        if split_part(what)[1] or now - self._reported_at < JSON_PROGRESS_S:
+        if split_part(what)[1] or now - self._reported_at < every_s:
             return False
         self._reported_at = now
         return True
@@ -133,6 +144,16 @@ class JsonLines(Screen):
         _write(json.dumps(value), sys.stdout)
 
 
+class JsonDocument(JsonLines):
+    """One JSON object in all: of what happens on the way nothing is told."""
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Not told."""
+
+    def note(self, value: Mapping[str, Any], text: str) -> None:
+        """Not told."""
+
+
 class Human(Screen):
     """Lines that stay for what is done, one that moves for what is going on."""
 
@@ -143,9 +164,10 @@ class Human(Screen):
         self._view = ProgressView()
         self._reported_at = time.monotonic()
         self._gap = False
+        self._waits_for, self._waits_since = "", 0.0
 
     def plan(self, plan: Plan) -> None:
-        from orchestrator.core.plan import Action
+        from orchestrator.core.plan import Action, Remark
 
         for index, item in enumerate(plan.items):
             if index == plan.commit and index:
@@ -154,9 +176,9 @@ class Human(Screen):
                 back = f"   (undo: {', '.join(step.what for step in item.undo)})" if item.undo else ""
                 self._out("  +", item.step.what, back, bold=True)
             else:
-                self._out("  =", item.what, f"   {item.why}", dim=True)
+                self._out(_skip_mark(not isinstance(item, Remark)), item.what, f"   {item.why}", dim=True)
         count = len(plan.actions)
-        _write(f"{count} to do, {len(plan.items) - count} already so." if count else "Nothing to do.", sys.stdout)
+        _write(f"{count} to do, {plan.already_so} already so." if count else "Nothing to do.", sys.stdout)
         if plan.memory_fit is not None:
             self._memory_fit(plan.memory_fit)
 
@@ -174,18 +196,25 @@ class Human(Screen):
     def event(self, event: Event) -> None:
         match event.kind:
             case EventKind.STARTED:
-                if self._moves or event.long:
-                    self._move(event.what)
+                if self._moves:
+                    self._wait(event.what, 0.0, event.limit)
+                elif event.long:
+                    self._move(f"{event.what}   at most {clock(event.limit)}" if event.limit else event.what)
             case EventKind.PROGRESS:
                 self.progress(event.what, event.done, event.total)
+            case EventKind.WAITING:
+                self._wait(event.what, event.seconds, event.limit)
             case EventKind.SKIPPED:
-                self._err("  =", event.what, f"   {event.why}", dim=True)
+                self._err(_skip_mark(event.is_so), event.what, f"   {event.why}", dim=True)
             case EventKind.DONE:
                 self._err("  +", event.what, f"   {event.seconds:.1f} s")
             case EventKind.FAILED:
                 self._err("  !", event.what, fg="red")
             case EventKind.UNDOING:
-                self._move(f"undo: {event.what}")
+                if self._moves:
+                    self._wait(f"undo: {event.what}", 0.0)
+                else:
+                    self._move(f"undo: {event.what}")
             case EventKind.UNDONE:
                 self._err("  <", f"undone: {event.what}", fg="yellow")
             case _:
@@ -195,6 +224,10 @@ class Human(Screen):
         now = time.monotonic()
         wait = SPINNER_PROGRESS_S if self._moves else PLAIN_PROGRESS_S
         if not total and not split_part(what)[1]:
+            if what != self._waits_for:
+                self._waits_for, self._waits_since = what, now
+            elif now - self._waits_since >= WAITS_AFTER_S:
+                self._wait(what, now - self._waits_since)
             return
         if self._view.tell(what, done, total, now) and now - self._reported_at >= wait:
             self._reported_at = now
@@ -209,10 +242,19 @@ class Human(Screen):
         cells = [[_cell(column, row.get(column, "")) for column in columns] for row in rows]
         right = {index for index, column in enumerate(columns) if _is_number(column, rows)}
         names = [column.replace("_", " ") for column in columns]
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        head, *lines = _aligned([names, *cells], right, width)
+        head, *lines = _aligned([names, *cells], right, _width())
         _write("\n".join([typer.style(title, bold=True), typer.style(head, dim=True), *lines]), sys.stdout)
         self._gap = True
+
+    def facts(self, title: str, facts: Mapping[str, str]) -> None:
+        self._still()
+        self._leave_gap()
+        rows = [[f"  {name}", fact] for name, fact in facts.items() if fact]
+        _write("\n".join([typer.style(title, bold=True), *_aligned(rows, set(), _width())]), sys.stdout)
+        self._gap = True
+
+    def say(self, text: str) -> None:
+        self.result({}, text)
 
     def result(self, value: Mapping[str, Any], text: str) -> None:
         self._still()
@@ -233,18 +275,30 @@ class Human(Screen):
     def close(self) -> None:
         self._still()
 
+    def _wait(self, what: str, seconds: float, limit: float = 0.0) -> None:
+        """Tell how long something has taken, of how long it may; on a terminal that goes on by itself."""
+        began = time.monotonic() - seconds
+        if self._moves:
+            self._show(lambda width, is_utf: Drawn(lambda: moving(_since(began, what, limit), (), width, is_utf)))
+        elif time.monotonic() - self._reported_at >= PLAIN_WAIT_S:
+            self._reported_at = time.monotonic()
+            self._move(waited(what, seconds, limit))
+
     def _move(self, what: str, parts: Sequence[PartLine] = ()) -> None:
-        if not self._moves:
-            remarks = "".join(f"   ({part.name})" for part in parts if part.share is None)
-            _write(f"  . {what}{remarks}", sys.stderr)
+        if self._moves:
+            self._show(lambda width, is_utf: moving(what, parts, width, is_utf))
             return
+        remarks = "".join(f"   ({part.name})" for part in parts if part.share is None)
+        _write(f"  . {what}{remarks}", sys.stderr)
+
+    def _show(self, draw: Callable[[int, bool], Text | Drawn]) -> None:
         if self._console is None:
             # Only here, and only on a terminal: it is the largest of all imports of a look.
             from rich.console import Console
 
             self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         console = self._console
-        shown = moving(what, parts, console.width - SPINNER_WIDTH, console.encoding.lower().startswith("utf"))
+        shown = draw(console.width - SPINNER_WIDTH, console.encoding.lower().startswith("utf"))
         with _readers():
             if self._spinner is None:
                 self._spinner = console.status(shown)
@@ -255,6 +309,7 @@ class Human(Screen):
     def _still(self) -> None:
         self._reported_at = time.monotonic()
         self._view = ProgressView()
+        self._waits_for = ""
         if self._spinner is not None:
             spinner, self._spinner = self._spinner, None
             with _readers():
@@ -272,6 +327,25 @@ class Human(Screen):
     def _err(self, mark: str, what: str, rest: str = "", **style: Any) -> None:
         self._still()
         _write(_marked(mark, what, rest, style), sys.stderr)
+
+
+class Drawn:
+    """What moves, drawn anew for each picture of it."""
+
+    def __init__(self, draw: Callable[[], Text]) -> None:
+        self._draw = draw
+
+    def __rich__(self) -> Text:
+        return self._draw()
+
+
+def _since(began: float, what: str, limit: float) -> str:
+    seconds = time.monotonic() - began
+    return waited(what, seconds, limit) if seconds >= WAITS_AFTER_S else what
+
+
+def _skip_mark(is_so: bool) -> str:
+    return "  =" if is_so else "  ."
 
 
 def _marked(mark: str, what: str, rest: str, style: Mapping[str, Any]) -> str:
@@ -350,6 +424,11 @@ def _cell(column: str, value: Any) -> str:
     if column == "source":
         return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,52}\b", r"\1", str(value))
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _width() -> int | None:
+    """Where text is to wrap; None where it is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _is_number(column: str, rows: Sequence[Mapping[str, Any]]) -> bool:

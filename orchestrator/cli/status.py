@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.options import AsJson, app, session_of
+from orchestrator.core.progress_view import amount, duration
 from orchestrator.errors import DRIFT, LockHeld
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from orchestrator.app.status import Status
+    from orchestrator.app.status import EngineStatus, GatewayStatus, Status
     from orchestrator.cli.screen import Screen
-    from orchestrator.core.gateway_status import BackendLoad
-    from orchestrator.core.observed import EngineObserved, GatewayObserved
 
+GATEWAY_TELLS = " What is told of them is what the gateway has, and what answers there."
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
-ENGINE_COLUMNS = ("instance", "state", "answers", "recipe", "image", "restarts", "adapters")
 
 
 @app.command()
@@ -28,12 +26,16 @@ def status(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What serves, and what is not as it should be. Exit code 9 then, 8 while another orch changes it."""
-    with session_of(as_json) as session:
+    """What serves, and what is not as it should be. Exit code 9 then, 8 while another orch changes it. Where a target
+    cannot be asked (9 too), what the gateway has in its table is told, and which engines answer at their addresses."""
+    with session_of(as_json, one_document=True) as session:
         from orchestrator.app.status import status as current_status
 
         found = current_status(session.orch)
-        _tell(session.screen, found)
+        if as_json:
+            session.screen.result(found.to_json(), "")
+        else:
+            _tell(session.screen, found)
         if found.at_work:
             # What is in the making is nothing to be woken up for.
             raise typer.Exit(0 if during_change_ok else LockHeld.exit_code)
@@ -43,30 +45,70 @@ def status(
 
 def _tell(screen: Screen, found: Status) -> None:
     if found.gpu_problem:
-        screen.result({"gpu_problem": found.gpu_problem}, found.gpu_problem)
+        screen.say(found.gpu_problem)
     if found.at_work:
-        screen.result({"at_work": found.at_work}, found.at_work)
+        screen.say(found.at_work)
     for name in found.stopped:
-        screen.result({"stopped": name}, f"{name} is stopped.  orch up -p {name}")
+        screen.say(f"{name} is stopped.  orch up -p {name}")
     if found.empty:
         if not found.stopped:
-            screen.result({"deployed": []}, "Nothing is deployed.  orch up ENGINE -p PROFILE")
+            screen.say("Nothing is deployed.  orch up ENGINE -p PROFILE")
         return
-    if found.engines or not found.unseen:
-        rows = [_engine_row(engine, found.images) for engine in found.engines]
-        columns = tuple(name for name in ENGINE_COLUMNS if name != "image" or any(row["image"] for row in rows))
-        screen.table("Engines", columns, rows)
     for name in found.unseen:
-        screen.result({"unseen": name}, f"Engines on {name}: unknown.")
-    for line in found.restarted:
-        screen.result({"out_of_memory": line}, line)
-    _tell_gateway(screen, found.gateway)
+        screen.say(f"Engines on {name}: unknown.{GATEWAY_TELLS if found.gateway is not None else ''}")
+    if not found.engines and not found.unseen:
+        screen.say("Engines: none.")
+    for engine in found.engines:
+        screen.facts(engine.instance, _engine_facts(engine))
+    for line in found.out_of_memory:
+        screen.say(line)
+    if found.gateway is not None:
+        screen.facts("Gateway", _gateway_facts(found.gateway))
+        rows = [{**asdict(name), "in_flight": "" if name.in_flight is None else name.in_flight} for name in found.names]
+        screen.table("Names", ("public_name", "instance", "in_flight"), rows)
+        for other in found.gateway.leaving:
+            screen.say(f"{other.instance} was replaced; it answers {other.in_flight} requests.")
     for line in found.upgrades:
-        screen.result({"upgrade": line}, line)
+        screen.say(line)
     for line in found.drift:
-        screen.result({"drift": line}, f"DRIFT {line}")
-    if not found.drift and not found.at_work:
-        screen.result({"in_sync": True}, "All is as it should be.")
+        screen.say(f"DRIFT {line}")
+    if found.in_sync:
+        screen.say("All is as it should be.")
+
+
+def _engine_facts(engine: EngineStatus) -> dict[str, str]:
+    """What there is to tell of it, a line each; what is empty is left out by the screen."""
+    state = [engine.state, "answers" if engine.answers else "does not answer"]
+    if engine.uptime_s is not None:
+        state.append(f"up {duration(engine.uptime_s)}")
+    restarts = f"{engine.restarts} (the last one {engine.last_exit})" if engine.last_exit else f"{engine.restarts}"
+    what = filter(None, (engine.engine, engine.target and f"on {engine.target}"))
+    held = [f"{amount(engine.memory)}"] if engine.memory is not None else []
+    held += [f"GPU {amount(engine.gpu_memory)}"] if engine.gpu_memory is not None else []
+    return {
+        "state": ", ".join(state),
+        "engine": " ".join(what) + (f", generation {engine.generation}" if engine.generation is not None else ""),
+        "recipe": engine.recipe or "",
+        "image": engine.image or "",
+        "environment": engine.environment or "",
+        "GPU": ", ".join(engine.gpus),
+        "memory": ", ".join(held),
+        "requests": f"{engine.requests}, in flight {engine.in_flight}" if engine.requests is not None else "",
+        "restarts": restarts if engine.restarts else "",
+        "adapters": ", ".join(engine.adapters),
+        "address": (engine.address or "") if engine.state == "unknown" else "",
+    }
+
+
+def _gateway_facts(gateway: GatewayStatus) -> dict[str, str]:
+    pid = f"pid {gateway.pid}, " if gateway.pid is not None else ""
+    return {
+        "address": gateway.url,
+        "program": f"orch {gateway.version}, {pid}{'' if gateway.keys else 'no '}API key",
+        "state": f"answers, up {duration(gateway.uptime_s)}",
+        "requests": f"{gateway.requests}, errors {gateway.errors}, in flight {gateway.in_flight}",
+        "origins": ", ".join(gateway.origins),
+    }
 
 
 @app.command()
@@ -101,72 +143,3 @@ def logs(
         # Nothing need be written for a long time: that nobody reads any more is not seen by writing.
         for name, line in followed(chosen, lines, lambda: session.interrupted() or reader_has_left()):
             tell(name, line)
-
-
-def _engine_row(engine: EngineObserved, images: Mapping[str, str]) -> dict[str, Any]:
-    instance, deployment = engine.instance, engine.deployment
-    container = instance.launch.container
-    state = instance.state.value if instance.supervised or not engine.running else "unsupervised"
-    return {
-        "instance": instance.name,
-        "profile": deployment.profile,
-        "engine": deployment.engine,
-        "target": deployment.target,
-        "generation": deployment.generation,
-        "gpu": deployment.gpu,
-        "state": state,
-        "answers": "yes" if engine.answers else "no",
-        "recipe": deployment.recipe.value,
-        "image": images.get(container.image, container.image) if container is not None else "",
-        "pid": instance.pid or "",
-        "port": instance.port or "",
-        "since": instance.since or "",
-        "restarts": max(0, instance.starts - 1),
-        "last_exit": str(instance.last_exit) if instance.last_exit is not None else "",
-        "adapters": [adapter.name for adapter in deployment.adapters],
-    }
-
-
-def _in_flight(load: BackendLoad, name: str) -> int | str:
-    """Under this name; empty where a gateway of an earlier version does not tell."""
-    if load.in_flight and not load.in_flight_by_route:
-        return ""
-    return load.in_flight_by_route.get(name, 0)
-
-
-def _tell_gateway(screen: Screen, gateway: GatewayObserved) -> None:
-    status = gateway.status
-    if status is None:
-        return
-    rows = [
-        {
-            "public_name": route.name,
-            "engine": route.backend.instance,
-            "in_flight": _in_flight(status.load_of(route.backend.instance), route.name),
-        }
-        for route in status.routes
-    ]
-    totals, in_flight = status.traffic.totals, status.traffic.in_flight
-    # By its own count a gateway in a container is the first process there.
-    pid = gateway.instance.pid if gateway.instance is not None else status.pid
-    told = {
-        "gateway": f"http://{status.listen}/v1",
-        "version": status.version,
-        "pid": pid,
-        "keys": status.keys,
-        "origins": list(status.origins),
-        "requests": totals.requests,
-        "errors": totals.errors,
-        "in_flight": in_flight,
-    }
-    lines = [
-        f"Gateway {told['gateway']}  (orch {status.version}, pid {pid}, {'' if status.keys else 'no '}API key)",
-        f"  requests {totals.requests}, errors {totals.errors}, in flight {in_flight}",
-        *(f"  origins allowed besides its own: {origin}" for origin in status.origins),
-    ]
-    screen.result(told, "\n".join(lines))
-    screen.table("Names", ("public_name", "engine", "in_flight"), rows)
-    for other in gateway.others:
-        if other.leaves and other.status is not None:
-            name, left = other.instance.name, other.status.traffic.in_flight
-            screen.result({"leaves": name, "in_flight": left}, f"{name} was replaced; it answers {left} requests.")

@@ -17,6 +17,7 @@ class EventKind(StrEnum):
     SKIPPED = "skipped"
     STARTED = "started"
     PROGRESS = "progress"
+    WAITING = "waiting"
     DONE = "done"
     FAILED = "failed"
     UNDOING = "undoing"
@@ -27,8 +28,10 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True)
 class Event:
-    """`index` counts the plan's items from 0; `step` is the Step's class name; seconds are those the step took. `long`:
-    it may take so long that its beginning is worth telling, on a screen that does not move."""
+    """`index` counts the plan's items from 0; `step` is the Step's class name; seconds are those the step took, or has
+    taken so far while it waits, and `limit` (0: none) is after how many it gives up. `long`: it may take so long that
+    its beginning is worth telling, on a screen that does not move. `is_so` says why it is skipped: it is so already,
+    or else it is not done for another reason (a Remark)."""
 
     kind: EventKind
     verb: str
@@ -37,14 +40,22 @@ class Event:
     what: str = ""
     why: str = ""
     seconds: float = 0.0
+    limit: float = 0.0
     done: int = 0
     total: int = 0
     long: bool = False
+    is_so: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """The event as a flat JSON object, without what is empty."""
         fields: dict[str, Any] = {"event": self.kind.value, "verb": self.verb, "index": self.index}
-        extra = {"step": self.step, "what": self.what, "why": self.why, "seconds": round(self.seconds, 3)}
+        extra = {
+            "step": self.step,
+            "what": self.what,
+            "why": self.why,
+            "seconds": round(self.seconds, 3),
+            "limit": self.limit,
+        }
         fields.update({name: value for name, value in extra.items() if value})
         if self.kind is EventKind.PROGRESS:
             fields.update(done=self.done, total=self.total)

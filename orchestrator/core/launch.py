@@ -118,6 +118,15 @@ class Children:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What a running instance takes of its host: bytes of memory in RAM (None: its target cannot tell), of all its
+    processes; and their pids, as the host counts them, where it may hold memory of a GPU."""
+
+    memory: int | None = None
+    pids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Instance:
     """One instance as its target sees it now.
 

@@ -1,4 +1,4 @@
-"""A Plan: ordered values, each to be done or already so."""
+"""A Plan: ordered values, each to be done, already so, or a remark."""
 
 from __future__ import annotations
 
@@ -22,14 +22,19 @@ class Action:
 
 @dataclass(frozen=True)
 class Skip:
-    """Something that need not be done: what, and why not."""
+    """Something that need not be done, because it is so: what, and how that is known."""
 
     what: str
     why: str
 
 
 @dataclass(frozen=True)
-class Upgrade(Skip):
+class Remark(Skip):
+    """Something that is not done and is not so either: what, and why not."""
+
+
+@dataclass(frozen=True)
+class Upgrade(Remark):
     """What would be served by now, were it asked for anew, and why it is not."""
 
 
@@ -49,6 +54,11 @@ class Plan:
     def actions(self) -> tuple[Action, ...]:
         """The items that are to be done."""
         return tuple(item for item in self.items if isinstance(item, Action))
+
+    @property
+    def already_so(self) -> int:
+        """How many of the items are."""
+        return sum(isinstance(item, Skip) and not isinstance(item, Remark) for item in self.items)
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

@@ -67,6 +67,18 @@ def amount(count: int, total: int = 0, unit: bool = True) -> str:
     return f"{count / 1000:.0f}" + " kB" * unit
 
 
+def waited(what: str, seconds: float, limit: float = 0.0) -> str:
+    """How long something was waited for, of how long it may be (0: there is no limit): `what   1:32 of 10:00`."""
+    return f"{what}   {clock(seconds)}" + (f" of {clock(limit)}" if limit else "")
+
+
+def clock(seconds: float) -> str:
+    """Time as a clock shows it: `0:07`, `10:00`, `1:02:03`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def duration(seconds: float) -> str:
     """Time as people say it: `40 s`, `4 min`, `1 h 20 min`."""
     if seconds < 100:

@@ -17,6 +17,11 @@ from orchestrator.core.keys import KeyRing
 from orchestrator.core.progress_view import amount
 from orchestrator.core.routes import Route
 
+# How long memory may linger after the end of the process that held it.
+MEMORY_S = 60.0
+# By then a gateway that was started answers, or something is wrong.
+GATEWAY_START_S = 30.0
+
 
 class Duration(StrEnum):
     """How long a step may take, for whoever watches: over before anybody looks, or long enough to say so beforehand."""
@@ -34,6 +39,11 @@ class Step(ABC):
     @abstractmethod
     def what(self) -> str:
         """The step in plain words, as an imperative."""
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds after which it waits no longer; 0: it has no such limit."""
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,10 @@ class AwaitGateway(Step):
     @property
     def what(self) -> str:
         return "wait for the gateway to answer"
+
+    @property
+    def limit_s(self) -> float:
+        return GATEWAY_START_S
 
 
 @dataclass(frozen=True)
@@ -128,6 +142,10 @@ class RestartGateway(Step):
     def what(self) -> str:
         return f"restart the gateway as {self.new} when it is idle: it cannot hand over, and is gone for a second"
 
+    @property
+    def limit_s(self) -> float:
+        return self.timeout_s
+
 
 @dataclass(frozen=True)
 class ClearGateway(Step):
@@ -193,6 +211,10 @@ class AwaitMemory(Step):
     def what(self) -> str:
         return f"wait for {self.size / 2**30:.1f} GiB of GPU memory"
 
+    @property
+    def limit_s(self) -> float:
+        return MEMORY_S
+
 
 @dataclass(frozen=True)
 class ImportArtifact(Step):
@@ -226,6 +248,10 @@ class AwaitReady(Step):
     @property
     def what(self) -> str:
         return f"wait for {self.deployment.instance} to answer"
+
+    @property
+    def limit_s(self) -> float:
+        return self.timeout_s
 
 
 @dataclass(frozen=True)
@@ -332,6 +358,10 @@ class Drain(Step):
     @property
     def what(self) -> str:
         return f"drain {self.instance}"
+
+    @property
+    def limit_s(self) -> float:
+        return self.timeout_s
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from orchestrator.core.gateway_status import GatewayStatus, Listener
 from orchestrator.core.host import Host
 from orchestrator.core.images import ImageFacts
 from orchestrator.core.keys import KeyRing
-from orchestrator.core.launch import Instance, Launch
+from orchestrator.core.launch import Instance, Launch, Usage
 from orchestrator.core.pins import ImagePin
 from orchestrator.core.progress import Progress, silent
 from orchestrator.core.routes import Route
@@ -189,6 +189,10 @@ class Target(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove a stopped instance; its log stays."""
+        ...
+
+    def usage(self, instance: Instance) -> Usage:
+        """What one that was observed takes now; of one that does not run nothing is known."""
         ...
 
     def log_tail(self, name: str, lines: int) -> str:

@@ -11,7 +11,7 @@ from orchestrator.core.docker import CDI, HOOK, DockerFacts
 from orchestrator.core.host import MOST_GPUS, Gpu, Host
 from orchestrator.core.launch import DOCKER
 from orchestrator.core.pins import Accelerator
-from orchestrator.core.plan import Skip
+from orchestrator.core.plan import Remark, Skip
 from orchestrator.core.profile import Profile
 from orchestrator.core.weights import Shape
 from orchestrator.engines.base import EngineSheet
@@ -63,10 +63,10 @@ def _too_few(sheet: EngineSheet, count: int, able: list[int], host: Host) -> Pla
 def gpus_left_out(sheet: EngineSheet, profile: Profile, accelerator: Accelerator, host: Host) -> Iterator[Skip]:
     """What is said of GPUs that are not used, though they might be meant to be."""
     if host.gpu_problem and sheet.takes_gpu:
-        yield Skip("use every GPU", host.gpu_problem)
+        yield Remark("use every GPU", host.gpu_problem)
     wanted = sheet.gpus(profile, Accelerator.CUDA)
     if wanted > 1 and accelerator is Accelerator.CPU:
-        yield Skip(f"use {wanted} GPUs", f"{sheet.name} computes on the CPU here, which is one")
+        yield Remark(f"use {wanted} GPUs", f"{sheet.name} computes on the CPU here, which is one")
 
 
 def seen_by(spec: DeploymentSpec, gpus: tuple[Gpu, ...], host: Host, docker: DockerFacts | None) -> dict[str, Any]:

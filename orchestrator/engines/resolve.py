@@ -12,7 +12,7 @@ from orchestrator.core.host import Host
 from orchestrator.core.launch import DOCKER, Container
 from orchestrator.core.memory import MemoryFit, MemoryPool, artifact_bytes, memory_pools
 from orchestrator.core.pins import Accelerator, ImagePin
-from orchestrator.core.plan import Skip
+from orchestrator.core.plan import Remark, Skip
 from orchestrator.core.profile import Profile
 from orchestrator.core.resolved import Resolved
 from orchestrator.core.routes import Backend, Route
@@ -138,7 +138,7 @@ def _image(
         reason = driver_cannot(image, known, host) if accelerator is Accelerator.CUDA else ""
         if not reason:
             return image, tuple(passed_over)
-        passed_over.append(Skip(f"use {image.name}", reason))
+        passed_over.append(Remark(f"use {image.name}", reason))
     raise PlanRefused(
         f"The NVIDIA driver here runs none of the pinned images of {sheet.name}.",
         hint=f"Update the driver, or pin an older build: orch images pin {sheet.name} IMAGE:TAG",
@@ -210,7 +210,7 @@ def _choose_recipe(
         reason = sheet.cannot_serve(recipe, accelerator, host)
         if not reason:
             return recipe, tuple(passed_over)
-        passed_over.append(Skip(f"leave out {recipe.value}", reason))
+        passed_over.append(Remark(f"leave out {recipe.value}", reason))
     raise PlanRefused(
         f"{sheet.name} can serve none of: {', '.join(recipe.value for recipe in candidates)}.",
         hint=f"Name another recipe under engines.{sheet.name}.recipes, or use another engine.",

@@ -14,6 +14,7 @@ import resource
 import socket
 import sys
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import uvloop
@@ -104,9 +105,26 @@ def _keys(hosts: Iterable[str], file: Path | None, use: Path) -> Keys:
     return Keys(file, use, needed=beyond is not None)
 
 
+class _Timed(logging.Formatter):
+    """A time before each line, those of a traceback too: ISO 8601, with the offset from UTC."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).astimezone().isoformat(timespec="milliseconds")
+        return "\n".join(f"{at} {line}" for line in super().format(record).splitlines())
+
+
+def log_to_stderr() -> None:
+    """All that is said, by whom ever: what nobody catches, and warnings, too."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Timed("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.captureWarnings(True)
+    sys.excepthook = lambda *error: log.critical("This is a bug in orch.", exc_info=error)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Serve until a signal; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    log_to_stderr()
     arguments = _arguments(argv)
     listen = arguments.listen or [DEFAULT_LISTEN]
     _allow_many_connections()

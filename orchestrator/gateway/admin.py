@@ -104,7 +104,7 @@ class Admin:
             table = self._board.table.replaced(owner, routes)
             await tell("PUT", f"/routes/{quote(owner, safe='')}", [route.to_json() for route in routes])
             await self._succession.save(table)
-            self._board.table = table
+            self._board.go_by(table)
         backends = sorted({route.backend.instance for route in routes})
         log.info("%s: %s", owner, f"routes to {', '.join(backends)}" if backends else "no routes any more")
 

@@ -121,10 +121,20 @@ class Switchboard:
         self.table = table
         self.totals = Tally()
         self.held = 0
-        # Never pruned: a name per generation that was ever deployed, and a drained backend's counts stay readable.
+        # A name per generation that was ever deployed: a drained backend's counts stay readable.
         self._backends: dict[str, Backend] = {}
         self._holds: dict[str, Hold] = {}
         self._stopping = False
+
+    def go_by(self, table: RouteTable) -> None:
+        """Another table. A backend of an owner that had no routes is counted from nothing, whatever its name: what was
+        called so has been taken down, and generations begin anew."""
+        owners = {route.owner for route in self.table}
+        for route in table:
+            known = self._backends.get(route.backend.instance)
+            if route.owner not in owners and known is not None and not known.claims:
+                del self._backends[route.backend.instance]
+        self.table = table
 
     async def admit(self, name: str) -> Claim:
         """Claim the current route of `name`, waiting while its owner is paused.

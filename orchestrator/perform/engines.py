@@ -22,9 +22,6 @@ from orchestrator.errors import HostError
 from orchestrator.perform.dispatch import perform
 from orchestrator.probes import POLL_S, ask_engine, await_ready, digests, import_artifact, spare_of
 
-# How long memory may linger after the end of the process that held it.
-MEMORY_S = 60.0
-
 
 @perform.register
 def write_file(step: WriteFile, world: World, progress: Progress) -> None:
@@ -40,7 +37,7 @@ def ensure_engine(step: EnsureEngine, world: World, progress: Progress) -> None:
 @perform.register
 def await_memory(step: AwaitMemory, world: World, progress: Progress) -> None:
     """The driver gives back what a dead process held some seconds later; nobody tells when."""
-    deadline = world.clock.monotonic() + MEMORY_S
+    deadline = world.clock.monotonic() + step.limit_s
     while True:
         seen = next((one for one in world.read_host().gpus if one.uuid == step.gpu), None)
         if seen is None:
@@ -51,7 +48,7 @@ def await_memory(step: AwaitMemory, world: World, progress: Progress) -> None:
             users = ", ".join(str(user) for user in seen.users) or "no process that the driver knows"
             raise HostError(
                 f"{step.size / 2**30:.1f} GiB of {seen.name} are needed, and {seen.memory_free / 2**30:.1f} are free "
-                f"after {MEMORY_S:.0f} s.",
+                f"after {step.limit_s:.0f} s.",
                 hint=f"It is held by {users}.",
             )
         progress("waiting for GPU memory", 0, 0)

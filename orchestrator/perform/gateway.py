@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 from orchestrator.core.gateway_status import GatewayState, gateway_label
@@ -10,6 +11,7 @@ from orchestrator.core.launch import Instance, InstanceState
 from orchestrator.core.progress import Progress
 from orchestrator.core.routes import FIRST_WITH_DIGESTS, Route
 from orchestrator.core.steps import (
+    GATEWAY_START_S,
     AwaitGateway,
     ClearGateway,
     Drain,
@@ -29,11 +31,12 @@ from orchestrator.errors import HostError
 from orchestrator.perform.dispatch import perform
 from orchestrator.probes import LOG_LINES, POLL_S, instance_of, verify_routes
 
-START_S = 30.0
 # Where nobody is connected to a gateway that was replaced, it has left by then.
 LEAVES_S = 3.0
 # How a gateway says that it cannot have its address: gateway/sockets.py.
 ADDRESS_MARKS = ("is already in use", "Cannot listen on")
+# Before what it says: the time, which earlier versions leave out, and that it is an error.
+AS_LOGGED = re.compile(r"^([\d:.T+-]+ )?(ERROR|CRITICAL) ")
 # In the gateway's directory: what it keeps.
 ROUTES = "routes.json"
 
@@ -123,7 +126,7 @@ def clear_gateway(step: ClearGateway, world: World, progress: Progress) -> None:
 
 def _await(step: _Starting, name: str, world: World, progress: Progress) -> None:
     """A gateway that answers its admin."""
-    deadline = world.clock.monotonic() + START_S
+    deadline = world.clock.monotonic() + GATEWAY_START_S
     first = instance_of(step.target, name, world)
     while _hangs(name, world) or world.gateway.status_of(name) is None:
         now = instance_of(step.target, name, world)
@@ -131,7 +134,7 @@ def _await(step: _Starting, name: str, world: World, progress: Progress) -> None
             raise _died(step, name, now, world)
         if world.clock.monotonic() > deadline:
             raise HostError(
-                f"The gateway was started at {_addresses(step)}, and did not answer within {START_S:.0f} s.",
+                f"The gateway was started at {_addresses(step)}, and did not answer within {GATEWAY_START_S:.0f} s.",
                 hint=f"Is this machine overloaded? All of its log: orch logs {name}",
                 detail=world.targets[step.target].log_tail(name, LOG_LINES),
             )
@@ -143,7 +146,7 @@ def _died(step: _Starting, name: str, instance: Instance | None, world: World) -
     """Told by what it said last; what the kernel has ended had no last word."""
     log = world.targets[step.target].log_tail(name, LOG_LINES)
     lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith("---")]
-    said = lines[-1].removeprefix("ERROR ") if lines else "it left no word in its log"
+    said = AS_LOGGED.sub("", lines[-1]) if lines else "it left no word in its log"
     ended = instance.last_exit if instance is not None else None
     if ended is not None and ended.memory_limit is not None:
         said = f"it {ended}"

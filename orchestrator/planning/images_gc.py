@@ -27,18 +27,35 @@ class ImageVerdict:
     why: str
 
 
-def images_needed(observed: Observed) -> Needs:
+@dataclass(frozen=True)
+class ImageUse:
+    """That an image (by what names it exactly) is used: by whom, in a word or two, and why it is needed."""
+
+    image: str
+    who: str
+    why: str
+
+
+def image_uses(observed: Observed) -> Iterator[ImageUse]:
     """What runs, what is recorded, and what rollback would go back to."""
-    needs: dict[str, str] = {}
     instances = [*(engine.instance for engine in observed.engines), *observed.gateway.all, *observed.damaged]
     for instance in instances:
         if instance.launch.container is not None:
-            needs.setdefault(instance.launch.container.image, f"{instance.name} is made of it")
+            yield ImageUse(instance.launch.container.image, instance.name, f"{instance.name} is made of it")
     for profile, desired in sorted(observed.desired.items()):
-        comes = "is stopped, and comes back" if desired.stopped else "is served"
-        needs |= _needed_by(desired.resolution, f"{profile} {comes} with it", needs)
+        who, comes = (
+            (f"{profile} (stopped)", "is stopped, and comes back") if desired.stopped else (profile, "is served")
+        )
+        yield from _used_by(desired.resolution, who, f"{profile} {comes} with it")
         before = desired.before.resolution if desired.before is not None else None
-        needs |= _needed_by(before, f"rollback of {profile} goes back to it", needs)
+        yield from _used_by(before, f"{profile} (rollback)", f"rollback of {profile} goes back to it")
+
+
+def images_needed(observed: Observed) -> Needs:
+    """Why each is needed; of several reasons the first."""
+    needs: dict[str, str] = {}
+    for use in image_uses(observed):
+        needs.setdefault(use.image, use.why)
     return needs
 
 
@@ -57,10 +74,9 @@ def sort_out_images(
     return tuple(found)
 
 
-def _needed_by(resolution: Resolution | None, why: str, needs: Needs) -> dict[str, str]:
-    if resolution is None or resolution.image is None or resolution.image.reference in needs:
-        return {}
-    return {resolution.image.reference: why}
+def _used_by(resolution: Resolution | None, who: str, why: str) -> Iterator[ImageUse]:
+    if resolution is not None and resolution.image is not None:
+        yield ImageUse(resolution.image.reference, who, why)
 
 
 def _own_names(facts: ImageFacts, gateway: str, repositories: Collection[str]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from orchestrator.core.gateway import GatewaySpec, KeyChange
 from orchestrator.core.observed import Observed
-from orchestrator.core.plan import Action, Plan, Skip
+from orchestrator.core.plan import Action, Plan, Remark, Skip
 from orchestrator.core.routes import FIRST_WITH_DIGESTS
 from orchestrator.core.steps import DropOldKeyFile, ReadKeys, WriteKeys
 from orchestrator.planning.parts import Limits, gateway_items
@@ -20,7 +20,7 @@ def plan_keys(verb: str, gateway: GatewaySpec, observed: Observed, limits: Limit
     if old:
         before += gateway_items(gateway, observed, FIRST_WITH_DIGESTS, limits)
     elif status is None:
-        before.append(Skip(ReadKeys().what, "it reads them when it starts"))
+        before.append(Remark(ReadKeys().what, "it reads them when it starts"))
     else:
         before += read_items(change, observed)
     return Plan(verb, (*before, *dropped_items(change)), len(before))

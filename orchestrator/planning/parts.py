@@ -14,7 +14,7 @@ from orchestrator.core.gateway_status import GATEWAY, generation_of, successor_o
 from orchestrator.core.launch import Instance, InstanceState
 from orchestrator.core.memory import MemoryFit
 from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
-from orchestrator.core.plan import Action, Skip
+from orchestrator.core.plan import Action, Remark, Skip
 from orchestrator.core.resolved import Resolved
 from orchestrator.core.routes import PROTOCOL, Backend, Route
 from orchestrator.core.steps import (
@@ -148,7 +148,9 @@ def replaced_gateways(planned: Iterable[Action | Skip], observed: Observed) -> I
     for other in observed.gateway.others:
         target, name = other.instance.target, other.instance.name
         if other.leaves and other.status is not None:
-            yield Skip(f"remove {name}", f"it answers {other.status.traffic.in_flight} requests, and leaves by itself")
+            yield Remark(
+                f"remove {name}", f"it answers {other.status.traffic.in_flight} requests, and leaves by itself"
+            )
             continue
         if other.instance.state is not InstanceState.STOPPED:
             yield Action(StopEngine(target, name))

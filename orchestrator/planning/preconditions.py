@@ -9,7 +9,7 @@ from orchestrator.core.launch import DOCKER
 from orchestrator.core.memory import GIB, MIB, Change
 from orchestrator.core.observed import Observed
 from orchestrator.core.pins import Accelerator
-from orchestrator.core.plan import Skip
+from orchestrator.core.plan import Remark, Skip
 from orchestrator.core.progress_view import amount
 from orchestrator.core.resolved import Resolved
 from orchestrator.errors import HostError, PlanRefused
@@ -67,7 +67,7 @@ def unknown_room(resolved: Resolved, observed: Observed) -> Iterator[Skip]:
         why = "how much memory an AMD GPU has is not known"
     else:
         why = "config.json does not tell their shape"
-    yield Skip("see whether the weights fit into memory", why)
+    yield Remark("see whether the weights fit into memory", why)
 
 
 def refuse_no_room(resolved: Resolved, observed: Observed) -> None:

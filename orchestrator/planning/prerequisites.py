@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from orchestrator.core.observed import Observed
-from orchestrator.core.plan import Action, Plan, Skip
+from orchestrator.core.plan import Action, Plan, Remark, Skip
 from orchestrator.core.prerequisites import BuildArtifact, BuildTogether, Prerequisite, Storage
 
 # Why something need not be done, by where it is kept: because it is here, or because it only serves to make others,
@@ -31,7 +31,7 @@ def prerequisite_items(wanted: tuple[Prerequisite, ...], observed: Observed) -> 
         if all(is_here(part, observed) for part in step.parts):
             yield from (Skip(part.what, HERE[part.storage]) for part in step.parts)
         elif _is_spent(step, parts, observed):
-            yield Skip(step.what, SPENT[step.storage])
+            yield Remark(step.what, SPENT[step.storage])
         else:
             yield from (Skip(part.what, HERE[part.storage]) for part in step.parts if is_here(part, observed))
             yield Action(_what_is_left(step, observed))

@@ -107,7 +107,12 @@ def test_a_lost_gpu_does_not_hide_the_others_and_is_told(machine: Machine, lost:
     assert does[1] == "install vllm-cuda-0.32.0"
     assert skips == {"use every GPU": "NVML: GPU 0: GPU is lost"}
     assert budget["uuid"] == "GPU-aaaa-1"
-    assert orch.status().lines[0] == {"gpu_problem": "NVML: GPU 0: GPU is lost"}
+    # What is left out is not already so.
+    plan = orch.run("up", "vllm", "-p", str(orch.profile), "--plan").out.splitlines()
+    assert "  . use every GPU   NVML: GPU 0: GPU is lost" in plan
+    so = [line for line in plan if line.startswith("  = ")]
+    assert f"{len(does)} to do, {len(so)} already so." in plan
+    assert orch.status().document["gpu_problem"] == "NVML: GPU 0: GPU is lost"
     # llama.cpp has no use for a GPU here.
     assert planned(orch, "llamacpp")[1] == {}
 
@@ -278,3 +283,25 @@ def test_both_mig_devices_are_not_used_together(machine: Machine, qwen3_8b: Path
     on_two(orch, qwen3_8b)
     refused = orch.run("up", "vllm", "-p", str(orch.profile), "--plan", "--json", code=5).lines[-1]
     assert refused["hint"].endswith("Parts of a GPU (MIG) are used one by one only.")
+
+
+@pytest.mark.llamacpp
+def test_what_an_engine_holds_of_its_gpus_is_told_where_nvml_names_it(orch: Orch, nvml: Path) -> None:
+    orch.run("up", "llamacpp", "-p", str(orch.profile))
+    (engine,) = orch.engines().values()
+    name, pid = engine["instance"], engine["pid"]
+    first, second = RTX_5090, RTX_5090_FREER
+
+    def held(*gpus: str) -> int | None:
+        orch.env |= machine_env(nvml, *gpus)
+        found: int | None = orch.engines()[name]["gpu_memory"]
+        return found
+
+    try:
+        assert engine["gpu_memory"] is None
+        assert held(f"{first}|processes={pid}:x:500,1:y:70", f"{second}|processes={pid}:x:300") == 800 * MIB
+        assert "GPU 838.9 MB" in orch.run("status").out
+        assert held(f"{first}|processes=1:y:70") is None
+        assert held(f"{first}|processes={pid}:x:?") is None
+    finally:
+        orch.run("down", "--all")

@@ -17,15 +17,15 @@ import pytest
 from orch_command import ASSETS, Orch, script
 
 from orchestrator.cli.screen import moving
-from orchestrator.core.progress_view import PartLine
+from orchestrator.core.progress_view import PartLine, waited
 
 hub_server = script("hub_server")
 
 WIDTH = 80
 
 
-def on_terminal(orch: Orch, *args: str, columns: int = WIDTH) -> list[str]:
-    """The lines that a command leaves on a terminal of so many columns."""
+def on_terminal(orch: Orch, *args: str, columns: int = WIDTH, code: int = 0) -> list[str]:
+    """The lines that a command leaves on a terminal of so many columns, all that moved among them."""
     main, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environ = {**orch.environ(), "TERM": "xterm"}
@@ -40,7 +40,7 @@ def on_terminal(orch: Orch, *args: str, columns: int = WIDTH) -> list[str]:
         except OSError:
             pass  # how a terminal says that its last writer has left
         os.close(main)
-        assert process.wait(timeout=60) == 0, told
+        assert process.wait(timeout=60) == code, told
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", told.decode()).replace("\r", "").splitlines()
 
 
@@ -49,7 +49,7 @@ def too_wide(lines: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "words", ["--help", "build --help", "profile ls", "engines ls", "artifacts ls", "lora ls", "status"]
+    "words", ["--help", "build --help", "profile ls", "engines ls", "artifacts ls", "lora ls", "status", "schema"]
 )
 def test_80_columns_are_enough(orch: Orch, words: str) -> None:
     lines = on_terminal(orch, *words.split())
@@ -110,6 +110,33 @@ def test_what_serves(orch: Orch) -> None:
         assert all(key in shown for key in keys)
     finally:
         orch.run("down", "--all")
+
+
+@pytest.mark.llamacpp
+def test_a_wait_tells_how_long_it_has_taken_and_how_long_it_may(orch: Orch) -> None:
+    orch.run("up", "llamacpp", "-p", str(orch.profile))
+    (row,) = orch.engines().values()
+    os.kill(row["pid"], signal.SIGSTOP)
+    try:
+        words, wait = ("up", "--timeout", "4"), f"wait for {row['instance']} to answer"
+        told = "\n".join(on_terminal(orch, *words, code=4))
+        for seconds in (1, 2, 3):
+            assert f"{wait}   0:0{seconds} of 0:04" in told
+        assert max(map(len, re.split("[\u2800-\u28ff]|\n", told.partition("ERROR")[0]))) <= WIDTH
+        # A log is not flooded: it is told beforehand, and when it is over.
+        plain = [line for line in orch.run(*words, code=4).err.splitlines() if wait in line]
+        assert plain == [f"  . {wait}   at most 0:04", f"  ! {wait}"]
+        lines = [line for line in orch.run(*words, "--json", code=4).lines if line.get("what") == wait]
+        assert [(line["event"], line.get("limit")) for line in lines] == [("started", 4.0), ("failed", None)]
+    finally:
+        os.kill(row["pid"], signal.SIGCONT)
+        orch.run("down", "--all")
+
+
+def test_times_are_told_as_a_clock_shows_them() -> None:
+    assert waited("wait", 7.9, 600) == "wait   0:07 of 10:00"
+    assert waited("wait", 92.4) == "wait   1:32"
+    assert waited("wait", 3723, 7200) == "wait   1:02:03 of 2:00:00"
 
 
 @pytest.mark.parametrize("width", [10, 40, 78])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from benches import TargetBench, wait_until
 
-from orchestrator.core.launch import SECRET, InstanceState
+from orchestrator.core.launch import SECRET, InstanceState, Usage
 from orchestrator.core.progress import silent
 from orchestrator.errors import HostError
 
@@ -66,6 +66,16 @@ def test_a_secret_is_an_instances_own_and_stays_with_it(bench: TargetBench) -> N
     bench.target.remove("one")
     bench.launch = replace(bench.launch, env=())
     assert bench.runs().secret == ""
+
+
+def test_what_runs_takes_memory_and_what_does_not_tells_nothing(bench: TargetBench) -> None:
+    usage = bench.target.usage(bench.runs())
+    assert usage.memory is not None
+    assert 1 << 19 < usage.memory < 1 << 32
+    # Which processes are a container's is asked only where they may hold a GPU's memory.
+    assert usage.pids in ((), (bench.seen().pid,))
+    bench.target.stop("one", silent)
+    assert bench.target.usage(bench.seen()) == Usage()
 
 
 def test_what_is_unknown_cannot_be_relabelled(bench: TargetBench) -> None:

@@ -42,7 +42,7 @@ def up(tmp_path_factory: pytest.TempPathFactory, images: dict[str, str]) -> Iter
 
 
 def drift(orch: DockerOrch) -> str:
-    return "\n".join(line["drift"] for line in orch.status(code=9).lines if "drift" in line)
+    return "\n".join(orch.status(code=9).document["drift"])
 
 
 def serves(orch: DockerOrch) -> bool:
@@ -162,11 +162,26 @@ def test_the_address_is_taken(orch: DockerOrch) -> None:
     assert orch.containers() == []
 
 
+def test_images_tell_whose_they_are_also_where_another_is_pinned(up: DockerOrch) -> None:
+    (engine,) = up.engines()
+    pin = up.home / "pins" / "ollama.toml"
+    text = pin.read_text()
+    for pinned in (text, re.sub(r"sha256:\w+", "sha256:" + "0" * 64, text)):
+        pin.write_text(pinned)
+        rows = up.run("images", "ls", "--json").lines
+        assert [(row["for"], row["used_by"]) for row in rows if row["used_by"]] == [
+            ("ollama", [engine, "tiny"]),
+            ("gateway", ["gateway"]),
+        ]
+    pin.write_text(text)
+    assert f"by {engine}, tiny." in up.run("images", "ls").out
+
+
 def test_an_image_that_is_gone_is_told_before_anything_begins(up: DockerOrch) -> None:
     pin = up.home / "pins" / "ollama.toml"
     text = pin.read_text()
     pin.write_text(re.sub(r"sha256:\w+", "sha256:" + "0" * 64, text))
-    assert any("orch up takes it" in line.get("upgrade", "") for line in up.status().lines)
+    assert any("orch up takes it" in line for line in up.status().document["upgrades"])
     told = up.run("up", "--json", code=4).lines[-1]
     assert "no registry has it" in told["error"]
     assert "orch images pin" in told["hint"]

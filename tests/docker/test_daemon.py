@@ -65,10 +65,19 @@ def serves(orch: DockerOrch) -> bool:
 
 
 def test_a_killed_daemon_takes_nothing_from_clients_and_is_told(up: DockerOrch, daemon: OwnDaemon) -> None:
+    (before,) = up.engines().values()
     daemon.kill()
     assert serves(up), "containers live on, and the gateway needs no daemon"
-    told = up.status(code=9)
-    assert any("does not answer" in line.get("drift", "") for line in told.lines)
+    told = up.status(code=9).document
+    assert any("does not answer" in line for line in told["drift"])
+    # What the gateway has, and what answers, needs no daemon.
+    (engine,) = told["engines"]
+    assert (engine["instance"], engine["state"], engine["answers"]) == (before["instance"], "unknown", True)
+    assert (engine["address"], engine["recipe"]) == (before["address"], before["recipe"])
+    assert engine["requests"] > before["requests"]
+    assert (told["unseen"], told["gateway"]["url"]) == (["docker"], f"http://{up.listen}/v1")
+    assert [name["public_name"] for name in told["names"]] == ["alpha", "test/Tiny", "tiny", "tiny:latest"]
+    assert "state     unknown, answers" in up.run("status", code=9).out
     for command in (("up",), ("down",), MOVE):
         error = up.run(*command, "--json", code=4).lines[-1]
         assert "does not answer" in error["error"]

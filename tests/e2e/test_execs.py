@@ -22,6 +22,7 @@ hub_server = script("hub_server")
 TINY = ASSETS / "tiny-qwen3"
 # {...} are places of the test's, {key} is an artifact that is there.
 STORE = """\
+schema status
 profile ls
 profile show qwen3-8b
 profile check {profile}

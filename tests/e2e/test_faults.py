@@ -76,7 +76,7 @@ def test_a_killed_engine_comes_back_by_itself_and_clients_are_told(lasting: Orch
 
 def test_an_engine_that_hangs_is_told_and_a_fresh_one_takes_its_place(up: Orch) -> None:
     os.kill(up.record(ENGINE)["engine"][0], signal.SIGSTOP)
-    drift = [line["drift"] for line in up.status(code=9).lines if "drift" in line]
+    drift = up.status(code=9).document["drift"]
     assert f"tiny: orch up would wait for {ENGINE} to answer" in drift
     told = up.run("up", "--timeout", "1", "--json", code=4).lines[-1]
     assert "did not answer within 1 s" in told["error"]
@@ -91,9 +91,9 @@ def test_a_killed_keeper_leaves_the_engine_serving_and_up_adopts_it(lasting: Orc
     before = lasting.record(ENGINE)
     kill(before["keeper"][0])
     assert lasting.says() == ANSWER
-    told = lasting.status(code=9)
+    told = lasting.status(code=9).document
     assert lasting.engines()[ENGINE]["state"] == "unsupervised"
-    assert any(f"start {ENGINE}" in line.get("drift", "") for line in told.lines)
+    assert any(f"start {ENGINE}" in line for line in told["drift"])
     assert lasting.run("up", "--json").steps("started") == ["EnsureEngine", "VerifyRoute"]
     after = lasting.record(ENGINE)
     assert after["engine"] == before["engine"]
@@ -212,7 +212,7 @@ def test_records_of_another_version_stop_nothing_and_everything_can_be_taken_dow
     spec = up.home / "processes" / ENGINE / "spec.json"
     spec.write_text(spec.read_text().replace("served_name", "name_that_was_served"))
     (up.home / "records" / "desired" / "tiny.json").write_text('{"spec": 1')
-    drift = [line["drift"] for line in up.status(code=9).lines if "drift" in line]
+    drift = up.status(code=9).document["drift"]
     assert any(line.startswith(f"{ENGINE}: its label cannot be read") for line in drift)
     assert any("tiny.json cannot be read" in line for line in drift)
     told = up.run("up", "llamacpp", "-p", str(up.profile), "--json", code=5).lines[-1]
@@ -358,11 +358,12 @@ def test_status_says_who_is_at_work(orch: Orch) -> None:
     while json.loads(process.stdout.readline()).get("event") != "started":
         pass
     process.send_signal(signal.SIGSTOP)
-    told = orch.status(code=8)
+    told = orch.status(code=8).document
     orch.run("status", "--during-change-ok", code=0)
     process.send_signal(signal.SIGCONT)
     process.communicate(timeout=60)
-    assert any("up llamacpp" in line.get("at_work", "") for line in told.lines)
+    assert "up llamacpp" in told["at_work"]
+    assert not told["in_sync"]
     orch.status()
 
 

@@ -10,7 +10,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -43,8 +42,8 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def gateways(orch: Orch) -> list[str]:
     """Those that there are, running or not."""
-    status = orch.run("status", "--json", code=None).lines
-    left = [line["leaves"] for line in status if "leaves" in line]
+    gateway = orch.status(code=None).document["gateway"]
+    left = [one["instance"] for one in gateway["leaving"]] if gateway is not None else []
     place = orch.home / ("processes" if orch.target == "local" else "containers")
     return sorted({*left, *(path.name for path in place.glob("gateway*"))})
 
@@ -95,8 +94,7 @@ def test_another_version_takes_over_under_load(either: Orch, newer: Path, kept: 
     idle.ask()
     wait_until(lambda: load.open_now() >= 2, what="open streams")
     other = another(either, newer)
-    status = other.run("status", "--json")
-    assert any("orch up --gateway" in line.get("upgrade", "") for line in status.lines)
+    assert any("orch up --gateway" in line for line in other.status().document["upgrades"])
     assert other.actions("up") == []
     replaced = other.run("up", "--gateway", "--json")
     assert "ReplaceGateway" in replaced.steps("started")
@@ -315,8 +313,7 @@ def test_the_program_before_is_taken_over_with_a_gap_that_the_plan_names(orch: O
     before.run("up", "llamacpp", "-p", str(orch.profile))
     before.run("lora", "add", *ALPHA)
     engines = orch.engines()
-    told: list[dict[str, Any]] = orch.run("status", "--json", code=None).lines
-    assert any("(protocol 1)" in line.get("upgrade", "") for line in told)
+    assert any("(protocol 1)" in line for line in orch.status(code=None).document["upgrades"])
     (plan,) = (line for line in orch.run("up", "--gateway", "--plan", "--json").lines if "plan" in line)
     assert any("it cannot hand over, and is gone for a second" in item.get("what", "") for item in plan["items"])
     # It waits for what is in flight, and cuts nothing.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from datetime import UTC, datetime
 
 import pytest
 from orch_command import ANSWER, ASSETS, Orch, wait_until
@@ -29,12 +31,35 @@ def test_status_tells_what_is_in_flight_under_each_name(orch: Orch) -> None:
     wait_until(lambda: load.open_now() == 2, what="streams")
 
     def in_flight() -> dict[str, int]:
-        return {line["public_name"]: line["in_flight"] for line in orch.status().lines if "public_name" in line}
+        return {name["public_name"]: name["in_flight"] for name in orch.status().document["names"]}
 
     # Between two streams of a client there is none.
     wait_until(lambda: in_flight() == {"tiny": 2, "tiny:latest": 0, "test/Tiny": 0}, what="two under one name")
-    assert f"pid {orch.gateway_status()['pid']}, no API key)" in orch.run("status").out
+    assert f"pid {orch.gateway_status()['pid']}, no API key" in orch.run("status").out
     assert [stream.problem for stream in load.stop() if stream.problem] == []
+
+
+def test_status_tells_what_each_engine_takes_and_has_done(either: Orch) -> None:
+    either.run("up", either.engine, "-p", str(either.profile))
+    (before,) = either.engines().values()
+    for _ in range(3):
+        assert either.says() == ANSWER
+    told = either.status().document
+    (engine,) = told["engines"]
+    assert (engine["target"], engine["generation"], engine["recipe"]) == (either.target, 1, "gguf-q6_k")
+    assert bool(engine["image"]) == (either.target == "docker")
+    assert engine["requests"] == before["requests"] + 3
+    assert engine["in_flight"] == 0
+    # The tiny model's engine has some 40 MB, a container's processes beside it few.
+    assert 20_000_000 < engine["memory"] < 2_000_000_000
+    since = datetime.fromisoformat(engine["since"])
+    assert 0 <= (datetime.now(UTC) - since).total_seconds() < 120
+    assert (engine["since"], engine["state"], engine["restarts"]) == (before["since"], "running", 0)
+    assert 0 <= engine["uptime_s"] - before["uptime_s"] < 60
+    assert told["gateway"]["requests"] >= engine["requests"]
+    plain = either.run("status").out
+    assert re.search(r"\n  state +running, answers, up \d+ s\n", plain)
+    assert re.search(rf"\n  requests +{engine['requests']}, in flight 0\n", plain)
 
 
 def test_adapters_come_and_go_under_load_and_survive_a_crash(either: Orch) -> None:

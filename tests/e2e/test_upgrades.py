@@ -72,7 +72,7 @@ def box(orch_docker: DockerOrch) -> Iterator[Box]:
 
 
 def upgrades(orch: Orch) -> str:
-    return "\n".join(line.get("upgrade", "") for line in orch.status().lines)
+    return "\n".join(orch.status().document["upgrades"])
 
 
 def test_upgraded_and_gone_back_from_to_the_byte(box: Box) -> None:

@@ -57,7 +57,10 @@ def test_a_record_has_all_settings_as_earlier_versions_wrote_and_read_them() -> 
             "gpus": 1,
         },
     }
-    assert Desired.from_record(EARLIER, read_settings).spec.profile.engines == EARLIER["wish"]["profile"]["engines"]
+    earlier = EARLIER["wish"]["profile"]["engines"]
+    read = Desired.from_record(EARLIER, read_settings).spec.profile.engines
+    # What came later has its default.
+    assert read == {**earlier, "ollama": {**earlier["ollama"], "prompt_cache_mib": 0}}
 
 
 def test_what_was_recorded_before_there_was_a_setting_is_the_same_profile_with_it() -> None:

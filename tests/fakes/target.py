@@ -22,6 +22,7 @@ from orchestrator.core.launch import (
     Instance,
     InstanceState,
     Launch,
+    Usage,
     out_of_memory,
 )
 from orchestrator.core.progress import Progress
@@ -35,6 +36,7 @@ FIRST_PORT = 20001
 CONTAINER_PORT = 8000
 PAUSED = "is paused"
 FIRST_PID = 101
+MEMORY = 100_000_000
 
 
 class FakeClock:
@@ -194,6 +196,13 @@ class FakeTarget:
                 raise HostError(f"{name} still runs.", "Stop it before it is removed.")
             self.processes.pop(name, None)
             self.files.pop(name, None)
+
+    def usage(self, instance: Instance) -> Usage:
+        with self._call(f"usage {instance.name}"):
+            process = self.now(instance.name)
+            if process is None or process.pid is None:
+                return Usage()
+            return Usage(MEMORY, (process.pid,) if self.name == LOCAL else ())
 
     def log_tail(self, name: str, lines: int) -> str:
         with self._call(f"log_tail {name}"):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import socket
 import stat
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from gateway_process import Gateway, key_ring, wait_until, write_keys
@@ -157,11 +160,36 @@ def test_more_connections_than_the_usual_limit_on_open_files(idle_gateway, engin
         assert idle_gateway.ask(CHAT, {"model": "tiny"})[0] == 200
 
 
+# ISO 8601, with the offset from UTC: here an hour ahead of it.
+TIMED = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+01:00) (INFO|WARNING|ERROR|CRITICAL) ")
+
+
+def test_each_line_of_the_log_begins_with_a_time(idle_gateway, monkeypatch):
+    monkeypatch.setenv("TZ", "XXX-1")
+    began = datetime.now(UTC)
+    idle_gateway.start()
+    idle_gateway.end()
+    times = [datetime.fromisoformat(TIMED.match(line)[1]) for line in idle_gateway.log.read_text().splitlines()]
+    assert len(times) == 2
+    assert times == sorted(times)
+    assert timedelta(seconds=-1) < times[0] - began < timedelta(seconds=60)
+
+
+def test_a_traceback_has_a_time_before_each_line():
+    code = "from orchestrator.gateway.__main__ import log_to_stderr; log_to_stderr(); 1 / 0"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert lines[0].endswith(" CRITICAL This is a bug in orch.")
+    assert lines[-1].endswith(" ZeroDivisionError: division by zero")
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\S+ ", line) for line in lines)
+
+
 def test_an_occupied_port_is_exit_code_4(idle_gateway, home):
     with socket.create_server(("127.0.0.1", 0)) as other:
         result = run(idle_gateway, f"127.0.0.1:{other.getsockname()[1]}")
     assert result.returncode == 4
-    assert result.stderr.startswith("ERROR The address 127.0.0.1:")
+    assert " ERROR The address 127.0.0.1:" in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not idle_gateway.socket.exists()
 

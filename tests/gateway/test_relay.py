@@ -129,6 +129,24 @@ def test_an_engines_error_is_passed_on_and_counted(gateway, engine):
     assert (counts.requests, counts.errors) == (1, 1)
 
 
+def test_an_engine_of_the_same_name_as_one_that_was_taken_down_is_counted_anew(gateway, engine):
+    one = engine("again-g1")
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    assert gateway.ask(CHAT, {"model": "tiny"})[0] == 200
+
+    def counted():
+        return gateway.status().load_of("again-g1").counts.requests
+
+    totals = gateway.status().traffic.totals
+    gateway.admin.set_routes("one", [gateway.route("tiny", one), gateway.route("other", one)])
+    assert counted() == 1
+    gateway.admin.remove_routes("one")
+    assert counted() == 1, "a drained one can be read"
+    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
+    assert counted() == 0
+    assert gateway.status().traffic.totals == totals
+
+
 @pytest.mark.parametrize(
     "path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"]
 )

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.build
 
 SHIPPED = sorted(
     path.relative_to(ROOT).as_posix()
-    for room in ("templates", "profiles")
+    for room in ("templates", "profiles", "schemas")
     for path in (ROOT / room).rglob("*")
     if path.is_file()
 )

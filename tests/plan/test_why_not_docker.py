@@ -13,7 +13,7 @@ from orchestrator.core.deployment import DeploymentSpec, Desired
 from orchestrator.core.docker import DockerFacts
 from orchestrator.core.host import Host
 from orchestrator.core.launch import LOCAL
-from orchestrator.core.plan import Plan, Skip
+from orchestrator.core.plan import Plan, Remark
 from orchestrator.errors import HostError
 
 RTX_5090 = replace(CPU, gpus=(gpu("GeForce RTX 5090", (12, 0), 32),))
@@ -28,12 +28,12 @@ def planned(engine: str, host: Host, docker: DockerFacts, target: str | None = N
 
 
 def why(plan: Plan) -> list[str]:
-    return [item.why for item in plan.items if isinstance(item, Skip) and item.what == "use Docker"]
+    return [item.why for item in plan.items if isinstance(item, Remark) and item.what == "use Docker"]
 
 
 def test_a_daemon_that_cannot_be_used_is_told_before_anything_is_installed() -> None:
     plan = planned("vllm", RTX_5090, DOWN)
-    assert plan.items[0] == Skip("use Docker", DOWN.problem)
+    assert plan.items[0] == Remark("use Docker", DOWN.problem)
     assert any("install vllm-cuda" in action.step.what for action in plan.actions)
 
 

@@ -7,6 +7,7 @@ from scenarios import SCENARIOS, at_call, clean, planned, start
 
 from orchestrator.core.events import EventKind, step_name
 from orchestrator.core.plan import Action, Skip
+from orchestrator.core.steps import MEMORY_S
 from orchestrator.errors import HostError, StepFailed
 
 
@@ -25,7 +26,7 @@ def test_each_item_is_told_once_and_in_order(name: str) -> None:
         kind, what = step_name(item.step), item.step.what
         expected += [(EventKind.STARTED, index, kind, what, ""), (EventKind.DONE, index, kind, what, "")]
     expected.append((EventKind.FINISHED, len(plan.items), "", "", ""))
-    events = [event for event in world.events if event.kind is not EventKind.PROGRESS]
+    events = [event for event in world.events if event.kind not in (EventKind.PROGRESS, EventKind.WAITING)]
     assert [(event.kind, event.index, event.step, event.what, event.why) for event in events] == expected
     assert {event.verb for event in events} == {plan.verb}
 
@@ -51,6 +52,24 @@ def test_the_time_of_a_step_is_told() -> None:
     world = clean("migrate")[0]
     (waited,) = (e for e in world.events if e.step == "AwaitReady" and e.kind is EventKind.DONE)
     assert 0.5 <= waited.seconds < 1.0
+
+
+def test_a_wait_is_told_now_and_then_with_its_limit() -> None:
+    told = [e for e in clean("lingering-memory")[0].events if e.step == "AwaitMemory"]
+    started, *waits, done = told
+    assert started.limit == MEMORY_S
+    assert {e.kind for e in waits} == {EventKind.WAITING}
+    assert [int(e.seconds) for e in waits] == list(range(1, len(waits) + 1))
+    assert waits[-1].seconds <= done.seconds
+    assert waits[0].to_json() == {
+        "event": "waiting",
+        "verb": "up",
+        "index": waits[0].index,
+        "step": "AwaitMemory",
+        "what": waits[0].what,
+        "seconds": round(waits[0].seconds, 3),
+        "limit": MEMORY_S,
+    }
 
 
 def test_a_failure_tells_each_undo_in_reverse() -> None:

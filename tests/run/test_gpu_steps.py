@@ -14,9 +14,8 @@ from scenarios import LINGERING, WITH_GPU, planned, start
 from orchestrator.core.events import EventKind
 from orchestrator.core.host import GpuUser
 from orchestrator.core.plan import Action, Plan
-from orchestrator.core.steps import AwaitMemory
+from orchestrator.core.steps import MEMORY_S, AwaitMemory
 from orchestrator.errors import HostError, Interrupted, StepFailed
-from orchestrator.perform.engines import MEMORY_S
 
 GIB = 2**30
 

@@ -18,7 +18,7 @@ from orchestrator.core.docker import DockerFacts
 from orchestrator.core.host import Host, Memory
 from orchestrator.core.launch import InstanceState
 from orchestrator.core.pins import Accelerator, EnginePin
-from orchestrator.core.plan import Plan, Skip, Upgrade
+from orchestrator.core.plan import Plan, Remark, Upgrade
 from orchestrator.core.profile import Profile, Weights
 from orchestrator.core.progress import Progress, silent
 from orchestrator.core.weights import WeightsFacts
@@ -276,7 +276,7 @@ def test_a_gpu_that_is_not_seen_from_here_changes_nothing_of_what_runs() -> None
     for command in ("status", "up vllm"):
         plan = box.plan(command)
         assert plan.actions == ()
-        assert plan.items[0] == Skip("see its GPU", "tiny serves on cuda, and no such GPU is seen from here")
+        assert plan.items[0] == Remark("see its GPU", "tiny serves on cuda, and no such GPU is seen from here")
     box.do("lora add a")
     assert box.label["base_launch"] == before["base_launch"]
     # What has to be started is not started on the CPU, unless somebody asks for that.

@@ -53,6 +53,14 @@ def stat(pid: int) -> Stat | None:
     return Stat(Identity(pid, int(fields[19])), fields[0] in "ZX", int(fields[2]), int(fields[3]), int(fields[4]))
 
 
+def resident(pid: int) -> int:
+    """Bytes of a process that are in RAM, also those that it shares with others; 0 when it is gone."""
+    try:
+        return int((PROC / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (*_GONE_OR_FOREIGN, IndexError):
+        return 0
+
+
 def alive(identity: Identity | None) -> bool:
     """Whether exactly this process runs (a zombie does not)."""
     if identity is None:

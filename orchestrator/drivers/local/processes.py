@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from orchestrator.core.launch import SECRET, Exit, Instance, InstanceState, Launch, out_of_memory
+from orchestrator.core.launch import SECRET, Exit, Instance, InstanceState, Launch, Usage, out_of_memory
 from orchestrator.core.progress import Progress
 from orchestrator.drivers import ports
 from orchestrator.drivers.children import children_of
@@ -152,6 +152,16 @@ class LocalTarget:
             for leftover in self._root.glob(f"{_REMOVED}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             self._logs.prune(self._names())
+
+    def usage(self, instance: Instance) -> Usage:
+        """See Target. Pages that its processes share count for each of them."""
+        if instance.state is not InstanceState.RUNNING:
+            return Usage()
+        with host_errors(f"read what {instance.name} takes"):
+            directory = self._directory(instance.name)
+            state = self._read(directory).state
+            pids = tuple(one.pid for one in proc.members(directory, state.engine if state is not None else None))
+            return Usage(sum(map(proc.resident, pids)), pids)
 
     def log_path(self, name: str) -> Path:
         """Where the output of all its starts goes."""
