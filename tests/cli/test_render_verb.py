@@ -155,12 +155,11 @@ def test_an_api_key_is_mounted_and_never_written_down(orch: Orch) -> None:
     orch.listen = f"0.0.0.0:{orch.listen.rpartition(':')[2]}"
     orch.env["DOCKER_HOST"] = "unix:///nonexistent/docker.sock"
     words = ("render", "compose", "ollama", "-p", str(orch.profile))
-    assert "API key" in orch.run(*words, code=5).err
-    keys = orch.home / "keys" / "api-keys"
-    keys.parent.mkdir(mode=0o700)
-    keys.write_text("do-not-tell\n")
+    assert "orch keys add NAME" in orch.run(*words, code=5).err
+    (told,) = (line for line in orch.run("keys", "add", "web", "--json").lines if "key" in line)
+    keys = orch.home / "keys" / "keys.json"
     found = texts(orch, "ollama")
-    assert "do-not-tell" not in "".join(found.values())
+    assert told["key"] not in "".join(found.values())
     gateway = parts(found["compose.yaml"])["gateway"]
     assert gateway["command"][-2:] == ["--key-file", str(keys)]
     mount = {"type": "bind", "source": str(keys.parent), "target": str(keys.parent), "read_only": True}

@@ -51,6 +51,10 @@ lora ls
 lora rm alpha
 migrate --to llamacpp --recipe gguf-bf16
 rollback
+keys add web
+keys rotate web
+keys ls
+keys rm web --open
 logs -n 1
 down --all
 """

@@ -231,7 +231,7 @@ def test_a_runner_that_hangs_is_told_and_healed(orch: OnStandIn) -> None:
     os.kill(orch.runner(), signal.SIGSTOP)
     began = time.monotonic()
     assert any("the model that it has loaded hangs" in line for line in drift(orch))
-    assert orch.engines()[ENGINE]["answers"] == "no"
+    assert orch.engines()[ENGINE]["answers"] is False
     assert time.monotonic() - began < 20
     orch.run("up", "--timeout", "60")
     assert orch.says() == ANSWER

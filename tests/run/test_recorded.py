@@ -297,7 +297,7 @@ def test_a_gpu_that_came_later_is_taken_when_it_is_asked_for() -> None:
     for command in ("status", "up vllm"):
         plan = box.plan(command)
         assert plan.actions == ()
-        assert [item.why for item in plan.items if isinstance(item, Skip) and item.what == "compute on cuda"] == [
+        assert [item.why for item in plan.items if isinstance(item, Remark) and item.what == "compute on cuda"] == [
             "tiny computes on the CPU, as it did; CUDA_VISIBLE_DEVICES=0 (or another) asks for a GPU"
         ]
     box.world.target.stop("tiny-vllm-g1", silent)
