@@ -94,6 +94,7 @@ class Orch:
     target = "local"
     engine = "llamacpp"
     all_of_it = 4
+    module = "orchestrator"  # another one has an engine more (parrot.py)
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -103,7 +104,6 @@ class Orch:
         self.key = ""  # an API key, which the clients of this show
         self.within: tuple[str, ...] = ()  # words before the command
         self.python = sys.executable  # another one has another version of orch (other_program.py)
-        self.module = "orchestrator"  # another one has an engine more (parrot.py)
         home.mkdir(parents=True, exist_ok=True)
         self.write_profile()
 

@@ -84,7 +84,7 @@ def test_it_serves_and_is_taken_down(orch: Orch, tmp_path: Path) -> None:
     assert [step for step in planned if step not in done] == []
     assert orch.says() == "Who is there? Who is there?"
     row = orch.engines()[ENGINE]
-    assert (row["engine"], row["recipe"], row["answers"]) == ("parrot", "gguf-q8_0", "yes")
+    assert (row["engine"], row["recipe"], row["answers"]) == ("parrot", "gguf-q8_0", True)
     assert orch.actions("up", "parrot", "-p", profile) == []
 
     orch.run("lock", "-p", profile, "-o", str(lock))

@@ -108,8 +108,8 @@ class Elsewhere(Orch):
 def changes_nothing(orch: Orch, situation: Situation, home: Path | None = None) -> None:
     before = sorted(orch.processes())
     there = Elsewhere(orch, situation, home or orch.home)
-    told = there.status().lines
-    assert [line for line in told if {"drift", "upgrade"} & line.keys()] == []
+    told = there.status().document
+    assert (told["drift"], told["upgrades"]) == ([], [])
     assert there.actions("up") == []
     there.run("up", "--json")
     assert sorted(orch.processes()) == before
