@@ -145,7 +145,7 @@ def _died(deployment: Deployment, instance: Instance, world: World) -> HostError
         return HostError(f"{deployment.instance} {ended}.", hint=hint, detail=detail)
     failure = ENGINES[deployment.engine].failure(log)
     return HostError(
-        f"{deployment.instance} {ended or 'is not running'}: {failure.line or 'it left no word in its log'}",
+        f"{deployment.instance} {ended or 'is not running'}: {failure.line or 'its log says nothing'}",
         hint=failure.hint or f"All of its log: orch logs {deployment.instance}",
         detail=detail,
     )

@@ -28,7 +28,7 @@ def status(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What serves, and what is not as it should be. Exit code 9 then, 8 while another orch changes it."""
+    """Show what serves, and what is not as it should be: exit code 9 then, 8 while another orch changes it."""
     with session_of(as_json) as session:
         from orchestrator.app.status import status as current_status
 
@@ -75,8 +75,8 @@ def logs(
         list[str] | None,
         typer.Argument(metavar="[NAME]...", help="Instances, or gateway; default: what serves, and the gateway."),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come.")] = False,
-    lines: Annotated[int, typer.Option("-n", help="How many lines of each.", min=1)] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow: show lines as they come.")] = False,
+    lines: Annotated[int, typer.Option("-n", help="How many lines of each log.", min=1)] = 50,
 ) -> None:
     """The logs of engines and the gateway, also of one that is gone. Of several, each line says whose it is."""
     with session_of(False) as session:
@@ -169,4 +169,4 @@ def _tell_gateway(screen: Screen, gateway: GatewayObserved) -> None:
     for other in gateway.others:
         if other.leaves and other.status is not None:
             name, left = other.instance.name, other.status.traffic.in_flight
-            screen.result({"leaves": name, "in_flight": left}, f"{name} was replaced; it answers {left} requests.")
+            screen.result({"leaves": name, "in_flight": left}, f"{name} was replaced; it answers {left} more requests.")

@@ -92,7 +92,7 @@ class Ollama(EngineDefaults):
             return "", ""
         return (
             "There is no ollama binary on PATH.",
-            "Install Ollama, or serve with the embedded engine: orch up llamacpp",
+            "Install Ollama; or, with Docker, use --target docker.",
         )
 
     def cannot_serve(self, recipe: Recipe, accelerator: Accelerator, host: Host) -> str:

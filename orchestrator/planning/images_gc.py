@@ -33,7 +33,7 @@ def images_needed(observed: Observed) -> Needs:
     instances = [*(engine.instance for engine in observed.engines), *observed.gateway.all, *observed.damaged]
     for instance in instances:
         if instance.launch.container is not None:
-            needs.setdefault(instance.launch.container.image, f"{instance.name} is made of it")
+            needs.setdefault(instance.launch.container.image, f"{instance.name} is made from it")
     for profile, desired in sorted(observed.desired.items()):
         comes = "is stopped, and comes back" if desired.stopped else "is served"
         needs |= _needed_by(desired.resolution, f"{profile} {comes} with it", needs)

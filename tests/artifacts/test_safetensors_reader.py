@@ -115,7 +115,7 @@ def test_a_shard_that_is_no_plain_file_is_refused(make: Callable[[Path], None], 
     (tmp_path / "two.safetensors").unlink()
     make(tmp_path / "two.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(SourceError, match="no plain file"):
+    with pytest.raises(SourceError, match="not a regular file"):
         Checkpoint.open(tmp_path)
 
 

@@ -182,7 +182,7 @@ def test_a_model_of_any_writer_is_read(source: Path) -> None:
         (field(1, field(1, b"\xff\xfe")) + model(PIECES), "no sound SentencePiece model"),
         (field(1, field(2, 1.0)) + model(PIECES), "no sound SentencePiece model"),
         (model([("a", 0.0, 77)]), "no sound SentencePiece model"),
-        (model(PIECES, kind=1), "is no BPE"),
+        (model(PIECES, kind=1), "is not BPE"),
         (model(PIECES, charsmap=b"some"), "rewrites characters"),
         (model(PIECES, prefix=0), "no space in front"),
         (model(PIECES, squeeze=1), "drops repeated ones"),

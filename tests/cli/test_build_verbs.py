@@ -83,7 +83,7 @@ def test_a_gguf_file_can_be_what_is_built_from(orch: Orch, tmp_path: Path) -> No
     assert found == {name: tensor["sha256"] for name, tensor in ORACLES["gguf/q6_k"]["tensors"].items()}
     assert "quantized already" in orch.run("build", "gguf", str(out), "-o", str(tmp_path / "x"), code=10).err
     assert "built from" in orch.run("build", "gguf", str(first), "-o", str(first), code=5).err
-    assert "no directory" in orch.run("build", "gguf", str(first), "-o", str(out), "--in-container", code=5).err
+    assert "is not a directory" in orch.run("build", "gguf", str(first), "-o", str(out), "--in-container", code=5).err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bf16.gguf", "home", "q6_k.gguf"]
 
 
@@ -142,7 +142,7 @@ def test_a_file_is_replaced_and_a_directory_is_not(orch: Orch, tmp_path: Path) -
     assert file.read_bytes()[:4] == b"GGUF"
     directory.mkdir()
     (directory / "mine.txt").write_text("mine")
-    assert "exists already" in orch.run("build", "nvfp4", str(TINY), "-o", str(directory), code=5).err
+    assert "already exists" in orch.run("build", "nvfp4", str(TINY), "-o", str(directory), code=5).err
     orch.run("build", "gguf", str(TINY), "-o", str(directory), code=4)
     assert [path.name for path in directory.iterdir()] == ["mine.txt"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "x", "x.gguf"]

@@ -90,7 +90,7 @@ def test_rendering_leaves_nothing_but_the_cache_of_hashes(orch: Orch) -> None:
 
 
 def test_an_unknown_engine(orch: Orch) -> None:
-    assert "ollama, llamacpp, vllm" in orch.run("render", "sglang", code=5).err
+    assert "ollama, llamacpp, vllm" in orch.run("render", "sglang", code=2).err
 
 
 def texts(orch: Orch, *args: str) -> dict[str, str]:

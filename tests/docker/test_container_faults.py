@@ -61,7 +61,7 @@ def healed(orch: DockerOrch) -> None:
     [
         (lambda container: container.pause(), "is paused"),
         (lambda container: container.rename("somebody-elses"), "was renamed to somebody-elses"),
-        (lambda container: container.stop(), f"{ENGINE} does not run; orch up would start {ENGINE} and lead"),
+        (lambda container: container.stop(), f"{ENGINE} is not running; orch up would start {ENGINE} and move"),
         (lambda container: container.remove(force=True), f"{ENGINE} is gone; orch up would start {ENGINE} and lead"),
         (lambda container: container.update(restart_policy={"Name": "no"}), "has no keeper"),
     ],
@@ -165,7 +165,7 @@ def test_no_daemon_is_told_before_anything_begins(orch: DockerOrch) -> None:
     orch.env["DOCKER_HOST"] = f"unix://{orch.home}/nobody.sock"
     told = orch.run("up", "ollama", "-p", str(orch.profile), "--json", code=4).lines[-1]
     assert "does not answer" in told["error"]
-    assert "--target local" in told["hint"]
+    assert "systemctl start docker" in told["hint"]
     orch.env["DOCKER_HOST"] = "tcp://127.0.0.1:1"
     assert "DOCKER_HOST" in orch.run("up", "ollama", "-p", str(orch.profile), "--json", code=4).lines[-1]["error"]
     assert orch.processes() == []

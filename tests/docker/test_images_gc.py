@@ -88,7 +88,7 @@ def test_where_no_gateway_can_be_made_those_that_there_are_stay(orch: Orch, clie
         do, why = verdicts(orch)[name]
     finally:
         client.images.remove(name)
-    assert (do, why.startswith("which gateway comes next cannot be told: ")) == ("stay", True)
+    assert (do, why.startswith("the next gateway cannot be determined: ")) == ("stay", True)
 
 
 def test_a_tag_of_somebody_else_keeps_an_image() -> None:

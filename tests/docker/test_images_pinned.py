@@ -48,7 +48,7 @@ def test_a_pull_without_an_engine_takes_what_this_machine_runs_and_tells_the_res
     told = json.dumps(plan["items"])
     assert "pull ollama/ollama:0.40.2" in told
     assert "pull an image of vllm" in told
-    assert "none that can be run is pinned for cpu" in told
+    assert "none that runs here is pinned for cpu" in told
     (of_gpus,) = orch.run("images", "pull", "vllm", "--accelerator", "cuda", "--plan", "--json").lines
     assert "pull vllm/vllm-openai:v0.31.0" in json.dumps(of_gpus["items"])
 

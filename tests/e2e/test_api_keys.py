@@ -131,7 +131,7 @@ def test_a_rotated_key_has_time_to_be_replaced(served: Orch) -> None:
     [
         (("rm", "nobody"), 5, "There is no API key named nobody"),
         (("rotate", "nobody"), 5, "There is no API key named nobody"),
-        (("add", "web"), 5, "There is an API key named web already"),
+        (("add", "web"), 5, "There is already an API key named web"),
         (("add", "../x"), 2, "is not a valid name"),
         (("add", "x", "--expires", "soon"), 2, "soon is not a valid duration"),
         (("rotate", "web", "--grace", "-1h"), 2, "is not a valid duration"),

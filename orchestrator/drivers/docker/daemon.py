@@ -83,7 +83,7 @@ class Daemon:
         if not self.host.startswith("unix://"):
             raise HostError(
                 f"orch needs the Docker daemon of this machine, at a unix socket; DOCKER_HOST is {self.host}.",
-                hint="DOCKER_HOST=unix:///var/run/docker.sock, or --target local.",
+                hint="DOCKER_HOST=unix:///var/run/docker.sock",
             )
         return APIClient(base_url=self.host, version="auto", timeout=self._answer_s)
 
@@ -207,9 +207,9 @@ class Daemon:
         if "PermissionError" in text or "Permission denied" in text:
             return HostError(
                 f"This user may not use the Docker daemon at {place}.",
-                hint="Add the user to the group docker and log in again, or use --target local.",
+                hint="Add the user to the group docker and log in again.",
             )
-        hint = "Start it (systemctl start docker), or use --target local."
+        hint = "Start it: systemctl start docker"
         return DaemonGone(f"The Docker daemon does not answer at {place}.", hint=hint, detail=text[:300])
 
 
@@ -232,17 +232,17 @@ def _telling(said: str) -> str:
 
 def _unusable(info: Mapping[str, Any], options: str) -> tuple[str, str]:
     if info.get("OSType", "linux") != "linux":
-        return "The Docker daemon runs Windows containers.", "Switch it to Linux containers, or use --target local."
+        return "The Docker daemon runs Windows containers.", "Switch it to Linux containers."
     if "rootless" in options or "userns" in options:
         kind = "rootless" if "rootless" in options else "with user namespaces (userns-remap)"
         return (
             f"The Docker daemon runs {kind}: its containers cannot be reached from here at their own addresses.",
-            "Use the system's daemon (DOCKER_HOST=unix:///var/run/docker.sock), or --target local.",
+            "Use the system's daemon: DOCKER_HOST=unix:///var/run/docker.sock",
         )
     if "Docker Desktop" in str(info.get("OperatingSystem", "")):
         return (
             "Docker Desktop keeps its containers in a virtual machine, where their addresses cannot be reached.",
-            "Install Docker Engine (also within WSL), or use --target local.",
+            "Install Docker Engine (also within WSL).",
         )
     return "", ""
 
