@@ -173,7 +173,7 @@ def ask_engine(
     if instance is None or instance.state is not InstanceState.RUNNING:
         if gone_is_fine:
             return
-        raise HostError(f"{deployment.instance} is not running.", hint="orch status tells more.")
+        raise HostError(f"{deployment.instance} is not running.", hint="orch status shows more.")
     sheet = ENGINES[deployment.engine]
     for request in requests:
         known = request.unless and instance.url + request.unless
@@ -183,7 +183,7 @@ def ask_engine(
         url = instance.url + request.path
         reply = world.http.send(request.method, url, content, IMPORT_S, progress, instance.secret)
         if reply is None:
-            raise HostError(f"{deployment.instance} does not answer.", hint="orch status tells more.")
+            raise HostError(f"{deployment.instance} does not answer.", hint="orch status shows more.")
         if gone_is_fine and reply.status == 404:
             continue
         if said := sheet.refusal(reply.status, reply.text):

@@ -63,7 +63,7 @@ def test_the_assets_are_what_their_configuration_says() -> None:
         ({"vocab_size": 2**40}, "vocab_size"),
         ({"head_dim": None}, "head_dim is None"),
         ({"rms_norm_eps": ...}, "rms_norm_eps"),
-        ({"num_key_value_heads": 3}, "no multiple"),
+        ({"num_key_value_heads": 3}, "is not a multiple"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
     ],
 )

@@ -175,13 +175,13 @@ def test_a_model_of_any_writer_is_read(source: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no sound SentencePiece model: it has no pieces"),
-        (b"IQ== 0\nIg== 1\n", "no sound SentencePiece model"),
+        (b"", "not a sound SentencePiece model: it has no pieces"),
+        (b"IQ== 0\nIg== 1\n", "not a sound SentencePiece model"),
         (b"\xff" * 40, "a number has no end"),
         (model(PIECES)[:-3], "cut short"),
-        (field(1, field(1, b"\xff\xfe")) + model(PIECES), "no sound SentencePiece model"),
-        (field(1, field(2, 1.0)) + model(PIECES), "no sound SentencePiece model"),
-        (model([("a", 0.0, 77)]), "no sound SentencePiece model"),
+        (field(1, field(1, b"\xff\xfe")) + model(PIECES), "not a sound SentencePiece model"),
+        (field(1, field(2, 1.0)) + model(PIECES), "not a sound SentencePiece model"),
+        (model([("a", 0.0, 77)]), "not a sound SentencePiece model"),
         (model(PIECES, kind=1), "is not BPE"),
         (model(PIECES, charsmap=b"some"), "rewrites characters"),
         (model(PIECES, prefix=0), "no space in front"),

@@ -21,7 +21,7 @@ WORDS = {
     r"\bstands? (?:twice|in)\b": "occurs twice, is set in",
     r"\bfor so long\b|\bso many\b": "how long, how many",
     r"\bof no use\b|\bsome day\b|\bby somebody else\b": "cannot be used, later, by another command",
-    r"\bbefore it(?:self)? is still good\b|\bgoes by\b": "the old one, uses",
+    r"\bgoes by\b": "uses",
     r"\bmade anew\b|\bas it is locked\b": "built again, as locked",
     r"\b(?:pydantic|httpx|aiohttp|urllib3|NoneType|traceback)\b": "what it means",
 }  # fmt: skip
