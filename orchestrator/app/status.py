@@ -121,7 +121,7 @@ def _profile(orch: Orchestrator, desired: Desired, observed: Observed) -> tuple[
     if starts is not None and not any(engine.running for engine in observed.engines_of(profile)):
         # One sentence, not all that a start consists of.
         dead = _dead(profile, observed)
-        troubled.append(f"{profile}: {dead}; orch up would start {starts.deployment.instance} and move its names there")
+        troubled.append(f"{profile}: {dead}; orch up would start {starts.deployment.instance} and route to it")
         steps = [step for step in steps if not isinstance(step, OF_A_START)]
     troubled += [f"{profile}: orch up would {step.what}" for step in steps]
     upgrades = [f"{profile}: {one.what} ({one.why})" for one in plan.items if isinstance(one, Upgrade)]

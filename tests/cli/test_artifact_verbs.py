@@ -112,7 +112,7 @@ def test_engines_ls_says_what_each_runs_from(orch: Orch) -> None:
     [
         (("install", "llamacpp"), 5, "no environment of its own"),
         (("install", "ollama"), 5, "no environment of its own"),
-        (("install", "triton"), 5, "vllm"),
+        (("install", "triton"), 2, "vllm"),
         (("rm", "vllm-cpu-1"), 5, "no environment"),
     ],
 )

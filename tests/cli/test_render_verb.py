@@ -75,7 +75,7 @@ def test_files_are_written_where_it_is_said(orch: Orch, tmp_path: Path) -> None:
     assert (out / "Modelfile").read_text() == file["text"]
     orch.run("render", "ollama", "-p", str(orch.profile), "-o", str(out))
     (out / "Modelfile").write_text("FROM mine\n")
-    assert "is another" in orch.run("render", "ollama", "-p", str(orch.profile), "-o", str(out), code=4).err
+    assert "already exists" in orch.run("render", "ollama", "-p", str(orch.profile), "-o", str(out), code=4).err
     assert (out / "Modelfile").read_text() == "FROM mine\n"
     (tmp_path / "taken").write_text("")
     told = orch.run("render", "ollama", "-p", str(orch.profile), "-o", str(tmp_path / "taken" / "x"), code=4)
@@ -171,7 +171,7 @@ def test_an_api_key_is_mounted_and_never_written_down(orch: Orch) -> None:
     ("words", "code", "said"),
     [
         (("compose",), 5, "an engine must be named"),
-        (("compose", "sglang"), 5, "ollama, llamacpp, vllm"),
+        (("compose", "sglang"), 2, "ollama, llamacpp, vllm"),
         (("compose", "ollama", "--target", "local"), 2, "for target docker"),
         (("ollama", "vllm"), 2, "one engine at a time"),
     ],

@@ -108,4 +108,4 @@ def test_as_long_as_a_record_cannot_be_read_nothing_goes(orch: Orch) -> None:
     (orch.home / "records" / "desired").mkdir(parents=True)
     (orch.home / "records" / "desired" / "tiny.json").write_text("{")
     told = orch.run("images", "gc", "--json", code=5).lines[-1]
-    assert "What is needed cannot be told" in told["error"]
+    assert "What is needed cannot be determined" in told["error"]
