@@ -110,7 +110,7 @@ def plan_rotating(orch: Orchestrator, name: str, key: str, observed: Observed, g
         raise PlanRefused("This API key already exists.", hint="orch keys ls shows them.")
     until = utc(now + grace) if grace else ""
     tail = f"is good until {until}" if until else "is no longer good"
-    why = f"replace the API key {name}; the one before {tail}"
+    why = f"replace the API key {name}; the old one {tail}"
     return _plan(orch, "keys rotate", KeyChange(kept, kept.rotated(name, digest_of(key), now, until), why), observed)
 
 
@@ -155,7 +155,7 @@ def _state(key: ApiKey, now: datetime, used: dict[str, str]) -> str:
     if not good:
         return "good"
     last = max(used.get(one.digest, "") for one in good)
-    return f"good; the one before until {good[0].until}, last used {last or 'never'}"
+    return f"good; the old one until {good[0].until}, last used {last or 'never'}"
 
 
 def _used(orch: Orchestrator) -> dict[str, str]:

@@ -110,7 +110,7 @@ def test_a_rotated_key_has_time_to_be_replaced(served: Orch) -> None:
     second = made(served, "rotate", "web")
     assert [status_for(served, key) for key in (first, second)] == [200, 200]
     row = rows(served)["web"]
-    assert "the one before until" in row["state"]
+    assert "the old one until" in row["state"]
     third = made(served, "rotate", "web", "--grace", "0")
     assert [status_for(served, key) for key in (first, second, third)] == [401, 401, 200]
     own = "a-key-of-my-own"
