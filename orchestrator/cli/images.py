@@ -139,7 +139,7 @@ def images_pin(
 
 @images.command("gc")
 def images_gc(plan: OnlyPlan = False, as_json: AsJson = False) -> None:
-    """Remove images pulled or made here that no container, recorded profile, rollback or pin needs."""
+    """Remove orch's images that no container, recorded profile, rollback or pin needs."""
     with session_of(as_json) as session:
         from orchestrator.app.images_gc import image_verdicts, remove_images
         from orchestrator.app.runs import alone

@@ -21,7 +21,7 @@ app.add_typer(keys, name="keys")
 
 COLUMNS = ("name", "created", "expires", "last_used", "state")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="What to call it, such as by who has it.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="What to call it, such as who has it.")]
 FromStdin = Annotated[bool, typer.Option("--stdin", help="Take the key from standard input instead of making one.")]
 
 
