@@ -75,7 +75,7 @@ def test_other_bytes_than_the_manifest_says_replace_nothing(store: Store) -> Non
     with pytest.raises(SourceError, match="c, built again, has SHA-256"):
         repair(store, {"a": "a", "c": "other"})
     assert ((store.path(KEY) / "a").read_text(), (store.path(KEY) / "c").read_text()) == ("!", "?")
-    with pytest.raises(SourceError, match="nothing of it"):
+    with pytest.raises(SourceError, match="nothing about it"):
         repair(store, {"d": "d"})
 
 
