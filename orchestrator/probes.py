@@ -147,7 +147,7 @@ def _died(deployment: Deployment, instance: Instance, world: World) -> HostError
         return HostError(f"{deployment.instance} {ended}.", hint=hint, detail=detail)
     failure = ENGINES[deployment.engine].failure(log)
     return HostError(
-        f"{deployment.instance} {ended or 'is not running'}: {failure.line or 'it left no word in its log'}",
+        f"{deployment.instance} {ended or 'is not running'}: {failure.line or 'its log says nothing'}",
         hint=failure.hint or f"All of its log: orch logs {deployment.instance}",
         detail=detail,
     )
@@ -175,12 +175,12 @@ def ask_engine(
     if instance is None or instance.state is not InstanceState.RUNNING:
         if gone_is_fine:
             return
-        raise HostError(f"{deployment.instance} is not running.", hint="orch status tells more.")
+        raise HostError(f"{deployment.instance} is not running.", hint="orch status shows more.")
     sheet = ENGINES[deployment.engine]
     for request in requests:
         reply = _answer_to(request, instance, sheet, world, progress)
         if reply is None:
-            raise HostError(f"{deployment.instance} does not answer.", hint="orch status tells more.")
+            raise HostError(f"{deployment.instance} does not answer.", hint="orch status shows more.")
         if gone_is_fine and reply.status == 404:
             continue
         if said := sheet.refusal(reply.status, reply.text):

@@ -170,7 +170,7 @@ def _docker_config(environ: Mapping[str, str]) -> Path | None:
 def _pull_parallel(said: str) -> int:
     if not said.isdecimal() or not 1 <= int(said) <= MOST_PULL_PARALLEL:
         hint = f"Requests at once when weights are downloaded: 1 to {MOST_PULL_PARALLEL}."
-        raise UsageError(f"ORCH_PULL_PARALLEL={said} is no such number.", hint=hint)
+        raise UsageError(f"ORCH_PULL_PARALLEL={said} is not such a number.", hint=hint)
     return int(said)
 
 
@@ -182,7 +182,7 @@ def _size(name: str, text: str) -> int:
         int(float(found[1]) * (1024 if unit.endswith("I") else 1000) ** " KMGT".index(unit[:1] or " ")) if found else 0
     )
     if size <= 0:
-        raise UsageError(f"{name}={text} is no size.", hint="Write it as 200GB (decimal) or 186GiB (binary).")
+        raise UsageError(f"{name}={text} is not a valid size.", hint="Write it as 200GB (decimal) or 186GiB (binary).")
     return size
 
 

@@ -40,7 +40,7 @@ def known_keys(orch: Orchestrator, typed: list[str]) -> list[str]:
         try:
             orch.store.path(key)
         except ValueError as error:
-            raise SourceError(f"{key} is no key of the store.", hint="orch artifacts ls") from error
+            raise SourceError(f"{key} is not a key of the store.", hint="orch artifacts ls") from error
     return typed
 
 
@@ -63,7 +63,7 @@ def remove(orch: Orchestrator, keys: list[str]) -> Iterator[str]:
         if not orch.store.remove(key, orch.progress):
             _refuse_unknown(orch, key)
             place = orch.store.directory_of(key).root
-            raise PlanRefused(f"{key} lies in the shared store {place}.", hint="It is removed where it belongs.")
+            raise PlanRefused(f"{key} is in the shared store {place}.", hint="Remove it there.")
         yield key
     orch.store.sweep()
 

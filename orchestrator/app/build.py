@@ -83,7 +83,7 @@ def build_gguf(
         raise UsageError("Give --in-container or --tools, not both.")
     foreign = in_container or tools is not None
     if name not in typing.get_args(Quant) and not foreign:
-        raise PlanRefused(
+        raise UsageError(
             f"orch does not know the quantization {quant}.",
             hint=f"Known: {', '.join(typing.get_args(Quant))}; others with --in-container, or --tools DIR",
         )
@@ -93,7 +93,7 @@ def build_gguf(
     if output.is_dir():
         raise HostError(f"{output} is a directory.", hint="Name the file to write: -o FILE.gguf")
     if foreign and source.is_file():
-        raise PlanRefused(f"{source} is no directory.", hint="llama.cpp's own tools are given safetensors here.")
+        raise PlanRefused(f"{source} is not a directory.", hint="llama.cpp's own tools are given safetensors here.")
     if foreign:
         build_gguf_with_tools(orch, source, output, quant, tools)
     elif source.is_file():
@@ -159,7 +159,7 @@ def _whole_directory(output: Path) -> Iterator[Path]:
     Its name is always the same: the next attempt removes what a killed one left.
     """
     if os.path.lexists(output):
-        raise PlanRefused(f"{output} exists already.", hint="Name a directory that does not exist yet, or remove it.")
+        raise PlanRefused(f"{output} already exists.", hint="Name a directory that does not exist yet, or remove it.")
     _check_parent(output)
     work = output.with_name(f".{output.name}.part")
     with host_errors(f"write {output}"):
@@ -181,4 +181,4 @@ def _whole_directory(output: Path) -> Iterator[Path]:
 
 def _check_parent(output: Path) -> None:
     if not output.absolute().parent.is_dir():
-        raise HostError(f"Cannot write {output}: {output.absolute().parent} is no directory.", hint="Make it first.")
+        raise HostError(f"Cannot write {output}: {output.absolute().parent} is not a directory.", hint="Make it first.")

@@ -94,7 +94,7 @@ def write_project(project: Project, directory: Path) -> None:
     present = directory / COMPOSE
     try:
         if present.exists() and not present.read_text("utf-8", errors="replace").startswith(MARK):
-            raise HostError(f"{present} is there already, and orch did not write it.", hint="Choose another directory.")
+            raise HostError(f"{present} already exists, and orch did not write it.", hint="Choose another directory.")
         (directory / "cache").mkdir(mode=0o700, parents=True, exist_ok=True)
         for path, text in reversed(project.files.items()):
             # Like those of orch's own containers: for this user only.

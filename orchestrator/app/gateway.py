@@ -65,7 +65,7 @@ def kept_keys(orch: Orchestrator, observed: Observed) -> KeyChange:
     if given is None or kept.keys or observed.gateway.instance is not None or observed.gateway.status is not None:
         return KeyChange(kept, kept, old_file=old_file)
     first = ApiKey(FIRST_KEY, digest_of(given), utc(datetime.now(UTC)))
-    return KeyChange(kept, kept.added(first), "ask clients for an API key, the one in ORCH_API_KEY", old_file)
+    return KeyChange(kept, kept.added(first), "require an API key from clients: the one in ORCH_API_KEY", old_file)
 
 
 def passed_over_key(orch: Orchestrator, observed: Observed) -> Remark | None:
@@ -74,7 +74,7 @@ def passed_over_key(orch: Orchestrator, observed: Observed) -> Remark | None:
     if given is None or change.wanted.knows(given):
         return None
     return Remark(
-        "take the API key in ORCH_API_KEY", "it is only the first one of a new gateway; orch keys add --stdin adds it"
+        "take the API key in ORCH_API_KEY", "it is only for a new gateway without keys; orch keys add --stdin adds it"
     )
 
 
@@ -106,7 +106,7 @@ def upgrade(observed: Observed) -> str:
         versions = [
             f"{version} (protocol {n})" for version, n in zip(versions, (status.protocol, PROTOCOL), strict=True)
         ]
-    return f"The gateway that runs is of orch {versions[0]}, this is {versions[1]}.  orch up --gateway replaces it"
+    return f"The running gateway is of orch {versions[0]}, this is {versions[1]}.  orch up --gateway replaces it"
 
 
 def address(orch: Orchestrator, observed: Observed, asked: str | None) -> str:
@@ -128,7 +128,7 @@ def checked_address(listen: str) -> str:
             return listen
     except ValueError:
         pass
-    raise HostError(f"{listen} is no address to listen at.", hint="HOST:PORT, such as 127.0.0.1:8484.")
+    raise HostError(f"{listen} is not a valid address to listen on.", hint="HOST:PORT, such as 127.0.0.1:8484.")
 
 
 def is_loopback(listen: str) -> bool:
@@ -147,7 +147,7 @@ def check_each_origin(said: tuple[str, ...]) -> None:
     try:
         parse_patterns(said)
     except ValueError as error:
-        hint = "Write them with commas between, without paths; * is any page."
+        hint = "Separate them with commas, without paths; * allows any page."
         raise UsageError(f"ORCH_ORIGINS: {error}.", hint=hint) from error
 
 
@@ -156,7 +156,7 @@ def check_origins(orch: Orchestrator, observed: Observed, renew: bool) -> None:
     wanted, status = orch.settings.origins, observed.gateway.status
     if wanted is not None and not renew and status is not None and set(status.origins) != set(wanted):
         raise PlanRefused(
-            f"The gateway that runs allows these origins besides its own: {', '.join(status.origins) or 'none'}; "
+            f"The running gateway allows these origins besides its own: {', '.join(status.origins) or 'none'}; "
             f"ORCH_ORIGINS says {', '.join(wanted) or 'none'}.",
-            hint="ORCH_ORIGINS=... orch up --gateway replaces it by one that allows them, without a failed request.",
+            hint="ORCH_ORIGINS=... orch up --gateway replaces it with one that allows them, without a failed request.",
         )

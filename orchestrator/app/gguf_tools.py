@@ -179,12 +179,12 @@ def _given(orch: Orchestrator, directory: Path, quantizes: bool) -> _Tools:
         names = CONVERTERS if not converter else QUANTIZERS
         raise HostError(
             f"{directory} has no {names[-1].rpartition('/')[2]}.",
-            hint="Give a llama.cpp checkout that is built, or its installation; or --in-container, its official image.",
+            hint="Name a built llama.cpp checkout or an installation; or --in-container uses the official image.",
             detail="\n".join(["looked for:", *(str(directory / name) for name in names)]),
         )
     interpreter = find(INTERPRETERS, os.X_OK) or shutil.which("python3")
     if interpreter is None:
-        raise HostError("There is no python3 on PATH to run the converter.", hint="Make a .venv in the directory.")
+        raise HostError("There is no python3 on PATH to run the converter.", hint="Make a .venv in that directory.")
     tools = _Given(directory, interpreter, converter, quantizer, orch.host.cpus)
     programs = {"interpreter": interpreter, "converter": converter, "quantizer": quantizer}
     orch.note({"tools": programs}, f"With {interpreter} {converter}{', ' if quantizer else ''}{quantizer}")
@@ -205,7 +205,7 @@ def _has_room(source: Path, output: Path, wanted: FileType, first: FileType | No
     with host_errors(f"write {output}"):
         free = shutil.disk_usage(output.parent).free
     if needed > free:
-        parts = f"about {needed / 1e9:.1f} GB" + (f", the {first.name} file in between counted" if first else "")
+        parts = f"about {needed / 1e9:.1f} GB" + (f", with the {first.name} file in between" if first else "")
         raise HostError(
             f"{output.parent} has {free / 1e9:.1f} GB free, and building {output.name} needs {parts}.",
             hint="Free some space, or write to another disk: -o FILE",

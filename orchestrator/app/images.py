@@ -88,7 +88,7 @@ def accelerator_named(name: str) -> Accelerator:
     try:
         return Accelerator(name.lower())
     except ValueError as error:
-        raise UsageError(f"{name} is no accelerator.", hint="cpu, cuda or rocm.") from error
+        raise UsageError(f"{name} is not an accelerator.", hint="cpu, cuda or rocm.") from error
 
 
 def accelerator_here(orch: Orchestrator, engine: str) -> Accelerator:
@@ -96,7 +96,7 @@ def accelerator_here(orch: Orchestrator, engine: str) -> Accelerator:
     if engine == TOOLS:
         return Accelerator.CPU
     if not engine_sheet(engine).in_containers:
-        raise PlanRefused(f"orch runs {engine} as a process of its own only: it has no image.")
+        raise PlanRefused(f"orch runs {engine} only as a local process: it has no image.")
     return computes_on(engine_sheet(engine), DOCKER, orch.host)
 
 
@@ -145,7 +145,7 @@ def plan_pull(orch: Orchestrator, engines: list[str], wanted: Accelerator | None
                 hint=f"orch images pin {engine} IMAGE:TAG --accelerator {kind.value}; orch images ls shows all.",
             )
         else:
-            items.append(Remark(f"pull an image of {engine}", f"none that can be run is pinned for {kind.value}"))
+            items.append(Remark(f"pull an image of {engine}", f"none that runs here is pinned for {kind.value}"))
     reference, base = orch.gateway_image()
     if isinstance(base, str):
         items += prerequisite_items((BuildImage(reference, base),), observed)
@@ -187,7 +187,7 @@ def put_pin(orch: Orchestrator, engine: str, pin: ImagePin) -> None:
 def pin_image(orch: Orchestrator, engine: str, name: str, accelerators: tuple[Accelerator, ...]) -> Pinned:
     """Pin IMAGE:TAG by the digest that it has now. UsageError where the name has a digest already."""
     if "@" in name:
-        raise UsageError(f"{name} names a digest.", hint="Give IMAGE:TAG; its digest is found out and kept.")
+        raise UsageError(f"{name} names a digest.", hint="Give IMAGE:TAG; its digest is looked up and kept.")
     attend(orch)
     image, tag = split_name(name)
     orch.progress("asking the registry", 0, 0)

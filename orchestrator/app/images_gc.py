@@ -38,12 +38,12 @@ def image_verdicts(orch: Orchestrator) -> tuple[ImageVerdict, ...]:
         reference, base = orch.gateway_image()
     except OrchError as error:
         # Nobody could make it again.
-        why = f"which gateway comes next cannot be told: {error.message}"
+        why = f"the next gateway cannot be determined: {error.message}"
         own = (tag for tag in observed.images if tag.startswith(f"{gateway_image.NAME}:"))
         needs |= {tag: why for tag in own if tag not in needs}
     else:
         needs.setdefault(reference, "the next gateway is started from it")
-        needs.setdefault(base if isinstance(base, str) else base.reference, "the gateway's image is made on it")
+        needs.setdefault(base if isinstance(base, str) else base.reference, "the gateway's image is built on it")
     repositories = {pin.image for pins in (*pinned.values(), bases) for pin in pins}
     return sort_out_images(observed.images.values(), gateway_image.NAME, repositories, needs)
 

@@ -99,7 +99,7 @@ def desired_for(orch: Orchestrator, intent: Intent, observed: Observed) -> Desir
             present = deployed(profile, observed)
             if present.before is None:
                 name = present.spec.profile.name
-                raise PlanRefused(f"{name} was served by nothing else before.", hint="orch migrate --to ENGINE")
+                raise PlanRefused(f"{name} was not served by anything else before.", hint="orch migrate --to ENGINE")
             return present.gone_back()
         case AddAdapter(name, directory, profile):
             check_adapter_name(name)
@@ -127,7 +127,7 @@ def _serve(orch: Orchestrator, intent: Serve, observed: Observed) -> Desired:
         raise PlanRefused(
             f"{loaded.name} is not deployed, so an engine must be named.",
             hint=f"Add one: {', '.join(sorted(ENGINES))}. "
-            f"Another profile than {loaded.name} is named with -p: orch up ENGINE -p FILE.toml",
+            f"For another profile than {loaded.name}: orch up ENGINE -p FILE.toml",
         )
     where = chosen_target(orch, intent.engine, intent.target, present)
     if intent.lock is not None:
@@ -177,7 +177,7 @@ def chosen_target(orch: Orchestrator, engine: str | None, asked: str | None, pre
     if target is None:
         target = DOCKER if engine is not None and not _why_no_container(orch, engine) else LOCAL
     if target not in orch.targets:
-        raise PlanRefused(f"There is no target {target}.", hint=f"Known: {', '.join(orch.targets)}")
+        raise UsageError(f"There is no target {target}.", hint=f"Known: {', '.join(orch.targets)}")
     return target
 
 
@@ -200,14 +200,14 @@ def _why_no_container(orch: Orchestrator, engine: str) -> str:
 
 
 def recipe_named(name: str | None) -> Recipe | None:
-    """A recipe by what people type; PlanRefused with the known ones."""
+    """A recipe by what people type; UsageError with the known ones."""
     if name is None:
         return None
     try:
         return Recipe(name)
     except ValueError as error:
         known = ", ".join(recipe.value for recipe in Recipe if recipe.served)
-        raise PlanRefused(f"orch does not know the recipe {name}.", hint=f"Known: {known}") from error
+        raise UsageError(f"orch does not know the recipe {name}.", hint=f"Known: {known}") from error
 
 
 def check_adapter_name(name: str) -> None:
@@ -215,7 +215,7 @@ def check_adapter_name(name: str) -> None:
     try:
         read(PublicName, name)
     except Unfit as error:
-        raise UsageError(f"{name!r} is no public name.", hint="Letters, digits and . _ : / @ - only.") from error
+        raise UsageError(f"{name!r} is not a valid public name.", hint="Letters, digits and . _ : / @ -") from error
 
 
 def _adapters_left(profile: Profile, observed: Observed) -> set[str]:

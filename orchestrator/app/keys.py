@@ -66,9 +66,9 @@ def plan_adding(
     if not is_key(key):
         raise UsageError("What was given is not a valid API key.", hint=KEY_FORM)
     if kept.find(name) is not None:
-        raise PlanRefused(f"There is an API key named {name} already.", hint=f"orch keys rotate {name} replaces it.")
+        raise PlanRefused(f"There is already an API key named {name}.", hint=f"orch keys rotate {name} replaces it.")
     if kept.knows(key):
-        raise PlanRefused("This API key is there already, by another name.", hint="orch keys ls shows them.")
+        raise PlanRefused("This API key already exists, under another name.", hint="orch keys ls shows them.")
     was_open = not kept.keys or bool(open_until(orch))
     until = kept.open_until if grace is None else utc(now + grace) if grace and was_open else ""
     good = utc(now + expires) if expires is not None else ""
@@ -107,10 +107,10 @@ def plan_rotating(orch: Orchestrator, name: str, key: str, observed: Observed, g
     if not is_key(key):
         raise UsageError("What was given is not a valid API key.", hint=KEY_FORM)
     if kept.knows(key):
-        raise PlanRefused("This API key is there already.", hint="orch keys ls shows them.")
+        raise PlanRefused("This API key already exists.", hint="orch keys ls shows them.")
     until = utc(now + grace) if grace else ""
-    tail = f"is good until {until}" if until else "is not good any more"
-    why = f"replace the API key {name}; the one before {tail}"
+    tail = f"is good until {until}" if until else "is no longer good"
+    why = f"replace the API key {name}; the old one {tail}"
     return _plan(orch, "keys rotate", KeyChange(kept, kept.rotated(name, digest_of(key), now, until), why), observed)
 
 
@@ -155,7 +155,7 @@ def _state(key: ApiKey, now: datetime, used: dict[str, str]) -> str:
     if not good:
         return "good"
     last = max(used.get(one.digest, "") for one in good)
-    return f"good; the one before until {good[0].until}, last used {last or 'never'}"
+    return f"good; the old one until {good[0].until}, last used {last or 'never'}"
 
 
 def _used(orch: Orchestrator) -> dict[str, str]:

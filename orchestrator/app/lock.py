@@ -109,8 +109,8 @@ def check_served(orch: Orchestrator, locked: Lock, profile: Profile, observed: O
     missing = [step.what for step in missing_entries(plan)]
     if missing:
         raise PlanRefused(
-            f"Not all that {profile.name} is served with is in the store yet.",
-            hint="orch build --locked makes it as it is locked; adapters come with orch lock check.",
+            f"Some of what {profile.name} is served with is not in the store yet.",
+            hint="orch build --locked makes it as locked; orch lock check brings adapters.",
             detail="\n".join(missing),
         )
 
@@ -125,8 +125,8 @@ def _refuse(orch: Orchestrator, locked: Lock, profile: Profile, observed: Observ
     found = [one for one in differences(locked, lock_of(orch, profile, observed)) if one.kind in decisive]
     if found:
         raise PlanRefused(
-            f"{profile.name} is not as it is locked.",
-            hint="orch lock check tells more; orch lock writes the lock anew.",
+            f"{profile.name} differs from its lock.",
+            hint="orch lock check shows more; orch lock writes a new lock.",
             detail="\n".join(
                 f"{one.what}: {one.locked or 'nothing'} is locked, {one.here or 'nothing'} is here" for one in found
             ),

@@ -66,7 +66,7 @@ def sources(orch: Orchestrator, names: list[str]) -> tuple[list[Source], list[Ho
     if missing:
         raise PlanRefused(f"There is no log of {', '.join(missing)}.", hint=f"Logs: {known}")
     if not wanted:
-        raise PlanRefused("Nothing serves. Say whose log.", hint=f"Logs: {known}")
+        raise PlanRefused("Nothing is being served. Say whose log.", hint=f"Logs: {known}")
     return [source for source in chosen if source is not None], silent
 
 

@@ -111,7 +111,7 @@ def _check_settings(file: Path, lock: ArchiveLock) -> None:
     except Unfit as error:
         first = error.problems[0]
         raise SourceError(
-            f"The profile in {file} has settings that this orch does not take: {'.'.join(map(str, first['loc']))}.",
+            f"The profile in {file} has settings that this orch does not know: {'.'.join(map(str, first['loc']))}.",
             hint=f"Use the version of orch that made it: {lock.orch}.",
         ) from error
 

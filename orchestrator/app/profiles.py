@@ -108,7 +108,7 @@ def deployed(profile: str | None, observed: Observed) -> Desired:
     if profile is not None and is_path(profile):
         name = profile_in(profile).name
         raise UsageError(
-            f"{profile} is a file, and this command goes by what is deployed, whatever the file says now.",
+            f"{profile} is a file, and this command uses what is deployed, whatever the file says now.",
             hint=f"Give the name instead: -p {name}. The file is applied by orch up -p {profile}.",
         )
     name = profile if profile is not None else default_profile(observed)

@@ -33,6 +33,6 @@ def _repository(orch: Orchestrator, repo: str, profile: str | None) -> HubSource
         raise UsageError("Give a repository or a profile, not both.")
     name, _, revision = repo.partition("@")
     if not re.fullmatch(REPOSITORY, name):
-        raise UsageError(f"{repo!r} is no repository.", hint="OWNER/NAME or OWNER/NAME@REVISION.")
+        raise UsageError(f"{repo!r} is not a valid repository name.", hint="OWNER/NAME or OWNER/NAME@REVISION.")
     source = HubSource(name, revision or "main")
     return source if source.pinned else orch.hub.snapshot(source, 30.0, progress=orch.progress).source

@@ -62,9 +62,7 @@ class Repairer:
         """How each file was put right, by path. Raises what stands in the way; then the entry is no worse."""
         manifest = self._store.own.manifest(key)
         if manifest is None:
-            raise HostError(
-                f"It lies in the shared store {self._store.directory_of(key).root}.", hint="Repair it there."
-            )
+            raise HostError(f"It is in the shared store {self._store.directory_of(key).root}.", hint="Repair it there.")
         if not isinstance(manifest, Manifest):
             return self._make_whole(key)
         extra = [damage.path for damage in damages if damage.kind == "extra"]
@@ -83,7 +81,7 @@ class Repairer:
         with repairing(self._store, manifest.key, self._orch.progress, fresh=not pulled) as work:
             files = [file for file in self._again(step, broken, work) if file.path in broken]
             if len(files) < len(broken):
-                raise SourceError("Made again, it has fewer files than its manifest says.")
+                raise SourceError("Built again, it has fewer files than its manifest says.")
             put_in_place(self._store, manifest, work, files)
         return "pulled again" if pulled else "built again"
 
@@ -99,10 +97,10 @@ class Repairer:
         """What an entry is made of is here, and where it is of the store as its manifest says, to the last byte."""
         for place in map(Path, step.reads):
             if not place.is_dir():
-                raise SourceError(f"{place}, which it is made of, is not here.", hint="orch pull brings weights back.")
+                raise SourceError(f"{place}, which it is made from, is not here.", hint="orch pull restores weights.")
             key = place.name
             if place == self._store.path(key) and self._store.verify(key, self._orch.progress):
-                raise SourceError(f"{key}, which it is made of, is damaged.", hint="It has to be repaired first.")
+                raise SourceError(f"{key}, which it is made from, is damaged.", hint="It has to be repaired first.")
 
     def _make_whole(self, key: str) -> dict[str, str]:
         """An entry without a manifest is made like one that never was, of what is sound of it as far as a hub tells."""
@@ -114,7 +112,7 @@ class Repairer:
             self._check_sound(step)
         run_plan(self._orch, Plan("artifacts verify", (Action(step),), commit=1), self._watcher)
         self._compare_with_locks(key)
-        return {MANIFEST: "checked against the hub" if from_hub else "made anew"}
+        return {MANIFEST: "checked against the hub" if from_hub else "made again"}
 
     def _compare_with_locks(self, key: str) -> None:
         manifest = self._store.get(key)
@@ -123,15 +121,15 @@ class Repairer:
             entry = read_lock(self._orch, path).entries.get(key)
             if entry is not None and entry.files and entry.files != here:
                 raise SourceError(
-                    f"Made anew, it has other bytes than {path} says.", hint="orch lock check tells more."
+                    f"Built again, its bytes differ from what {path} says.", hint="orch lock check shows more."
                 )
 
     def _way(self, key: str) -> Prerequisite:
         step = self._ways.get(key)
         if step is None:
             raise SourceError(
-                "Nobody here knows how it was made: no manifest, no recorded profile, no lock file tells.",
-                hint=f"orch artifacts rm {key}; what needs it makes it anew, or orch images load brings it again.",
+                "How it was made is not known: no manifest, recorded profile or lock file says.",
+                hint=f"orch artifacts rm {key}; what needs it makes it again, or orch images load brings it back.",
             )
         return step
 

@@ -120,7 +120,7 @@ def _why_not(
     """Why what is recorded stays, though it would be resolved to something else by now; empty: it does not."""
     before = desired.before.resolution if desired.before is not None else None
     if desired.held and before is not None and before.identity == now.identity:
-        return "it was gone back from; orch rollback goes forward again"
+        return "it was rolled back; orch rollback goes forward again"
     was, would = recorded.deployment, now.deployment
     of_its_own = was.recipe in context.ready and was.artifact_key != would.artifact_key
     asked = (was.recipe, was.accelerator, was.weights_source) != (would.recipe, would.accelerator, would.weights_source)
@@ -130,7 +130,7 @@ def _why_not(
         return "it is available; orch up takes it"
     mine = observed.engines_of(was.profile)
     if not any(one.answers and one.deployment.fingerprint == was.fingerprint for one in mine):
-        return "what does not serve comes back as it was first; orch up again takes it"
+        return "what is not serving comes back as it was first; the next orch up takes it"
     return ""
 
 
@@ -152,7 +152,7 @@ def write_files(deployment: Deployment, directory: Path) -> tuple[Path, ...]:
         for name, text in deployment.written:
             present = directory / name
             if present.exists() and present.read_bytes() != text.encode():
-                raise HostError(f"{present} is there already, and is another.", hint="Choose another directory.")
+                raise HostError(f"{present} already exists, and differs.", hint="Choose another directory.")
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in deployment.written:
             write_atomic(directory / name, text.encode(), mode=0o600)

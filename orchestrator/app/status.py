@@ -364,7 +364,7 @@ def _profile(orch: Orchestrator, desired: Desired, observed: Observed) -> tuple[
     if starts is not None and not any(one.running and not one.hangs for one in observed.engines_of(profile)):
         # One sentence, not all that a start consists of.
         dead = _dead(profile, observed)
-        troubled.append(f"{profile}: {dead}; orch up would start {starts.deployment.instance} and lead its names there")
+        troubled.append(f"{profile}: {dead}; orch up would start {starts.deployment.instance} and route to it")
         steps = [step for step in steps if not isinstance(step, (*OF_A_START, StopEngine))]
     troubled += [f"{profile}: orch up would {step.what}" for step in steps]
     upgrades = [f"{profile}: {one.what} ({one.why})" for one in plan.items if isinstance(one, Upgrade)]
@@ -375,11 +375,11 @@ def _dead(profile: str, observed: Observed) -> str:
     """What has become of the engine that its names lead to."""
     serving = observed.serving(profile)
     if serving is None:
-        return "no engine of it runs"
+        return "none of its engines is running"
     there = next((engine for engine in observed.engines_of(profile) if engine.instance.name == serving), None)
     if there is not None and there.hangs:
         return f"the server of {serving} answers, but the model that it has loaded hangs"
-    return f"{serving} does not run" if there is not None else f"{serving} is gone"
+    return f"{serving} is not running" if there is not None else f"{serving} is gone"
 
 
 def _tidies(step: Step, present: Desired) -> bool:

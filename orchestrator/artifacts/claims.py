@@ -101,7 +101,7 @@ def scheme_of(directory: Path, config: dict[str, Any]) -> Scheme | None:
         stated = {key: found.get(key) for key in ("quant_method", "quant_algo", "format")} if method else found
         raise SourceError(
             f"{directory} is quantized in a way that orch does not know: {str(stated)[:200]}.",
-            "Known are NVFP4 of compressed-tensors and ModelOpt, and FP8 of compressed-tensors.",
+            "Known: NVFP4 of compressed-tensors and ModelOpt, and FP8 of compressed-tensors.",
         )
     return scheme
 
@@ -124,7 +124,7 @@ def _check(directory: Path, recipe: Recipe) -> Facts:
     config = read_json(directory / "config.json")
     shape, scheme, wanted = shape_of(config), scheme_of(directory, config), f"{recipe.value} checkpoint"
     if shape is None:
-        refuse(directory, wanted, ["config.json does not tell the sizes of a transformer"])
+        refuse(directory, wanted, ["config.json does not give the sizes of a transformer"])
     if scheme is None:
         refuse(directory, wanted, ["config.json has no quantization_config: it is not quantized"])
     with Checkpoint.open(directory) as checkpoint:

@@ -17,7 +17,7 @@ _HINTS = {
     errno.EDQUOT: "Your disk quota is used up: free some space, then run the same command again.",
     errno.EACCES: "Make the directory writable for this user, or use another data directory.",
     errno.EPERM: "Make the directory writable for this user, or use another data directory.",
-    errno.EROFS: "The file system is read-only: use another data directory; ORCH_STORES shows it what is here.",
+    errno.EROFS: "The file system is read-only: use another data directory; ORCH_STORES lets it read what is here.",
     errno.EMFILE: "Raise the limit of open files (ulimit -n).",
 }
 
@@ -83,7 +83,7 @@ def alone_at(path: Path, descriptor: int) -> Iterator[None]:
         except (BlockingIOError, FileNotFoundError):
             mine = False
         if not mine:
-            raise HostError(f"Another process is writing {path}.", "Wait for its end, or write to another place.")
+            raise HostError(f"Another process is writing {path}.", "Wait until it ends, or write to another place.")
         yield
     finally:
         os.close(descriptor)

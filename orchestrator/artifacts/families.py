@@ -186,13 +186,13 @@ def _heads(raw: dict[str, Any], family: Family, sizes: dict[str, int], problems:
     implied: dict[str, object] = dict(family.left_out)
     if "head_dim" not in implied | found and hidden and count:
         if hidden % count:
-            problems.append("hidden_size is no multiple of num_attention_heads")
+            problems.append("hidden_size is not a multiple of num_attention_heads")
         implied["head_dim"] = hidden // count
     if family.pairs_apart and count:
         implied["num_key_value_heads"] = count
     heads = {name: _size(implied | found, name, problems) for name in ("num_key_value_heads", "head_dim")}
     if not problems and count % heads["num_key_value_heads"]:
-        problems.append("num_attention_heads is no multiple of num_key_value_heads")
+        problems.append("num_attention_heads is not a multiple of num_key_value_heads")
     if heads["head_dim"] % 2:
         problems.append(f"head_dim is {heads['head_dim']}, which is odd")
     return heads
@@ -219,7 +219,7 @@ def _refusals(raw: dict[str, Any], family: Family) -> list[str]:
         problems.append("attention_bias is neither true nor false")
     layers = raw.get("layer_types")
     if layers is not None and (not isinstance(layers, list) or any(kind != "full_attention" for kind in layers)):
-        problems.append("layer_types holds others than full_attention")
+        problems.append("layer_types has others than full_attention")
     if family.architecture == "llama" and raw.get("vocab_size") == _CODE_LLAMA:
         problems.append(f"vocab_size is {_CODE_LLAMA}: CodeLlama's tokens for filling in are named by no file")
     return problems

@@ -10,7 +10,7 @@ from pathlib import Path
 from gguf import LlamaFileType
 
 from orchestrator.artifacts.gguf_reader import GgufFile
-from orchestrator.errors import HostError, PlanRefused, SourceError
+from orchestrator.errors import HostError, SourceError, UsageError
 
 # As llama-quantize calls them for short.
 _SHORT = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
@@ -34,11 +34,11 @@ class FileType:
 
 
 def file_type(quant: str) -> FileType:
-    """The type that a user has named, in any case. PlanRefused when gguf has no number for it."""
+    """The type that a user has named, in any case. UsageError when gguf has no number for it."""
     known = {_plain(kind.name): int(kind) for kind in LlamaFileType if kind is not LlamaFileType.GUESSED}
     name = _SHORT.get(quant.upper(), quant.upper())
     if name not in known:
-        raise PlanRefused(f"llama.cpp has no quantization {quant}.", hint=f"Known: {', '.join(sorted(known)).lower()}")
+        raise UsageError(f"llama.cpp has no quantization {quant}.", hint=f"Known: {', '.join(sorted(known)).lower()}")
     return FileType(name, known[name])
 
 
@@ -69,7 +69,7 @@ def architecture(path: Path, wanted: FileType, others: str) -> str:
         with GgufFile.open(path) as made:
             name, found = made.fields.get("general.architecture"), made.fields.get("general.file_type")
     except SourceError as error:
-        raise HostError(f"{path.name} is no sound GGUF file.", "Build it again.", error.message) from error
+        raise HostError(f"{path.name} is not a sound GGUF file.", "Build it again.", error.message) from error
     if not isinstance(name, str) or not isinstance(found, int):
         raise HostError(f"{path.name} does not say what it holds.", "Build it again.")
     if found != wanted.number:

@@ -36,7 +36,7 @@ def check_gguf(path: Path, recipe: Recipe) -> Facts:
         problems = [*_identity_problems(file, quant), *_tokenizer_problems(file)]
         problems += _type_problems(file.tensors.values(), quant)
         if shape is None:
-            problems.append("its keys do not tell the sizes of a transformer")
+            problems.append("its keys do not give the sizes of a transformer")
         else:
             problems += _shape_problems(file, shape)
         if problems or shape is None:
@@ -96,7 +96,7 @@ def _identity_problems(file: GgufFile, quant: Quant) -> list[str]:
         problems.append(f"general.type is {str(kind)[:80]}, not model")
     parts = _single(file, "split.count") or 1
     if parts != 1:
-        problems.append(f"it is one of {str(parts)[:80]} parts; orch takes GGUF files that are whole")
+        problems.append(f"it is one of {str(parts)[:80]} parts; orch takes only whole GGUF files")
     found = _single(file, "general.file_type")
     if found != FILE_TYPES[quant]:
         problems.append(f"general.file_type says {file_type_name(found)}, not {file_type_name(FILE_TYPES[quant])}")

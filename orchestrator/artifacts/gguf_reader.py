@@ -152,7 +152,7 @@ class _Head:
         except OSError as error:
             raise SourceError(f"{file} cannot be read: {error.strerror}.") from error
         if not stat.S_ISREG(status.st_mode):
-            self.lie("it is no plain file")
+            self.lie("it is not a regular file")
         self.size = status.st_size
         self._end = min(self.size, _MAX_HEAD)
 
@@ -165,7 +165,7 @@ class _Head:
         if end > self._end:
             self.lie(
                 f"{what} would end at byte {end}, "
-                + (f"the file has {self.size}" if end > self.size else f"a head has at most {_MAX_HEAD}")
+                + (f"the file has {self.size}" if end > self.size else f"a head may have at most {_MAX_HEAD}")
             )
         while len(self._read) < end:
             self._read += self._more(max(end, 2 * len(self._read), _FIRST_READ))
@@ -193,7 +193,7 @@ class _Head:
         try:
             return str(self.take(length, what), "utf-8")
         except UnicodeDecodeError as error:
-            self.lie(f"{what} is no UTF-8 ({error.reason} at its byte {error.start})")
+            self.lie(f"{what} is not UTF-8 ({error.reason} at its byte {error.start})")
 
     def name(self, what: str) -> str:
         """A string that will stand in messages: nothing in it moves a cursor."""
@@ -237,17 +237,17 @@ def _start(head: _Head) -> tuple[int, int, int]:
     version = head.number("<I", "its version")
     if version not in _VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
-        head.lie("it is big-endian" if swapped in _VERSIONS else f"it is of version {version}; known are 2 and 3")
+        head.lie("it is big-endian" if swapped in _VERSIONS else f"it has version {version}; known: 2 and 3")
     tensors, keys = head.number("<Q", "its count of tensors"), head.number("<Q", "its count of keys")
     if max(tensors, keys) > _MAX_ENTRIES:
-        head.lie(f"it claims {tensors} tensors and {keys} keys; known are files of up to {_MAX_ENTRIES}")
+        head.lie(f"it claims {tensors} tensors and {keys} keys; the limit is {_MAX_ENTRIES}")
     return version, tensors, keys
 
 
 def _alignment(head: _Head, fields: dict[str, Value], types: dict[str, GGUFValueType]) -> int:
     alignment = fields.get("general.alignment", _ALIGNMENT)
     if "general.alignment" in types and types["general.alignment"] is not GGUFValueType.UINT32:
-        head.lie("general.alignment is no 32-bit number")
+        head.lie("general.alignment is not a 32-bit number")
     if not isinstance(alignment, int) or alignment.bit_count() != 1 or alignment > _MAX_ALIGNMENT:
         head.lie(f"general.alignment is {str(alignment)[:80]}, not a power of two")
     return alignment

@@ -17,7 +17,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
-            raise SourceError(f"{file} is no plain file, or too large to be what its name says.")
+            raise SourceError(f"{file} is not a regular file, or too large to be what its name says.")
         raw = file.read_bytes()
     except OSError as error:
         raise SourceError(
@@ -31,9 +31,9 @@ def parse_json(file: Path, raw: bytes) -> dict[str, Any]:
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{file} holds no sound JSON: {error}.", "Download it again.") from error
+        raise SourceError(f"{file} does not hold valid JSON: {error}.", "Download it again.") from error
     if not isinstance(value, dict):
-        raise SourceError(f"{file} holds no JSON object.", "Download it again.")
+        raise SourceError(f"{file} does not hold a JSON object.", "Download it again.")
     return value
 
 

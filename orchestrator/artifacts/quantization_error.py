@@ -103,11 +103,11 @@ Find = Callable[[str], Stored | None]
 def _found(path: Path, tensor: Tensor, find: Find) -> Stored:
     stored = find(tensor.name)
     if stored is None:
-        raise SourceError(f"{path} has no {tensor.name}.", "Compare it with the weights that it was made of.")
+        raise SourceError(f"{path} has no {tensor.name}.", "Compare it with the weights that it was made from.")
     if stored.shape != tensor.shape:
         raise SourceError(
             f"{path}: {tensor.name} is {list(stored.shape)}, the source's is {list(tensor.shape)}.",
-            "Compare it with the weights that it was made of.",
+            "Compare it with the weights that it was made from.",
         )
     return stored
 

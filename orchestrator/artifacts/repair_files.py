@@ -36,9 +36,9 @@ def put_in_place(store: Store, manifest: Manifest, work: Path, files: Sequence[F
     for file in files:
         if file != expected.get(file.path):
             raise SourceError(
-                f"{file.path}, made anew, has SHA-256 {file.sha256}, and the manifest says "
-                f"{expected[file.path].sha256 if file.path in expected else 'nothing of it'}",
-                hint=f"Nothing was replaced. orch artifacts rm {manifest.key} gives the old one up.",
+                f"{file.path}, built again, has SHA-256 {file.sha256}, and the manifest says "
+                f"{expected[file.path].sha256 if file.path in expected else 'nothing about it'}",
+                hint=f"Nothing was replaced. orch artifacts rm {manifest.key} removes the old one.",
             )
     root = store.own.path(manifest.key)
     for file in files:

@@ -49,7 +49,7 @@ def read_rope(raw: Mapping[str, Any], known: tuple[str, ...], usual_theta: objec
         problems.append(f"rope_theta is {theta}, in rope_parameters {found['rope_theta']}")
     kind = found.get("rope_type", found.get("type", PLAIN))
     if kind not in known or found.keys() - {"rope_type", "type", "rope_theta", *_FIELDS[kind]}:
-        problems.append(f"scaled positions of a kind that is not known here: {found!r}")
+        problems.append(f"an unknown kind of scaled positions: {found!r}")
         return Rope(theta)
     rope = Rope(theta, kind, **{name: number(found, name, problems) for name in _FIELDS[kind]})
     if kind == "llama3" and not rope.low_freq_factor < rope.high_freq_factor:

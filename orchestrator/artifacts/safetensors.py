@@ -234,11 +234,11 @@ def _weight_map(directory: Path) -> dict[str, str] | None:
         raise SourceError(f"{index} has no weight_map.", "Download it again.")
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or Path(shard).name != shard:
-            raise SourceError(f"{index}: {tensor} is said to be in {shard!r}, which is no file of this directory.")
+            raise SourceError(f"{index}: {tensor} is said to be in {shard!r}, which is not a file of this directory.")
     if single and SINGLE not in weight_map.values():
         raise SourceError(
             f"{directory} has both {SINGLE} and {INDEX}, and the index does not name it.",
-            "Remove the one that is not meant.",
+            "Remove the one that you do not want.",
         )
     return weight_map
 
@@ -264,7 +264,7 @@ def _read_header(file: Path, descriptor: int) -> list[Tensor]:
     status = os.fstat(descriptor)
     size = status.st_size
     if not stat.S_ISREG(status.st_mode):
-        _lie(file, "it is no plain file")
+        _lie(file, "it is not a regular file")
     if size < 8:
         _lie(file, f"it has only {size} bytes")
     length = int.from_bytes(os.pread(descriptor, 8, 0), "little")

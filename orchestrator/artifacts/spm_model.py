@@ -44,11 +44,11 @@ def read_pieces(file: Path) -> list[Token]:
             raise ValueError("it has no pieces")
     except (ValueError, TypeError, KeyError, struct.error) as error:
         raise SourceError(
-            f"{file} is no sound SentencePiece model: {error}.",
+            f"{file} is not a sound SentencePiece model: {error}.",
             "Download it again; if tokenizer.json beside it is the real one, remove this file.",
         ) from error
     if specs.get(_TRAINER, {}).get(_MODEL_TYPE) != _BPE:
-        refuse(file, "its SentencePiece model is no BPE")
+        refuse(file, "its SentencePiece model is not BPE")
     spaces = specs.get(_NORMALIZER, {})
     if spaces.get(_CHARACTER_MAP):
         refuse(file, "it rewrites characters before it splits text")

@@ -315,18 +315,18 @@ def _scan(work: Path) -> dict[str, os.stat_result]:
     found = files_below(work)
     for path, status in found.items():
         if not stat.S_ISREG(status.st_mode) or path == MANIFEST:
-            raise SourceError(f"{work / path} cannot be stored: it is no plain file, or has a reserved name.")
+            raise SourceError(f"{work / path} cannot be stored: it is not a regular file, or has a reserved name.")
     return found
 
 
 def _keep_only(work: Path, found: dict[str, os.stat_result], files: tuple[FileEntry, ...]) -> None:
     for entry in files:
         if not is_inside(entry.path):
-            raise SourceError(f"{entry.path!r} cannot be stored: it is outside of the artifact, or reserved.")
+            raise SourceError(f"{entry.path!r} cannot be stored: it is outside the artifact, or reserved.")
         status = found.get(entry.path)
         if status is None or status.st_size != entry.size:
             size = "missing" if status is None else f"{status.st_size} bytes"
-            raise SourceError(f"{work / entry.path} is {size}, announced were {entry.size} bytes.", "Fetch it again.")
+            raise SourceError(f"{work / entry.path} is {size} instead of {entry.size} bytes.", "Fetch it again.")
     for path in found.keys() - {entry.path for entry in files}:
         (work / path).unlink()
     for directory, _, _ in os.walk(work, topdown=False):

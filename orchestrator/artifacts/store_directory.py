@@ -73,7 +73,7 @@ class StoreDirectory:
         if manifest.key != key:
             return Damage(key, MANIFEST, "unreadable", f"it is the manifest of {manifest.key}")
         if not all(is_inside(entry.path) for entry in manifest.files):
-            return Damage(key, MANIFEST, "unreadable", "it names files outside of the artifact")
+            return Damage(key, MANIFEST, "unreadable", "it names files outside the artifact")
         return manifest
 
     def losses(self, manifest: Manifest) -> list[Damage]:
@@ -165,7 +165,7 @@ def _loss(key: str, entry: FileEntry, status: os.stat_result | None) -> Damage |
     if status is None:
         return Damage(key, entry.path, "missing", "the file is gone")
     if not stat.S_ISREG(status.st_mode):
-        return Damage(key, entry.path, "unreadable", "it is no plain file")
+        return Damage(key, entry.path, "unreadable", "it is not a regular file")
     if status.st_size != entry.size:
         return Damage(key, entry.path, "size", f"it has {status.st_size} bytes instead of {entry.size}")
     return None

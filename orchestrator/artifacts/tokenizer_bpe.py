@@ -74,7 +74,7 @@ def read_bpe(directory: Path, raw: dict[str, Any], vocab_size: int) -> Tokenizer
 def _checked(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
     bpe = raw.get("model")
     if not isinstance(bpe, dict) or bpe.get("type") != "BPE":
-        refuse(file, "it is no BPE tokenizer")
+        refuse(file, "it is not a BPE tokenizer")
     for name in _ABSENT:
         if bpe.get(name):
             refuse(file, f"BPE with {name}={bpe[name]!r}")

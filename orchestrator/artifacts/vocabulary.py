@@ -169,13 +169,13 @@ def read_special(directory: Path, file: Path, known: set[str], vocab_size: int, 
         raise SourceError(f"{directory}: its tokenizer files cannot be read: {error!r}.", _SUPPORTED) from error
     for kind, number in special.special_token_ids.items():
         if type(number) is not int or number >= vocab_size:
-            refuse(file, f"{kind} token {number!r} is outside of the vocabulary")
+            refuse(file, f"{kind} token {number!r} is outside the vocabulary")
     for merge in special.merges:
         left, _, right = merge.partition(" ")
         if left not in known or right not in known or left + right not in known:
             refuse(file, f"merge {merge!r} is not about tokens of the vocabulary")
     if not _is_template(special.chat_template):
-        refuse(file, "chat_template is no text")
+        refuse(file, "chat_template is not text")
     return special
 
 

@@ -72,12 +72,12 @@ def artifacts_rm(
 @artifacts.command("gc")
 def artifacts_gc(
     weights: Annotated[
-        bool, typer.Option("--weights", help="Weights too, where all that is made of them is here.")
+        bool, typer.Option("--weights", help="Weights too, where all that is made from them is here.")
     ] = False,
     partial: Annotated[
-        bool, typer.Option("--partial", help="All unfinished downloads and builds, which then start anew.")
+        bool, typer.Option("--partial", help="All unfinished downloads and builds too; they then start over.")
     ] = False,
-    age: Annotated[float, typer.Option(help="Keep what is younger than so many hours.", min=0)] = 24.0,
+    age: Annotated[float, typer.Option(help="Keep what is younger than this many hours.", min=0)] = 24.0,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:

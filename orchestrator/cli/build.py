@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.options import AsJson, OnlyPlan, ProfileName, Yes, app, session_of
-from orchestrator.errors import PlanRefused, UsageError
+from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.cli.session import Session
@@ -26,7 +26,7 @@ def build_all(
     context: typer.Context,
     profile: ProfileName = None,
     recipes: Annotated[
-        list[str] | None, typer.Option("--recipe", help="Only this; may be said again. Default: all that it names.")
+        list[str] | None, typer.Option("--recipe", help="Only this one; may be repeated. Default: all.")
     ] = None,
     plan: OnlyPlan = False,
     locked: Annotated[
@@ -114,8 +114,8 @@ def build_nvfp4(
         Path | None,
         typer.Option(help="Texts for w4a4, JSONL. Default: the few that orch ships.", exists=True, dir_okay=False),
     ] = None,
-    samples: Annotated[int, typer.Option(help="Of the texts the first so many.", min=1)] = 512,
-    tokens: Annotated[int, typer.Option(help="Of each text at most so many tokens.", min=16)] = 2048,
+    samples: Annotated[int, typer.Option(help="How many of the texts, from the first on.", min=1)] = 512,
+    tokens: Annotated[int, typer.Option(help="At most this many tokens of each text.", min=16)] = 2048,
     as_json: AsJson = False,
 ) -> None:
     """Safetensors to NVFP4, in the layout that vLLM reads. Byte-identical to what llm-compressor writes; w4a4 is
@@ -125,7 +125,7 @@ def build_nvfp4(
         from orchestrator.core.profile import CalibrationTexts
 
         if mode not in ("a16", "w4a4"):
-            raise PlanRefused(f"orch does not know the NVFP4 mode {mode}.", hint="Known: a16, w4a4")
+            raise UsageError(f"orch does not know the NVFP4 mode {mode}.", hint="Known: a16, w4a4")
         if mode == "a16" and calibration is not None:
             raise UsageError("Weights alone need no calibration.", hint="--mode w4a4")
         path = str(calibration.resolve()) if calibration is not None else None

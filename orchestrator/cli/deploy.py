@@ -43,7 +43,7 @@ def up(
     listen: Annotated[str | None, typer.Option(help="The gateway's address, HOST:PORT.")] = None,
     timeout: Timeout = 900.0,
     drain: Drain = 300.0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="A new generation, even beside one that runs.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start a new generation, even beside a running one.")] = False,
     gateway: Annotated[
         bool,
         typer.Option(
@@ -58,7 +58,7 @@ def up(
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
-    """Serve a profile with an engine. Again: heal what is broken, apply a changed profile."""
+    """Serve a profile with an engine. Run again: heal what is broken, apply a changed profile."""
     with session_of(as_json) as session:
         from orchestrator.app.deploy import Options, plan_up
         from orchestrator.app.intent import Serve, recipe_named
@@ -147,7 +147,7 @@ def lora_add(
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
-    """Serve an adapter beside its base; a known name gets this version instead."""
+    """Serve an adapter beside its base; replaces an adapter of the same name."""
     with session_of(as_json) as session:
         from orchestrator.app.intent import AddAdapter
 
@@ -164,7 +164,7 @@ def lora_rm(
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
-    """Serve an adapter no longer."""
+    """Stop serving an adapter."""
     with session_of(as_json) as session:
         from orchestrator.app.intent import RemoveAdapter
 

@@ -110,12 +110,12 @@ def images_pin(
     accelerator: Annotated[
         list[str] | None,
         typer.Option(
-            help="What it computes on: cpu, cuda, rocm; may be given again. Default: this machine's.",
+            help="What it computes on: cpu, cuda, rocm; may be repeated. Default: this machine's.",
             autocompletion=accelerator_names,
         ),
     ] = None,
-    reset: Annotated[bool, typer.Option("--reset", help="Remove your pin; the shipped ones count again.")] = False,
-    back: Annotated[bool, typer.Option("--back", help="What was pinned before counts again.")] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="Remove your pin and use the shipped ones again.")] = False,
+    back: Annotated[bool, typer.Option("--back", help="Go back to what was pinned before.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Use this image for an engine: its tag is resolved to a digest now, and the digest is kept."""
@@ -136,16 +136,16 @@ def images_pin(
                 return
             if back:
                 name = back_to_pin(orch, engine)
-                text = f"{name or 'What is shipped'} counts again for {engine}."
+                text = f"{name or 'What is shipped'} applies again for {engine}."
                 session.screen.result({"back": engine, "pinned": name}, text)
                 return
             reset_pin(orch, engine, chosen)
-            session.screen.result({"reset": engine}, f"The shipped pins of {engine} count again.")
+            session.screen.result({"reset": engine}, f"The shipped pins of {engine} apply again.")
 
 
 @images.command("gc")
 def images_gc(plan: OnlyPlan = False, as_json: AsJson = False) -> None:
-    """Remove images that orch has brought and that no container, no recorded profile, no rollback and no pin needs."""
+    """Remove orch's images that no container, recorded profile, rollback or pin needs."""
     with session_of(as_json) as session:
         from orchestrator.app.images_gc import image_verdicts, remove_images
         from orchestrator.app.runs import alone
@@ -177,12 +177,12 @@ def images_save(
     profile: ProfileName = None,
     engine: Annotated[
         list[str] | None,
-        typer.Option(help="May be given again. Default: the one that serves.", autocompletion=engine_names),
+        typer.Option(help="May be repeated. Default: the one that serves.", autocompletion=engine_names),
     ] = None,
     target: Target = None,
     as_json: AsJson = False,
 ) -> None:
-    """One file with all that a profile needs elsewhere: images, artifacts, the profile, and a lock of it all."""
+    """One file with all that a profile needs elsewhere: images, artifacts, the profile, and a lock of all that."""
     with session_of(as_json) as session:
         from orchestrator.app.offline import save
 
@@ -211,7 +211,7 @@ def images_load(
     file: Annotated[Path, typer.Argument(help="A file of orch images save.", exists=True, dir_okay=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Take in such a file: everything is checked, and what is here already is left alone. What orch up would lack here
+    """Load such a file: everything is checked, and what is already here is left alone. What `orch up` would lack here
     is told (exit code 4)."""
     with session_of(as_json) as session:
         from orchestrator.app.offline import load
@@ -223,12 +223,12 @@ def images_load(
         for name in done.loaded:
             screen.result({"loaded": name}, f"Loaded {name}.")
         for name in done.here:
-            screen.result({"here": name}, f"{name} is here already.")
+            screen.result({"here": name}, f"{name} is already here.")
         for left_out in done.left_out:
             screen.result({"left_out": left_out}, f"The file leaves out {left_out}.")
         if done.gateway_unfit:
             text = (
-                f"The file's image for the gateway is of no use here: {done.gateway_unfit}. Install orch with the "
+                f"The file's image for the gateway cannot be used here: {done.gateway_unfit}. Install orch with the "
                 "Python of where it was saved, or name an image that has this one: ORCH_GATEWAY_BASE=IMAGE:TAG."
             )
             screen.result({"unfit": done.gateway_unfit}, text)
@@ -267,21 +267,23 @@ def _not_whole(file: Path, done: Loaded) -> HostError:
 def _tell_pinned(session: Session, made: Pinned) -> None:
     screen, pin = session.screen, made.pin
     if made.moves:
-        text = f"{pin.name} means another image some day; what is kept is the digest that it has now."
+        text = f"{pin.name} may mean another image later; orch keeps the digest that it has now."
         screen.result({"moves": pin.name}, text)
     if made.named.note:
-        note = f"{made.named.note.rstrip('.')}. The image that is here is taken, {made.who}."
+        note = f"{made.named.note.rstrip('.')}. The image that is here is used, {made.who}."
         screen.result({"note": note}, note)
     before, after = made.cells_before, made.cells
     # Of an image that is not here there is nothing to compare.
     keys = [key for key in after if key in ("image", "digest") or key in before]
-    rows = [{"of": key, "before": before.get(key, ""), "now": after[key]} for key in keys]
+    rows = [
+        {"of": key, "before": before.get(key, ""), "now": after[key]} for key in keys if before.get(key) or after[key]
+    ]
     kinds = ", ".join(kind.value for kind in pin.accelerators)
     screen.table(f"{made.engine} for {kinds}", ("of", "before", "now"), rows)
     takes = (
         "The next orch build gguf --in-container uses it."
         if made.engine == TOOLS
-        else f"What {made.engine} serves from another image is upgraded to it by orch up (orch status tells of it)."
+        else f"What {made.engine} serves from another image is upgraded to it by orch up (orch status shows it)."
     )
     end = takes if made.changed else "That is the same image as before."
     fields = {"pinned": pin.reference, "engine": made.engine, "local": pin.local, "changed": made.changed}

@@ -39,7 +39,7 @@ def inspect(
     against: Annotated[
         Path | None,
         typer.Option(
-            help="The weights that it was made of: tell the quantization error.", exists=True, file_okay=False
+            help="The weights that it was made from: show the quantization error.", exists=True, file_okay=False
         ),
     ] = None,
     plot: Annotated[
@@ -47,7 +47,7 @@ def inspect(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a GGUF file or a directory of weights holds, and with --against how much quantizing has cost."""
+    """Show what a GGUF file or a directory of weights holds, and with --against how much quantizing has cost."""
     with session_of(as_json) as session:
         from orchestrator.app.inspection import compare, place_of
         from orchestrator.app.inspection import inspect as inspect_path
@@ -74,9 +74,9 @@ def inspect(
 def _tell(screen: Screen, found: Inspection) -> None:
     facts = {
         "form": f"{found.form}, {found.file_type}" if found.file_type else found.form,
-        "architecture": found.architecture or "it does not say",
+        "architecture": found.architecture or "not stated",
         "parameters": f"{found.parameters:,}",
-        "context": f"{found.context:,} tokens" if found.context else "it does not say",
+        "context": f"{found.context:,} tokens" if found.context else "not stated",
         "tokenizer": found.tokenizer or "none",
         "chat template": "yes" if found.chat_template else "no",
         "tensors": ", ".join(f"{count} {kind}" for kind, count in found.types.items()),

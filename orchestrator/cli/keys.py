@@ -16,31 +16,31 @@ if TYPE_CHECKING:
     from orchestrator.cli.session import Session
     from orchestrator.core.plan import Plan
 
-keys = typer.Typer(help="API keys that clients of the gateway show: hashed at rest, told once.", no_args_is_help=True)
+keys = typer.Typer(help="API keys that clients of the gateway show: hashed at rest, shown once.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 
 COLUMNS = ("name", "created", "expires", "last_used", "state")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="What it is called: who has it, say.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="What to call it, such as who has it.")]
 FromStdin = Annotated[bool, typer.Option("--stdin", help="Take the key from standard input instead of making one.")]
 
 
 @keys.command("add")
 def keys_add(
     name: Name,
-    expires: Annotated[str | None, typer.Option(metavar="TIME", help="After this it is not good: 90d, 12h.")] = None,
+    expires: Annotated[str | None, typer.Option(metavar="TIME", help="How long it is good: 90d, 12h.")] = None,
     grace: Annotated[
         str | None,
         typer.Option(
             metavar="TIME",
-            help="On loopback: for so long clients without one are still let in. Default: with the first key not.",
+            help="On loopback: how long clients without a key are still let in. Default: not at all.",
         ),
     ] = None,
     stdin: FromStdin = False,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
-    """Let in who shows another key, and show it, this once. The gateway takes it while requests go on."""
+    """Add a key that clients may send, and show it this once. No request is interrupted."""
     with session_of(as_json) as session:
         from orchestrator.app.keys import duration, plan_adding
 
@@ -54,13 +54,13 @@ def keys_add(
 def keys_rotate(
     name: Name,
     grace: Annotated[
-        str, typer.Option(metavar="TIME", help="For so long the key before it is still good; 0: not at all.")
+        str, typer.Option(metavar="TIME", help="How long the old key is still good; 0: not at all.")
     ] = "24h",
     stdin: FromStdin = False,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
-    """Replace a key by another, and show it, this once. Clients have time to change theirs."""
+    """Replace a key with a new one, and show it this once. Clients have time to change theirs."""
     with session_of(as_json) as session:
         from orchestrator.app.keys import duration, plan_rotating
 
@@ -73,12 +73,12 @@ def keys_rotate(
 def keys_rm(
     name: Name,
     open_again: Annotated[
-        bool, typer.Option("--open", help="Also the last one: then whoever is on this machine is let in.")
+        bool, typer.Option("--open", help="Even the last one: then whoever is on this machine is let in.")
     ] = False,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
-    """Withdraw a key: requests that show it are refused from now on. Those that run go on."""
+    """Withdraw a key: new requests with it are refused. Those in flight go on."""
     with session_of(as_json) as session:
         from orchestrator.app.keys import plan_removing
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.cli.screen import Screen
     from orchestrator.core.lock_file import Difference
 
-lock = typer.Typer(help="Write down exactly what a profile is made of, and have it again elsewhere.")
+lock = typer.Typer(help="Record exactly what a profile is made of, and reproduce it elsewhere.")
 app.add_typer(lock, name="lock")
 
 LOCK_FILE = "orch.lock"
@@ -37,14 +37,14 @@ def write(
     if context.invoked_subcommand is not None:
         given = context.get_parameter_source("output") is not None and output != Path(LOCK_FILE)
         if given or profile is not None:
-            raise typer.BadParameter(f"give the options of {context.invoked_subcommand} behind it")
+            raise typer.BadParameter(f"give the options of {context.invoked_subcommand} after it")
         return
     with session_of(as_json) as session:
         from orchestrator.app.lock import lock_of, write_lock
         from orchestrator.app.profiles import named_profile
 
         if not output.absolute().parent.is_dir():
-            raise HostError(f"{output.absolute().parent} is no directory.", hint="Make it first.")
+            raise HostError(f"{output.absolute().parent} is not a directory.", hint="Make it first.")
         orch = session.orch
         observed = orch.observe()
         made = lock_of(orch, named_profile(orch, profile, observed), observed, ask_hub=True)
@@ -60,12 +60,12 @@ def write(
 def check(
     file: Annotated[Path, typer.Argument(help="The lock file.", dir_okay=False)] = Path(LOCK_FILE),
     profile: Annotated[
-        str | None, typer.Option("--profile", "-p", help="The profile, if its name in the lock does not tell where.")
+        str | None, typer.Option("--profile", "-p", help="The profile, if the lock does not say where it is.")
     ] = None,
-    no_build: Annotated[bool, typer.Option("--no-build", help="Pull and build nothing: tell what is missing.")] = False,
+    no_build: Annotated[bool, typer.Option("--no-build", help="Pull and build nothing: show what is missing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Have the same bits here: what is here is read and compared, what is missing is made. 9 if it differs."""
+    """Get the same bits here: what is here is read and compared, what is missing is made. Exit code 9 if it differs."""
     with session_of(as_json) as session:
         from orchestrator.app.lock import lock_of, locked_profile, plan_missing, read_lock
         from orchestrator.core.lock_file import differences

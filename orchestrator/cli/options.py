@@ -81,14 +81,14 @@ def target_names() -> list[str]:
 Target = Annotated[
     str | None,
     typer.Option(
-        help="docker or local; default: where it is, else docker where a daemon and an image are to be had.",
+        help="docker or local; default: where it runs, else docker if a daemon and an image are available.",
         autocompletion=target_names,
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a large download.")]
-Timeout = Annotated[float, typer.Option(help="Seconds that an engine has until it answers.", min=1)]
+Timeout = Annotated[float, typer.Option(help="Seconds that an engine has to answer.", min=1)]
 
-Drain = Annotated[float, typer.Option(help="Seconds that requests in flight on the old engine have.", min=0)]
+Drain = Annotated[float, typer.Option(help="Seconds that requests in flight on the old engine have to finish.", min=0)]
 
 
 @contextmanager

@@ -42,4 +42,4 @@ def profile_check(path: Annotated[Path, typer.Argument(help="A .toml file.")], a
         profile = read_profile(path)
         if profile.weights.path is not None and not Path(profile.weights.path).is_dir():
             raise ProfileError(f"{path} has 1 problem.", detail=f"weights.path: no directory: {profile.weights.path}")
-        session.screen.result({"ok": profile.name}, f"{path} is a good profile named {profile.name}.")
+        session.screen.result({"ok": profile.name}, f"{path} is a valid profile named {profile.name}.")

@@ -55,7 +55,7 @@ class NobodyReadsError(Exception):
     """The reader has left: of a pipe, or with `interrupts` of a terminal, which is meant like Ctrl-C."""
 
     def __init__(self, interrupts: bool) -> None:
-        super().__init__("nobody reads what is written")
+        super().__init__("the output has no reader")
         self.interrupts = interrupts
 
 

@@ -26,8 +26,9 @@ def status(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What serves, and what is not as it should be. Exit code 9 then, 8 while another orch changes it. Where a target
-    cannot be asked (9 too), what the gateway has in its table is told, and which engines answer at their addresses."""
+    """Show what serves, and what is not as it should be: exit code 9 then, 8 while another orch changes it. Where a
+    target cannot be asked (9 too), what the gateway has in its table is told, and which engines answer at their
+    addresses."""
     with session_of(as_json, one_document=True) as session:
         from orchestrator.app.status import status as current_status
 
@@ -117,8 +118,8 @@ def logs(
         list[str] | None,
         typer.Argument(metavar="[NAME]...", help="Instances, or gateway; default: what serves, and the gateway."),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as lines come.")] = False,
-    lines: Annotated[int, typer.Option("-n", help="How many lines of each.", min=1)] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow: show lines as they come.")] = False,
+    lines: Annotated[int, typer.Option("-n", help="How many lines of each log.", min=1)] = 50,
 ) -> None:
     """The logs of engines and the gateway, also of one that is gone. Of several, each line says whose it is."""
     with session_of(False) as session:

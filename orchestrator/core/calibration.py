@@ -67,7 +67,7 @@ def parse_texts(text: str, where: str, samples: int) -> list[dict[str, Any]]:
         try:
             entry = json.loads(line)
         except ValueError as error:
-            raise _bad(where, number, f"is no JSON: {error}") from error
+            raise _bad(where, number, f"is not JSON: {error}") from error
         if not _is_sample(entry):
             raise _bad(where, number, "is neither a text nor a chat")
         found.append(entry)

@@ -30,7 +30,7 @@ def generation_of(instance: str) -> int:
     """Which gateway it is, counted from 1."""
     found = _NAME.fullmatch(instance)
     if found is None:
-        raise ValueError(f"{instance} is no gateway")
+        raise ValueError(f"{instance} is not a gateway")
     return int(found[1] or 1)
 
 

@@ -40,12 +40,12 @@ def truth(document: Mapping[str, object], key: str) -> bool:
 def listed(value: object, what: str) -> list[object]:
     """A list, of whatever."""
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{what}: a JSON list is needed, not {type(value).__name__}")
+        raise ValueError(f"{what}: a JSON list is needed")
     return list(value)
 
 
 def mapping(value: object, what: str) -> Mapping[str, object]:
     """An object."""
     if not isinstance(value, dict):
-        raise ValueError(f"{what}: a JSON object is needed, not {type(value).__name__}")
+        raise ValueError(f"{what}: a JSON object is needed")
     return value

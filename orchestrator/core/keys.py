@@ -145,7 +145,7 @@ class KeyRing:
             raise ValueError(f"version {VERSION} is needed")
         keys = tuple(map(ApiKey.from_json, fields.listed(document.get("keys"), "keys")))
         if len({key.name for key in keys}) != len(keys):
-            raise ValueError("a name stands twice")
+            raise ValueError("a name occurs twice")
         open_until = _text(document, "open_until")
         if open_until:
             moment(open_until)

@@ -87,22 +87,22 @@ def lock_text(lock: Lock) -> str:
     """The file's text."""
     tables = lock.model_dump(exclude_defaults=True)
     ordered = {name: _sorted(item) if isinstance(item, dict) else item for name, item in tables.items()}
-    return f"# Made by orch lock. To be kept beside the profile.\n{toml_text(ordered)}"
+    return f"# Made by orch lock. Keep it beside the profile.\n{toml_text(ordered)}"
 
 
 def parse_lock(text: str, where: str) -> Lock:
     """A lock from its text; SourceError when it is none, or another version's."""
-    hint = f"Write it anew: orch lock -o {where}; or delete it."
+    hint = f"Write it again: orch lock -o {where}; or delete it."
     try:
         document = tomllib.loads(text)
         if document.get("format") != FORMAT:
-            raise SourceError(f"{where} is of format {document.get('format')}; this orch knows {FORMAT}.", hint)
+            raise SourceError(f"{where} has format {document.get('format')}; this orch knows {FORMAT}.", hint)
         lock = Lock.model_validate(document)
     except tomllib.TOMLDecodeError as error:
-        raise SourceError(f"{where} is no lock file.", hint, str(error)) from error
+        raise SourceError(f"{where} is not a lock file.", hint, str(error)) from error
     except Unfit as error:
         problems = (f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.problems)
-        raise SourceError(f"{where} is no lock file.", hint, "\n".join(problems)) from error
+        raise SourceError(f"{where} is not a lock file.", hint, "\n".join(problems)) from error
     if lock.weights not in lock.entries:
         raise SourceError(f"{where} does not say what {lock.weights} is.", hint)
     return lock

@@ -161,13 +161,16 @@ def _asked(ask: Callable[[Any], Value], kind: type[Value]) -> Value:
 
 
 def _worded(problem: Any) -> Any:
-    """What pydantic says of a dataclass, as it says it of a model: people know no keyword arguments."""
+    """What pydantic says, in the words of whoever wrote the file: they know tables and lists, no classes and tuples."""
     if problem["type"] == "unexpected_keyword_argument":
         return {**problem, "type": "extra_forbidden", "msg": "Extra inputs are not permitted"}
     if problem["type"] == "dataclass_type":
-        msg = problem["msg"].replace("a dictionary or an instance", "a valid dictionary or instance")
-        return {**problem, "msg": msg}
-    return problem
+        return {**problem, "msg": "Input should be a table"}
+    words = problem["msg"]
+    for theirs, plain in (("Tuple", "List"), ("a valid tuple", "a list"), ("a valid dictionary", "a table")):
+        words = words.replace(theirs, plain)
+    place = tuple(part for part in problem["loc"] if part != "[key]")
+    return {**problem, "loc": place, "msg": words.replace(" after validation", "")}
 
 
 def _read(kind: Any, value: Any, extra: Unknown) -> Any:

@@ -143,7 +143,7 @@ class Profile(Part):
     def __post_init__(self) -> None:
         for recipe, ready in self.artifacts.items():
             if not recipe.served or recipe is Recipe.WEIGHTS:
-                raise ValueError(f"artifacts.{recipe.value}: no artifact; weights are named under [weights]")
+                raise ValueError(f"artifacts.{recipe.value}: not an artifact; weights are named under [weights]")
             if ready.repo is not None and bool(recipe.quant) != (ready.file is not None):
                 what = "a GGUF is one file of a repository: name it with file" if recipe.quant else "file is for GGUFs"
                 raise ValueError(f"artifacts.{recipe.value}: {what}")

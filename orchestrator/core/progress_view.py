@@ -53,7 +53,7 @@ class ProgressView:
         rate, left = self._pace.rate, self._pace.left(self._total)
         if rate is None or self._total < BYTES_FROM:
             return []
-        return [f"{amount(int(rate))}/s", f"{duration(left)} left"] if left is not None else ["nothing comes"]
+        return [f"{amount(int(rate))}/s", f"{duration(left)} left"] if left is not None else ["stalled"]
 
 
 def amount(count: int, total: int = 0, unit: bool = True) -> str:

@@ -140,7 +140,7 @@ class RouteTable:
         self._by_name: dict[str, Route] = {}
         for route in sorted(routes, key=lambda route: route.name):
             if route.name in self._by_name:
-                raise ValueError(f"the name {route.name!r} stands twice")
+                raise ValueError(f"the name {route.name!r} occurs twice")
             self._by_name[route.name] = route
 
     def __iter__(self) -> Iterator[Route]:
@@ -172,7 +172,7 @@ class RouteTable:
         """This table with all routes of `owner` replaced by `routes` (none: removed).
 
         Raises PlanRefused when a name belongs to another owner, ValueError when a route is not `owner`'s
-        or a name stands twice.
+        or a name occurs twice.
         """
         routes = tuple(routes)
         for route in routes:

@@ -122,7 +122,7 @@ class ReplaceGateway(Step):
 
     @property
     def what(self) -> str:
-        return f"replace the gateway by {self.new}"
+        return f"replace the gateway with {self.new}"
 
 
 @dataclass(frozen=True)

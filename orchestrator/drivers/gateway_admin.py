@@ -260,7 +260,7 @@ class GatewayAdmin:
             except http.client.HTTPException as error:
                 if isinstance(error, OSError):
                     raise
-                raise ConnectionResetError(f"the answer broke off: {error!r}") from error
+                raise ConnectionResetError("the answer broke off") from error
         try:
             value: object = json.loads(text)
         except ValueError as error:

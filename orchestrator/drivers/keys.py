@@ -33,7 +33,7 @@ class KeyFile:
         except ValueError as error:
             raise HostError(
                 f"The API keys in {self._path} cannot be read: {error}.",
-                hint=f"The gateway goes by those that it has read. To begin anew: rm {self._path}",
+                hint=f"The gateway keeps using those that it has read. To start over: rm {self._path}",
             ) from error
 
     def write(self, ring: KeyRing) -> None:

@@ -10,14 +10,14 @@ from orchestrator.engines.base import EngineSheet
 from orchestrator.engines.llamacpp import Llamacpp
 from orchestrator.engines.ollama import Ollama
 from orchestrator.engines.vllm import Vllm
-from orchestrator.errors import PlanRefused
+from orchestrator.errors import UsageError
 
 ENGINES: dict[str, EngineSheet] = {sheet.name: sheet for sheet in (Ollama(), Llamacpp(), Vllm())}
 
 
 def engine_sheet(name: str) -> EngineSheet:
-    """The fact sheet of an engine; PlanRefused with the known names otherwise."""
+    """The fact sheet of an engine; UsageError with the known names otherwise."""
     sheet = ENGINES.get(name)
     if sheet is None:
-        raise PlanRefused(f"orch does not know the engine {name}.", hint=f"Known engines: {', '.join(ENGINES)}")
+        raise UsageError(f"orch does not know the engine {name}.", hint=f"Known engines: {', '.join(ENGINES)}")
     return sheet

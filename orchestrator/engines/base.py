@@ -361,11 +361,11 @@ class StaticAdapters(EngineDefaults):
 
     def load_requests(self, deployment: Deployment, adapter: Adapter, digest: Digest) -> tuple[EngineCall, ...]:
         """Never asked for where `hot_adapters` is false."""
-        raise TypeError("adapters are given at start only")
+        raise TypeError("adapters can only be given at start")
 
     def unload_requests(self, deployment: Deployment, adapter: str) -> tuple[EngineCall, ...]:
         """Never asked for where `hot_adapters` is false."""
-        raise TypeError("adapters are given at start only")
+        raise TypeError("adapters can only be given at start")
 
 
 Pins = Mapping[str, EnginePin]

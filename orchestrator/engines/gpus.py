@@ -51,7 +51,7 @@ def _able(sheet: EngineSheet, shape: Shape | None) -> list[int]:
 def _too_few(sheet: EngineSheet, count: int, able: list[int], host: Host) -> PlanRefused:
     kinds = Counter((gpu.name, gpu.memory_total, gpu.compute_capability) for gpu in host.gpus)
     most = max(n for n in able if n <= max(map(len, alike(host))))
-    parts = " Parts of a GPU (MIG) are used one by one only." if any(gpu.parent for gpu in host.gpus) else ""
+    parts = " Parts of a GPU (MIG) are used only one at a time." if any(gpu.parent for gpu in host.gpus) else ""
     return PlanRefused(
         f"{sheet.name} is to use {count} GPUs that are alike; there are: "
         f"{', '.join(f'{number} x {name}' for (name, *_), number in kinds.items())}.",
@@ -66,7 +66,7 @@ def gpus_left_out(sheet: EngineSheet, profile: Profile, accelerator: Accelerator
         yield Remark("use every GPU", host.gpu_problem)
     wanted = sheet.gpus(profile, Accelerator.CUDA)
     if wanted > 1 and accelerator is Accelerator.CPU:
-        yield Remark(f"use {wanted} GPUs", f"{sheet.name} computes on the CPU here, which is one")
+        yield Remark(f"use {wanted} GPUs", f"{sheet.name} computes on the CPU here, and that is only one")
 
 
 def seen_by(spec: DeploymentSpec, gpus: tuple[Gpu, ...], host: Host, docker: DockerFacts | None) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def gpu_way(docker: DockerFacts, gpus: tuple[Gpu, ...]) -> str:
         return HOOK
     if any(name.startswith("nvidia.com/gpu=") for name in docker.cdi_devices):
         raise HostError(
-            "Docker knows the GPUs by number only, and numbers change with a reboot.",
+            "Docker knows the GPUs only by number, and numbers change with a reboot.",
             hint="nvidia-ctk cdi generate --device-name-strategy=uuid --output=/etc/cdi/nvidia.yaml",
         )
     raise HostError(

@@ -73,7 +73,7 @@ def failure(what: str, end: ToolEnd, origin: Origin) -> OrchError:
     tail = "\n".join(lines[-TAIL_LINES:])
     said = _telling(lines)
     if end.out_of_memory:
-        return HostError(f"{what} {end.out_of_memory}.", "Stop what else uses memory, then again.", tail)
+        return HostError(f"{what} {end.out_of_memory}.", "Stop what else uses memory, then try again.", tail)
     if _UNKNOWN.search(said):
         return SourceError(f"llama.cpp's converter does not know these weights: {said}.", origin.newer, tail)
     if "No space left" in said:

@@ -99,7 +99,7 @@ class Ollama(EngineDefaults):
             return "", ""
         return (
             "There is no ollama binary on PATH.",
-            "Install Ollama, or serve with the embedded engine: orch up llamacpp",
+            "Install Ollama, or serve with another engine.",
         )
 
     def cannot_serve(self, recipe: Recipe, accelerator: Accelerator, host: Host) -> str:

@@ -9,9 +9,9 @@ from orchestrator.core.artifact import Recipe, artifact_key
 from orchestrator.core.deployment import Adapter, Deployment, DeploymentSpec
 from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.host import Host
-from orchestrator.core.launch import DOCKER, Container
+from orchestrator.core.launch import DOCKER, LOCAL, Container
 from orchestrator.core.memory import MemoryFit, MemoryPool, artifact_bytes, memory_pools
-from orchestrator.core.pins import Accelerator, ImagePin
+from orchestrator.core.pins import Accelerator, EnginePin, ImagePin
 from orchestrator.core.plan import Remark, Skip
 from orchestrator.core.profile import Profile
 from orchestrator.core.resolved import Resolved
@@ -97,7 +97,7 @@ def check_host(
         hint = "nvidia-smi should work first; CUDA_VISIBLE_DEVICES= (empty) asks for the CPU instead."
         raise HostError(f"No GPU can be used: {host.gpu_problem}.", hint=hint)
     if spec.target == DOCKER and not sheet.in_containers:
-        raise PlanRefused(f"orch runs {sheet.name} as a process of its own only.", hint="Use --target local.")
+        raise PlanRefused(f"orch runs {sheet.name} only as a local process.", hint="Use --target local.")
     if spec.target == DOCKER:
         if context.docker is not None and context.docker.problem:
             raise HostError(context.docker.problem, hint=context.docker.hint)
@@ -128,9 +128,10 @@ def _image(
     pin = context.pins.get(sheet.name)
     fit = [image for image in (pin.docker if pin is not None else ()) if accelerator in image.accelerators]
     if not fit:
+        pin_one = f"orch images pin {sheet.name} IMAGE:TAG --accelerator {accelerator.value}"
         raise PlanRefused(
             f"No image of {sheet.name} is pinned for {accelerator.value}.",
-            hint=f"orch images pin {sheet.name} IMAGE:TAG --accelerator {accelerator.value}; or use --target local.",
+            hint=f"{pin_one}; or use --target local." if _runs_local(sheet, host, pin) else pin_one,
         )
     passed_over: list[Skip] = []
     for image in fit:
@@ -144,6 +145,12 @@ def _image(
         hint=f"Update the driver, or pin an older build: orch images pin {sheet.name} IMAGE:TAG",
         detail="\n".join(f"{skip.what}: {skip.why}" for skip in passed_over),
     )
+
+
+def _runs_local(sheet: EngineSheet, host: Host, pin: EnginePin | None) -> bool:
+    """Whether there is what the engine needs to be a process on this machine."""
+    built = pin is not None and pin.environment(computes_on(sheet, LOCAL, host)) is not None
+    return not sheet.missing(host)[0] and (built or not sheet.needs_environment())
 
 
 def _container(

@@ -18,7 +18,7 @@ def read_settings(tables: Mapping[str, Any], extra: Unknown) -> EngineTables:
     problems: list[Any] = []
     if extra == "forbid":
         strange = {name: table for name, table in tables.items() if name not in ENGINES}
-        words = f"orch knows no such engine; it knows {', '.join(sorted(ENGINES))}"
+        words = f"unknown engine; known: {', '.join(sorted(ENGINES))}"
         problems = [
             {"type": "unknown_engine", "loc": ("engines", name), "msg": words, "input": table}
             for name, table in strange.items()
@@ -30,7 +30,7 @@ def read_settings(tables: Mapping[str, Any], extra: Unknown) -> EngineTables:
         except Unfit as error:
             problems += [{**one, "loc": ("engines", name, *one["loc"])} for one in error.problems]
     if problems:
-        raise Unfit("These settings are not what engines take.", problems)
+        raise Unfit("These settings are not valid for their engines.", problems)
     return found
 
 

@@ -64,8 +64,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--key-file",
         type=Path,
         metavar="FILE",
-        help="API keys of which clients must show one, as `orch keys add` writes them; without the file they need "
-        "none, and it cannot listen beyond loopback; only its owner may read it; SIGHUP reads it again",
+        help="clients show one of these API keys, as `orch keys add` writes them; without the file they need none, "
+        "and it cannot listen beyond loopback; only its owner may read it; SIGHUP reads it again",
     )
     parser.add_argument(
         "--secrets", type=Path, metavar="DIR", help="what engines ask for, a file each by the names of their instances"
@@ -99,7 +99,7 @@ def _keys(hosts: Iterable[str], file: Path | None, use: Path) -> Keys:
     beyond = next((host for host in hosts if not is_loopback(host)), None)
     if beyond is not None and (file is None or not file.exists()):
         raise HostError(
-            f"Listening on {beyond} lets other machines in, and no API key is demanded of them.",
+            f"Listening on {beyond} lets other machines in, and they need no API key.",
             hint="orch keys add NAME makes one, in the file that --key-file names; or listen on 127.0.0.1.",
         )
     return Keys(file, use, needed=beyond is not None)

@@ -105,7 +105,7 @@ class Body:
         except web.RequestPayloadError as error:
             raise refusals.invalid_body(f"The body cannot be read: {error}.") from error
         except zlib.error as error:
-            raise refusals.invalid_body(f"The body is not what {encoding} makes: {error}.") from error
+            raise refusals.invalid_body(f"The body is not valid {encoding}: {error}.") from error
         self.data = bytes(data)
 
     async def _next(self, content: StreamReader) -> bytes:

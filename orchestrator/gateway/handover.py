@@ -93,7 +93,7 @@ def _received(connection: socket.socket) -> tuple[Handover, tuple[socket.socket,
     try:
         (size,) = _SIZE.unpack(first + _exactly(connection, _SIZE.size - len(first)))
         if size > _LARGEST or not sockets:
-            raise ValueError("this is no handover")
+            raise ValueError("this is not a handover")
         return Handover.from_json(json.loads(_exactly(connection, size))), sockets
     except BaseException:
         for one in (*sockets, connection):

@@ -87,7 +87,7 @@ class Keys:
         if path is not None and (needed or path.exists()):
             self.reload()
         elif needed:
-            raise HostError("Others can reach the gateway, and no API key is demanded of them.", hint=_HINT)
+            raise HostError("Others can reach the gateway, and they need no API key.", hint=_HINT)
 
     def __len__(self) -> int:
         return len(self._ring)
@@ -172,4 +172,4 @@ class Keys:
         try:
             files.write_json(self._use, {digest: at for digest, at in latest.items() if at}, mode=0o600)
         except HostError as error:
-            log.error("It cannot be written down which API keys are in use: %s", error.message)
+            log.error("Which API keys are in use cannot be recorded: %s", error.message)

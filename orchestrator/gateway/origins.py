@@ -96,7 +96,7 @@ def parse_pattern(text: str) -> Pattern:
         return EVERYTHING
     found = _PATTERN.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text!r} is no origin; one is such as https://chat.example.org or chrome-extension://*")
+        raise ValueError(f"{text!r} is not a valid origin, such as https://chat.example.org or chrome-extension://*")
     scheme, host = found["scheme"].lower(), _host(found["host"])
     port: int | str | None = "*" if host == "*" or scheme not in _DEFAULT_PORTS else _DEFAULT_PORTS[scheme]
     if found["port"]:

@@ -53,7 +53,7 @@ def foreign_origin(origin: str, named: bool) -> Refusal:
             "A page without an origin of its own (opened from a file, or in a sandbox) may not use this gateway. "
             "Serve it from http://localhost, on any port."
         )
-    return Refusal(403, "origin_not_allowed", f"{message} Or demand an API key, which the page then has to send.")
+    return Refusal(403, "origin_not_allowed", f"{message} Or require an API key, which the page then has to send.")
 
 
 def foreign_host(host: str, named: bool) -> Refusal:
@@ -112,13 +112,13 @@ def too_large(most: int) -> Refusal:
 
 def unknown_encoding(encoding: str, known: str) -> Refusal:
     """415 for a Content-Encoding that is not undone here."""
-    message = f"A body in the Content-Encoding {_echo(encoding)} is not taken; these are: {known}, or none."
+    message = f"The Content-Encoding {_echo(encoding)} is not supported. Supported: {known}, or none."
     return Refusal(415, "unknown_encoding", message, headers={hdrs.ACCEPT_ENCODING: known})
 
 
 def unknown_expectation() -> Refusal:
     """417."""
-    return Refusal(417, "unknown_expectation", "Only `Expect: 100-continue` can be met.")
+    return Refusal(417, "unknown_expectation", "Only `Expect: 100-continue` is supported.")
 
 
 def unavailable(message: str, code: str = "backend_unavailable") -> Refusal:

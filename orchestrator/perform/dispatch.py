@@ -13,4 +13,4 @@ from orchestrator.drivers.base import World
 def perform(step: Step, world: World, progress: Progress) -> None:
     """Do a step. Raises the OrchError tree; whatever `progress` raises ends it between two
     moments, never inside one."""
-    raise TypeError(f"nobody knows how to do {type(step).__name__}")
+    raise TypeError(f"nothing performs {type(step).__name__}")

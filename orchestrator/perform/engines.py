@@ -41,7 +41,7 @@ def await_memory(step: AwaitMemory, world: World, progress: Progress) -> None:
     while True:
         seen = next((one for one in world.read_host().gpus if one.uuid == step.gpu), None)
         if seen is None:
-            raise HostError(f"GPU {step.gpu} is there no more.", hint="nvidia-smi should show it.")
+            raise HostError(f"GPU {step.gpu} is no longer there.", hint="nvidia-smi should show it.")
         if seen.memory_free >= step.size:
             return
         if world.clock.monotonic() > deadline:

@@ -146,7 +146,7 @@ def _died(step: _Starting, name: str, instance: Instance | None, world: World) -
     """Told by what it said last; what the kernel has ended had no last word."""
     log = world.targets[step.target].log_tail(name, LOG_LINES)
     lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith("---")]
-    said = AS_LOGGED.sub("", lines[-1]) if lines else "it left no word in its log"
+    said = AS_LOGGED.sub("", lines[-1]) if lines else "its log says nothing"
     ended = instance.last_exit if instance is not None else None
     if ended is not None and ended.memory_limit is not None:
         said = f"it {ended}"
@@ -185,7 +185,7 @@ def read_keys(step: ReadKeys, world: World, progress: Progress) -> None:
         return
     mark = world.gateway.read_keys()
     if mark != world.keys.read().mark:
-        raise HostError("The gateway goes by other API keys than those that are kept.", hint="orch logs gateway")
+        raise HostError("The gateway uses other API keys than those that are stored.", hint="orch logs gateway")
 
 
 @perform.register

@@ -20,7 +20,7 @@ def plan_down(profile: str, observed: Observed, drain_s: float, forget: bool = F
     refuse_unreachable(observed)
     items = [*_silent_gateway(profile, observed), *_down(profile, observed, drain_s, forget=forget)]
     if not items:
-        items.append(Skip(f"take {profile} down", "nothing of it runs"))
+        items.append(Skip(f"take {profile} down", "nothing of it is running"))
     return Plan("down", tuple(items), commit=0)
 
 
@@ -39,7 +39,7 @@ def plan_down_all(observed: Observed, drain_s: float, forget: bool = False) -> P
     for gateway in observed.gateway.all:
         items += [Action(StopEngine(gateway.target, gateway.name)), Action(RemoveEngine(gateway.target, gateway.name))]
     if not observed.gateway.all:
-        items.append(Skip("stop the gateway", "it does not run"))
+        items.append(Skip("stop the gateway", "it is not running"))
     return Plan("down", tuple(items), commit=0)
 
 

@@ -58,8 +58,8 @@ def refuse_unknown(observed: Observed, unreadable: tuple[str, ...]) -> None:
     damaged = tuple(f"{instance.name}: {instance.problem}" for instance in observed.damaged)
     if damaged or unreadable:
         raise PlanRefused(
-            "What is needed cannot be told: not every record can be read.",
-            hint="orch status names them; orch down ends what they tell of.",
+            "What is needed cannot be determined: not every record can be read.",
+            hint="orch status names them; orch down stops what they describe.",
             detail="\n".join((*damaged, *unreadable)),
         )
 
@@ -125,7 +125,7 @@ def _verdict(
     if young:
         hours = policy.age.total_seconds() / 3600
         return Verdict(one, True, f"{'written to' if one.unfinished else 'made'} in the last {hours:g} h")
-    return Verdict(one, False, "unfinished, and nobody goes on with it" if one.unfinished else "nothing needs it")
+    return Verdict(one, False, "unfinished, and nothing continues it" if one.unfinished else "nothing needs it")
 
 
 def _keys_of(adapters: tuple[Adapter, ...]) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def image_uses(observed: Observed) -> Iterator[ImageUse]:
     instances = [*(engine.instance for engine in observed.engines), *observed.gateway.all, *observed.damaged]
     for instance in instances:
         if instance.launch.container is not None:
-            yield ImageUse(instance.launch.container.image, instance.name, f"{instance.name} is made of it")
+            yield ImageUse(instance.launch.container.image, instance.name, f"{instance.name} is made from it")
     for profile, desired in sorted(observed.desired.items()):
         who, comes = (
             (f"{profile} (stopped)", "is stopped, and comes back") if desired.stopped else (profile, "is served")

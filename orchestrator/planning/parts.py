@@ -266,7 +266,7 @@ def switch_items(
         at = Backend(chosen.instance, match.instance.url, chosen.target)
         live = sorted((route.led_to(at) for route in routes), key=lambda route: route.name)
         if _alike(live, present, observed):
-            yield Skip(step.what, "so it is")
+            yield Skip(step.what, "already so")
             return
     back = SetRoute(chosen.target, chosen.profile, present) if present else RemoveRoute(chosen.profile)
     yield Action(step, (back,))

@@ -62,11 +62,11 @@ def unknown_room(resolved: Resolved, observed: Observed) -> Iterator[Skip]:
         return
     coming = (step for step in entries(resolved.prerequisites) if step.download is not None)
     if any(step.key not in observed.finished for step in coming):
-        why = "nothing is known of the weights before they are here"
+        why = "nothing is known about the weights until they are here"
     elif resolved.deployment.accelerator is Accelerator.ROCM:
         why = "how much memory an AMD GPU has is not known"
     else:
-        why = "config.json does not tell their shape"
+        why = "config.json does not give their shape"
     yield Remark("see whether the weights fit into memory", why)
 
 
@@ -83,7 +83,7 @@ def refuse_no_room(resolved: Resolved, observed: Observed) -> None:
         else "No settings of the profile make it fit: free some memory, or serve a smaller artifact."
     )
     if memory_fit.pool.limit_file:
-        hint += f" Or raise the limit, which stands in {memory_fit.pool.limit_file}."
+        hint += f" Or raise the limit, which is set in {memory_fit.pool.limit_file}."
     if observed.engines_of(wanted.profile):
         hint += (
             " What serves now stays up until the switch, so both must fit; to accept a pause instead: "

@@ -12,9 +12,9 @@ from orchestrator.core.prerequisites import BuildArtifact, BuildTogether, Prereq
 # and all of those are.
 HERE = {Storage.STORE: "in the store", Storage.ENVIRONMENTS: "installed", Storage.IMAGES: "it is here"}
 SPENT = {
-    Storage.STORE: "all that is made of it is in the store",
-    Storage.ENVIRONMENTS: "all that is made in it is in the store",
-    Storage.IMAGES: "all that is made of it is here",
+    Storage.STORE: "all that is made from it is in the store",
+    Storage.ENVIRONMENTS: "all that is made with it is in the store",
+    Storage.IMAGES: "all that is made from it is here",
 }
 
 

@@ -173,8 +173,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         "in a way that orch does not know",
     ),
     "ModelOpt's FP8": ({"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8"}}, "'FP8'"),
-    "no sizes": ({"hidden_size": ...}, "does not tell the sizes"),
-    "infinite sizes": ({"hidden_size": float("inf")}, "does not tell the sizes"),
+    "no sizes": ({"hidden_size": ...}, "does not give the sizes"),
+    "infinite sizes": ({"hidden_size": float("inf")}, "does not give the sizes"),
     "a billion layers": ({"num_hidden_layers": 10**9}, "says 1000000000 layers, and there are 67 tensors"),
     "one layer more": ({"num_hidden_layers": 3}, "model.layers.2.mlp.down_proj.weight_packed is missing"),
     "another width": ({"intermediate_size": 64}, "not [64, 16]"),
@@ -223,8 +223,8 @@ GGUFS: dict[str, tuple[dict[str, Any], str]] = {
     "no tokens": ({"tokenizer.ggml.tokens": ...}, "it has no tokenizer"),
     "tokens that are numbers": ({"tokenizer.ggml.tokens": [1, 2]}, "it has no tokenizer"),
     "too few tokens": ({"tokenizer.ggml.tokens": ["a"]}, "it has 1 tokens, and token_embd.weight 4 rows"),
-    "no architecture": ({"general.architecture": ...}, "do not tell the sizes"),
-    "heads for each layer": ({"qwen3.attention.head_count": [4, 4]}, "do not tell the sizes"),
+    "no architecture": ({"general.architecture": ...}, "do not give the sizes"),
+    "heads for each layer": ({"qwen3.attention.head_count": [4, 4]}, "do not give the sizes"),
     "a billion layers": ({"qwen3.block_count": 10**9}, "say 1000000000 layers, and there are 9 tensors"),
     "one layer more": ({"qwen3.block_count": 2}, "blk.1.attn_q.weight is missing"),
     "another width": (
@@ -235,7 +235,7 @@ GGUFS: dict[str, tuple[dict[str, Any], str]] = {
     "a wider matrix": ({"blk.0.attn_k.weight": ("Q8_0", (128, 256))}, "blk.0.attn_k.weight is Q8_0, which no Q6_K"),
     "a quantized norm": ({"output_norm.weight": ("Q8_0", (256,))}, "output_norm.weight is Q8_0"),
     "a narrower end": ({"token_embd.weight": ("Q4_0", (4, 256))}, "token_embd.weight is Q4_0"),
-    "no embedding": ({"token_embd.weight": ...}, "do not tell the sizes"),
+    "no embedding": ({"token_embd.weight": ...}, "do not give the sizes"),
 }
 
 

@@ -63,7 +63,7 @@ def test_the_assets_are_what_their_configuration_says() -> None:
         ({"vocab_size": 2**40}, "vocab_size"),
         ({"head_dim": None}, "head_dim is None"),
         ({"rms_norm_eps": ...}, "rms_norm_eps"),
-        ({"num_key_value_heads": 3}, "no multiple"),
+        ({"num_key_value_heads": 3}, "is not a multiple"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
     ],
 )
@@ -158,7 +158,7 @@ def test_the_tensors_of_published_models_have_their_number_of_parameters(
         ("llama-spm", {"pretraining_tp": 2}, "pretraining_tp is 2"),
         ("llama-spm", {"attention_bias": "yes"}, "attention_bias is neither"),
         ("llama-spm", {"vocab_size": 32016}, "CodeLlama"),
-        ("llama-spm", {"hidden_size": 252}, "hidden_size is no multiple"),
+        ("llama-spm", {"hidden_size": 252}, "hidden_size is not a multiple"),
         ("llama-spm", {"hidden_size": 264}, "head_dim is 33, which is odd"),
         ("llama-3", {"rope_scaling": LLAMA3_ROPE | {"factor": 0}}, "factor is 0"),
         ("llama-3", {"rope_scaling": LLAMA3_ROPE | {"high_freq_factor": 1.0}}, "high_freq_factor is not greater"),

@@ -20,7 +20,7 @@ def test_a_finished_file_says_what_it_is(tmp_path: Path) -> None:
         ({"general.file_type": 15}, "made.gguf is Q4_K_M"),
         ({"general.file_type": ...}, "does not say what it holds"),
         ({"general.architecture": ...}, "does not say what it holds"),
-        ({"output_norm.weight": ("F32", (0,))}, "is no sound GGUF file"),
+        ({"output_norm.weight": ("F32", (0,))}, "is not a sound GGUF file"),
     ],
 )
 def test_a_finished_file_that_is_something_else_is_refused(

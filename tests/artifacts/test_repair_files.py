@@ -72,10 +72,10 @@ def test_a_broken_file_is_replaced_and_the_others_stay_as_they_are(
 def test_other_bytes_than_the_manifest_says_replace_nothing(store: Store) -> None:
     (store.path(KEY) / "a").write_text("!")
     (store.path(KEY) / "c").write_text("?")
-    with pytest.raises(SourceError, match="c, made anew, has SHA-256"):
+    with pytest.raises(SourceError, match="c, built again, has SHA-256"):
         repair(store, {"a": "a", "c": "other"})
     assert ((store.path(KEY) / "a").read_text(), (store.path(KEY) / "c").read_text()) == ("!", "?")
-    with pytest.raises(SourceError, match="nothing of it"):
+    with pytest.raises(SourceError, match="nothing about it"):
         repair(store, {"d": "d"})
 
 

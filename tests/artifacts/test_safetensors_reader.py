@@ -91,11 +91,11 @@ BAD_INDEXES: dict[str, tuple[object, str]] = {
     "missing tensor": ({"weight_map": {"a": "one.safetensors", "b": "two.safetensors", "c": "two.safetensors"}}, "c:"),
     "wrong shard": ({"weight_map": {"a": "two.safetensors", "b": "one.safetensors"}}, "a: the index says two"),
     "forgotten tensor": ({"weight_map": {"b": "two.safetensors", "x": "one.safetensors"}}, "a: in one"),
-    "escapes upwards": ({"weight_map": {"a": "../one.safetensors"}}, "no file of this directory"),
-    "escapes to the root": ({"weight_map": {"a": "/one.safetensors"}}, "no file of this directory"),
-    "a pickle": ({"weight_map": {"a": "one.bin"}}, "no file of this directory"),
-    "a number": ({"weight_map": {"a": 1}}, "no file of this directory"),
-    "a list": ([], "no JSON object"),
+    "escapes upwards": ({"weight_map": {"a": "../one.safetensors"}}, "not a file of this directory"),
+    "escapes to the root": ({"weight_map": {"a": "/one.safetensors"}}, "not a file of this directory"),
+    "a pickle": ({"weight_map": {"a": "one.bin"}}, "not a file of this directory"),
+    "a number": ({"weight_map": {"a": 1}}, "not a file of this directory"),
+    "a list": ([], "not hold a JSON object"),
 }
 
 
@@ -115,7 +115,7 @@ def test_a_shard_that_is_no_plain_file_is_refused(make: Callable[[Path], None], 
     (tmp_path / "two.safetensors").unlink()
     make(tmp_path / "two.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(SourceError, match="no plain file"):
+    with pytest.raises(SourceError, match="not a regular file"):
         Checkpoint.open(tmp_path)
 
 

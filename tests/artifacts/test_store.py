@@ -96,7 +96,7 @@ def test_hashes_that_the_caller_has_are_taken_and_leftovers_go(store: Store) -> 
     ("files", "reason"),
     [
         ((entry("b", b"1"),), "missing"),
-        ((entry("a", b"12"),), "1 bytes, announced were 2"),
+        ((entry("a", b"12"),), "1 bytes instead of 2"),
         ((entry("../a", b"1"),), "outside"),
         ((entry("/a", b"1"),), "outside"),
         ((entry("manifest.json", b"1"),), "reserved"),

@@ -59,7 +59,7 @@ def test_a_plan_builds_nothing(orch: Orch) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["--recipe", "gguf-q7"], 5, "does not know the recipe gguf-q7"),
+        (["--recipe", "gguf-q7"], 2, "does not know the recipe gguf-q7"),
         (["-p", "nobody"], 3, "no profile named nobody"),
         ([], 2, "No profile was named"),
     ],

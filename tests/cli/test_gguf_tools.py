@@ -137,7 +137,7 @@ def test_what_the_converter_does_not_know_is_told_as_the_weights_fault(
     ("script", "error"),
     [
         ("echo half > $3; kill -SEGV $$", "Converting failed (signal 11)."),
-        ("echo not a GGUF at all > $3", "bf16.gguf is no sound GGUF file"),
+        ("echo not a GGUF at all > $3", "bf16.gguf is not a sound GGUF file"),
         ("echo 'RuntimeError: no luck' >&2", "Converting failed (no file): RuntimeError: no luck."),
     ],
 )

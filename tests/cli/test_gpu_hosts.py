@@ -282,7 +282,7 @@ def test_both_mig_devices_are_not_used_together(machine: Machine, qwen3_8b: Path
     orch = machine(H100_MIG)
     on_two(orch, qwen3_8b)
     refused = orch.run("up", "vllm", "-p", str(orch.profile), "--plan", "--json", code=5).lines[-1]
-    assert refused["hint"].endswith("Parts of a GPU (MIG) are used one by one only.")
+    assert refused["hint"].endswith("Parts of a GPU (MIG) are used only one at a time.")
 
 
 @pytest.mark.llamacpp

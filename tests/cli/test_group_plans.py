@@ -58,7 +58,7 @@ def test_what_does_not_fit_into_the_group_is_refused_with_what_would(orch: Orch,
     )
     ways = re.findall(r"serving\.(context|parallel) = (\d+)", error["hint"])
     assert [name for name, _ in ways] == ["context", "parallel"]
-    assert error["hint"].endswith(f"Or raise the limit, which stands in {limited.memory_file}.")
+    assert error["hint"].endswith(f"Or raise the limit, which is set in {limited.memory_file}.")
     for name, value in ways:
         orch.write_profile(**{"context": 2048, "parallel": 256, name: int(value)})
         up(orch, "llamacpp")

@@ -93,7 +93,7 @@ def test_a_recipe_that_needs_an_environment_is_locked_by_its_entry(orch: Orch, p
         *("unknown", "unknown", "missing")
     ]
     up = orch.run("up", "llamacpp", "-p", profile, "--locked", str(file), code=5)
-    assert "Not all that tiny is served with is in the store yet" in up.err
+    assert "Some of what tiny is served with is not in the store yet" in up.err
 
 
 def test_the_lock_of_a_directory_of_weights_and_an_adapter(orch: Orch, elsewhere: Orch, tmp_path: Path) -> None:

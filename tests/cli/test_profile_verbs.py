@@ -42,7 +42,7 @@ def test_a_shown_profile_is_a_good_one(orch: Orch) -> None:
 
 def test_check_of_a_good_profile(orch: Orch) -> None:
     done = orch.run("profile", "check", str(orch.profile))
-    assert "good profile named tiny" in done.out
+    assert "valid profile named tiny" in done.out
     assert done.err == ""
 
 
@@ -78,6 +78,22 @@ def test_check_tells_all_problems_at_once_with_their_paths(orch: Orch) -> None:
     (error,) = orch.run("profile", "check", str(path), "--json", code=3).lines
     assert error["exit"] == 3
     assert len(error["detail"].splitlines()) == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("public_names = []", "public_names: List should have at least 1 item, not 0"),
+        ("public_names = 3", "public_names: Input should be a list (given: 3)"),
+        ("serving = 3", "serving: Input should be a table (given: 3)"),
+        ("engines.ollama = 3", "engines.ollama: Input should be a table (given: 3)"),
+        ('artifacts.x.path = "y"', "artifacts.x: Input should be 'gguf-bf16'"),
+    ],
+)
+def test_a_problem_is_told_in_words_of_the_file(orch: Orch, text: str, says: str) -> None:
+    path = orch.home / "bad.toml"
+    path.write_text(text)
+    assert f"  {says}" in orch.run("profile", "check", str(path), code=3).err
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_files_are_written_where_it_is_said(orch: Orch, tmp_path: Path) -> None:
     assert (out / "Modelfile").read_text() == file["text"]
     orch.run("render", "ollama", "-p", str(orch.profile), "-o", str(out))
     (out / "Modelfile").write_text("FROM mine\n")
-    assert "is another" in orch.run("render", "ollama", "-p", str(orch.profile), "-o", str(out), code=4).err
+    assert "already exists" in orch.run("render", "ollama", "-p", str(orch.profile), "-o", str(out), code=4).err
     assert (out / "Modelfile").read_text() == "FROM mine\n"
     (tmp_path / "taken").write_text("")
     told = orch.run("render", "ollama", "-p", str(orch.profile), "-o", str(tmp_path / "taken" / "x"), code=4)
@@ -90,7 +90,7 @@ def test_rendering_leaves_nothing_but_the_cache_of_hashes(orch: Orch) -> None:
 
 
 def test_an_unknown_engine(orch: Orch) -> None:
-    assert "ollama, llamacpp, vllm" in orch.run("render", "sglang", code=5).err
+    assert "ollama, llamacpp, vllm" in orch.run("render", "sglang", code=2).err
 
 
 def texts(orch: Orch, *args: str) -> dict[str, str]:
@@ -170,7 +170,7 @@ def test_an_api_key_is_mounted_and_never_written_down(orch: Orch) -> None:
     ("words", "code", "said"),
     [
         (("compose",), 5, "an engine must be named"),
-        (("compose", "sglang"), 5, "ollama, llamacpp, vllm"),
+        (("compose", "sglang"), 2, "ollama, llamacpp, vllm"),
         (("compose", "ollama", "--target", "local"), 2, "for target docker"),
         (("ollama", "vllm"), 2, "one engine at a time"),
     ],

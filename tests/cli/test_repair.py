@@ -94,11 +94,11 @@ def test_what_was_built_is_built_again_and_has_to_be_the_same(orch: Orch, hub: A
     manifest = (entry / "manifest.json").read_text()
     (entry / "manifest.json").write_text(re.sub(r'"sha256": "\w+"', f'"sha256": "{"0" * 64}"', manifest))
     told = rows(orch, code=9)["model.gguf"]
-    assert "made anew, has SHA-256" in told
+    assert "built again, has SHA-256" in told
     assert "Nothing was replaced" in told
     assert model.read_bytes() == right
     (entry / "manifest.json").write_text("{")
-    assert rows(orch) == {"manifest.json": "made anew"}
+    assert rows(orch) == {"manifest.json": "made again"}
     assert (entry / "manifest.json").read_text().split('"created"')[0] == manifest.split('"created"')[0]
 
     (weights,) = (path for path in (orch.home / "store").iterdir() if path.name.startswith("weights-"))
@@ -114,7 +114,7 @@ def test_what_nobody_knows_how_to_make_is_told(orch: Orch) -> None:
         (turn.work / WEIGHTS).touch()
         turn.finish(Recipe.WEIGHTS, "dir:1", {})
     (orch.home / "store" / "weights-1" / WEIGHTS).unlink()
-    assert "Nobody here knows how it was made" in rows(orch, code=9)[WEIGHTS]
+    assert "How it was made is not known" in rows(orch, code=9)[WEIGHTS]
 
 
 def test_a_killed_repair_leaves_the_entry_as_it_was_and_is_gone_on_with(orch: Orch, hub: Any, weights: Path) -> None:

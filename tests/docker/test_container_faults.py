@@ -63,8 +63,11 @@ def healed(orch: DockerOrch) -> None:
     [
         (lambda container: container.pause(), "is paused"),
         (lambda container: container.rename("somebody-elses"), "was renamed to somebody-elses"),
-        (lambda container: container.stop(), f"{ENGINE} does not run; orch up would start {ENGINE} and lead"),
-        (lambda container: container.remove(force=True), f"{ENGINE} is gone; orch up would start {ENGINE} and lead"),
+        (lambda container: container.stop(), f"{ENGINE} is not running; orch up would start {ENGINE} and route to it"),
+        (
+            lambda container: container.remove(force=True),
+            f"{ENGINE} is gone; orch up would start {ENGINE} and route to it",
+        ),
         (lambda container: container.update(restart_policy={"Name": "no"}), "has no keeper"),
     ],
     ids=["paused", "renamed", "stopped", "removed", "restart policy"],

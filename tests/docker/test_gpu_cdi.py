@@ -132,7 +132,7 @@ def test_a_gpu_by_number_alone_is_refused_before_anything_is_begun(machine: Mach
     orch = machine(RTX_5090)
     orch.env["PATH"] = str(orch.home)
     told = up(orch, code=4)
-    assert told["error"] == "Docker knows the GPUs by number only, and numbers change with a reboot."
+    assert told["error"] == "Docker knows the GPUs only by number, and numbers change with a reboot."
     assert "--device-name-strategy=uuid" in told["hint"]
     assert orch.containers() == []
 

@@ -113,7 +113,7 @@ def test_following_ends_when_nothing_is_left_and_the_logs_are_kept(up: DockerOrc
     refused = up.run("logs", "nobody", code=5).err
     assert "There is no log of nobody" in refused
     assert f"gateway, {ENGINE}" in refused
-    assert "Nothing serves" in up.run("logs", code=5).err
+    assert "Nothing is being served" in up.run("logs", code=5).err
 
 
 def test_following_goes_on_over_a_crash(lasting: DockerOrch) -> None:

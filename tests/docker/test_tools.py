@@ -173,7 +173,7 @@ def test_what_the_converter_does_not_know_is_told_as_the_weights_fault(
 def test_a_quantization_that_only_the_quantizer_can_refuse(built: Orch, tmp_path: Path) -> None:
     told = build(built, TINY, tmp_path / "made.gguf", "--quant", "q4_k", code=4)
     assert told["error"] == "Quantizing failed (exit code 1): invalid ftype 'Q4_K_M'."
-    unknown = build(built, TINY, tmp_path / "made.gguf", "--quant", "q77", code=5)
+    unknown = build(built, TINY, tmp_path / "made.gguf", "--quant", "q77", code=2)
     assert "q4_k_m" in unknown["hint"]
     assert not (tmp_path / "made.gguf").exists()
 
@@ -184,7 +184,7 @@ def test_a_quantization_that_only_the_quantizer_can_refuse(built: Orch, tmp_path
         ("echo INFO: begun; echo half > $4; kill -SEGV $$", "Converting failed (signal 11): "),
         ("echo half > $4; echo 'RuntimeError: no luck' >&2; exit 3", "Converting failed (exit code 3): RuntimeError"),
         ("echo Unknown command: $1", "Converting failed (no file): Unknown command: --convert"),
-        ("echo not a GGUF at all > $4", "bf16.gguf is no sound GGUF file"),
+        ("echo not a GGUF at all > $4", "bf16.gguf is not a sound GGUF file"),
         ("echo x > $4; echo 'OSError: [Errno 28] No space left on device' >&2; exit 1", "the disk is full"),
         ("echo x > /app/file", "Converting failed"),
     ],
@@ -314,7 +314,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_done(built: Orch, tmp
         file.truncate(8 * 10**12)
     before = left_in(tmp_path)
     told = build(built, source, tmp_path / "made.gguf", "--quant", "q4_k_m", code=4)
-    assert "needs about 11000.0 GB, the BF16 file in between counted" in told["error"]
+    assert "needs about 11000.0 GB, with the BF16 file in between" in told["error"]
     assert left_in(tmp_path) == before
 
 

@@ -44,7 +44,7 @@ def test_what_a_profile_says_of_it_is_checked_where_it_is_read(orch: Orch) -> No
         assert "engines.parrot.times: Input should be less than or equal to 9 (given: 10)" in refused
         assert "engines.parrot.loud: unknown key (given: true)" in refused
         assert "engines.parrot.recipes[0]: Input should be" in refused
-        assert "engines.cockatoo: orch knows no such engine; it knows llamacpp, ollama, parrot, vllm" in refused
+        assert "engines.cockatoo: unknown engine; known: llamacpp, ollama, parrot, vllm" in refused
     with_settings(orch, '[engines.parrot]\nwords = "  "\n')
     assert "engines.parrot: a parrot needs words" in orch.run("profile", "check", profile, code=3).err
 
@@ -59,9 +59,9 @@ def test_it_is_where_engines_are_listed_and_shown(orch: Orch) -> None:
     assert json.loads(config["text"])["words"] == "Who is there?"
     assert launch["argv"][1:] == ["{dir}/parrot.json", "{port}"]
     for words, code in ((("pull", "parrot"), 5), (("pin", "parrot", "x/parrot:1"), 5)):
-        assert "orch runs parrot as a process of its own only" in orch.run("images", *words, code=code).err
+        assert "orch runs parrot only as a local process" in orch.run("images", *words, code=code).err
     assert "parrot needs no environment" in orch.run("engines", "install", "parrot", code=5).err
-    refused = orch.run("up", "cockatoo", "-p", profile, code=5).err
+    refused = orch.run("up", "cockatoo", "-p", profile, code=2).err
     assert "Known engines: ollama, llamacpp, vllm, parrot" in refused
     orch.env.update({"_ORCH_COMPLETE": "complete_bash", "COMP_WORDS": "orch up p", "COMP_CWORD": "2"})
     assert orch.run("up").out.split() == ["parrot"]
@@ -95,7 +95,7 @@ def test_it_serves_and_is_taken_down(orch: Orch, tmp_path: Path) -> None:
     assert stays[key] == "stay"
 
     with_settings(orch, '[engines.parrot]\nwords = "Pretty bird"\n')
-    assert "tiny is not as it is locked" in orch.run("up", "-p", profile, "--locked", str(lock), code=5).err
+    assert "tiny differs from its lock" in orch.run("up", "-p", profile, "--locked", str(lock), code=5).err
     orch.run("up", "-p", profile)
     assert orch.says() == "Pretty bird"
     orch.run("rollback")
@@ -125,7 +125,7 @@ def test_it_is_carried_to_another_machine(orch: Orch, tmp_path: Path) -> None:
     orch.run("images", "save", str(saved), "-p", str(orch.profile))
     other = Orch(tmp_path / "other")
     refused = other.run("images", "load", str(saved), code=10).err
-    assert "has settings that this orch does not take: engines.parrot" in refused
+    assert "has settings that this orch does not know: engines.parrot" in refused
     assert not (other.home / "store").exists()
     other.module, other.env = orch.module, orch.env
     profile = tmp_path / "all.profile.toml"
@@ -140,5 +140,5 @@ def test_an_orch_without_it_tells_of_it_and_ends_it(orch: Orch) -> None:
     orch.run("up", "parrot", "-p", str(orch.profile))
     orch.module = "orchestrator"
     assert "does not know the engine parrot" in orch.run("status", code=9).out
-    assert "engines.parrot: orch knows no such engine" in orch.run("profile", "check", str(orch.profile), code=3).err
+    assert "engines.parrot: unknown engine" in orch.run("profile", "check", str(orch.profile), code=3).err
     orch.run("down", "--all")

@@ -110,7 +110,7 @@ def test_a_rotated_key_has_time_to_be_replaced(served: Orch) -> None:
     second = made(served, "rotate", "web")
     assert [status_for(served, key) for key in (first, second)] == [200, 200]
     row = rows(served)["web"]
-    assert "the one before until" in row["state"]
+    assert "the old one until" in row["state"]
     third = made(served, "rotate", "web", "--grace", "0")
     assert [status_for(served, key) for key in (first, second, third)] == [401, 401, 200]
     own = "a-key-of-my-own"
@@ -131,7 +131,7 @@ def test_a_rotated_key_has_time_to_be_replaced(served: Orch) -> None:
     [
         (("rm", "nobody"), 5, "There is no API key named nobody"),
         (("rotate", "nobody"), 5, "There is no API key named nobody"),
-        (("add", "web"), 5, "There is an API key named web already"),
+        (("add", "web"), 5, "There is already an API key named web"),
         (("add", "../x"), 2, "is not a valid name"),
         (("add", "x", "--expires", "soon"), 2, "soon is not a valid duration"),
         (("rotate", "web", "--grace", "-1h"), 2, "is not a valid duration"),

@@ -196,7 +196,7 @@ def test_another_engine_is_refused_with_the_way_to_it(lasting: Orch) -> None:
 @pytest.mark.skipif(shutil.which("ollama") is not None, reason="there is an ollama binary on PATH")
 def test_ollama_without_its_binary_is_refused_before_anything_changes(orch: Orch) -> None:
     told = orch.run("up", "ollama", "-p", str(orch.profile), "--json", code=4).lines[-1]
-    assert "orch up llamacpp" in told["hint"]
+    assert "Install Ollama" in told["hint"]
     assert orch.processes() == []
 
 

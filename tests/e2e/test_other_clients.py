@@ -49,7 +49,7 @@ def test_pages_of_other_sites_are_let_in_by_orch_origins(orch: Orch) -> None:
     site, body = "https://chat.example.org", {"model": "tiny", "prompt": "a", "max_tokens": 1}
     orch.env["ORCH_ORIGINS"] = f"{site}/x"
     wrong = orch.run("up", "llamacpp", "-p", str(orch.profile), "--json", code=2).lines[-1]
-    assert "is no origin" in wrong["error"]
+    assert "is not a valid origin" in wrong["error"]
     del orch.env["ORCH_ORIGINS"]
 
     orch.run("up", "llamacpp", "-p", str(orch.profile))

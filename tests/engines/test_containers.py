@@ -147,6 +147,22 @@ def test_vllm_on_amd_gpus_is_told_how_many() -> None:
     assert made.passed_over[0].what == "leave out nvfp4a16"
 
 
+@pytest.mark.parametrize(
+    ("engine", "change", "local"),
+    [("vllm", {"docker": ()}, True), ("vllm", {"docker": (), "local": ()}, False), ("ollama", {"docker": ()}, False)],
+    ids=["a build is pinned", "no build is pinned", "its program is not there"],
+)
+def test_without_an_image_a_process_is_offered_where_it_can_be_one(
+    engine: str, change: dict[str, object], local: bool
+) -> None:
+    spec = DeploymentSpec(profile=tiny(), engine=engine, target="docker")
+    pins = {engine: PINS[engine].model_copy(change)}
+    with pytest.raises(PlanRefused) as refused:
+        resolve(spec, (), weights_of(tiny()), CPU, replace(context_of(tiny()), pins=pins))
+    assert ("--target local" in refused.value.hint) is local
+    assert refused.value.hint.startswith(f"orch images pin {engine} IMAGE:TAG --accelerator cpu")
+
+
 def test_which_gpu_and_its_nodes_are_no_part_of_the_fingerprint() -> None:
     first, other = (deployment("vllm", RTX_5090) for _ in range(2))
     moved = other.model_copy(update={"gpu": "GPU-2", "gpu_way": CDI, "gpu_nodes": ("/dev/nvidia1",)})

@@ -146,7 +146,7 @@ class FakeTarget:
             if process is not None and process.state is InstanceState.RUNNING:
                 self._check_record(name, process)
                 if process.launch != launch:
-                    raise HostError(f"{name} runs already, with other settings.", "Stop it first, then start it again.")
+                    raise HostError(f"{name} already runs, with other settings.", "Stop it first, then start it again.")
                 process.label, process.supervised, process.drift = label, True, ""
             else:
                 self._check_program(name, launch)
@@ -319,7 +319,7 @@ class FakeTarget:
             if launch.environment is not None and launch.environment not in ready:
                 raise HostError(f"Environment {launch.environment} is not ready: it is not installed.")
         elif launch.container is None:
-            raise HostError(f"{name} has no image to run in a container.", "orch up --target local")
+            raise HostError(f"{name} has no image to run in a container.")
         elif launch.container.image not in self._images.observe():
             raise HostError(f"The image {launch.container.image} is not here.", "orch up pulls it")
 

@@ -304,7 +304,7 @@ def test_what_loopback_is(host, loopback):
         ('{"version": 2, "keys": []}', 0o600, "version 1 is needed"),
         ('{"version": 1, "keys": [{"name": "a"}]}', 0o600, "created: a non-empty string"),
         (key_ring(KEY).replace(digest_of(KEY), "short"), 0o600, "64 hexadecimal digits"),
-        (key_ring(KEY, NEXT).replace("key-2", "key-1"), 0o600, "a name stands twice"),
+        (key_ring(KEY, NEXT).replace("key-2", "key-1"), 0o600, "a name occurs twice"),
         (key_ring(KEY, expires="tomorrow"), 0o600, "a time is needed"),
     ],
 )

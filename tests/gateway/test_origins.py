@@ -249,7 +249,7 @@ def test_a_site_that_was_added_may_name_the_gateway(added, host, may):
     ],
 )
 def test_what_is_no_origin(text):
-    with pytest.raises(ValueError, match="is no origin"):
+    with pytest.raises(ValueError, match="is not a valid origin"):
         parse_pattern(text)
 
 
@@ -402,4 +402,4 @@ def test_an_origin_that_is_none_ends_the_start(idle_gateway):
     command = idle_gateway.command("127.0.0.1:0", "--origin=chat.example.org")
     done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     assert done.returncode == 2
-    assert "'chat.example.org' is no origin" in done.stderr
+    assert "'chat.example.org' is not a valid origin" in done.stderr

@@ -87,7 +87,7 @@ def test_what_a_table_refuses():
     table = RouteTable([route("a")])
     with pytest.raises(PlanRefused, match="'a' is already served by 'one'"):
         table.replaced("two", [route("a", "two")])
-    with pytest.raises(ValueError, match="stands twice"):
+    with pytest.raises(ValueError, match="occurs twice"):
         table.replaced("one", [route("x"), route("x")])
     with pytest.raises(ValueError, match="belongs to 'two'"):
         table.replaced("one", [route("x", "two")])

@@ -1,4 +1,4 @@
-"""The product's modules as syntax trees, and the imports in them."""
+"""The product's modules as syntax trees, the imports in them, and what they say."""
 
 from __future__ import annotations
 
@@ -84,3 +84,30 @@ def _targets(node: ast.Import | ast.ImportFrom) -> list[str]:
     origin = node.module or ""
     names = (f"{origin}.{alias.name}" for alias in node.names)
     return [name if name in _own_names() else origin for name in names]
+
+
+def said() -> Iterator[tuple[str, str]]:
+    """Each text of the product that people may see, and where it is; {} stands for what is filled in.
+
+    A docstring is shown if it is a verb's: of a decorated function of the command line.
+    """
+    for module in modules():
+        filled = [node for node in ast.walk(module.tree) if isinstance(node, ast.JoinedStr)]
+        inside = {id(part) for node in filled for part in node.values}
+        for text in filled:
+            parts = (part.value if isinstance(part, ast.Constant) else "{}" for part in text.values)
+            yield f"{module.name}:{text.lineno}", "".join(map(str, parts))
+        unseen = inside | {id(text) for text in _docstrings(module)}
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in unseen:
+                yield f"{module.name}:{node.lineno}", node.value
+    for path in sorted((ROOT / "templates").rglob("*.j2")):
+        yield path.name, path.read_text()
+
+
+def _docstrings(module: Module) -> Iterator[ast.Constant]:
+    for node in ast.walk(module.tree):
+        verb = isinstance(node, ast.FunctionDef) and bool(node.decorator_list) and module.name.startswith("cli")
+        for statement in getattr(node, "body", ()) if not isinstance(node, ast.Lambda | ast.IfExp) else ():
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and not verb:
+                yield statement.value

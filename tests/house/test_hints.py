@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterator
 from importlib import import_module
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import typer
-from source import ROOT, modules
+from source import said
 
 from orchestrator.cli import VERBS
 from orchestrator.cli.options import app
@@ -35,35 +34,10 @@ def root() -> Any:
 ROOT_COMMAND = root()
 
 
-def said(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Each text of a module, with {} for what is filled in; docstrings of functions that are no verbs are not shown."""
-    inside: set[int] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):
-            inside |= {id(part) for part in node.values}
-            parts = (part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
-            yield node.lineno, "".join(map(str, parts))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
-            yield node.lineno, node.value
-
-
-def docstrings(tree: ast.AST) -> set[str]:
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    return {ast.get_docstring(node, clean=False) or "" for node in ast.walk(tree) if isinstance(node, kinds)}
-
-
 def commands() -> Iterator[Any]:
-    for module in modules():
-        quiet = docstrings(module.tree) if not module.name.startswith("cli") else set()
-        for line, text in said(module.tree):
-            if text in quiet:
-                continue
-            for found in COMMAND.finditer(" ".join(text.split())):
-                yield pytest.param(found[1].split(), id=f"{module.name}:{line} orch {found[1].strip()}"[:110])
-    for path in sorted((ROOT / "templates").rglob("*.j2")):
-        for found in COMMAND.finditer(" ".join(path.read_text().split())):
-            yield pytest.param(found[1].split(), id=f"{path.name} orch {found[1].strip()}"[:110])
+    for where, text in said():
+        for found in COMMAND.finditer(" ".join(text.split())):
+            yield pytest.param(found[1].split(), id=f"{where} orch {found[1].strip()}"[:110])
 
 
 def problem(words: list[str]) -> str:

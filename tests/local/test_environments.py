@@ -159,7 +159,7 @@ def test_a_missing_package_is_told_without_noise(environments: Environments, tmp
     """An index for other requirements is not asked for it."""
     make_wheel(tmp_path, "nosuchthing", "3.0", {})
     spec = EnvironmentSpec("tiny", "1.0", ("tinypart==2.0", "nosuchthing==3.0"), (), (tmp_path.as_uri(),))
-    with pytest.raises(HostError, match="not there in the pinned version") as caught:
+    with pytest.raises(HostError, match="not available in its pinned version") as caught:
         environments.ensure(spec, silent)
     assert "No matching distribution found for nosuchthing==3.0" in caught.value.detail
     assert "Collecting" not in caught.value.detail

@@ -161,7 +161,7 @@ def test_too_little_memory_is_told_before_it_starts(bench: Bench) -> None:
 def test_texts_that_have_changed_or_are_gone_are_refused(bench: Bench) -> None:
     bench.program(f"touch {bench.root}/started")
     bench.texts.write_text('{"text": "other"}\n')
-    with pytest.raises(SourceError, match="has changed meanwhile"):
+    with pytest.raises(SourceError, match="has changed in the meantime"):
         bench.driver().quantize(bench.weights, bench.work, bench.calibration, silent)
     bench.texts.write_bytes(b"\xff\x00\xc3")
     with pytest.raises(SourceError, match="not UTF-8 text"):

@@ -43,7 +43,7 @@ def test_other_texts_are_another_artifact_and_only_where_they_count() -> None:
     [
         (False, False, []),
         (False, True, ["installed"]),
-        (True, False, ["all that is made in it is in the store", "in the store"]),
+        (True, False, ["all that is made with it is in the store", "in the store"]),
     ],
 )
 def test_the_environment_is_made_only_for_what_is_still_to_be_built(
@@ -75,7 +75,7 @@ def test_the_first_texts_are_taken_and_empty_lines_do_not_count() -> None:
     [
         ("", "x holds no calibration texts"),
         ("\n \n", "x holds no calibration texts"),
-        ('{"text": "one"}\n{"text": ', "x: line 2 is no JSON"),
+        ('{"text": "one"}\n{"text": ', "x: line 2 is not JSON"),
         ('\n["one"]', "x: line 2 is neither a text nor a chat"),
         ('{"text": 5}', "x: line 1 is neither"),
         ('{"text": " "}', "x: line 1 is neither"),
@@ -83,7 +83,7 @@ def test_the_first_texts_are_taken_and_empty_lines_do_not_count() -> None:
         ('{"messages": []}', "x: line 1 is neither"),
         ('{"messages": [{"role": "user"}]}', "x: line 1 is neither"),
         ('{"messages": "one", "text": "one"}', "x: line 1 is neither"),
-        (f"{CHAT}\n" + "9" * 5000, "x: line 2 is no JSON"),
+        (f"{CHAT}\n" + "9" * 5000, "x: line 2 is not JSON"),
     ],
 )
 def test_what_is_no_text_is_refused_with_its_line(text: str, told: str) -> None:

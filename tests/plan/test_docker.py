@@ -44,7 +44,7 @@ def test_cdi_must_know_all_of_them() -> None:
     [
         (NOTHING, "the NVIDIA Container Toolkit was not found", "nvidia-ctk runtime configure --runtime=docker"),
         (replace(NOTHING, cdi_devices=("amd.com/gpu=0",)), "Toolkit was not found", "nvidia-ctk"),
-        (replace(NOTHING, cdi_devices=("nvidia.com/gpu=0",)), "by number only", "--device-name-strategy=uuid"),
+        (replace(NOTHING, cdi_devices=("nvidia.com/gpu=0",)), "only by number", "--device-name-strategy=uuid"),
     ],
 )
 def test_no_way(docker: DockerFacts, said: str, hint: str) -> None:

@@ -45,7 +45,7 @@ def stored(key: str, hours: float = 100, source: str = "hub:a/b@c", unfinished: 
         (stored("a", hours=23), DAY, True, "made in the last 24 h"),
         (stored("a", hours=23), NO_AGE, False, "nothing needs it"),
         (stored("a", hours=-1), GcPolicy(timedelta(hours=0.5)), True, "made in the last 0.5 h"),
-        (stored("a", unfinished=True), DAY, False, "unfinished, and nobody goes on with it"),
+        (stored("a", unfinished=True), DAY, False, "unfinished, and nothing continues it"),
         (stored("a", hours=1, unfinished=True), DAY, True, "written to in the last 24 h"),
         (stored("needed", unfinished=True), DAY, True, "tiny is served with it"),
         (stored("needed", unfinished=True), GcPolicy(timedelta(0), unfinished=True), False, "unfinished"),

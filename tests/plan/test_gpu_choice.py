@@ -219,7 +219,7 @@ def test_parts_of_a_gpu_are_refused_with_the_reason() -> None:
     error = refusal(qwen3_8b(engines__vllm__gpus=2), "vllm", on)
     assert error is not None
     assert error.message == "vllm is to use 2 GPUs that are alike; there are: 2 x NVIDIA H100 MIG."
-    assert error.hint == "In the profile, set engines.vllm.gpus = 1. Parts of a GPU (MIG) are used one by one only."
+    assert error.hint == "In the profile, set engines.vllm.gpus = 1. Parts of a GPU (MIG) are used only one at a time."
 
 
 def test_an_only_gpu_is_not_named() -> None:

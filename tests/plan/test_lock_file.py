@@ -75,10 +75,10 @@ def test_its_text_has_a_line_per_file_and_does_not_depend_on_the_order() -> None
     [
         ("format = 2\n", "format 2"),
         ("", "format None"),
-        ("format = ", "no lock file"),
-        ("format = 1\n", "no lock file"),
-        (lock_text(lock()).replace(f"sha256:{B}", "sha256:b"), "no lock file"),
-        (lock_text(lock()).replace('recipe = "gguf-q6_k"', 'recipe = "zip"'), "no lock file"),
+        ("format = ", "not a lock file"),
+        ("format = 1\n", "not a lock file"),
+        (lock_text(lock()).replace(f"sha256:{B}", "sha256:b"), "not a lock file"),
+        (lock_text(lock()).replace('recipe = "gguf-q6_k"', 'recipe = "zip"'), "not a lock file"),
         (lock_text(lock()).replace('weights = "weights-1"', 'weights = "weights-2"'), "weights-2"),
     ],
 )

@@ -220,7 +220,7 @@ def test_what_does_not_fit_into_a_control_group_is_refused_by_its_name_and_may_b
     )
     assert error.hint == (
         "No settings of the profile make it fit: free some memory, or serve a smaller artifact. "
-        f"Or raise the limit, which stands in {LIMIT_FILE}."
+        f"Or raise the limit, which is set in {LIMIT_FILE}."
     )
     assert error.detail.splitlines()[-1].endswith("of 8.8 GiB")
 

@@ -58,7 +58,7 @@ def test_the_whole_in_one_line() -> None:
     assert view.line == "test/big   3.2 of 16.4 GB (19 %)   48.0 MB/s   5 min left"
     for second in range(3, 20):
         view.tell("test/big", 3_196 * MB, 16_400 * MB, second)
-    assert view.line == "test/big   3.2 of 16.4 GB (19 %)   nothing comes"
+    assert view.line == "test/big   3.2 of 16.4 GB (19 %)   stalled"
     view.tell("hashing", 100 * MB, 200 * MB, 20.0)
     view.tell("hashing", 101 * MB, 200 * MB, 20.5)
     assert view.line == "hashing   101.0 of 200.0 MB (50 %)", "another job has another pace"

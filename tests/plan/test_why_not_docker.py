@@ -70,5 +70,5 @@ def test_a_program_that_is_missing_is_told_with_why_no_container() -> None:
         "There is no ollama binary on PATH. Nor is Docker used: This user may not use the Docker daemon at /x."
     )
     assert refused.value.hint == (
-        f"{DOWN.hint} Or without Docker: Install Ollama, or serve with the embedded engine: orch up llamacpp"
+        f"{DOWN.hint} Or without Docker: Install Ollama, or serve with another engine."
     )

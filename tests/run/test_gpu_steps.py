@@ -59,7 +59,7 @@ def test_holders_that_nobody_knows() -> None:
 
 def test_a_gpu_that_goes_meanwhile() -> None:
     world = FakeWorld(replace(LINGERING, gpus=()))
-    with pytest.raises(HostError, match="GPU-gone is there no more"):
+    with pytest.raises(HostError, match="GPU-gone is no longer there"):
         world.run(Plan("up", (Action(AwaitMemory("GPU-gone", GIB)),), commit=1))
 
 

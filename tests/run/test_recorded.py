@@ -120,7 +120,7 @@ def test_rollback_brings_back_the_image_and_stays_there(box: Box) -> None:
     box.do("rollback")
     assert box.serving[:2] == ("tiny-vllm-g3", OLD.reference)
     assert box.label == before
-    gone_back = [("upgrade to vllm/vllm-openai:v2", "it was gone back from; orch rollback goes forward again")]
+    gone_back = [("upgrade to vllm/vllm-openai:v2", "it was rolled back; orch rollback goes forward again")]
     for command in ("status", "up vllm"):
         plan = box.plan(command)
         assert (plan.actions, upgrade(plan)) == ((), gone_back)
@@ -152,7 +152,7 @@ def test_what_has_died_comes_back_as_it_was(box: Box) -> None:
     box.world.docker.remove("tiny-vllm-g1")
     healed = box.do("up vllm")
     assert upgrade(healed) == [
-        ("upgrade to vllm/vllm-openai:v2", "what does not serve comes back as it was first; orch up again takes it")
+        ("upgrade to vllm/vllm-openai:v2", "what is not serving comes back as it was first; the next orch up takes it")
     ]
     assert box.label == before
     box.do("up vllm")

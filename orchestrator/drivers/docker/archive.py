@@ -199,7 +199,7 @@ class Archive:
         if free < size:
             raise HostError(
                 f"The store needs {size / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free at {place}.",
-                hint="Free some space, or have ORCH_HOME on a larger disk.",
+                hint="Free some space, or set ORCH_HOME to a directory on a larger disk.",
             )
 
     def _load_entry(self, manifest: Manifest, store: Store, progress: Progress) -> None:
@@ -284,7 +284,7 @@ def _read_lock(file: Path, tar: tarfile.TarFile) -> ArchiveLock:
 def _opened(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     file = tar.extractfile(member)
     if file is None:
-        raise tarfile.ReadError(f"{member.name} is no plain file")
+        raise tarfile.ReadError(f"{member.name} is not a regular file")
     return file
 
 
@@ -304,7 +304,7 @@ def _disk(doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise HostError(
-            f"Cannot {doing}: {error.strerror or error}.", hint="Is there room on the disk, and the right to it?"
+            f"Cannot {doing}: {error.strerror or error}.", hint="Is the disk full, or does this user lack the right?"
         ) from error
 
 

@@ -282,7 +282,7 @@ class DockerTarget:
                 raise _damaged(name, seen.problem)
             if seen.state is InstanceState.RUNNING:
                 if seen.launch != launch:
-                    raise HostError(f"{name} runs already, with other settings.", "Stop it first, then start it again.")
+                    raise HostError(f"{name} already runs, with other settings.", "Stop it first, then start it again.")
                 if seen.label != label:
                     records.write(self._directory(name), str(info["Id"]), launch, label)
                 self._put_right(name, info, seen)
@@ -314,7 +314,7 @@ class DockerTarget:
     def _start(self, name: str, launch: Launch, label: str, before: str) -> None:
         container = launch.container
         if container is None:
-            raise HostError(f"{name} has no image to run in a container.", "orch up --target local")
+            raise HostError(f"{name} has no image to run in a container.")
         if container.host_network and launch.port is not None and not ports.is_free(launch.port):
             raise ports.taken(launch.port)
         self._make_directory(name)

@@ -214,7 +214,7 @@ class Daemon:
         if "PermissionError" in text or "Permission denied" in text:
             return HostError(
                 f"This user may not use the Docker daemon at {place}.",
-                hint="The group docker may: sudo usermod -aG docker $USER, then log in again.",
+                hint="Add the user to the group docker: sudo usermod -aG docker $USER, then log in again.",
             )
         start = "Start it: systemctl start docker (Docker Engine has to be installed)."
         hint = start if self.at.host == SOCKET else f"Start it; {TAKE_SYSTEM}"

@@ -89,7 +89,7 @@ class DockerImages:
             self._daemon.with_retry(lambda: self._pull(image, progress), progress)
             facts = self._here(image.reference)
         if facts is None:
-            raise HostError(f"{image.name} was pulled, and is not here by its digest {image.digest[:19]}.")
+            raise HostError(f"{image.name} was pulled, but is not here under its digest {image.digest[:19]}.")
         return facts
 
     def build(self, reference: str, base: str, progress: Progress) -> None:
@@ -153,7 +153,7 @@ class DockerImages:
             details = self.details(name)
             if details is None:
                 raise HostError(
-                    f"What {name} means cannot be told: {error.message}", hint=error.hint or _hint(error.message)
+                    f"What {name} means cannot be looked up: {error.message}", hint=error.hint or _hint(error.message)
                 ) from error
             of_this = f"{split_name(name)[0]}@"
             stated = (ref for ref in details.facts.references if familiar(ref).startswith(of_this))
@@ -187,7 +187,7 @@ class DockerImages:
                     raise self._daemon.refused(f"load {saved.name}", line["error"])
                 ids += re.findall(r"^Loaded image.*?: (\S+)$", str(line.get("stream", "")), re.MULTILINE)
         if not self.adopt(saved, ids):
-            raise HostError(f"Docker took the archive of {saved.name}, and has no image {saved.id[:19]}.")
+            raise HostError(f"Docker took the archive of {saved.name}, but has no image {saved.id[:19]}.")
 
     def adopt(self, saved: SavedImage, ids: Iterable[str] = ()) -> bool:
         """If the image is here, by its ID or as one of `ids`: keep its name and what it stands for. Whether it is.

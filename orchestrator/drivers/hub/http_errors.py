@@ -97,5 +97,5 @@ def shown(address: str) -> str:
 def detail(error: Exception) -> str:
     """The error's text without what is secret in it: signatures of addresses, a proxy's password, a token that a header
     was refused for."""
-    text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1?...", f"{type(error).__name__}: {error}")
+    text = re.sub(r"(https?://[^\s?]+)\?\S+", r"\1?...", str(error) or type(error).__name__)
     return re.sub(r"Bearer .*", "Bearer ...", re.sub(r"://[^\s/]+@", "://...@", text))

@@ -271,7 +271,7 @@ class Transfer:
             raise self.connection.unlike(problem, download.file)
         due = time.monotonic() + self.connection.pauses[download.pages]
         download.pages += 1
-        self._trouble = "something else came than the hub states"
+        self._trouble = "what came is not what the hub states"
         download.pending, download.direct = self._all_ranges(download.part, due), ""
 
     def _again(self, request: RangeRequest) -> None:

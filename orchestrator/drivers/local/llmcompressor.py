@@ -126,7 +126,7 @@ def _texts(calibration: Calibration) -> list[dict[str, object]]:
     except ValueError as error:
         raise SourceError(f"{calibration.path} cannot be read: {error}.", "Save it as UTF-8.") from error
     if hashlib.sha256(data).hexdigest() != calibration.digest:
-        raise SourceError(f"{calibration.path} has changed meanwhile.", "Run the same command again.")
+        raise SourceError(f"{calibration.path} has changed in the meantime.", "Run the same command again.")
     return parse_texts(text, calibration.path, calibration.samples)
 
 
@@ -139,7 +139,7 @@ def _failure(finished: Finished) -> OrchError:
     if finished.out_of_memory:
         return HostError(f"llm-compressor {finished.out_of_memory}.", _LESS, detail)
     if finished.code == _KILLED:
-        return HostError("llm-compressor was killed; the memory may not have sufficed.", "dmesg tells.", detail)
+        return HostError("llm-compressor was killed; memory may have run out.", "See dmesg.", detail)
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
     hint = "Fewer tokens may fit: [calibration] tokens." if "out of memory" in detail else ""
     return HostError(f"llm-compressor failed: {(named or lines or ['it said nothing'])[-1]}", hint, detail)

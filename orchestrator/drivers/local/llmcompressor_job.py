@@ -37,7 +37,7 @@ def main(weights: str, out: str, texts: str, tokens: int) -> None:
     samples = [json.loads(line) for line in Path(texts).read_text("utf-8").splitlines()]
     ids = [one for sample in samples if (one := _ids(tokenizer, sample, tokens))]
     if not ids:
-        _fail("the tokenizer makes nothing of the calibration texts")
+        _fail("the tokenizer gets no tokens from the calibration texts")
     _say(f"{len(ids)} texts, {sum(map(len, ids))} tokens, {torch.cuda.device_count()} GPUs")
     model = AutoModelForCausalLM.from_pretrained(weights, dtype="auto")
     oneshot(
@@ -57,7 +57,7 @@ def _ids(tokenizer: Any, sample: dict[str, Any], tokens: int) -> list[int]:
     if "messages" not in sample:
         found = tokenizer(sample["text"], truncation=True, max_length=tokens)
     elif tokenizer.chat_template is None:
-        _fail("the calibration texts have chats, and the model has no chat template")
+        _fail("the calibration texts have chats, but the model has no chat template")
     else:
         text = tokenizer.apply_chat_template(sample["messages"], tokenize=False)
         # The template has the special tokens already.

@@ -38,21 +38,21 @@ _MEANINGS = (
         ),
         (
             "the package index cannot be reached",
-            "See to the network, the proxy, or pip's own configuration (pip config list).",
+            "Check the network, the proxy, or pip's own configuration (pip config list).",
         ),
     ),
     (
         ("No matching distribution found", "Could not find a version", "not a supported wheel"),
         (
-            "a package is not there in the pinned version",
-            "See whether the package index (pip config list) has it for this Python and this machine.",
+            "a package is not available in its pinned version",
+            "Check whether the package index (pip config list) has it for this Python and this machine.",
         ),
     ),
 )  # fmt: skip
 # An index may be given with a name and a password; they are nowhere but in pip's environment.
 _INDEX = "ORCH_EXTRA_INDEX_URL"
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
-_UNKNOWN = ("see the detail", "Run the same command again; it starts from nothing.")
+_UNKNOWN = ("see the detail", "Run the same command again; it starts over.")
 
 
 def pip_environ(directory: Path) -> dict[str, str]:

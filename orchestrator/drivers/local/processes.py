@@ -76,7 +76,7 @@ class LocalTarget:
                 raise _damaged(name, problem)
             if spec is not None and state is not None and proc.alive(state.engine):
                 if _launch(spec) != launch:
-                    raise HostError(f"{name} runs already, with other settings.", "Stop it first, then start it again.")
+                    raise HostError(f"{name} already runs, with other settings.", "Stop it first, then start it again.")
                 if (spec.label, spec.restart) != (label, True):
                     records.write_spec(directory, spec._replace(label=label, restart=True))
                 if not _keeper_lives(state):
@@ -338,7 +338,7 @@ class LocalTarget:
                 except BlockingIOError:
                     if time.monotonic() > deadline:
                         raise HostError(
-                            f"{name} is being started or stopped by somebody else.", "Wait, then run it again."
+                            f"{name} is being started or stopped by another command.", "Wait, then run it again."
                         ) from None
                     time.sleep(0.05)
             yield

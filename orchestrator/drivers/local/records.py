@@ -219,7 +219,7 @@ def _spec(fields: dict[str, Any], where: Path) -> Spec:
     known["argv"] = tuple(known["argv"])
     texts = (*known["argv"], *(text for pair in known["env"] for text in pair))
     if not known["argv"] or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{where}: argv and env are texts")
+        raise ValueError(f"{where}: argv and env have to be text")
     return Spec(**known)
 
 
@@ -285,7 +285,7 @@ def make_places(spec: Spec) -> None:
         except FileExistsError:
             # Everybody may make names in /tmp: one that is a link or somebody else's is not used.
             if not _is_ours(tmp):
-                raise PermissionError(errno.EPERM, "it is there and is not this user's directory", spec.tmp) from None
+                raise PermissionError(errno.EPERM, "it is there, but is not this user's directory", spec.tmp) from None
             tmp.chmod(0o700)
             _empty(tmp)
 
