@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from orchestrator.drivers.local.llmcompressor import LlmCompressor
     from orchestrator.drivers.local.processes import LocalTarget
     from orchestrator.drivers.records import LockFiles
+    from orchestrator.drivers.secrets import EngineSecrets
     from orchestrator.drivers.weights import WeightsCatalog
     from orchestrator.engines.base import Pins
     from orchestrator.engines.context import ResolveContext
@@ -265,6 +266,13 @@ class Orchestrator:
         path = Path(texts.path) if texts.path is not None else resources.calibration_texts()
         digest = self.catalog.digest(path, self.progress)
         return Calibration(str(path), digest, texts.samples, texts.tokens, self.builder_spec("llmcompressor"))
+
+    @cached_property
+    def secrets(self) -> EngineSecrets:
+        """What engines ask of whoever asks them, on both targets."""
+        from orchestrator.drivers.secrets import EngineSecrets
+
+        return EngineSecrets(self.settings.secrets)
 
     @cached_property
     def keys(self) -> KeyFile:

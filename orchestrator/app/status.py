@@ -255,7 +255,7 @@ def _unknown(orch: Orchestrator, backend: Backend, observed: Observed) -> Engine
     deployment = _recorded(backend.instance, observed)
     load = _load(backend.instance, observed)
     path = ENGINES[deployment.engine].identity_path() if deployment is not None else "/v1/models"
-    reply = orch.http.get(backend.url + path, REACH_S)
+    reply = orch.http.get(backend.url + path, REACH_S, orch.secrets.read(backend.instance))
     answers = reply is not None and reply.status == 200
     if reply is not None and answers and deployment is not None:
         answers = ENGINES[deployment.engine].recognises(deployment, reply.json)
