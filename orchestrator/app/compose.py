@@ -72,7 +72,6 @@ def compose_project(orch: Orchestrator, intent: Serve) -> Project:
     threads = cgroups.threads(orch.docker_facts.cpus or orch.host.cpus)
     body = compose_file.document(deployment.launch, loading, _gateway(orch, listen), user, threads, at)
     models = _models(deployment)
-    keys = orch.settings.keys
     values = {
         "profile": deployment.profile,
         "engine": deployment.engine,
@@ -80,7 +79,7 @@ def compose_project(orch: Orchestrator, intent: Serve) -> Project:
         "models": models,
         "present": [path for path in models if Path(path).exists()],
         "own_store": deployment.own_store,
-        "keys": str(keys) if keys.exists() else "",
+        "keys": str(orch.settings.keys) if orch.keys.read().keys else "",
         "at": at,
         "body": compose_file.yaml_text(body),
     }
@@ -117,10 +116,14 @@ def _resolved(orch: Orchestrator, desired: Desired, observed: Observed) -> Resol
 
 def _listen(orch: Orchestrator, observed: Observed) -> str:
     """ORCH_LISTEN, else where the gateway listens now, else the default; with a key where others can reach it."""
-    running = observed.gateway.instance
-    here = running.label if running is not None and not orch.settings.listen_given else ""
-    listen = checked_address(here or orch.settings.listen)
-    if not is_loopback(listen) and not orch.settings.keys.exists():
+    here = observed.gateway.listeners if not orch.settings.listen_given else ()
+    listen = checked_address(here[0].address if here else orch.settings.listen)
+    kept = orch.keys.read()
+    if kept.keys and not orch.keys.written:
+        raise PlanRefused(
+            "The API keys are still stored as plain text.", hint="orch up --gateway stores their digests."
+        )
+    if not is_loopback(listen) and not kept.keys:
         raise PlanRefused(
             f"{listen} can be reached by others, so clients have to send an API key, and there is none yet.",
             hint="orch keys add NAME makes one; or ORCH_LISTEN=127.0.0.1:PORT.",
@@ -133,12 +136,12 @@ def _gateway(orch: Orchestrator, listen: str) -> Launch:
     launch = orch.gateway_launch(DOCKER, GATEWAY, (Listener(listen),), orch.settings.origins or (), take_over=False)
     if launch.container is None:
         raise TypeError("the gateway's launch on Docker is one of a container")
-    keys = orch.settings.keys
+    keys, asks = orch.settings.keys, bool(orch.keys.read().keys)
     argv = _with_option(launch.argv, "--admin", "{tmp}/gateway.sock")
     # Compose's engines are on a network of their own, and ask for nothing.
     argv = _with_option(argv, "--secrets", None)
-    argv = argv if keys.exists() else _with_option(argv, "--key-file", None)
-    reads = (str(keys.parent),) if keys.exists() else ()
+    argv = argv if asks else _with_option(argv, "--key-file", None)
+    reads = (str(keys.parent),) if asks else ()
     return replace(launch, argv=argv, container=replace(launch.container, reads=reads, writes=()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -61,11 +62,13 @@ def gateway_spec(
 def kept_keys(orch: Orchestrator, observed: Observed) -> KeyChange:
     """The API keys that are kept; ORCH_API_KEY is the first one of a gateway that has none and is started."""
     kept, given = orch.keys.read(), orch.settings.api_key
-    old_file = orch.keys.has_old_file
+    present = KeyChange(kept, kept, written=orch.keys.written, old_file=orch.keys.has_old_file)
     if given is None or kept.keys or observed.gateway.instance is not None or observed.gateway.status is not None:
-        return KeyChange(kept, kept, old_file=old_file)
+        return present
+    check_api_key(orch)
     first = ApiKey(FIRST_KEY, digest_of(given), utc(datetime.now(UTC)))
-    return KeyChange(kept, kept.added(first), "require an API key from clients: the one in ORCH_API_KEY", old_file)
+    why = "require an API key from clients: the one in ORCH_API_KEY"
+    return replace(present, wanted=kept.added(first), why=why)
 
 
 def passed_over_key(orch: Orchestrator, observed: Observed) -> Remark | None:

@@ -68,9 +68,14 @@ def plan_adding(
     if kept.find(name) is not None:
         raise PlanRefused(f"There is already an API key named {name}.", hint=f"orch keys rotate {name} replaces it.")
     if kept.knows(key):
-        raise PlanRefused("This API key already exists, under another name.", hint="orch keys ls shows them.")
-    was_open = not kept.keys or bool(open_until(orch))
-    until = kept.open_until if grace is None else utc(now + grace) if grace and was_open else ""
+        raise PlanRefused("This API key is stored already.", hint="orch keys ls shows them.")
+    if expires == timedelta(0):
+        raise UsageError("A key that expires at once is good for nobody.", hint="--expires 90d, or leave it out.")
+    if grace and not _lets_all_in(orch, kept, observed):
+        raise PlanRefused(
+            "Clients without an API key are refused already; --grace cannot let them in.", hint="Leave out --grace."
+        )
+    until = kept.open_until if grace is None else utc(now + grace) if grace else ""
     good = utc(now + expires) if expires is not None else ""
     wanted = kept.added(ApiKey(name, digest_of(key), utc(now), good), until)
     why = f"add the API key {name}" + (f", good until {good}" if good else "")
@@ -97,6 +102,8 @@ def plan_removing(orch: Orchestrator, name: str, observed: Observed, open_again:
                 hint=f"If that is meant: orch keys rm {name} --open",
             )
         why += "; clients need none from now on"
+    elif not wanted.is_good(datetime.now(UTC)):
+        why += "; no other one is good: all clients are refused"
     return _plan(orch, "keys rm", KeyChange(kept, wanted, why), observed)
 
 
@@ -107,11 +114,14 @@ def plan_rotating(orch: Orchestrator, name: str, key: str, observed: Observed, g
     if not is_key(key):
         raise UsageError("What was given is not a valid API key.", hint=KEY_FORM)
     if kept.knows(key):
-        raise PlanRefused("This API key already exists.", hint="orch keys ls shows them.")
-    until = utc(now + grace) if grace else ""
-    tail = f"is good until {until}" if until else "is no longer good"
-    why = f"replace the API key {name}; the old one {tail}"
-    return _plan(orch, "keys rotate", KeyChange(kept, kept.rotated(name, digest_of(key), now, until), why), observed)
+        raise PlanRefused("This API key is stored already.", hint="orch keys ls shows them.")
+    wanted = kept.rotated(name, digest_of(key), now, utc(now + grace) if grace else "")
+    (made,) = (one for one in wanted.keys if one.name == name)
+    tail = f"is good until {made.before[0].until}" if made.before else "is no longer good"
+    why = f"replace the API key {name}; the old one {tail}" + (
+        f", the new one until {made.expires}" * bool(made.expires)
+    )
+    return _plan(orch, "keys rotate", KeyChange(kept, wanted, why), observed)
 
 
 def key_rows(orch: Orchestrator) -> list[KeyRow]:
@@ -129,8 +139,14 @@ def open_until(orch: Orchestrator) -> str:
     return until if until and moment(until) > datetime.now(UTC) else ""
 
 
+def _lets_all_in(orch: Orchestrator, kept: KeyRing, observed: Observed) -> bool:
+    """Whether who shows no key is let in now."""
+    listen = next((one.address for one in observed.gateway.listeners), orch.settings.listen)
+    return is_loopback(listen) and (not kept.keys or bool(open_until(orch)))
+
+
 def _plan(orch: Orchestrator, verb: str, change: KeyChange, observed: Observed) -> Plan:
-    change = replace(change, old_file=orch.keys.has_old_file)
+    change = replace(change, written=orch.keys.written, old_file=orch.keys.has_old_file)
     if observed.gateway.instance is None and observed.gateway.status is None:
         # Nothing is started for it, so that it does not matter where.
         from orchestrator.core.gateway import GatewaySpec

@@ -33,7 +33,8 @@ def keys_add(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="On loopback: how long clients without a key are still let in. Default: not at all.",
+            help="On loopback: how long clients without a key are still let in. Default: as before; with the first "
+            "key not at all.",
         ),
     ] = None,
     stdin: FromStdin = False,
@@ -45,7 +46,7 @@ def keys_add(
         from orchestrator.app.keys import duration, plan_adding
 
         until, let_in = (duration(time) if time is not None else None for time in (expires, grace))
-        key = _key(stdin)
+        key = _key("add", name, stdin)
         orch = session.orch
         _change(session, name, key, lambda: plan_adding(orch, name, key, orch.observe(), until, let_in), plan, stdin)
 
@@ -64,7 +65,7 @@ def keys_rotate(
     with session_of(as_json) as session:
         from orchestrator.app.keys import duration, plan_rotating
 
-        good_for, key = duration(grace), _key(stdin)
+        good_for, key = duration(grace), _key("rotate", name, stdin)
         orch = session.orch
         _change(session, name, key, lambda: plan_rotating(orch, name, key, orch.observe(), good_for), plan, stdin)
 
@@ -103,18 +104,23 @@ def keys_ls(as_json: AsJson = False) -> None:
         session.screen.table("API keys", COLUMNS, rows)
 
 
-def _key(stdin: bool) -> str:
+def _key(verb: str, name: str, stdin: bool) -> str:
     if not stdin:
         from orchestrator.app.keys import made_key
 
         return made_key()
     if sys.stdin.isatty():
-        raise UsageError("--stdin takes the key from a pipe.", hint="printf %s KEY | orch keys add NAME --stdin")
-    return sys.stdin.read().strip()
+        raise UsageError("--stdin takes the key from a pipe.", hint=f"printf %s KEY | orch keys {verb} {name} --stdin")
+    return sys.stdin.buffer.read().decode("ascii", errors="replace").strip()
 
 
 def _change(session: Session, name: str, key: str, make_plan: Callable[[], Plan], only_plan: bool, known: bool) -> None:
-    """Run it, and tell the key where it is not known already."""
-    session.plan_and_run(f"keys {name}", make_plan, only_plan=only_plan)
-    if not only_plan and not known:
-        session.screen.result({"name": name, "key": key}, f"The API key {name}, which is not shown again:\n{key}")
+    """Tell the key where it is not known already, and then have it be one: whoever is killed in between has seen it."""
+
+    def planned() -> Plan:
+        made = make_plan()
+        if not only_plan and not known:
+            session.screen.result({"name": name, "key": key}, f"The API key {name}, which is not shown again:\n{key}")
+        return made
+
+    session.plan_and_run(f"keys {name}", planned, only_plan=only_plan)

@@ -12,12 +12,13 @@ from orchestrator.core.prerequisites import Prerequisite
 
 @dataclass(frozen=True)
 class KeyChange:
-    """The API keys that are kept, those that are to be, and what that means in words. `old_file`: those that are kept
-    lie there as plain text."""
+    """The API keys that are kept, those that are to be, and what that means in words. `written`: they are kept as
+    digests; `old_file`: they lie there as plain text, or still do."""
 
     present: KeyRing = NO_KEYS
     wanted: KeyRing = NO_KEYS
     why: str = ""
+    written: bool = False
     old_file: bool = False
 
 

@@ -78,9 +78,7 @@ class ApiKey:
         """The digests that a client's key may have, and until when (None: for good)."""
         expires = moment(self.expires) if self.expires else None
         yield self.digest, expires
-        for one in self.before:
-            until = moment(one.until)
-            yield one.digest, until if expires is None else min(until, expires)
+        yield from ((one.digest, moment(one.until)) for one in self.before)
 
 
 @dataclass(frozen=True)
@@ -112,26 +110,50 @@ class KeyRing:
         return KeyRing(left, self.open_until if left else "")
 
     def rotated(self, name: str, digest: str, now: datetime, until: str) -> KeyRing:
-        """With another key by that name; those before it are good until then at most ("": no longer)."""
+        """With another key by that name, good for as long as the one before was; those before it are good until then at
+        most ("": no longer)."""
 
         def turned(key: ApiKey) -> ApiKey:
             if key.name != name:
                 return key
-            good = (one for one in key.before if moment(one.until) > now)
-            before = (Replaced(key.digest, until), *(Replaced(one.digest, min(one.until, until)) for one in good))
-            return replace(key, digest=digest, created=utc(now), before=before if until else ())
+            former = (Replaced(key.digest, key.expires or until), *key.before)
+            good = (one for one in former if until and moment(one.until) > now)
+            before = tuple(Replaced(one.digest, min(one.until, until)) for one in good)
+            expires = utc(now + (moment(key.expires) - moment(key.created))) if key.expires else ""
+            return ApiKey(name, digest, utc(now), expires, before)
 
         return replace(self, keys=tuple(map(turned, self.keys)))
 
+    def is_good(self, now: datetime) -> bool:
+        """Whether any of them lets somebody in."""
+        return any(until is None or until > now for key in self.keys for _, until in key.good)
+
     @property
     def mark(self) -> str:
-        """Equal for two that hold the same; "" for none at all."""
-        return hashlib.sha256(self.to_text().encode()).hexdigest()[:16] if self.keys else ""
+        """Equal for two that let the same in; "" for none at all. Not of the text: another version writes another."""
+        good = sorted([key.name, digest, until and utc(until)] for key in self.keys for digest, until in key.good)
+        of_it = json.dumps([self.open_until, good])
+        return hashlib.sha256(of_it.encode()).hexdigest()[:16] if self.keys else ""
 
     def to_text(self) -> str:
         """As it is kept."""
         document = {"version": VERSION, "open_until": self.open_until, "keys": [asdict(key) for key in self.keys]}
         return json.dumps(document, indent=1) + "\n"
+
+    @classmethod
+    def of_lines(cls, text: str, written: datetime) -> KeyRing:
+        """What versions before wrote: the keys as they are, one a line, without names."""
+        lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
+        keys: dict[str, int] = {}
+        for number, line in lines:
+            if not line or line.startswith("#"):
+                continue
+            if not is_key(line):
+                raise ValueError(f"line {number} is not an API key")
+            keys.setdefault(line, number)
+        if not keys:
+            raise ValueError("it has no API key")
+        return cls(tuple(ApiKey(f"key-{n}", digest_of(key), utc(written)) for n, key in enumerate(keys, start=1)))
 
     @classmethod
     def from_text(cls, text: str) -> KeyRing:

@@ -308,6 +308,11 @@ class ApiKeys(Protocol):
         """Whether keys still lie there as plain text, as an earlier version kept them."""
         ...
 
+    @property
+    def written(self) -> bool:
+        """Whether there are digests, of whatever keys."""
+        ...
+
     def read(self) -> KeyRing:
         """The keys; those of the old file as long as none were written."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orchestrator.core.keys import ApiKey, KeyRing, digest_of, utc
+from orchestrator.core.keys import KeyRing
 from orchestrator.core.text import decoded
 from orchestrator.drivers import files
 from orchestrator.drivers.files import host_errors
@@ -25,15 +25,26 @@ class KeyFile:
         """Whether keys still lie there as plain text."""
         return self._old.exists()
 
+    @property
+    def written(self) -> bool:
+        """Whether there are digests, of whatever keys."""
+        return self._path.exists()
+
     def read(self) -> KeyRing:
         """The keys; HostError when they cannot be read."""
+        path = self._path if self._path.exists() else self._old
+        if not path.exists():
+            return KeyRing()
         try:
-            with host_errors(f"read {self._path}"):
-                return KeyRing.from_text(decoded(self._path.read_bytes())) if self._path.exists() else self._of_old()
+            with host_errors(f"read {path}"):
+                text = decoded(path.read_bytes())
+                written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+            return KeyRing.from_text(text) if path == self._path else KeyRing.of_lines(text, written)
         except ValueError as error:
             raise HostError(
-                f"The API keys in {self._path} cannot be read: {error}.",
-                hint=f"The gateway keeps using those that it has read. To start over: rm {self._path}",
+                f"The API keys in {path} cannot be read: {error}.",
+                hint=f"Until it is started anew, the gateway uses those that it has read. To begin anew: rm {path}, "
+                "then orch keys add NAME",
             ) from error
 
     def write(self, ring: KeyRing) -> None:
@@ -45,12 +56,5 @@ class KeyFile:
     def drop_old_file(self) -> None:
         """Remove what an earlier version wrote."""
         with host_errors(f"remove {self._old}"):
-            self._old.unlink(missing_ok=True)
-
-    def _of_old(self) -> KeyRing:
-        if not self._old.exists():
-            return KeyRing()
-        written = utc(datetime.fromtimestamp(self._old.stat().st_mtime, UTC))
-        lines = (line.strip() for line in decoded(self._old.read_bytes()).splitlines())
-        keys = dict.fromkeys(line for line in lines if line and not line.startswith("#"))
-        return KeyRing(tuple(ApiKey(f"key-{n}", digest_of(key), written) for n, key in enumerate(keys, start=1)))
+            for path in (self._old, self._old.with_name("unread")):
+                path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from pathlib import Path
 
@@ -26,10 +27,10 @@ class EngineSecrets:
 
     def read(self, name: str) -> str:
         """An instance's secret; empty where it asks for none."""
-        try:
-            return (self._directory / name).read_text("ascii").strip()
-        except FileNotFoundError:
-            return ""
+        path = self._directory / name
+        with host_errors(f"read {path}"), contextlib.suppress(FileNotFoundError):
+            return path.read_text("ascii", errors="replace").strip()
+        return ""
 
     def remove(self, name: str) -> None:
         """Forget it."""

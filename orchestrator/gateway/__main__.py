@@ -22,6 +22,7 @@ import uvloop
 from orchestrator.core.gateway_status import Listener
 from orchestrator.core.keys import KEY_USE
 from orchestrator.core.listen import is_loopback, join_address
+from orchestrator.core.routes import FIRST_WITH_DIGESTS, PROTOCOL
 from orchestrator.errors import HostError, OrchError
 from orchestrator.gateway import state_file
 from orchestrator.gateway.bodies import PATIENCE_S
@@ -143,7 +144,10 @@ def main(argv: list[str] | None = None) -> int:
         if damage:
             log.error(damage)
         listeners = tuple(Listener(join_address(*one)) for one in listen)
-        setup = Setup(listeners, arguments.state, terms, EngineSecrets(arguments.secrets), origins, arguments.grace)
+        # Started again as an earlier version had started it, it does what that could do.
+        protocol = PROTOCOL if arguments.secrets is not None else FIRST_WITH_DIGESTS - 1
+        secrets = EngineSecrets(arguments.secrets)
+        setup = Setup(listeners, arguments.state, terms, secrets, origins, arguments.grace, protocol)
         uvloop.run(serve(setup, Doors(fronts, admin, arguments.admin), saved, receiver))
     except OrchError as error:
         log.error(" ".join(part for part in (error.message, error.hint) if part))

@@ -60,11 +60,13 @@ def _content(path: Path) -> bytes:
 
 
 def read_keys(path: Path) -> KeyRing:
-    """The keys in `path`. Raises HostError when it is not a regular file that only its owner can open, or not what orch
-    writes there. No message repeats anything of the content."""
+    """The keys in `path`, as orch writes them by now or as it did. Raises HostError when it is not a regular file that
+    only its owner can open, or not that. No message repeats anything of the content."""
     content = _content(path)
     try:
-        return KeyRing.from_text(decoded(content))
+        text = decoded(content)
+        # A gateway that an earlier version has started is started again by this one as it was: with a file of keys.
+        return KeyRing.from_text(text) if text[:1] in ("{", "[") else KeyRing.of_lines(text, datetime.now(UTC))
     except ValueError as error:
         raise HostError(f"The key file {path} cannot be read: {error}.", hint=_HINT) from error
 
@@ -100,9 +102,9 @@ class Keys:
     @property
     def demanded(self) -> bool:
         """Whether clients have to show one now."""
-        if not self._ring.keys:
-            return False
-        return self._needed or self._open_until is None or time.time() >= self._open_until
+        if self._needed:
+            return True
+        return bool(self._ring.keys) and (self._open_until is None or time.time() >= self._open_until)
 
     def reload(self) -> None:
         """Read the file again; raises HostError, and then the keys of before stay in force."""

@@ -35,6 +35,11 @@ class Refusal(Exception):
         self.headers = headers or {}
 
 
+def engine_refuses() -> Refusal:
+    """502: an engine does not take the gateway for what it is."""
+    return Refusal(502, "backend_refused", "The engine refuses this gateway: its operator can run `orch up`.")
+
+
 def unauthorized() -> Refusal:
     """401: says what is needed, and nothing of what was given."""
     message = "A valid API key is needed, as `Authorization: Bearer KEY` or `X-Api-Key: KEY`."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -17,6 +18,8 @@ from orchestrator.gateway.keys import CREDENTIALS
 from orchestrator.gateway.refusals import Refusal
 from orchestrator.gateway.secrets import EngineSecrets
 from orchestrator.gateway.switchboard import Claim, StoppingError, Switchboard, Tally, UnknownNameError
+
+log = logging.getLogger("orchestrator.gateway")
 
 # Seconds before each new try of a request of which the client has seen nothing yet: about 3 s in all.
 # The first is at once: an idle connection that the engine was just closing is the usual cause.
@@ -162,6 +165,11 @@ class Attempt:
                 try:
                     if upstream.status == HTTPStatus.SERVICE_UNAVAILABLE and not last:
                         raise BackendLostError("The engine is not ready.", False)
+                    if upstream.status == HTTPStatus.UNAUTHORIZED:
+                        # It asks the gateway, not the client, whose own key is good.
+                        log.error("%s refuses the secret that it was sent.", self.claim.route.backend.instance)
+                        self.claim.tally.errors += 1
+                        raise refusals.engine_refuses()
                     return await self._copy(upstream, first)
                 finally:
                     if not upstream.content.is_eof():

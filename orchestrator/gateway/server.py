@@ -17,6 +17,7 @@ from aiohttp import hdrs, web
 
 from orchestrator import __version__
 from orchestrator.core.gateway_status import GatewayState, GatewayStatus, Listener, Phase
+from orchestrator.core.routes import PROTOCOL
 from orchestrator.errors import HostError
 from orchestrator.gateway.admin import Admin
 from orchestrator.gateway.front import FrontDoor, Terms
@@ -42,7 +43,7 @@ LAST_IDLE_S = 100.0
 class Setup:
     """What the process was started with. `listeners` are the addresses that it was told, `secrets` what engines ask
     for, `origins` those that were added to `terms`, as they were written; `grace` seconds are for requests in flight at
-    a signal."""
+    a signal. It says that it speaks `protocol`."""
 
     listeners: tuple[Listener, ...]
     state: Path
@@ -50,6 +51,7 @@ class Setup:
     secrets: EngineSecrets
     origins: tuple[str, ...]
     grace: float
+    protocol: int = PROTOCOL
 
 
 def client_session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
@@ -142,6 +144,7 @@ class Gateway:
             keys=self._setup.terms.keys.demanded,
             keys_mark=self._setup.terms.keys.mark,
             origins=self._setup.origins,
+            protocol=self._setup.protocol,
             phase=self._succession.phase,
         )
 

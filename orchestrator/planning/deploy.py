@@ -11,7 +11,7 @@ from orchestrator.core.gateway import GatewaySpec
 from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Action, Plan, Skip
 from orchestrator.core.resolved import Resolved
-from orchestrator.core.routes import PROTOCOL, Backend
+from orchestrator.core.routes import FIRST_WITH_DIGESTS, PROTOCOL, Backend
 from orchestrator.core.steps import EnsureEngine, LoadAdapter, StopEngine
 from orchestrator.planning.keys import dropped_items, kept_items, read_items
 from orchestrator.planning.parts import (
@@ -85,8 +85,10 @@ def plan_deploy(
     switch = list(switch_items(chosen, routes, match, observed))
     recorded = record_item(desired, observed)
     changes = any(isinstance(item, Action) for item in (*before, *starts, *readies, *loads, recorded, *switch))
-    # It is told and asked in this program's protocol: where nothing changes, an older gateway may stay.
-    protocol = PROTOCOL if changes or not observed.gateway.well else 1
+    # It is told and asked in this program's protocol: where nothing changes, an older gateway may stay. One that does
+    # not go by the digests that are kept was to be replaced by somebody who was killed.
+    least = FIRST_WITH_DIGESTS if gateway.keys.written else 1
+    protocol = PROTOCOL if changes or not observed.gateway.well else least
     for_gateway = list(gateway_items(gateway, observed, protocol, limits))
     gateway_starts = any(isinstance(item, Action) for item in for_gateway)
     before += kept_items(gateway.keys, taken_over=gateway_starts)
@@ -110,5 +112,5 @@ def plan_deploy(
             # What hangs does not end what is in flight on it.
             after += retirement(engine, 0.0 if engine.hangs else limits.drain_s)
     after += replaced_gateways(for_gateway, observed)
-    after += dropped_items(gateway.keys) if gateway_starts else ()
+    after += dropped_items(gateway.keys) if gateway_starts or gateway.keys.written else ()
     return Plan(verb, (*before, *after), len(before), resolved.memory_fit if match is None else None)

@@ -178,7 +178,7 @@ def real_gateway(home: Path, listen: str) -> GatewayBench:
         argv = ["{python}", "-m", "orchestrator.gateway", "--listen", listener.address]
         argv += ["--admin", str(admin_socket(home, instance)), "--state", "{dir}/routes.json"]
         argv += ["--take-over", str(handover_socket(home, instance))] if take_over else []
-        argv += ["--key-file", str(home / "keys.json")]
+        argv += ["--key-file", str(home / "keys.json"), "--secrets", str(home / "secrets")]
         argv += [f"--origin={origin}" for origin in origins]
         port = None if take_over else int(listener.address.rpartition(":")[2])
         return Launch(tuple(argv), stop_grace_s=5.0, port=port)

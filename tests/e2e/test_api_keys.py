@@ -134,6 +134,8 @@ def test_a_rotated_key_has_time_to_be_replaced(served: Orch) -> None:
         (("add", "web"), 5, "There is already an API key named web"),
         (("add", "../x"), 2, "is not a valid name"),
         (("add", "x", "--expires", "soon"), 2, "soon is not a valid duration"),
+        (("add", "x", "--expires", "0"), 2, "good for nobody"),
+        (("add", "x", "--grace", "1h"), 5, "refused already"),
         (("rotate", "web", "--grace", "-1h"), 2, "is not a valid duration"),
     ],
 )

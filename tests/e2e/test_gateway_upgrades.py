@@ -295,7 +295,7 @@ def test_keys_as_plain_text_are_taken_over_under_load(either: Orch, with_plain_k
     load = either.load("tiny", clients=3)
     wait_until(lambda: load.open_now() >= 2, what="open streams")
     assert either.actions("up") == []
-    assert either.actions("keys", "add", "web") == ["WriteKeys", "ReplaceGateway", "DropOldKeyFile"]
+    assert either.actions("keys", "add", "web") == ["WriteKeys", "ReplaceGateway", "ClearGateway", "DropOldKeyFile"]
     either.run("keys", "add", "web")
     wait_until(lambda: len(load.streams) > 12, what="streams after it", seconds=120)
     assert [stream.problem for stream in load.stop() if stream.problem] == []

@@ -264,6 +264,10 @@ class FakeKeys:
     def has_old_file(self) -> bool:
         return self.old is not None
 
+    @property
+    def written(self) -> bool:
+        return self.ring is not None
+
     def read(self) -> KeyRing:
         return self.ring or self.old or KeyRing()
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from gateway_process import key_ring, wait_until, write_keys
 
-from orchestrator.core.keys import KeyRing, digest_of, utc
+from orchestrator.core.keys import ApiKey, KeyRing, digest_of, utc
 from orchestrator.core.listen import is_loopback
+from orchestrator.core.routes import FIRST_WITH_DIGESTS
 from orchestrator.errors import HostError
 from orchestrator.gateway.keys import read_keys
 
@@ -196,7 +197,7 @@ def test_keys_change_under_an_open_stream(gateway, engine, stream, key_file):
 
 def test_a_bad_file_at_sighup_changes_nothing(gateway, key_file):
     write_keys(key_file, "")
-    hang_up(gateway, 1, "cannot be read: it is not JSON")
+    hang_up(gateway, 1, "cannot be read: it has no API key")
     write_keys(key_file, key_ring(NEXT), 0o640)
     hang_up(gateway, 1, "is open to other users (mode 0640)")
     key_file.unlink()
@@ -218,8 +219,8 @@ def test_the_key_is_told_nowhere(gateway, engine, key_file):
             gateway.ask(CHAT, {"model": "tiny"}, headers=headers)
             gateway.ask(CHAT, {"model": "tiny", "die": "head"}, headers=headers)
             gateway.ask("/nothing", verb="GET", headers=headers)
-    write_keys(key_file, f"{KEY}\n{NEXT}\n")
-    hang_up(gateway, 1, "cannot be read")
+    write_keys(key_file, f"{KEY}\n{NEXT} and more\n")
+    hang_up(gateway, 1, "line 2 is not an API key")
     write_keys(key_file, key_ring(KEY, NEXT))
     hang_up(gateway, 1, "API keys: 2.")
     said = {
@@ -298,8 +299,10 @@ def test_what_loopback_is(host, loopback):
     [
         (key_ring(KEY), 0o644, "open to other users (mode 0644). Run `chmod 600"),
         (key_ring(KEY), 0o620, "open to other users (mode 0620)"),
-        ("", 0o600, "it is not JSON"),
-        (f"{KEY}\n", 0o600, "it is not JSON"),
+        ("", 0o600, "it has no API key"),
+        ("# nobody\n", 0o600, "it has no API key"),
+        (f"\n{KEY} # mine\n", 0o600, "line 2 is not an API key"),
+        ("{", 0o600, "it is not JSON"),
         ("[]", 0o600, "a JSON object is needed"),
         ('{"version": 2, "keys": []}', 0o600, "version 1 is needed"),
         ('{"version": 1, "keys": [{"name": "a"}]}', 0o600, "created: a non-empty string"),
@@ -332,6 +335,24 @@ def test_what_is_no_file_is_refused_at_once(home):
         with pytest.raises(HostError, match=message) as caught:
             read_keys(home / name)
         assert caught.value.hint
+
+
+def test_as_an_earlier_version_has_started_it_it_goes_by_that_versions_file(idle_gateway, key_file):
+    """Its keeper starts the program that is installed by now, with the words of then."""
+    write_keys(key_file, f"# of the web page\n{KEY}\n")
+    idle_gateway.start("--key-file", str(key_file))
+    assert [idle_gateway.ask("/v1/models", verb="GET", headers=bearer(key))[0] for key in (KEY, NEXT)] == [200, 401]
+    # So that it is replaced by whoever needs more of it.
+    assert idle_gateway.status().protocol == FIRST_WITH_DIGESTS - 1
+
+
+def test_a_rotated_key_is_good_for_as_long_as_the_one_before_was():
+    now = datetime.now(UTC)
+    old = ApiKey("a", digest_of(KEY), utc(now - timedelta(days=20)), expires=utc(now - timedelta(days=10)))
+    (rotated,) = KeyRing((old,)).rotated("a", digest_of(NEXT), now, at(60)).keys
+    assert (rotated.expires, rotated.before) == (utc(now + timedelta(days=10)), ())
+    (again,) = KeyRing((rotated,)).rotated("a", digest_of(WRONG), now, at(60)).keys
+    assert [(one.digest, one.until) for one in again.before] == [(digest_of(NEXT), at(60))]
 
 
 def test_a_key_is_good_until_it_expires_and_then_still_demanded(gateway, key_file):

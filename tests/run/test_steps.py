@@ -24,9 +24,9 @@ from orchestrator.core.routes import Backend, Route
 from orchestrator.core.steps import Drain, VerifyRoute
 from orchestrator.drivers.base import Reply
 from orchestrator.engines import ENGINES
-from orchestrator.errors import HostError, StepFailed, StepStranded
+from orchestrator.errors import HostError, PlanRefused, StepFailed, StepStranded
 from orchestrator.observe import observe
-from orchestrator.planning.keys import plan_keys
+from orchestrator.planning.keys import plan_keys, read_items
 from orchestrator.planning.parts import Limits
 from orchestrator.probes import digests
 
@@ -416,7 +416,7 @@ def running() -> FakeWorld:
 
 
 def keys_plan(world: FakeWorld, wanted: KeyRing) -> Plan:
-    change = KeyChange(world.keys.read(), wanted, "change the keys", world.keys.has_old_file)
+    change = KeyChange(world.keys.read(), wanted, "change the keys", world.keys.written, world.keys.has_old_file)
     gateway = GatewaySpec(world.observe().gateway.listeners, keys=change)
     return plan_keys("keys", gateway, world.observe(), Limits(60.0, 60.0))
 
@@ -460,6 +460,28 @@ def test_a_gateway_that_was_killed_out_of_reading_reads_them_with_the_next_comma
     assert (world.chat("tiny"), world.chat("tiny", "one")) == (401, 200)
 
 
+def test_a_gateway_whose_replacement_was_killed_is_replaced_by_the_next_up() -> None:
+    world = running()
+    (_, process), *_ = gateway_processes(world.targets)
+    process.protocol = 2
+    world.keys.old, world.keys.ring = ring("one", "leaked"), ring("one")
+    change = KeyChange(world.keys.read(), world.keys.read(), "", written=True, old_file=True)
+    plan = keys_plan(world, ring("one"))
+    assert [type(action.step).__name__ for action in plan.actions] == [
+        "ReplaceGateway",
+        "ClearGateway",
+        "DropOldKeyFile",
+    ]
+    assert [*read_items(change, world.observe())] == [], "an earlier one has a file of its own"
+
+
+def test_keys_are_not_changed_under_a_gateway_that_does_not_answer() -> None:
+    world = running()
+    world.gateway.stuck = next(process.pid for _, process in gateway_processes(world.targets))
+    with pytest.raises(PlanRefused, match="does not answer"):
+        keys_plan(world, ring("one"))
+
+
 def test_keys_as_plain_text_are_taken_over_with_the_gateway() -> None:
     world = running()
     (_, process), *_ = gateway_processes(world.targets)
@@ -467,7 +489,7 @@ def test_keys_as_plain_text_are_taken_over_with_the_gateway() -> None:
     world.keys.old = ring("one")
     plan = keys_plan(world, ring("one", "two"))
     steps = [type(action.step).__name__ for action in plan.actions]
-    assert steps == ["WriteKeys", "ReplaceGateway", "DropOldKeyFile"]
+    assert steps == ["WriteKeys", "ReplaceGateway", "ClearGateway", "DropOldKeyFile"]
     world.run(plan)
     assert (world.keys.has_old_file, world.chat("tiny", "one"), world.chat("tiny", "two")) == (False, 200, 200)
 

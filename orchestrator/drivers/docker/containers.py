@@ -191,6 +191,7 @@ class DockerTarget:
         """
         for directory in self._root.iterdir() if self._root.is_dir() else ():
             if directory.name not in living and not is_gateway(directory.name):
+                self._secrets.remove(directory.name)
                 shutil.rmtree(directory, ignore_errors=True)
         if not living:
             self._network.remove()

@@ -146,9 +146,9 @@ class LocalTarget:
                 if not record.problem and any(_living(directory, record)):
                     raise HostError(f"{name} still runs.", "Stop it before it is removed.")
                 with self._ended(name, record, lambda: None):
+                    self._secrets.remove(name)
                     # Renamed first: a directory that is half deleted must not look like an instance.
                     directory.rename(self._root / f"{_REMOVED}{name}-{time.time_ns()}")
-                    self._secrets.remove(name)
             for leftover in self._root.glob(f"{_REMOVED}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             self._logs.prune(self._names())
@@ -264,6 +264,8 @@ class LocalTarget:
             self._end_all(name, self._read(directory).state, launch.stop_grace_s, lambda: None)
             if before is not None:
                 records.remove_tmp(before)  # TMPDIR may have changed since
+            else:
+                self._secrets.remove(name)  # a kill may have left that of another by this name
             port = self._choose_port(launch, before)
             records.write_spec(directory, self._make_spec(name, launch, label, port))
         self._start_keeper(name)
