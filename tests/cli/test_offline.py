@@ -25,6 +25,7 @@ from orchestrator.drivers.docker.archive import write_archive
 from orchestrator.drivers.docker.daemon import Daemon
 from orchestrator.drivers.docker.endpoints import Endpoint
 from orchestrator.drivers.docker.images import DockerImages
+from orchestrator.engines.settings import read_settings
 
 LOCAL = ["--engine", "llamacpp", "--target", "local"]
 
@@ -73,7 +74,7 @@ def test_what_a_profile_names_by_a_path_comes_along(orch: Orch, there: Orch, tmp
     profile = file.with_suffix(".profile.toml")
     assert lines[-1] == {"next": f"orch up llamacpp -p {profile} --target local"}
     assert [line["left_out"] for line in lines if "left_out" in line] == saved["left_out"]
-    loaded = parse_profile(profile.read_text(), "tiny")
+    loaded = parse_profile(profile.read_text(), "tiny", read_settings)
     assert list(loaded.artifacts) == [Recipe.GGUF_Q8_0]
     assert Path(loaded.calibration.path or "").read_text() == '{"text": "some words"}\n'
     assert "artifacts.nvfp4" in profile.read_text().split("\nname")[0], "a remark says what is no longer named"
