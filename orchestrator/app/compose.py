@@ -47,6 +47,12 @@ def compose_project(orch: Orchestrator, intent: Serve) -> Project:
     """The project of what is asked for; works without a daemon and before anything is downloaded."""
     observed = orch.observe()
     desired = desired_for(orch, intent, observed)
+    with_images = sorted(name for name, pin in orch.pins.items() if pin.docker)
+    if desired.spec.engine not in with_images:
+        raise PlanRefused(
+            f"{desired.spec.engine} has no image, and a compose file is of containers.",
+            hint=f"Engines that have one: {', '.join(with_images)}. orch render compose ENGINE",
+        )
     observed = observed_for(orch, desired, observed)
     resolved = _resolved(orch, desired, observed)
     deployment = resolved.deployment

@@ -91,7 +91,10 @@ def _without_docker(orch: Orchestrator, why: str, make: Callable[[], Plan]) -> P
     except HostError as error:
         # Whoever has Docker would not know what a program on PATH is wanted for.
         said = f"{error.message} Nor is Docker used: {why.rstrip('.')}."
-        ways = (orch.docker_facts.hint, f"Or without Docker: {error.hint}" if error.hint else "")
+        ways = (
+            orch.docker_facts.hint,
+            f"Or without Docker: {error.hint[0].lower()}{error.hint[1:]}" if error.hint else "",
+        )
         raise type(error)(said, " ".join(filter(None, ways)), error.detail) from error
     return replace(plan, items=(Remark("use Docker", why), *plan.items), commit=plan.commit + 1)
 

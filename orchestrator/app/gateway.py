@@ -74,10 +74,11 @@ def kept_keys(orch: Orchestrator, observed: Observed) -> KeyChange:
 def passed_over_key(orch: Orchestrator, observed: Observed) -> Remark | None:
     """Why ORCH_API_KEY is not taken, where it is given and none of the gateway's."""
     given, change = orch.settings.api_key, kept_keys(orch, observed)
-    if given is None or change.wanted.knows(given):
+    if given is None or change.wanted.owner_of(given) is not None:
         return None
     return Remark(
-        "take the API key in ORCH_API_KEY", "it is only for a new gateway without keys; orch keys add --stdin adds it"
+        "take the API key in ORCH_API_KEY",
+        "it is only for a new gateway without keys; printenv ORCH_API_KEY | orch keys add NAME --stdin adds it",
     )
 
 

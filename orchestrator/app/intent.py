@@ -126,7 +126,7 @@ def _serve(orch: Orchestrator, intent: Serve, observed: Observed) -> Desired:
     if intent.engine is None and present is None:
         raise PlanRefused(
             f"{loaded.name} is not deployed, so an engine must be named.",
-            hint=f"Add one: {', '.join(sorted(ENGINES))}. "
+            hint=f"Name one: {', '.join(sorted(ENGINES))}. "
             f"For another profile than {loaded.name}: orch up ENGINE -p FILE.toml",
         )
     where = chosen_target(orch, intent.engine, intent.target, present)

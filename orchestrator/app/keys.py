@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ _PATIENCE_S = 300.0
 
 @dataclass(frozen=True)
 class KeyRow:
-    """One key as it is listed. `last_used` is to the minute, "" for never; `state` in words."""
+    """One key as it is listed. `last_used` is "" for never; `state` in words."""
 
     name: str
     created: str
@@ -49,7 +50,7 @@ def duration(text: str) -> timedelta:
     """From such as 90d, 12h, 30m or 45s; UsageError."""
     found = re.fullmatch(r"(\d{1,6})([smhd]?)", text.strip(), re.ASCII)
     if found is None or (not found[2] and found[1] != "0"):
-        raise UsageError(f"{text} is not a valid duration.", hint="Write it as 90d, 12h, 30m, 45s or 0.")
+        raise UsageError(f"{text} is not a valid duration.", hint="Write it as 90d, 12h, 30m or 45s, up to 999999d.")
     return timedelta(seconds=int(found[1]) * _UNITS.get(found[2], 1))
 
 
@@ -67,8 +68,8 @@ def plan_adding(
         raise UsageError("What was given is not a valid API key.", hint=KEY_FORM)
     if kept.find(name) is not None:
         raise PlanRefused(f"There is already an API key named {name}.", hint=f"orch keys rotate {name} replaces it.")
-    if kept.knows(key):
-        raise PlanRefused("This API key is stored already.", hint="orch keys ls shows them.")
+    if kept.owner_of(key) is not None:
+        raise PlanRefused(f"This API key is stored already, as {kept.owner_of(key)}.", hint="orch keys add makes one.")
     if expires == timedelta(0):
         raise UsageError("A key that expires at once is good for nobody.", hint="--expires 90d, or leave it out.")
     if grace and not _lets_all_in(orch, kept, observed):
@@ -113,8 +114,10 @@ def plan_rotating(orch: Orchestrator, name: str, key: str, observed: Observed, g
     _known(kept, name)
     if not is_key(key):
         raise UsageError("What was given is not a valid API key.", hint=KEY_FORM)
-    if kept.knows(key):
-        raise PlanRefused("This API key is stored already.", hint="orch keys ls shows them.")
+    if kept.owner_of(key) is not None:
+        raise PlanRefused(
+            f"This API key is stored already, as {kept.owner_of(key)}.", hint=f"orch keys rotate {name} makes one."
+        )
     wanted = kept.rotated(name, digest_of(key), now, utc(now + grace) if grace else "")
     (made,) = (one for one in wanted.keys if one.name == name)
     tail = f"is good until {made.before[0].until}" if made.before else "is no longer good"
@@ -125,7 +128,7 @@ def plan_rotating(orch: Orchestrator, name: str, key: str, observed: Observed, g
 
 
 def key_rows(orch: Orchestrator) -> list[KeyRow]:
-    """The keys that are kept, by name; when each was used last is to the minute."""
+    """The keys that are kept, by name."""
     kept, now, used = orch.keys.read(), datetime.now(UTC), _used(orch)
     return [
         KeyRow(key.name, key.created, key.expires, used.get(key.digest, ""), _state(key, now, used))
@@ -171,12 +174,19 @@ def _state(key: ApiKey, now: datetime, used: dict[str, str]) -> str:
     if not good:
         return "good"
     last = max(used.get(one.digest, "") for one in good)
-    return f"good; the old one until {good[0].until}, last used {last or 'never'}"
+    old = "the old one" if len(good) == 1 else f"{len(good)} old ones"
+    return f"good; {old} until {max(one.until for one in good)}, last used {last or 'never'}"
 
 
 def _used(orch: Orchestrator) -> dict[str, str]:
+    """When each key was used last, by its digest: as gateways have written it down, and as the one that runs knows."""
     try:
         said = files.read_json(orch.settings.admin / KEY_USE)
     except (HostError, ValueError):
-        return {}
-    return {str(digest): str(at) for digest, at in said.items()} if isinstance(said, dict) else {}
+        said = None
+    used = {str(digest): str(at) for digest, at in said.items()} if isinstance(said, dict) else {}
+    # None runs, or an earlier version's, which counts none.
+    with contextlib.suppress(HostError):
+        for digest, at in orch.gateway.keys_used().items():
+            used[digest] = max(at, used.get(digest, ""))
+    return used

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.app.deploy import Options, plan_to
 from orchestrator.app.gateway import upgrade
+from orchestrator.app.keys import open_until
 from orchestrator.app.runs import who_is_at_work
 from orchestrator.core.deployment import Deployment, Desired
 from orchestrator.core.gateway_status import BackendLoad, is_gateway
@@ -92,13 +93,15 @@ class Leaving:
 
 @dataclass(frozen=True)
 class GatewayStatus:
-    """The gateway that answers. `pid` is the host's (None: only the target knows, and cannot be asked), `origins` are
+    """The gateway that answers. `pid` is the host's (None: only the target knows, and cannot be asked), `keys`: clients
+    have to show one; they will once `open_until` is over (None: nothing of that kind). `origins` are
     those that are allowed besides its own; `requests` and `errors` count answers to clients."""
 
     url: str
     version: str
     pid: int | None
     keys: bool
+    open_until: str | None
     origins: tuple[str, ...]
     since: str
     uptime_s: int
@@ -169,7 +172,7 @@ def status(orch: Orchestrator) -> Status:
         drift += [*observed.unreadable, *(() if observed.deployed else unreachable)]
         return Status(
             engines=(*engines, *unknown),
-            gateway=_gateway(observed),
+            gateway=_gateway(orch, observed),
             names=tuple(_names(observed)),
             drift=tuple(drift),
             deployed=observed.deployed,
@@ -283,7 +286,7 @@ def _recorded(instance: str, observed: Observed) -> Deployment | None:
     return None
 
 
-def _gateway(observed: Observed) -> GatewayStatus | None:
+def _gateway(orch: Orchestrator, observed: Observed) -> GatewayStatus | None:
     told, instance = observed.gateway.status, observed.gateway.instance
     if told is None:
         return None
@@ -300,6 +303,7 @@ def _gateway(observed: Observed) -> GatewayStatus | None:
         version=told.version,
         pid=instance.pid if instance is not None else own,
         keys=told.keys,
+        open_until=(open_until(orch) or None) if told.keys_mark and not told.keys else None,
         origins=told.origins,
         since=since,
         uptime_s=_age(since),
@@ -352,7 +356,8 @@ def _profile(orch: Orchestrator, desired: Desired, observed: Observed) -> tuple[
         if engine.instance.state is InstanceState.BACKOFF:
             troubled.append(f"{engine.instance.name} {engine.instance.last_exit} and waits to be restarted")
         elif engine.running and not engine.instance.supervised:
-            troubled.append(f"{engine.instance.name} has no keeper: nothing restarts it after a crash")
+            told = "has no keeper: nothing restarts it after a crash; orch up gives it one, and it goes on serving"
+            troubled.append(f"{engine.instance.name} {told}")
         elif engine.instance.drift:
             troubled.append(f"{engine.instance.name} {engine.instance.drift}")
     try:
@@ -366,6 +371,8 @@ def _profile(orch: Orchestrator, desired: Desired, observed: Observed) -> tuple[
         dead = _dead(profile, observed)
         troubled.append(f"{profile}: {dead}; orch up would start {starts.deployment.instance} and route to it")
         steps = [step for step in steps if not isinstance(step, (*OF_A_START, StopEngine))]
+    adopted = {one.instance.name for one in observed.engines_of(profile) if one.running and not one.instance.supervised}
+    steps = [one for one in steps if not (isinstance(one, EnsureEngine) and one.deployment.instance in adopted)]
     troubled += [f"{profile}: orch up would {step.what}" for step in steps]
     upgrades = [f"{profile}: {one.what} ({one.why})" for one in plan.items if isinstance(one, Upgrade)]
     return troubled, upgrades

@@ -69,6 +69,11 @@ def read_adapter(directory: Path) -> Adapter:
     modules, biases). Whether its tensors fit a base is for `check_fits`.
     """
     file = directory / CONFIG
+    if directory.is_dir() and not file.exists():
+        raise SourceError(
+            f"{directory} is not an adapter: it has no {CONFIG}.",
+            "An adapter is a directory that PEFT has saved: adapter_config.json and adapter_model.safetensors.",
+        )
     raw = read_json(file)
     problems = _refusals(raw)
     rank, alpha, targets = raw.get("r"), raw.get("lora_alpha"), raw.get("target_modules")

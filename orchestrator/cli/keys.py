@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 keys = typer.Typer(help="API keys that clients of the gateway show: hashed at rest, shown once.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 
+# Of a key that somebody has made up.
+SHORTEST = 12
 COLUMNS = ("name", "created", "expires", "last_used", "state")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="What to call it, such as who has it.")]
@@ -111,7 +113,14 @@ def _key(verb: str, name: str, stdin: bool) -> str:
         return made_key()
     if sys.stdin.isatty():
         raise UsageError("--stdin takes the key from a pipe.", hint=f"printf %s KEY | orch keys {verb} {name} --stdin")
-    return sys.stdin.buffer.read().decode("ascii", errors="replace").strip()
+    key = sys.stdin.buffer.read().decode("ascii", errors="replace").strip()
+    if len(key) < SHORTEST:
+        said = f"has only {len(key)} characters" if key else "is empty"
+        raise UsageError(
+            f"The API key on standard input {said}; whoever guesses it is let in.",
+            hint=f"{SHORTEST} characters at least; orch keys {verb} {name} makes one.",
+        )
+    return key
 
 
 def _change(session: Session, name: str, key: str, make_plan: Callable[[], Plan], only_plan: bool, known: bool) -> None:

@@ -103,9 +103,12 @@ def _engine_facts(engine: EngineStatus) -> dict[str, str]:
 
 def _gateway_facts(gateway: GatewayStatus) -> dict[str, str]:
     pid = f"pid {gateway.pid}, " if gateway.pid is not None else ""
+    keys = "API key" if gateway.keys else "no API key"
+    if gateway.open_until is not None:
+        keys = f"API key from {gateway.open_until} on"
     return {
         "address": gateway.url,
-        "program": f"orch {gateway.version}, {pid}{'' if gateway.keys else 'no '}API key",
+        "program": f"orch {gateway.version}, {pid}{keys}",
         "state": f"answers, up {duration(gateway.uptime_s)}",
         "requests": f"{gateway.requests}, errors {gateway.errors}, in flight {gateway.in_flight}",
         "origins": ", ".join(gateway.origins),

@@ -95,10 +95,13 @@ class KeyRing:
         """The key of that name."""
         return next((key for key in self.keys if key.name == name), None)
 
-    def knows(self, key: str) -> bool:
-        """Whether this key is one of them, good or not."""
+    def owner_of(self, key: str) -> str | None:
+        """The name of the key that this one is, or was before it was replaced; good or not."""
         digest = digest_of(key)
-        return any(digest == one.digest or digest in [old.digest for old in one.before] for one in self.keys)
+        known = (
+            (one.name, old) for one in self.keys for old in (one.digest, *(before.digest for before in one.before))
+        )
+        return next((name for name, old in known if old == digest), None)
 
     def added(self, key: ApiKey, open_until: str = "") -> KeyRing:
         """With one more; until then clients without any are let in."""

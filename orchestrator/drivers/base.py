@@ -260,6 +260,10 @@ class Gateway(Protocol):
         """Have it read its API keys again; the mark of those that are in force then (see KeyRing)."""
         ...
 
+    def keys_used(self) -> Mapping[str, str]:
+        """When each API key was used last since it started, by its digest."""
+        ...
+
     def credential(self) -> str:
         """What opens its front door for some minutes, like an API key."""
         ...

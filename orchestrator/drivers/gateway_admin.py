@@ -114,6 +114,10 @@ class Gateways:
         """See GatewayAdmin."""
         return self._current().read_keys()
 
+    def keys_used(self) -> Mapping[str, str]:
+        """See GatewayAdmin."""
+        return self._current(0.0).keys_used()
+
     def credential(self) -> str:
         """See GatewayAdmin."""
         return self._current().credential()
@@ -200,6 +204,10 @@ class GatewayAdmin:
     def read_keys(self) -> str:
         """Have it read its key file again; the mark of what is in force then."""
         return self._text("/keys/read", "mark")
+
+    def keys_used(self) -> Mapping[str, str]:
+        """When each key was used last since it started, by digest: UTC, ISO 8601."""
+        return {digest: str(at) for digest, at in self._call("GET", "/keys/used").items()}
 
     def credential(self) -> str:
         """What opens its front door for a while, like an API key."""

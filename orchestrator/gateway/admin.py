@@ -77,6 +77,7 @@ class Admin:
                 web.post("/pause", self.pause),
                 web.post("/resume", self.resume),
                 web.post("/keys/read", self.read_keys),
+                web.get("/keys/used", self.keys_used),
                 web.post("/credential", self.credential),
                 web.post("/hand-over", self.hand_over),
                 web.post("/left", self.left),
@@ -142,6 +143,10 @@ class Admin:
             with contextlib.suppress(HostError):
                 await tell("POST", "/keys/read", {})
         return answer({"mark": self._keys.mark})
+
+    async def keys_used(self, _: web.Request) -> web.Response:
+        """GET /keys/used: when each key was used last, by its digest; the file is at most a minute older."""
+        return answer(self._keys.used)
 
     async def credential(self, _: web.Request) -> web.Response:
         """POST /credential: {credential}, which opens the front door for a while. Whoever can reach this socket is the

@@ -152,6 +152,11 @@ class Keys:
             issued |= hmac.compare_digest(digest, shown) and now < until
         return issued
 
+    @property
+    def used(self) -> Mapping[str, str]:
+        """When each key was used last since this gateway started, by its digest."""
+        return dict(self._used)
+
     async def keep_use(self) -> None:
         """Write down which keys are in use, once a minute at most, for ever."""
         while True:

@@ -59,7 +59,7 @@ def test_a_context_at_a_socket_is_the_daemon_that_is_asked(orch: Orch, config: P
     line = told(orch)
     assert f"does not answer at {silent}" in line["error"]
     assert f"DOCKER_HOST={SOCKET}" in line["hint"]
-    assert "Or without Docker: Install Ollama" in line["hint"]
+    assert "Or without Docker: install Ollama" in line["hint"]
 
 
 @pytest.mark.parametrize("host", ["ssh://me@there", "tcp://10.0.0.1:2376", "npipe:////./pipe/docker"])

@@ -52,7 +52,7 @@ def test_the_variable_is_the_first_key_of_a_new_gateway_and_nothing_else(orch: O
     # A stale one, in some shell, locks nobody out.
     orch.env["ORCH_API_KEY"] = "another"
     told = orch.run("up", "--json")
-    assert any("orch keys add --stdin" in line.get("why", "") for line in told.lines)
+    assert any("orch keys add NAME --stdin" in line.get("why", "") for line in told.lines)
     assert [status_for(orch, key) for key in ("another", GIVEN)] == [401, 200]
     kept = (orch.home / "keys" / "keys.json").read_text() + (orch.home / "journal.jsonl").read_text()
     assert GIVEN not in kept

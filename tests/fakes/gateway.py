@@ -99,6 +99,9 @@ class FakeGateway:
             process.keys = self._keys.read()
             return process.keys.mark
 
+    def keys_used(self) -> Mapping[str, str]:
+        return {}
+
     def credential(self) -> str:
         with self._faults.call("gateway.credential"):
             self._answering()

@@ -69,4 +69,4 @@ def test_a_program_that_is_missing_is_told_with_why_no_container() -> None:
     assert refused.value.message == (
         "There is no ollama binary on PATH. Nor is Docker used: This user may not use the Docker daemon at /x."
     )
-    assert refused.value.hint == (f"{DOWN.hint} Or without Docker: Install Ollama, or serve with another engine.")
+    assert refused.value.hint == (f"{DOWN.hint} Or without Docker: install Ollama, or serve with another engine.")
