@@ -90,6 +90,24 @@ def test_migrate_killed_at_every_step_converges_and_no_stream_fails(either: Orch
     assert problems == []
 
 
+def test_rollback_killed_at_every_step_converges_and_no_stream_fails(orch: Orch, to_try: Tried) -> None:
+    """On processes; in containers tests/e2e/test_upgrades.py does it. What is recorded is finished by `up`, what is not
+    was not begun."""
+    orch.run("up", orch.engine, "-p", str(orch.profile))
+    orch.run(*MOVE, orch.engine)
+    load = orch.load("tiny", clients=2)
+    steps = orch.actions("rollback")
+    for turn, (number, step) in enumerate(to_try(orch, steps)):
+        recipe = ("gguf-q6_k", "gguf-bf16")[turn % 2]
+        killed = orch.signal_at(number, signal.SIGKILL, "rollback")
+        assert killed.code == -signal.SIGKILL or step == steps[-1], f"{step}: {killed.out}"
+        orch.run("up")
+        if [row["recipe"] for row in orch.engines().values()] != [recipe]:
+            orch.run("rollback")
+        check(orch, recipe)
+    assert [stream.problem for stream in load.stop() if stream.problem] == []
+
+
 def test_up_interrupted_at_every_step_takes_back_what_it_started(either: Orch, to_try: Tried) -> None:
     command = ("up", either.engine, "-p", str(either.profile))
     for turn, (step, _) in enumerate(to_try(either, either.actions(*command))):
