@@ -303,7 +303,7 @@ def _gateway(orch: Orchestrator, observed: Observed) -> GatewayStatus | None:
         version=told.version,
         pid=instance.pid if instance is not None else own,
         keys=told.keys,
-        open_until=(open_until(orch) or None) if told.keys_mark and not told.keys else None,
+        open_until=_open_until(orch) if told.keys_mark and not told.keys else None,
         origins=told.origins,
         since=since,
         uptime_s=_age(since),
@@ -312,6 +312,14 @@ def _gateway(orch: Orchestrator, observed: Observed) -> GatewayStatus | None:
         in_flight=told.traffic.in_flight,
         leaving=tuple(leaving),
     )
+
+
+def _open_until(orch: Orchestrator) -> str | None:
+    """None also where the keys cannot be read: that is told as what it is, in the plan."""
+    try:
+        return open_until(orch) or None
+    except OrchError:
+        return None
 
 
 def _names(observed: Observed) -> Iterator[NameStatus]:

@@ -103,6 +103,23 @@ def test_from_no_keys_to_several_and_back_without_a_failed_request(served: Orch)
     assert verbs == ["keys add"] * 3 + ["keys rm"] * 3
 
 
+def test_keys_that_cannot_be_read_are_told_and_begun_anew_as_the_hint_says(served: Orch) -> None:
+    old = made(served, "add", "web", "--grace", "1h")
+    kept = served.home / "keys" / "keys.json"
+    kept.write_text("{")
+    told = served.status(code=9).document["drift"]
+    assert any(f"The API keys in {kept} cannot be read" in line and f"rm {kept}" in line for line in told)
+    served.run("up", code=4)
+    served.run("keys", "ls", code=4)
+    # The gateway goes on with what it has read.
+    assert [status_for(served, key) for key in (old, "")] == [200, 200]
+    kept.unlink()
+    served.status()
+    new = made(served, "add", "web")
+    assert [status_for(served, key) for key in (old, "", new)] == [401, 401, 200]
+    served.status()
+
+
 def test_a_rotated_key_has_time_to_be_replaced(served: Orch) -> None:
     first = made(served, "add", "web")
     assert [status_for(served, key) for key in ("", first)] == [401, 200]

@@ -9,26 +9,19 @@ from typing import Any
 import pytest
 from fakes.asks import CPU, gpu, plan_of, tiny
 from fakes.compare import what_serves
-from fakes.gateway import FakeHttp, gateway_processes
+from fakes.gateway import FakeHttp
 from fakes.target import Fate
 from fakes.world import FakeWorld
 from scenarios import planned, start
 
 from orchestrator.app.deploy import Options
-from orchestrator.core.gateway import GatewaySpec, KeyChange
-from orchestrator.core.keys import ApiKey, KeyRing, digest_of
-from orchestrator.core.launch import Children, InstanceState
+from orchestrator.core.launch import InstanceState
 from orchestrator.core.plan import Action, Plan
 from orchestrator.core.progress import Progress, silent
 from orchestrator.core.routes import Backend, Route
 from orchestrator.core.steps import Drain, VerifyRoute
 from orchestrator.drivers.base import Reply
-from orchestrator.engines import ENGINES
-from orchestrator.errors import HostError, PlanRefused, StepFailed, StepStranded
-from orchestrator.observe import observe
-from orchestrator.planning.keys import plan_keys, read_items
-from orchestrator.planning.parts import Limits
-from orchestrator.probes import digests
+from orchestrator.errors import HostError, StepFailed, StepStranded
 
 MIB = 2**20
 OF_REQUESTS = "serving.context or serving.parallel in the profile"
@@ -403,205 +396,6 @@ def test_asking_through_a_gateway_that_is_not_there() -> None:
     world = FakeWorld(CPU)
     with pytest.raises(HostError, match="does not answer"):
         world.run(Plan("up", (Action(VerifyRoute(("tiny",))),), commit=1))
-
-
-def ring(*keys: str) -> KeyRing:
-    return KeyRing(tuple(ApiKey(key, digest_of(key), "2026-01-31T12:00:00Z") for key in keys))
-
-
-def running() -> FakeWorld:
-    world = start("first-up-llamacpp")
-    world.run(planned("first-up-llamacpp"))
-    return world
-
-
-def keys_plan(world: FakeWorld, wanted: KeyRing) -> Plan:
-    change = KeyChange(world.keys.read(), wanted, "change the keys", world.keys.written, world.keys.has_old_file)
-    gateway = GatewaySpec(world.observe().gateway.listeners, keys=change)
-    return plan_keys("keys", gateway, world.observe(), Limits(60.0, 60.0))
-
-
-def test_orch_shows_no_clients_key_to_the_gateway_and_none_to_an_engine_of_another() -> None:
-    world = start("first-up-llamacpp")
-    world.keys.ring = ring("one")
-    world.run(planned("first-up-llamacpp"))
-    assert (world.chat("tiny"), world.chat("tiny", "one")) == (401, 200)
-
-
-def test_keys_are_kept_and_then_read_by_the_gateway() -> None:
-    world = running()
-    world.run(keys_plan(world, ring("one")))
-    assert (world.chat("tiny"), world.chat("tiny", "one")) == (401, 200)
-    assert keys_plan(world, ring("one")).actions == ()
-
-
-def test_keys_that_the_gateway_cannot_read_are_those_of_before() -> None:
-    world = running()
-    world.keys.ring = ring("one")
-    world.gateway.read_keys()
-    refused = iter([HostError("The gateway does not answer.")])
-
-    def refuse_once(_: int, what: str) -> None:
-        if what == "gateway.read_keys" and (error := next(refused, None)) is not None:
-            raise error
-
-    world.faults.before = refuse_once
-    with pytest.raises(StepFailed):
-        world.run(keys_plan(world, ring("two")))
-    assert world.keys.read() == ring("one")
-    assert (world.chat("tiny", "two"), world.chat("tiny", "one")) == (401, 200)
-
-
-def test_a_gateway_that_was_killed_out_of_reading_reads_them_with_the_next_command() -> None:
-    world = running()
-    world.keys.ring = ring("one")
-    assert world.chat("tiny") == 200
-    world.run(keys_plan(world, ring("one")))
-    assert (world.chat("tiny"), world.chat("tiny", "one")) == (401, 200)
-
-
-def test_a_gateway_whose_replacement_was_killed_is_replaced_by_the_next_up() -> None:
-    world = running()
-    (_, process), *_ = gateway_processes(world.targets)
-    process.protocol = 2
-    world.keys.old, world.keys.ring = ring("one", "leaked"), ring("one")
-    change = KeyChange(world.keys.read(), world.keys.read(), "", written=True, old_file=True)
-    plan = keys_plan(world, ring("one"))
-    assert [type(action.step).__name__ for action in plan.actions] == [
-        "ReplaceGateway",
-        "ClearGateway",
-        "DropOldKeyFile",
-    ]
-    assert [*read_items(change, world.observe())] == [], "an earlier one has a file of its own"
-
-
-def test_keys_are_not_changed_under_a_gateway_that_does_not_answer() -> None:
-    world = running()
-    world.gateway.stuck = next(process.pid for _, process in gateway_processes(world.targets))
-    with pytest.raises(PlanRefused, match="does not answer"):
-        keys_plan(world, ring("one"))
-
-
-def test_keys_as_plain_text_are_taken_over_with_the_gateway() -> None:
-    world = running()
-    (_, process), *_ = gateway_processes(world.targets)
-    process.protocol = 2
-    world.keys.old = ring("one")
-    plan = keys_plan(world, ring("one", "two"))
-    steps = [type(action.step).__name__ for action in plan.actions]
-    assert steps == ["WriteKeys", "ReplaceGateway", "ClearGateway", "DropOldKeyFile"]
-    world.run(plan)
-    assert (world.keys.has_old_file, world.chat("tiny", "one"), world.chat("tiny", "two")) == (False, 200, 200)
-
-
-def test_an_adapter_of_ollama_is_served_by_a_model_of_its_own() -> None:
-    world = start("lora-add-ollama")
-    world.run(planned("lora-add-ollama"))
-    (engine,) = world.observe().engines
-    kept = world.target.processes[engine.instance.name].kept
-    of_base = kept.models["tiny:latest"]
-    assert len(kept.models) == 3
-    assert {blobs[: len(of_base)] for blobs in kept.models.values()} == {of_base}
-    # One blob of the base, and one of each adapter.
-    assert kept.blobs == {blob for blobs in kept.models.values() for blob in blobs}
-    assert len(kept.blobs) == 3
-    assert [world.chat(name) for name in ("tiny", "a", "b")] == [200, 200, 200]
-
-
-def test_a_restarted_ollama_has_what_was_imported() -> None:
-    world = start("lora-add-ollama")
-    world.run(planned("lora-add-ollama"))
-    world.target.crash("tiny-ollama-g1")
-    world.target.start("tiny-ollama-g1")
-    world.clock.sleep(1.0)
-    assert [world.chat(name) for name in ("tiny", "a", "b")] == [200, 200, 200]
-
-
-def test_what_is_uploaded_already_is_not_uploaded_again() -> None:
-    world = start("lora-add-ollama")
-    (engine,) = world.observe().engines
-    calls = ENGINES["ollama"].import_requests(engine.deployment, digests(world.world))
-    kept = world.target.processes["tiny-ollama-g1"].kept
-    kept.models.clear()
-    kept.blobs = {call.path.removeprefix("/api/blobs/") for call in calls if call.file}
-    assert len(kept.blobs) == 2
-    world.run(plan_of("up", tiny(), world.observe()))
-    assert [call for call in world.faults.calls if call.startswith("http.post /api/blobs")] == []
-    assert [call for call in world.faults.calls if call == "http.post /api/create"] != []
-    assert (world.chat("tiny"), world.chat("a")) == (200, 200)
-
-
-A_CHILD = Children(1, 0)
-
-
-@pytest.mark.parametrize(
-    ("children", "computes", "asked", "hangs"),
-    [
-        (A_CHILD, False, True, True),
-        # It answers others, and the question waits for them.
-        (A_CHILD, True, True, False),
-        # Its process is gone: a question would have it loaded anew.
-        (Children(0, 0), False, False, False),
-        # Nobody sees what it does.
-        (None, False, False, False),
-    ],
-)
-def test_a_model_hangs_if_it_neither_answers_nor_computes(
-    children: Children | None, computes: bool, asked: bool, hangs: bool
-) -> None:
-    world = start("lora-add-ollama")
-    process = world.target.processes["tiny-ollama-g1"]
-    assert process.server is not None
-    process.server.hangs, process.children, process.computes = "tiny:latest", children, computes
-    world.faults.recording = True
-    (engine,) = observe(world.world).engines
-    assert ("http.post /api/generate" in world.faults.calls) is asked
-    assert (engine.hangs, engine.answers) == (hangs, not hangs)
-
-
-def test_what_another_creation_has_taken_away_is_asked_for_again() -> None:
-    world = start("first-up-ollama")
-    lost: list[str] = []
-
-    def lose_once(index: int, what: str) -> None:
-        kept = world.target.processes["tiny-ollama-g1"].kept if what == "http.post /api/create" else None
-        if kept is not None and not lost:
-            lost.extend(kept.blobs)
-            kept.blobs.clear()
-        elif kept is not None:
-            kept.blobs.update(lost)
-
-    world.faults.before = lose_once
-    world.run(planned("first-up-ollama"))
-    assert len(lost) == 1
-    assert world.chat("tiny") == 200
-    # Of the upload, and of what was made of it, the latter is left.
-    assert len(world.target.processes["tiny-ollama-g1"].kept.blobs) == 1
-
-
-def test_an_import_that_fails_in_its_stream() -> None:
-    world = start("first-up-ollama")
-
-    def lose_blobs(index: int, what: str) -> None:
-        if what == "http.post /api/create":
-            world.target.processes["tiny-ollama-g1"].kept.blobs.clear()
-
-    world.faults.before = lose_blobs
-    with pytest.raises(StepFailed, match=r"tiny-ollama-g1 refused: open .*: no such file or directory"):
-        world.run(planned("first-up-ollama"))
-    assert world.target.processes == {}
-
-
-def test_an_artifact_that_has_left_the_store_meanwhile() -> None:
-    world = start("first-up-ollama")
-
-    def lose(index: int, what: str) -> None:
-        if what.startswith("target.ensure tiny"):
-            world.store.entries.clear()
-
-    world.faults.after = lose
-    with pytest.raises(StepFailed, match=r"model\.gguf is not in the store"):
-        world.run(planned("first-up-ollama"))
 
 
 def test_a_container_is_started_in_docker_and_routed_to_at_its_own_address() -> None:
