@@ -107,7 +107,9 @@ def test_what_has_to_be_done_at_its_end_is_done(start: Started) -> None:
 
 
 def test_what_it_cannot_write_any_more_is_its_exit_status(start: Started) -> None:
-    process = start("import sys; sys.stdin.read(); print('x' * 10)", PYTHONUNBUFFERED="")
+    # It writes once nobody reads any more.
+    text = "import select; p = select.poll(); p.register(1, 0); p.poll(30_000); print('x' * 10)"
+    process = start(text, PYTHONUNBUFFERED="")
     process.stdout.close()
     err = process.stderr.read()
     process.stderr.close()
