@@ -22,6 +22,7 @@ from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.peft import CONFIG, WEIGHTS, Adapter, check_fits, read_adapter
 from orchestrator.core.artifact import BUILDER_FORMAT, GGUF_FILE, FileEntry, Recipe
 from orchestrator.core.calibration import Calibration
+from orchestrator.core.meaning import Meaning
 from orchestrator.core.memory import artifact_bytes
 from orchestrator.core.progress import Progress
 from orchestrator.core.weights import Shape, shape_of
@@ -44,6 +45,7 @@ class _Job:
     progress: Progress
     base: Path | None
     calibration: Calibration | None
+    template: str | None
 
 
 # Quantizes weights into a directory with calibrated activations; see drivers/local/llmcompressor.py.
@@ -59,6 +61,7 @@ class Builder:
         self._calibrate = calibrate
         self._builds: dict[Recipe, Callable[[_Job], None]] = {
             Recipe.NVFP4: self._calibrated,
+            Recipe.VIEW: _view,
             Recipe.ADAPTER: _adapter,
             Recipe.LORA_GGUF: _lora,
         }
@@ -88,7 +91,10 @@ class Builder:
 
     def expected_bytes(self, recipe: Recipe, source: Path) -> int:
         """About how large `recipe` of the directory `source` will be: as the source, where no shape is told."""
-        size = sum(path.stat().st_size for path in source.glob("*") if path.is_file())
+        files = [path for path in source.glob("*") if path.is_file()]
+        if recipe is Recipe.VIEW:
+            return sum(path.stat().st_size for path in files if path.suffix == ".json")
+        size = sum(path.stat().st_size for path in files)
         with suppress(SourceError):
             shape = shape_of(read_json(source / "config.json"))
             return artifact_bytes(recipe, size, shape) if shape is not None else size
@@ -102,8 +108,10 @@ class Builder:
         progress: Progress,
         base: Path | None = None,
         calibration: Calibration | None = None,
+        template: str = "",
     ) -> None:
-        """Makes `recipe` of the directory `source` in the existing directory `work`.
+        """Makes `recipe` of the directory `source` in the existing directory `work`; a `template` takes the place of
+        its own chat template.
 
         GGUF recipes write `model.gguf`; NVFP4A16, FP8 and NVFP4 (with a `calibration`) a Hugging Face directory;
         ADAPTER copies a PEFT directory; LORA_GGUF writes `adapter.gguf`, for the weights in `base`. SourceError if the
@@ -111,17 +119,20 @@ class Builder:
         `progress` raises passes through, leaving nothing that looks finished.
         """
         if recipe.streamed:
-            self.build_together({recipe: work}, source, progress)
+            self.build_together({recipe: work}, source, progress, template)
         elif recipe in self._builds:
-            self._builds[recipe](_Job(source, work, progress, base, calibration))
+            self._builds[recipe](_Job(source, work, progress, base, calibration, template or None))
         else:
             raise ValueError(f"nothing is built for {recipe.value}")
 
-    def build_together(self, works: Mapping[Recipe, Path], source: Path, progress: Progress) -> None:
+    def build_together(
+        self, works: Mapping[Recipe, Path], source: Path, progress: Progress, template: str = ""
+    ) -> None:
         """The same for several recipes, each with its directory, in one read of `source`."""
         from orchestrator.artifacts import one_pass
 
-        one_pass.build(source, [self.output_spec(recipe, work) for recipe, work in works.items()], progress)
+        specs = [self.output_spec(recipe, work) for recipe, work in works.items()]
+        one_pass.build(source, specs, progress, template=template or None)
 
     def output_spec(self, recipe: Recipe, work: Path) -> OutputSpec:
         """What a streamed recipe makes in the directory `work`."""
@@ -140,6 +151,16 @@ class Builder:
             return GgufOutputSpec(work / GGUF_FILE, typing.cast("Quant", recipe.quant), self.quantizer)
         raise ValueError(f"nothing is built for {recipe.value}")
 
+    def meaning(self, path: Path) -> Meaning:
+        """What a Hugging Face directory or a GGUF file means. SourceError where that cannot be told."""
+        if path.is_dir():
+            from orchestrator.artifacts.meaning import read_meaning
+
+            return read_meaning(path)
+        from orchestrator.artifacts.gguf_meaning import read_gguf_meaning
+
+        return read_gguf_meaning(path)
+
     def gguf_shape(self, recipe: Recipe, directory: Path) -> Shape:
         """The sizes that the GGUF of a finished artifact tells. SourceError if it is none of this recipe."""
         from orchestrator.artifacts.gguf_claims import check_gguf
@@ -154,7 +175,7 @@ class Builder:
         from orchestrator.artifacts.claims import check_nvfp4
 
         # Not a sound model: told before hours of work.
-        with one_pass.opened(job.source) as weights:
+        with one_pass.opened(job.source, job.template) as weights:
             meaning = weights.meaning
         self._calibrate(job.source, job.work, job.calibration, job.progress)
         tidy(job.source, job.work, meaning)
@@ -173,6 +194,12 @@ class Builder:
         from orchestrator.artifacts.ready_made import settle
 
         return settle(recipe, work, files)
+
+
+def _view(job: _Job) -> None:
+    from orchestrator.artifacts.view import build_view
+
+    build_view(job.source, job.work, job.template)
 
 
 def _adapter(job: _Job) -> None:

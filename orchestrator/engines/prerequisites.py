@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from orchestrator.core.artifact import Recipe, artifact_key
 from orchestrator.core.deployment import Adapter, DeploymentSpec
 from orchestrator.core.environment import EnvironmentSpec
@@ -49,7 +51,8 @@ def key_of(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> st
     if (ready := context.ready.get(recipe)) is not None:
         return ready.key
     calibrated = recipe is Recipe.NVFP4
-    return artifact_key(recipe, context.calibration().source(weights.source) if calibrated else weights.source)
+    source = weights.made_source
+    return artifact_key(recipe, context.calibration().source(source) if calibrated else source)
 
 
 def artifact_prerequisites(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> tuple[Prerequisite, ...]:
@@ -57,14 +60,14 @@ def artifact_prerequisites(recipe: Recipe, weights: WeightsFacts, context: Resol
     if (ready := context.ready.get(recipe)) is not None:
         return (FetchArtifact(recipe, ready.key, ready.source, ready.hub, ready.file, ready.path),)
     fetch: tuple[Prerequisite, ...] = (FetchWeights(weights.fetch, weights.key),) if weights.fetch is not None else ()
-    if recipe is Recipe.WEIGHTS:
-        return fetch
-    key = key_of(recipe, weights, context)
+    # Weights that are served as they are, are served by a view of them.
+    made = Recipe.VIEW if recipe is Recipe.WEIGHTS else recipe
+    key, source, pulled = key_of(made, weights, context), weights.made_source, _pulled(weights)
+    build = BuildArtifact(made, key, source, weights.path, weights_key=pulled, template=weights.template)
     if recipe is not Recipe.NVFP4:
-        return (*fetch, BuildArtifact(recipe, key, weights.source, weights.path, weights_key=_pulled(weights)))
+        return (*fetch, build)
     how = context.calibration()
-    source, pulled = how.source(weights.source), _pulled(weights)
-    build = BuildArtifact(recipe, key, source, weights.path, calibration=how, weights_key=pulled)
+    build = replace(build, source=how.source(source), calibration=how)
     return (*fetch, EnsureEnvironment(how.environment), build)
 
 

@@ -95,7 +95,7 @@ def make_together(step: BuildTogether, world: World, progress: Progress) -> None
                 turn.expect(world.builder.expected_bytes(build.recipe, source), about=True)
             if left:
                 works = {build.recipe: turn.work for build, turn in left.items()}
-                world.builder.build_together(works, source, progress)
+                world.builder.build_together(works, source, progress, step.builds[0].template)
         for build, turn in left.items():
             turn.finish(build.recipe, build.source, made_by(build, world), None, progress)
 
@@ -158,7 +158,7 @@ def _built(step: BuildArtifact, place: Place, world: World, progress: Progress) 
     source = Path(step.source_path)
     with world.store.reading(base or source, progress):
         place.expect(world.builder.expected_bytes(step.recipe, source), about=True)
-        world.builder.build(step.recipe, source, place.work, progress, base, step.calibration)
+        world.builder.build(step.recipe, source, place.work, progress, base, step.calibration, step.template)
 
 
 @entry_files.register
