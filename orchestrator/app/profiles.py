@@ -161,6 +161,7 @@ def weights_facts(orch: Orchestrator, profile: Profile) -> WeightsFacts:
 
 def _template(file: Path) -> str:
     """A chat template of the user's. ProfileError where it is none."""
+    # Few profiles have one, and Jinja is loaded for it.
     from orchestrator.artifacts.chat_rendering import template_problem
 
     hint = "chat.template in the profile names it: a Jinja file in UTF-8."

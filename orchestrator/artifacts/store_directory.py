@@ -82,7 +82,7 @@ class StoreDirectory:
         found = ((entry, _status(root / entry.path)) for entry in manifest.files)
         lost = [damage for entry, status in found if (damage := _loss(manifest.key, entry, status)) is not None]
         return lost + [
-            Damage(manifest.key, path, "missing", f"it is no link to {target}, or that is gone")
+            Damage(manifest.key, path, "missing", f"its link to {target} is lost, or leads nowhere")
             for path, target in manifest.links.items()
             if not _leads_to(root / path, target)
         ]
