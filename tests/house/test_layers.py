@@ -67,6 +67,7 @@ PACKAGES: dict[str, set[str]] = {
     "engines": {"jinja2"},
     "artifacts": {"numpy", "gguf", "numba"},
     "artifacts.chat_rendering": {"jinja2"},
+    "artifacts.reference_tokens": {"tokenizers"},
     "drivers.docker": {"docker", "requests", "urllib3", "packaging"},
     "drivers.hub": {"huggingface_hub"},
     "drivers.nvml": {"pynvml"},
