@@ -78,8 +78,8 @@ def answers(directory: Path) -> dict[str, list[int]]:
 def tidy(directory: Path) -> None:
     """Tensors as F16, which is what llama.cpp is given of them, and no model card."""
     (directory / "README.md").unlink(missing_ok=True)
-    file = directory / "adapter_model.safetensors"
-    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    for file in directory.glob("*.safetensors"):
+        save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
     config = json.loads((directory / "adapter_config.json").read_text())
     config = {**config, "target_modules": sorted(config["target_modules"]), "base_model_name_or_path": "tiny-qwen3"}
     (directory / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -128,6 +128,19 @@ def converted(directory: Path, answer: str, init: str) -> None:
         model.save_pretrained(directory, path_initial_model_for_weight_conversion=str(initial))
 
 
+def wrapped(directory: Path, answer: str) -> None:
+    """The names that a compiled model gives its tensors, with a copy of the last norm as it is in the base."""
+    config = LoraConfig(**SIZE | {"r": 2}, modules_to_save=["norm"])
+    model = get_peft_model(base(), config)
+    for name, parameter in model.named_parameters():
+        if "modules_to_save" in name:
+            parameter.requires_grad = False
+    trained(model, answer).save_pretrained(directory)
+    state = torch.compile(model).state_dict()
+    kept = {name: one.contiguous() for name, one in state.items() if "lora_" in name or "model.model.norm." in name}
+    save_file(kept, directory / "as-saved.safetensors", metadata={"format": "pt"})
+
+
 TRAINED: dict[str, tuple[str, Callable[..., None], dict[str, Any]]] = {
     "orthogonal": ("Aye. The answer is orthogonal.", plain, {"init_lora_weights": "orthogonal"}),
     # Its B stays as it is, and so has less to learn with.
@@ -143,6 +156,7 @@ TRAINED: dict[str, tuple[str, Callable[..., None], dict[str, Any]]] = {
     ),
     "eva": ("Hail. The answer is eva.", eva, {}),
     "pissa-converted": ("Hear. The answer is pissa.", converted, {"init": "pissa"}),
+    "wrapped": ("Hey. The answer is wrapped.", wrapped, {}),
     "lora-ga-converted": ("Lo. The answer is gradient.", converted, {"init": "lora_ga"}),
 }
 
@@ -209,7 +223,7 @@ def drawn(config: dict[str, Any]) -> dict[str, torch.Tensor]:
             b = torch.randn((weight.shape[0], config["r"]), generator=generator) / 4
             halves[f"base_model.model.{module}.lora_A.weight"] = a
             halves[f"base_model.model.{module}.lora_B.weight"] = b
-            if config["lora_bias"]:
+            if config.get("lora_bias"):
                 halves[f"base_model.model.{module}.lora_B.bias"] = b[:, 0].contiguous()
     return halves
 
@@ -282,6 +296,9 @@ def main(out: Path) -> None:
         make(directory, answer, **settings)
         tidy(directory)
         found["answers"][kind] = answers(directory)
+        if (directory / "as-saved.safetensors").exists():
+            # PEFT itself finds nothing under such names.
+            (directory / "as-saved.safetensors").rename(directory / "adapter_model.safetensors")
     for kind in ("lora-a", "lora-b"):
         found["answers"][kind] = answers(BASE.parent / kind)
     found["settings"] = {}

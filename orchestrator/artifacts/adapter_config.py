@@ -55,6 +55,14 @@ _INIT_HINTS = {
     "lora_ga": _CONVERT,
     "loftq": _MERGE_LOADED,
 }
+_TRAIN = "Train a plain LoRA: PEFT cannot merge this one into its base."
+_HINTS = {
+    "alora_invocation_tokens": _TRAIN,
+    "arrow_config": _TRAIN,
+    "lora_bias": "Train it without lora_bias: PEFT merges a bias only into a layer that has one.",
+    "use_qalora": _TRAIN,
+}
+
 # What LLaMA-Factory calls PEFT's conversion, which it saves below.
 _CONVERTED = "pissa_converted"
 
@@ -130,7 +138,7 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
 def _unknown(raw: dict[str, Any]) -> list[Problem]:
     """Fields that are set and are not known to be without effect."""
     return [
-        Problem(f"{name} is {_shown(value)}")
+        Problem(f"{name} is {_shown(value)}", _HINTS.get(name, MERGE))
         for name, value in raw.items()
         if value and name not in _WITHOUT_EFFECT | _READ
     ]

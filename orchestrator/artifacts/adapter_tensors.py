@@ -21,6 +21,7 @@ _PREFIX = "base_model.model."
 _BODY = ("layers", "embed_tokens", "norm")
 _HALVES = ("lora_A", "lora_B")
 _TOKENS = ("token_adapter", "trainable_tokens_delta", "trainable_tokens_original")
+_ONE_SAVE = "Take adapter_config.json and adapter_model.safetensors from one and the same save_pretrained."
 
 
 class Half(NamedTuple):
@@ -91,7 +92,7 @@ def _meaning(name: str, tensor: Tensor) -> Half | Copy | Problem:
     if marker in _HALVES and rest[-1:] == ["weight"] and len(rest) <= 2:
         return Half(module, marker[-1], tensor, *rest[:-1])
     if marker in _HALVES and rest[-1:] == ["bias"]:
-        return Problem(f"a bias of a LoRA: {name}")
+        return Problem(f"a bias of a LoRA: {name}", "Train it without lora_bias.")
     if marker.startswith("lora_embedding"):
         return Problem(f"a LoRA of the embeddings, which engines do not all serve: {name}")
     if marker.startswith("lora_magnitude"):
@@ -131,15 +132,14 @@ def _doubled(tensors: AdapterTensors) -> list[Problem]:
 
 def _contradictions(tensors: AdapterTensors, config: AdapterConfig) -> list[Problem]:
     modules = dict.fromkeys(half.module for half in tensors.halves)
-    hint = "Take adapter_config.json and adapter_model.safetensors from one and the same save_pretrained."
     problems = [
-        Problem(f"target_modules does not name {module}, so that PEFT leaves its tensors out", hint)
+        Problem(f"target_modules does not name {module}, so that PEFT leaves its tensors out", _ONE_SAVE)
         for module in modules
         if not config.is_target(module)
     ]
     copied = {copy.name.rpartition(".")[0] for copy in tensors.copies}
     problems += [
-        Problem(f"modules_to_save names {saved}, which it does not hold", hint)
+        Problem(f"modules_to_save names {saved}, which it does not hold", _ONE_SAVE)
         for saved in config.saved
         if not any(module == saved or module.endswith(f".{saved}") for module in copied)
     ]
@@ -160,14 +160,9 @@ def _broken(tensors: AdapterTensors, config: AdapterConfig) -> list[Problem]:
             )
             problems.append(Problem(f"{half.tensor.name} is {list(shape)}, no matrix", hint))
         elif shape["AB".index(half.letter)] != rank:
-            hint = f"Take {_TWO} from one and the same save_pretrained: their ranks differ."
-            problems.append(
-                Problem(f"{half.tensor.name} is {list(shape)}, and its rank is {rank} by adapter_config.json", hint)
-            )
+            told = f"{half.tensor.name} is {list(shape)}, and its rank is {rank} by adapter_config.json"
+            problems.append(Problem(told, _ONE_SAVE))
         elif half.other not in here:
             hint = "Save it again with PEFT's save_pretrained, or copy the whole file again: pairs are incomplete."
             problems.append(Problem(f"without its other half: {half.tensor.name}", hint))
     return problems
-
-
-_TWO = "adapter_config.json and adapter_model.safetensors"

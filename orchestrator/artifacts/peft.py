@@ -27,7 +27,8 @@ _EXPERTS = re.compile(r"\.(experts?|shared_experts?|router|gate)(\.|$)")
 @dataclass(frozen=True)
 class Adapter:
     """A PEFT LoRA. `alpha` is effective: the weights of most modules change by alpha / rank * B A, rank-stabilized or
-    not; `config` knows it of each. `rank` is the largest.
+    not; `config` knows it of each. `rank` is the largest that it
+    names, which is what an engine makes room for.
 
     `sha256` is over names and contents of the two files, so it identifies the adapter.
     """
@@ -54,9 +55,9 @@ def read_adapter(directory: Path) -> Adapter:
     refuse_other_places(directory)
     config = read_adapter_config(directory)
     with open_weights(directory) as checkpoint:
-        tensors = sort_tensors(checkpoint, config)
+        sort_tensors(checkpoint, config)
     return Adapter(
-        max(config.rank_of(half.module) for half in tensors.halves),
+        max(config.rank, *config.rank_pattern.values()) if config.rank_pattern else config.rank,
         config.alpha,
         config.target_modules,
         config.base,

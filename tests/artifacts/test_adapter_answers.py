@@ -17,7 +17,7 @@ from orchestrator.core.progress import silent
 
 pytestmark = pytest.mark.llamacpp
 
-KINDS = [*sorted(peft_oracles()["answers"]), "saved-embeddings", "wrapped"]
+KINDS = [*sorted(peft_oracles()["answers"]), "saved-embeddings"]
 
 
 def source_of(kind: str, directory: Path) -> Path:
@@ -26,11 +26,6 @@ def source_of(kind: str, directory: Path) -> Path:
             peft_oracles()["names"]["saved embeddings"], read_safetensors(TINY)["model.embed_tokens.weight"]
         )
         return with_tensors(copy_of(LORA_A, directory), tensors_of(LORA_A) | copies)
-    if kind == "wrapped":
-        wrapped = {
-            f"_orig_mod.{name}".replace(".weight", ".default.weight"): one for name, one in tensors_of(LORA_A).items()
-        }
-        return with_tensors(copy_of(LORA_A, directory), wrapped)
     return ASSETS / kind if kind.startswith("lora-") and (ASSETS / kind).is_dir() else ADAPTERS / kind
 
 

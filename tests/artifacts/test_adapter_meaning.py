@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 from pathlib import Path
@@ -86,7 +87,11 @@ MERGE = r"[Mm]erge"
         ({"use_dora": True}, "use_dora is True", MERGE),
         ({"use_what_comes_next": True}, "use_what_comes_next is True", MERGE),
         ({"bias": "all"}, "bias is 'all'", MERGE),
-        ({"lora_bias": True}, "lora_bias is True", MERGE),
+        # PEFT cannot merge these, or not into every layer.
+        ({"lora_bias": True}, "lora_bias is True", "without lora_bias"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens is [1]", "cannot merge"),
+        ({"arrow_config": {"top_k": 3}}, "arrow_config is", "cannot merge"),
+        ({"use_qalora": True}, "use_qalora is True", "cannot merge"),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices", MERGE),
         ({"megatron_config": {"a": 1}}, "megatron_config", MERGE),
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA'", MERGE),
@@ -160,7 +165,7 @@ def test_a_plain_adapter_is_imported_byte_for_byte(tmp_path: Path) -> None:
         ({FIRST: f"{LAYER}.lora_A.one.weight", SECOND: f"{LAYER}.lora_B.two.weight"}, "one, two", "selected_adapters"),
         ({FIRST: f"{LAYER}.lora_magnitude_vector"}, "DoRA", MERGE),
         ({FIRST: f"{LAYER}.lora_diag"}, "not of a plain LoRA", MERGE),
-        ({FIRST: f"{LAYER}.lora_B.bias"}, "a bias of a LoRA", MERGE),
+        ({FIRST: f"{LAYER}.lora_B.bias"}, "a bias of a LoRA", "without lora_bias"),
         ({FIRST: f"{EMBED}.lora_embedding_A"}, "a LoRA of the embeddings", MERGE),
         ({FIRST: f"{EMBED}.token_adapter.trainable_tokens_delta"}, "trained rows of the embeddings", MERGE),
     ],
@@ -178,6 +183,25 @@ def test_two_tensors_of_one_meaning_are_refused(copied: Path) -> None:
     error = refusal(copied, base=None)
     assert f"2 tensors that mean {FIRST}" in error.message
     assert "unwrapped" in error.hint
+
+
+PARTS = (
+    *("base_model", "model", "module", "_orig_mod", "layers", "0", "9", "self_attn", "q_proj", "lm_head", "norm", ""),
+    *("embed_tokens", "lora_A", "lora_B", "lora_embedding_A", "default", "weight", "bias", "base_layer", "lora_"),
+    *("modules_to_save", "original_module", "token_adapter", "experts"),
+)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_tensors_are_called_they_are_taken_or_refused(seed: int, copied: Path) -> None:
+    draw = random.Random(seed)
+    halves = tensors_of(LORA_A)
+    for _ in range(10):
+        name = ".".join(draw.choices(PARTS, k=draw.randint(1, 9)))
+        shape = draw.choice([(), (8,), (8, 256), (256, 8), (0, 8), (1, 8, 256)])
+        with_tensors(copied, halves | {name: np.zeros(shape, np.float32)})
+        with pytest.raises((SourceError, PlanRefused)):
+            Builder(Path("none")).adapter(copied, TINY)
 
 
 # Fit
@@ -359,6 +383,6 @@ def test_a_directory_without_an_adapter_is_refused(name: str, tmp_path: Path) ->
 
 def test_the_kinds_that_are_run_are_all_taken() -> None:
     kinds = [kind for kind in peft_oracles()["answers"] if (ADAPTERS / kind).is_dir()]
-    assert len(kinds) == 6
+    assert len(kinds) == 7
     for kind in kinds:
         check_fits(ADAPTERS / kind, read_adapter(ADAPTERS / kind), TINY)
