@@ -40,10 +40,11 @@ _READ = frozenset({
 # Inits that leave the base as it is.
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
-_CONVERT = (
-    "Convert it with PEFT: save_pretrained(DIR, path_initial_model_for_weight_conversion=INITIAL), INITIAL being the "
-    "adapter as it was saved before training."
+_SAVING = (
+    "save_pretrained(DIR, path_initial_model_for_weight_conversion=INITIAL), INITIAL being the adapter as it was saved "
+    "before training."
 )
+_CONVERT = f"Convert it with PEFT: {_SAVING}"
 # PEFT changes the base in the same way where it loads such an adapter, and only then merging gives what was trained.
 _MERGE_LOADED = (
     "Load it with PEFT on the base that it was trained on, merge it there (merge_and_unload), and serve that."
@@ -51,8 +52,9 @@ _MERGE_LOADED = (
 _INIT_HINTS = {
     "pissa": f"{_CONVERT} Or: {_MERGE_LOADED}",
     "olora": f"{_CONVERT} Or: {_MERGE_LOADED}",
-    "corda": _CONVERT,
-    "lora_ga": _CONVERT,
+    # PEFT loads it only on the base that its preparation has changed.
+    "corda": f"Train it again, and have PEFT convert it at the end: {_SAVING}",
+    "lora_ga": f"{_CONVERT} Where there is none, train it again.",
     "loftq": _MERGE_LOADED,
 }
 _TRAIN = "Train a plain LoRA: PEFT cannot merge this one into its base."
