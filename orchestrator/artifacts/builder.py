@@ -6,7 +6,6 @@ only brings an adapter in.
 
 from __future__ import annotations
 
-import shutil
 import typing
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.artifacts import families
-from orchestrator.artifacts.disk import host_errors
 from orchestrator.artifacts.json_file import read_json
-from orchestrator.artifacts.peft import CONFIG, WEIGHTS, Adapter, check_fits, read_adapter
+from orchestrator.artifacts.peft import Adapter, check_fits, read_adapter, refuse_misfit
 from orchestrator.core.artifact import BUILDER_FORMAT, GGUF_FILE, FileEntry, Recipe
 from orchestrator.core.calibration import Calibration
 from orchestrator.core.meaning import Meaning
@@ -77,7 +75,7 @@ class Builder:
         """The adapter in a PEFT directory: SourceError if it cannot be served, PlanRefused if not with `base`."""
         adapter = read_adapter(directory)
         if base is not None:
-            check_fits(directory, adapter, families.read_config(base))
+            check_fits(directory, adapter, base)
         return adapter
 
     def versions(self, recipe: Recipe) -> dict[str, str]:
@@ -114,7 +112,8 @@ class Builder:
         its own chat template.
 
         GGUF recipes write `model.gguf`; NVFP4A16, FP8 and NVFP4 (with a `calibration`) a Hugging Face directory;
-        ADAPTER copies a PEFT directory; LORA_GGUF writes `adapter.gguf`, for the weights in `base`. SourceError if the
+        ADAPTER copies a PEFT directory, without what it carries unchanged of the weights in `base`; LORA_GGUF writes
+        `adapter.gguf`, for those weights. SourceError if the
         source is not what it claims; HostError if the disk, the quantizer or another program fails; whatever
         `progress` raises passes through, leaving nothing that looks finished.
         """
@@ -203,11 +202,9 @@ def _view(job: _Job) -> None:
 
 
 def _adapter(job: _Job) -> None:
-    read_adapter(job.source)
-    for name in (CONFIG, WEIGHTS):
-        job.progress(f"importing {name}", 0, 0)
-        with host_errors(f"copy {job.source / name}"):
-            shutil.copyfile(job.source / name, job.work / name)
+    from orchestrator.artifacts.adapter_import import import_adapter
+
+    import_adapter(job.source, job.work, job.base, job.progress)
 
 
 def _lora(job: _Job) -> None:
@@ -215,4 +212,5 @@ def _lora(job: _Job) -> None:
         raise ValueError("an adapter is built for a base")
     from orchestrator.artifacts.lora import build_lora_gguf
 
+    refuse_misfit(job.source, read_adapter(job.source), job.base)
     build_lora_gguf(job.source, families.read_config(job.base), job.work / ADAPTER_FILE, job.progress)
