@@ -64,12 +64,13 @@ def _file(file: Path, work: Path) -> Any:
     for base in BASES:
         if (ASSETS / base / file.name).is_file() and (ASSETS / base / file.name).read_bytes() == raw:
             return {"like": f"{base}/{file.name}"}
-    for derived in ({"vocabulary of": TOKENIZER}, {"merges of": TOKENIZER}):
-        if contents(derived) == raw:
-            return derived
+    if raw == contents({"merges of": TOKENIZER}):
+        return {"merges of": TOKENIZER}
     if file.suffix != ".json":
         return raw.decode().replace(str(work), "/models")
     value = json.loads(raw)
+    if value == json.loads(contents({"vocabulary of": TOKENIZER})):
+        return {"vocabulary of": TOKENIZER}
     forms: list[dict[str, Any]] = [{"json": value}]
     likes = [f"{base}/{file.name}" for base in BASES if (ASSETS / base / file.name).is_file()]
     forms += [{"like": like, **edits(json.loads((ASSETS / like).read_bytes()), value)} for like in likes]
