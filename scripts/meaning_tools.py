@@ -297,7 +297,8 @@ def _(model: Path, out: Path) -> None:
 
 @tool(
     "tool-torchtune-lora",
-    "After torchtune 0.6.1, FullModelHFCheckpointer.save_checkpoint: merged weights, and the adapter beside them.",
+    "After torchtune 0.6.1, FullModelHFCheckpointer.save_checkpoint: merged weights, and beside them the adapter, "
+    "which transformers applies again, where it has PEFT.",
     FIVE,
     TAKE,
     MERGE,

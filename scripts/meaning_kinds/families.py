@@ -14,8 +14,9 @@ from meaning_kinds.recipes import (
     register,
     token,
     tokenizer,
+    tokenizer_config,
 )
-from meaning_kinds.tokenizers import SLOW, begins
+from meaning_kinds.tokenizers import SLOW, begins, qwen_split
 
 WITH_BOS = (
     "{{ bos_token }}{%- for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
@@ -130,11 +131,14 @@ family(
 family("mistral", "Mistral with a SentencePiece tokenizer.", MISTRAL, spm(add_bos_token=True))
 family("mistral-window", "A sliding window.", MISTRAL | {"sliding_window": 16}, spm(add_bos_token=True))
 TINY_TOKENIZER: Files = {"tokenizer.json": {"like": "tiny-qwen3/tokenizer.json"}, "chat_template.jinja": CHATML}
+QWEN2_TOKENIZER = TINY_TOKENIZER | {"tokenizer_config.json": {"json": SLOW | {"add_bos_token": False}}}
+family("qwen2", "Qwen2 with biases, tied, with a tokenizer as Qwen's.", QWEN2, QWEN2_TOKENIZER, qwen_split)
 family(
-    "qwen2",
-    "Qwen2 with biases, tied.",
+    "qwen2-foreign",
+    "Qwen2 with a tokenizer.json that splits otherwise: transformers 5 splits as Qwen2 whatever the class.",
     QWEN2,
-    TINY_TOKENIZER | {"tokenizer_config.json": {"json": SLOW | {"add_bos_token": False}}},
+    QWEN2_TOKENIZER,
+    tokenizer_config(tokenizer_class="PreTrainedTokenizerFast"),
 )
 family(
     "llama-3",

@@ -103,7 +103,7 @@ kind(
 ADAPTER = json.loads((ASSETS / "lora-a/adapter_config.json").read_bytes())
 kind(
     "left-adapter",
-    "An adapter's files beside the weights that it was merged into; its base is not here.",
+    "An adapter's files beside the weights that it was merged into: transformers applies it again, where it has PEFT.",
     file("adapter_config.json", {"json": ADAPTER | {"base_model_name_or_path": "../no-such-base"}}),
     file("adapter_model.safetensors", {"like": "lora-a/adapter_model.safetensors"}),
     weights=[TAKE, ["merge", "lora-a", ADAPTER["lora_alpha"] / ADAPTER["r"]], SAVE],

@@ -18,6 +18,18 @@ from meaning_kinds.recipes import (
     without,
 )
 
+# As Qwen2Tokenizer builds it, whatever tokenizer.json says.
+QWEN_REGEX = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+SPLIT = {"type": "Split", "pattern": {"Regex": QWEN_REGEX}, "behavior": "Isolated", "invert": False}
+qwen_split = tokenizer(
+    normalizer={"type": "NFC"},
+    pre_tokenizer={"type": "Sequence", "pretokenizers": [SPLIT, BYTES]},
+    post_processor=BYTES,
+)
+
 for name, written in (
     ("Qwen2Tokenizer", "class-qwen2"),
     ("Qwen2TokenizerFast", "class-qwen2-fast"),
@@ -27,6 +39,12 @@ for name, written in (
     ("NoSuchTokenizer", "class-unknown"),
 ):
     kind(written, f"tokenizer_class is {name}.", tokenizer_config(tokenizer_class=name, backend=...))
+kind(
+    "class-qwen2-split",
+    "tokenizer_class is Qwen2Tokenizer, and tokenizer.json splits and composes as Qwen's do.",
+    tokenizer_config(tokenizer_class="Qwen2Tokenizer", backend=...),
+    qwen_split,
+)
 kind("class-none", "tokenizer_config.json names no class.", tokenizer_config(tokenizer_class=..., backend=...))
 kind("class-no-config", "No tokenizer_config.json.", without("tokenizer_config.json"))
 SLOW = {

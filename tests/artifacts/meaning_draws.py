@@ -90,9 +90,12 @@ class _Drawing:
 
     def _draw_tokenizer(self) -> None:
         random, changes = self._random, dict[str, Any]()
-        split = self._choice("split", "gpt-2", "qwen2", "llama-bpe")
+        kind = self._config["model_type"]
+        # Transformers 5 reads the tokenizer of any Qwen2, and of any class Qwen2Tokenizer, as if it were this one.
+        qwen = kind == "qwen2" or (kind == "qwen3" and self._choice("as Qwen's", False, True))
+        split = "qwen2" if qwen else self._choice("split", "gpt-2", "qwen2", "llama-bpe")
         changes["/pre_tokenizer"] = PRE_TOKENIZERS[split]
-        if self._choice("normalizer", None, None, "NFC"):
+        if qwen or self._choice("normalizer", None, None, "NFC"):
             changes["/normalizer"] = {"type": "NFC"}
         if self._choice("begins", False, False, True):
             changes["/post_processor"] = BEGINS
@@ -108,7 +111,8 @@ class _Drawing:
         base = json.loads((ASSETS / "tiny-qwen3/tokenizer.json").read_bytes())
         changes["/added_tokens"] = base["added_tokens"] + tokens
         self.files["tokenizer.json"] = {"like": "tiny-qwen3/tokenizer.json", "set": changes}
-        self._named["tokenizer_class"] = self._choice("class", "PreTrainedTokenizerFast", "TokenizersBackend")
+        classes = ("PreTrainedTokenizerFast", "TokenizersBackend", *["Qwen2Tokenizer", "Qwen2TokenizerFast"] * qwen)
+        self._named["tokenizer_class"] = self._choice("class", *classes)
         if self._choice("decoder beside", False, True):
             self._named["added_tokens_decoder"] = {
                 str(token["id"]): {name: value for name, value in token.items() if name != "id"}
