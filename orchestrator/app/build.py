@@ -40,12 +40,11 @@ if TYPE_CHECKING:
 
 
 def recipes_of(profile: Profile, named: list[str]) -> tuple[Recipe, ...]:
-    """Those that were named, else all that its engines may serve; not the weights themselves."""
+    """Those that were named, else all that its engines may serve."""
     if named:
         return tuple(dict.fromkeys(recipe for name in named if (recipe := recipe_named(name)) is not None))
     settings = (sheet.settings.of(profile, name) for name, sheet in ENGINES.items())
-    found = dict.fromkeys(recipe for engine in settings for recipe in engine.recipes)
-    return tuple(recipe for recipe in found if recipe is not Recipe.WEIGHTS)
+    return tuple(dict.fromkeys(recipe for engine in settings for recipe in engine.recipes))
 
 
 def plan_build(orch: Orchestrator, profile: Profile, recipes: tuple[Recipe, ...]) -> Plan:

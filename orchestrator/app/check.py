@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.app.intent import chosen_target, with_listed_adapters
+from orchestrator.app.meaning import learnt
 from orchestrator.app.profiles import named_profile, pinned, weights_facts
 from orchestrator.app.resolution import Take, observed_for, resolve_desired
 from orchestrator.app.runs import Watcher, alone, run_plan
 from orchestrator.core.deployment import Adapter, Deployment, DeploymentSpec, Desired
 from orchestrator.core.launch import Instance
+from orchestrator.core.meaning import Meaning
 from orchestrator.core.observed import Observed
 from orchestrator.core.parity import (
     ANSWER_TOKENS,
@@ -129,9 +131,9 @@ def _reference(orch: Orchestrator, profile: Profile, one: Candidate) -> Referenc
     from orchestrator.artifacts.reference_tokens import reference_of
 
     weights = weights_facts(orch, profile)
-    here = Path(weights.path)
-    meaning = weights.meaning or orch.catalog.meaning(Path(one.deployment.model_path))
-    return reference_of(here if weights.meaning is not None else None, meaning)
+    here = Path(weights.path) if weights.size else None
+    known = learnt(orch, weights, one.resolved, ask_hub=False).meaning
+    return reference_of(here, known or Meaning())
 
 
 def _candidate(orch: Orchestrator, profile: Profile, engine: str, observed: Observed, timeout_s: float) -> Candidate:

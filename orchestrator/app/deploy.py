@@ -53,11 +53,18 @@ def _take(intent: Intent) -> Take:
 
 
 def plan_to(
-    orch: Orchestrator, verb: str, desired: Desired, observed: Observed, options: Options, take: Take = Take.STEADY
+    orch: Orchestrator,
+    verb: str,
+    desired: Desired,
+    observed: Observed,
+    options: Options,
+    take: Take = Take.STEADY,
+    learn: bool = True,
 ) -> Plan:
-    """The plan from what is observed to what is wanted."""
+    """The plan from what is observed to what is wanted. Unless it is to `learn`, no hub is asked for what a model says
+    of itself: such a plan is only looked at."""
     observed = observed_for(orch, desired, observed)
-    resolved, desired = resolve_desired(orch, desired, observed, take=take)
+    resolved, desired = resolve_desired(orch, desired, observed, take=take, learn=learn)
     gateway = gateway_spec(orch, observed, options.listen, desired.spec.target, options.renew_gateway)
     limits = Limits(options.ready_s, options.drain_s)
     return plan_deploy(verb, resolved, desired, observed, gateway, limits, options.fresh)

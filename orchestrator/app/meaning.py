@@ -7,8 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from orchestrator.core.deployment import Deployment
-from orchestrator.core.meaning import Meaning
+from orchestrator.core.meaning import Meaning, deviations
+from orchestrator.core.prerequisites import FetchArtifact
+from orchestrator.core.resolved import Resolved
 from orchestrator.core.weights import HubSnapshot, HubSource, WeightsFacts
 
 if TYPE_CHECKING:
@@ -19,21 +20,29 @@ HUB_TIMEOUT_S = 30.0
 _LARGEST = 2_000_000
 
 
-def learnt(orch: Orchestrator, weights: WeightsFacts, deployment: Deployment) -> WeightsFacts:
-    """The same facts with their meaning: of the artifact that is served, where it is here, else of the hub's small
-    files.
+def learnt(orch: Orchestrator, weights: WeightsFacts, resolved: Resolved, ask_hub: bool) -> WeightsFacts:
+    """The same facts with the meaning of what is served: by the weights where they are here, by the artifact, or by the
+    small files of the hub's repository, if it may be asked.
 
     What sampling, template and ends a model asks for decides how its engine is started, and that is planned before
-    anything is pulled. HostError or SourceError where the hub does not tell.
+    anything is pulled. SourceError where files contradict each other, HostError where the hub does not answer.
     """
-    served = Path(deployment.model_path)
-    if served.exists():
-        meaning = orch.catalog.meaning(served)
-    elif weights.fetch is not None:
-        meaning = _of_hub(orch, weights.fetch)
-    else:
-        return weights
-    return replace(weights, meaning=meaning.with_template(weights.template) if weights.template else meaning)
+    served = Path(resolved.deployment.model_path)
+    ready = any(isinstance(step, FetchArtifact) for step in resolved.prerequisites)
+    theirs = orch.catalog.meaning(Path(weights.path)) if weights.size else None
+    if ready and served.exists():
+        own = orch.catalog.meaning(served)
+        if theirs is None:
+            return replace(weights, meaning=own)
+        sampling = own.sampling or theirs.sampling
+        return replace(weights, meaning=own.model_copy({"sampling": sampling}), deviations=deviations(own, theirs))
+    if theirs is None and served.exists():
+        theirs = orch.catalog.meaning(served)
+    if theirs is None and weights.fetch is not None and ask_hub:
+        theirs = _of_hub(orch, weights.fetch)
+    if theirs is not None and weights.template:
+        theirs = theirs.with_template(weights.template)
+    return replace(weights, meaning=theirs)
 
 
 def _of_hub(orch: Orchestrator, source: HubSource) -> Meaning:

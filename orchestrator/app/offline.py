@@ -343,7 +343,7 @@ def _seen(orch: Orchestrator, saved: SavedEngine, taken: LoadedEngine, profile: 
     try:
         observed = there.observe()
         desired = desired_for(there, Serve(saved.engine, str(profile), saved.target, saved.recipe), observed)
-        plan = plan_to(there, "up", desired, observed, Options(), Take.NEWEST)
+        plan = plan_to(there, "up", desired, observed, Options(), Take.NEWEST, learn=False)
     except OrchError as error:
         return replace(taken, refused=f"{error.message} {error.hint}".strip())
     steps = (action.step for action in plan.actions if isinstance(action.step, Prerequisite))

@@ -154,9 +154,7 @@ def weights_facts(orch: Orchestrator, profile: Profile) -> WeightsFacts:
         facts = orch.catalog.of_directory(profile.weights, orch.progress)
     if profile.chat.template is None:
         return facts
-    template = _template(Path(profile.chat.template))
-    meaning = facts.meaning.with_template(template) if facts.meaning is not None else None
-    return replace(facts, template=template, meaning=meaning)
+    return replace(facts, template=_template(Path(profile.chat.template)))
 
 
 def _template(file: Path) -> str:

@@ -46,10 +46,15 @@ class Take(Enum):
 
 
 def resolve_desired(
-    orch: Orchestrator, desired: Desired, observed: Observed, to_run: bool = True, take: Take = Take.STEADY
+    orch: Orchestrator,
+    desired: Desired,
+    observed: Observed,
+    to_run: bool = True,
+    take: Take = Take.STEADY,
+    learn: bool = True,
 ) -> tuple[Resolved, Desired]:
     """What is wanted, on this host; with it the same as it is to be recorded: its adapters fitted to these weights, and
-    its resolution."""
+    its resolution. A hub is asked what the model says of itself if it is `to_run`, and to `learn`."""
     context = orch.resolve_context(observed, desired.spec.profile)
     weights = weights_facts(orch, desired.spec.profile)
     adapters = tuple(fitted(a.name, a.digest, a.rank, a.origin, weights, context) for a in desired.adapters)
@@ -65,8 +70,8 @@ def resolve_desired(
 
     def settled(resolved: Resolved) -> tuple[Resolved, Desired]:
         """What is taken is resolved with what the model says of itself, wherever that has to be asked for."""
-        if not resolved.knows_model and to_run:
-            known = learnt(orch, weights, resolved.deployment)
+        known = learnt(orch, weights, resolved, ask_hub=to_run and learn)
+        if known.meaning is not None:
             resolved = resolve(spec, adapters, known, observed.host, context, to_run)
         return resolved, desired.resolved_anew(resolved.resolution)
 

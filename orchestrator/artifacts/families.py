@@ -284,9 +284,35 @@ def check(checkpoint: Checkpoint, config: ModelConfig) -> None:
         raise SourceError(
             f"{checkpoint.files[0].parent}: {len(problems)} tensors do not fit config.json: {problems[0]}"
             f"{' (and more)' if len(problems) > 1 else ''}.",
-            "Check that config.json belongs to these weights, or download both again.",
+            _way_out(checkpoint, config),
             "\n".join(problems),
         )
+
+
+def _way_out(checkpoint: Checkpoint, config: ModelConfig) -> str:
+    """What to do about tensors that do not fit, by what they look like."""
+    found = checkpoint.tensors
+    embedding, head = found.get("model.embed_tokens.weight"), found.get(HEAD)
+    if embedding is not None and embedding.rows != config.vocab_size:
+        return (
+            f"The embedding has {embedding.rows} rows: is that vocab_size in config.json? Where tokens were added, "
+            "save the model again with transformers, which writes both."
+        )
+    if head is None and embedding is not None and not config.tie_word_embeddings:
+        return (
+            'If it was trained with the embedding as its head, config.json has to say "tie_word_embeddings": true; '
+            "else its head is lost."
+        )
+    if embedding is None and head is not None:
+        return "Save the model again with transformers: only its head is there, and that is the embedding as well."
+    wrapped = next((name for name in found if name.startswith(_WRAPPERS)), "")
+    if wrapped:
+        return f"The names are those of a wrapper ({wrapped}): save the model that it wraps."
+    return "Check that config.json belongs to these weights, or download both again."
+
+
+# torch.compile, DDP and FSDP, PEFT.
+_WRAPPERS = ("_orig_mod.", "module.", "base_model.model.")
 
 
 def is_linear(name: str) -> bool:

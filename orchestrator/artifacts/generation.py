@@ -73,6 +73,9 @@ def read_sampling(directory: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The defaults by a profile's names, and what else is said that no engine heeds. SourceError for values of which
     nobody can sample."""
     file = directory / GENERATION
+    if not file.is_file():
+        # Older ones say it there.
+        file = directory / CONFIG
     raw = read_json(file) if file.is_file() else {}
     found: dict[str, Any] = {}
     for name, ours in _NAMES.items():

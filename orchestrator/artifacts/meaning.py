@@ -6,15 +6,18 @@ Only small files are read here. Whether a head is another matrix than the embedd
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
+from orchestrator.artifacts.chat_rendering import render_chat, template_problem
 from orchestrator.artifacts.chat_templates import read_templates
 from orchestrator.artifacts.generation import read_ends, read_sampling
 from orchestrator.artifacts.json_file import read_json
-from orchestrator.artifacts.tokenizer_files import TokenizerFiles, read_tokenizer_files
+from orchestrator.artifacts.tokenizer_files import TokenizerFiles, put_around, read_tokenizer_files
 from orchestrator.core.meaning import DEFAULT, NO_TEMPLATE, AddedToken, ChatTemplate, End, Meaning
-from orchestrator.core.weights import INDEX, TEMPLATES, files_left_out, files_that_count
+from orchestrator.core.weights import INDEX, SINGLE, TEMPLATES, files_left_out, files_that_count
+from orchestrator.errors import SourceError
 
 # llama.cpp takes these for ends by their text, in whatever vocabulary they stand, and hides them from clients; of the
 # third group it takes the first of a kind that it finds (src/llama-vocab.cpp, special_eog_ids and special_fim_*_id).
@@ -28,6 +31,7 @@ LLAMA_CPP_ENDS = frozenset(
         "<|file_sep|>",
     }
 )  # fmt: skip
+ADAPTER = "adapter_config.json"
 _TOKENIZER = "the tokenizer"
 
 
@@ -39,13 +43,22 @@ def read_meaning(directory: Path, template: str | None = None) -> Meaning:
     names = _names(directory)
     counted = files_that_count(names, lambda: _shards(directory))
     config = read_json(directory / "config.json")
+    named = config.get("transformers_weights")
+    if named not in (None, SINGLE, INDEX):
+        raise SourceError(
+            f"{directory / 'config.json'} says that its weights are in {named!r} (transformers_weights).",
+            f"Give that file the name {SINGLE}, and take transformers_weights out of config.json.",
+        )
     tokenizer = read_tokenizer_files(directory)
     templates, source = read_templates(directory)
+    broken = {one.name: problem for one in templates if (problem := template_problem(one.text))}
+    templates = tuple(one for one in templates if one.name not in broken)
     sampling, ignored = read_sampling(directory)
     ends = _ends(directory, tokenizer)
     architectures = config.get("architectures")
     found = Meaning(
         architecture=str(architectures[0]) if isinstance(architectures, list) and architectures else "",
+        model_type=str(config.get("model_type") or ""),
         files=counted,
         left_out=files_left_out(names, counted),
         vocabulary=tokenizer.digest,
@@ -55,7 +68,13 @@ def read_meaning(directory: Path, template: str | None = None) -> Meaning:
         template_source=source,
         ends=ends,
         sampling=sampling,
-        remarks=tuple(_remarks(tokenizer, templates, ends, ignored)),
+        remarks=(
+            *_of_templates(templates, broken),
+            *_of_ends(tokenizer, ends),
+            *_of_texts(tokenizer, templates),
+            *(["generation_config.json says " + ", ".join(ignored) + ", which no engine heeds"] if ignored else []),
+            *(["an adapter lies beside the weights, and is not applied: orch lora add"] if ADAPTER in names else []),
+        ),
     )
     return found.with_template(template) if template is not None else found
 
@@ -82,15 +101,18 @@ def _ends(directory: Path, tokenizer: TokenizerFiles) -> tuple[End, ...]:
     return tuple(End(id=number, text=texts.get(number, ""), said_by=files) for number, files in said.items())
 
 
-def _remarks(
-    tokenizer: TokenizerFiles, templates: tuple[ChatTemplate, ...], ends: tuple[End, ...], ignored: tuple[str, ...]
-) -> list[str]:
-    found = []
+def _of_templates(templates: tuple[ChatTemplate, ...], broken: Mapping[str, str]) -> list[str]:
+    found = [f"its chat template {name} cannot be used: {problem}" for name, problem in broken.items()]
     if not templates:
         found.append(f"it has no chat template: completions are served, and {NO_TEMPLATE}")
     elif all(one.name != DEFAULT for one in templates):
         names = ", ".join(one.name for one in templates)
         found.append(f"its chat templates are {names}, and none is the default: {NO_TEMPLATE}")
+    return found
+
+
+def _of_ends(tokenizer: TokenizerFiles, ends: tuple[End, ...]) -> list[str]:
+    found = []
     if not ends:
         found.append("none of its files names a token that ends an answer: answers end at their limit")
     listed = {end.id for end in ends}
@@ -100,6 +122,38 @@ def _remarks(
             f"llama.cpp and Ollama also end an answer at {', '.join(added)}, which the model does not list, and show "
             "clients nothing of it"
         )
-    if ignored:
-        found.append(f"generation_config.json says {', '.join(ignored)}, which no engine heeds")
     return found
+
+
+def _of_texts(tokenizer: TokenizerFiles, templates: tuple[ChatTemplate, ...]) -> list[str]:
+    """What llama.cpp does otherwise with texts that are to be completed."""
+    found = []
+    default = next((one.text for one in templates if one.name == DEFAULT), "")
+    adds = put_around(tokenizer) or {}
+    if default and adds.get("bos") and not writes_bos(default, tokenizer):
+        found.append(
+            f"texts to be completed do not begin with {tokenizer.named.get('bos')} on llama.cpp and Ollama: there is "
+            "one setting, and the chat template does not write it"
+        )
+    model = tokenizer.document.get("model")
+    if isinstance(model, dict) and model.get("byte_fallback") and _is_llamas(tokenizer):
+        found.append("what begins with a space has one more on llama.cpp and Ollama, as it had in transformers 4")
+    return found
+
+
+def writes_bos(template: str, tokenizer: TokenizerFiles) -> bool:
+    """Whether a chat's prompt begins with the token that texts begin with."""
+    bos = tokenizer.named.get("bos", "")
+    named: dict[str, Any] = {f"{name}_token": text for name, text in tokenizer.named.items()}
+    try:
+        return bool(bos) and render_chat(template, _HELLO, **named).startswith(bos)
+    except SourceError:
+        return True
+
+
+def _is_llamas(tokenizer: TokenizerFiles) -> bool:
+    """Whether transformers 5 makes the tokenizer anew, as that of Llama."""
+    return str(tokenizer.config.get("tokenizer_class", "LlamaTokenizer")).removesuffix("Fast") == "LlamaTokenizer"
+
+
+_HELLO = ({"role": "user", "content": "Hello!"},)

@@ -10,6 +10,7 @@ from orchestrator.artifacts.tokenizer_files import PIECES, TOKENIZER, read_token
 from orchestrator.artifacts.tokenizer_spm import has_pieces_of, is_spm, read_json_spm, read_model
 from orchestrator.artifacts.vocabulary import Tokenizer
 from orchestrator.core.meaning import Meaning
+from orchestrator.errors import SourceError
 
 
 def read_tokenizer(directory: Path, vocab_size: int, meaning: Meaning) -> Tokenizer:
@@ -23,6 +24,11 @@ def read_tokenizer(directory: Path, vocab_size: int, meaning: Meaning) -> Tokeni
     if not files.document:
         if (directory / PIECES).is_file():
             return read_model(files, vocab_size, meaning)
+        if (directory / "vocab.json").is_file():
+            raise SourceError(
+                f"{directory} has a tokenizer without {TOKENIZER}.",
+                "transformers writes one: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
+            )
         read_json(directory / TOKENIZER)  # says what is missing
     if not is_spm(files.document):
         return read_bpe(files, vocab_size, meaning)

@@ -55,7 +55,7 @@ def read_bpe(files: TokenizerFiles, vocab_size: int, meaning: Meaning) -> Tokeni
     for added in expressible(files):
         vocabulary.place_added(added.id, added.text, as_token(added))
     pre = _pre_tokenizer(file, raw, bool(bpe.get("ignore_merges")))
-    _check_class(file, files.config.get("tokenizer_class"), pre)
+    _check_class(files, meaning.model_type, pre)
     padded = vocabulary.padded()
     return Tokenizer(
         "gpt2",
@@ -77,16 +77,23 @@ def _merges(file: Path, merges: list[Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
-# transformers 5 makes the tokenizers of these classes anew of the vocabulary, with the split of the class.
+# transformers 5 makes the tokenizers of these classes anew of the vocabulary, with the split of the class. Where none
+# is named the kind of model has one, and of qwen2 whatever is named.
 _SPLIT_OF_CLASS = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2"}
+_CLASS_OF_MODEL = {"qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer"}
 
 
-def _check_class(file: Path, name: object, pre: str) -> None:
+def _check_class(files: TokenizerFiles, model_type: str, pre: str) -> None:
+    said = files.config.get("tokenizer_class")
+    name = _CLASS_OF_MODEL.get(model_type) if said is None or model_type == "qwen2" else str(said)
     expected = _SPLIT_OF_CLASS.get(str(name).removesuffix("Fast"), pre)
     if expected != pre:
+        hint = 'With "tokenizer_class": "PreTrainedTokenizerFast" in tokenizer_config.json, tokenizer.json counts.'
         raise SourceError(
-            f"{file} splits text as {pre} does, and {name} of tokenizer_config.json as {expected} does.",
-            'With "tokenizer_class": "PreTrainedTokenizerFast" in tokenizer_config.json, tokenizer.json counts.',
+            f"{files.directory / TOKENIZER} splits text as {pre} does, and transformers 5, by {name}, as {expected} does.",
+            hint
+            if model_type != "qwen2"
+            else "vLLM reads it as transformers 5 does: serve it there, with recipe weights.",
         )
 
 

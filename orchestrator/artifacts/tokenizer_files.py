@@ -133,30 +133,70 @@ def _legacy_list(directory: Path, named: Mapping[str, str]) -> list[Added]:
 
 
 def _joined(files: TokenizerFiles, lists: list[Added]) -> tuple[Added, ...]:
-    """Those of tokenizer.json, with what the lists and names add to them or know otherwise. An id belongs to what has
-    it in tokenizer.json; a new token is given the next free one, whatever the list says, so it had better say that."""
-    found = {token.text: token for token in files.added}
-    vocabulary = files.vocabulary
-    news = [token for token in lists if token.text not in found]
-    known = {token.text for token in (*found.values(), *news)}
-    news += [Added(-1, text, True) for text in dict.fromkeys(files.named.values()) if text not in known]
-    for token in lists:
-        if (present := found.get(token.text)) is not None:
-            found[token.text] = Added(present.id, token.text, present.special or token.special, token.flags)
-    for token in news:
-        free = max(len(vocabulary), max((one.id for one in found.values()), default=-1) + 1)
-        number = vocabulary.get(token.text, free)
-        if token.id not in (number, -1):
+    """Those of tokenizer.json, with what the lists and names add to them or know otherwise. A token that is not in the
+    vocabulary is given the next free id, whatever is said of it, so it had better be said that; what has two, whoever
+    makes a vocabulary of them will see."""
+    found: dict[str, Added] = {}
+    names = set(files.named.values())
+    listed = {token.text: token for token in lists}
+    unlisted = [Added(_NEXT, text, True) for text in dict.fromkeys([*files.named.values(), *_further(files.config)])]
+    for token in (*sorted(files.added, key=lambda one: one.id), *lists, *unlisted):
+        if token.text in found:
+            continue
+        free = max(len(files.vocabulary), max((one.id for one in found.values()), default=-1) + 1)
+        number = files.vocabulary.get(token.text, token.id if _NEXT < token.id < free else free)
+        if token.id > free:
             raise SourceError(
-                f"{files.directory / CONFIG}: {token.text!r} is said to have id {token.id}, and transformers gives it "
-                f"{number}, because {TOKENIZER} does not have it.",
+                f"{files.directory}: {token.text!r} is said to have id {token.id}, and transformers gives it {number}.",
                 "Save the tokenizer again with the version of transformers that it was made with.",
             )
-        found[token.text] = Added(number, token.text, token.special, token.flags)
-    names = set(files.named.values())
-    return tuple(
-        sorted(
-            (Added(one.id, one.text, one.special or one.text in names, one.flags) for one in found.values()),
-            key=lambda one: one.id,
-        )
-    )
+        known = listed.get(token.text, token)
+        special = token.special or known.special or token.text in names
+        found[token.text] = Added(number, token.text, special, known.flags)
+    return tuple(sorted(found.values(), key=lambda one: one.id))
+
+
+_NEXT = -1
+
+
+def _further(config: Mapping[str, Any]) -> list[str]:
+    """Special tokens without a name."""
+    entries = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    values = entries.values() if isinstance(entries, dict) else entries if isinstance(entries, list) else ()
+    return [text for value in values if (text := _text(value))]
+
+
+def put_around(files: TokenizerFiles) -> dict[str, bool] | None:
+    """Whether bos is put before each text and eos after it; None where something else is done to it.
+
+    The post-processor of tokenizer.json says that alone, whatever add_bos_token says beside it; without a
+    tokenizer.json that does.
+    """
+    if not files.document:
+        return {name: bool(files.config.get(f"add_{name}_token", name == "bos")) for name in ("bos", "eos")}
+    found: dict[str, bool] | None = {"bos": False, "eos": False}
+    processor = files.document.get("post_processor")
+    steps = processor.get("processors", [processor]) if isinstance(processor, dict) else []
+    for step in steps:
+        kind = step.get("type") if isinstance(step, dict) else None
+        if kind == "TemplateProcessing":
+            found = _of_template(files.named, step.get("single"))
+        elif kind != "ByteLevel":
+            return None
+    return found
+
+
+def _of_template(named: Mapping[str, str], single: object) -> dict[str, bool] | None:
+    """Of [bos] text [eos], whether either is there."""
+    texts = []
+    for piece in single if isinstance(single, list) else ():
+        special = piece.get("SpecialToken") if isinstance(piece, dict) else None
+        texts.append(special.get("id") if isinstance(special, dict) else "")
+    bos, eos = named.get("bos"), named.get("eos")
+    known: dict[tuple[object, ...], dict[str, bool]] = {
+        ("",): {"bos": False, "eos": False},
+        (bos, ""): {"bos": True, "eos": False},
+        ("", eos): {"bos": False, "eos": True},
+        (bos, "", eos): {"bos": True, "eos": True},
+    }
+    return known.get(tuple(texts))

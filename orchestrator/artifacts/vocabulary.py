@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 from gguf import GGUFWriter, TokenType
 
 from orchestrator.artifacts.json_file import read_json
-from orchestrator.artifacts.meaning import LLAMA_CPP_ENDS
-from orchestrator.artifacts.tokenizer_files import TOKENIZER, Added, TokenizerFiles
+from orchestrator.artifacts.meaning import LLAMA_CPP_ENDS, writes_bos
+from orchestrator.artifacts.tokenizer_files import CONFIG, TOKENIZER, Added, TokenizerFiles, put_around
 from orchestrator.core.meaning import DEFAULT, ChatTemplate, End, Meaning
 from orchestrator.errors import SourceError
 
@@ -155,6 +155,8 @@ def refuse(file: Path, reason: str) -> NoReturn:
 
 def expressible(files: TokenizerFiles) -> tuple[Added, ...]:
     """The added tokens; SourceError for what GGUF has no words for."""
+    if files.config.get("split_special_tokens"):
+        refuse(files.directory / CONFIG, "split_special_tokens, which makes plain text of the marks of a chat")
     for token in files.added:
         for flag in ("single_word", "lstrip", "rstrip"):
             if flag in token.flags:
@@ -182,7 +184,13 @@ def read_special(files: TokenizerFiles, meaning: Meaning, vocabulary: Vocabulary
     ends = [end for end in meaning.ends if end.id < vocabulary.size]
     if "eos" not in ids and ends:
         ids["eos"] = ends[0].id
-    return Special(merges, ids | _further_ends(file, ends, ids), _adds(files), meaning.templates)
+    adds = put_around(files)
+    if adds is None:
+        refuse(file, "it puts other tokens than its bos and eos around each text, or does more to it")
+    if meaning.chats:
+        # One setting is for chats and for completions: a chat's prompt is what its template says, and nothing more.
+        adds = {"bos": adds["bos"] and writes_bos(meaning.template(DEFAULT), files), "eos": False}
+    return Special(merges, ids | _further_ends(file, ends, ids), adds, meaning.templates)
 
 
 # In the order in which llama.cpp's converter looks for them.
@@ -221,38 +229,3 @@ def _further_ends(file: Path, ends: Sequence[End], ids: Mapping[str, int]) -> di
 
 
 _FURTHER = ("eot", "eom")
-
-
-def _adds(files: TokenizerFiles) -> dict[str, bool]:
-    """What is put before and after each text: by the post-processor of tokenizer.json alone, whatever add_bos_token
-    says beside it; without a tokenizer.json by that."""
-    if not files.document:
-        return {name: bool(files.config.get(f"add_{name}_token", name == "bos")) for name in ("bos", "eos")}
-    found = {"bos": False, "eos": False}
-    processor = files.document.get("post_processor")
-    steps = processor.get("processors", [processor]) if isinstance(processor, dict) else []
-    for step in steps:
-        kind = step.get("type") if isinstance(step, dict) else None
-        if kind == "TemplateProcessing":
-            found = _around(files, step.get("single"))
-        elif kind != "ByteLevel":
-            refuse(files.directory / TOKENIZER, f"post-processor {kind!r}")
-    return found
-
-
-def _around(files: TokenizerFiles, single: object) -> dict[str, bool]:
-    """Of [bos] text [eos], whether either is there; anything else llama.cpp cannot do."""
-    texts = []
-    for piece in single if isinstance(single, list) else ():
-        special = piece.get("SpecialToken") if isinstance(piece, dict) else None
-        texts.append(special.get("id") if isinstance(special, dict) else "")
-    bos, eos = files.named.get("bos"), files.named.get("eos")
-    known: dict[tuple[object, ...], dict[str, bool]] = {
-        ("",): {"bos": False, "eos": False},
-        (bos, ""): {"bos": True, "eos": False},
-        ("", eos): {"bos": False, "eos": True},
-        (bos, "", eos): {"bos": True, "eos": True},
-    }
-    if tuple(texts) not in known:
-        refuse(files.directory / TOKENIZER, f"it puts {' '.join(map(str, filter(None, texts)))} around each text")
-    return known[tuple(texts)]

@@ -61,6 +61,7 @@ class Meaning(Part):
     """
 
     architecture: str = ""
+    model_type: str = ""
     files: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     vocabulary: str = ""

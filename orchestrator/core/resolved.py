@@ -21,9 +21,8 @@ class Resolved:
     `prerequisites` are ordered; `routes` name public name, upstream and patch, their url is not known before the engine
     runs; `image` is what its container is of, `environment` what its process is started from; `memory_fit` sets the
     memory that one more such engine needs against what there is; None when nothing is known of the weights yet.
-    `sampling` is what is taken where requests do not say, `knows_model` whether what the model itself says of it is
-    known. `import_size` are the bytes of disk that the artifact takes in the engine's own store, `import_peak` those
-    while it is imported; 0 where it has none, or nothing is known yet.
+    `sampling` is what is taken where requests do not say. `import_size` are the bytes of disk that the artifact takes
+    in the engine's own store, `import_peak` those while it is imported; 0 where it has none, or nothing is known yet.
     """
 
     deployment: Deployment
@@ -36,7 +35,6 @@ class Resolved:
     image: ImagePin | None = None
     environment: EnvironmentSpec | None = None
     sampling: tuple[SamplingDefault, ...] = ()
-    knows_model: bool = True
 
     @property
     def resolution(self) -> Resolution:

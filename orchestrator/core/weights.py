@@ -38,8 +38,8 @@ def files_that_count(names: Iterable[str], shards: Callable[[], Collection[str]]
     Without either all safetensors count: what is wrong with them is for whoever opens them to say.
     """
     wanted = sorted(name for name in names if WANTED.fullmatch(name))
-    weights = {name for name in wanted if name.endswith(".safetensors")}
-    small = [name for name in wanted if name not in weights]
+    weights = {name for name in wanted if name.endswith(".safetensors")} - {"adapter_model.safetensors"}
+    small = [name for name in wanted if not name.endswith(".safetensors") and name != "adapter_config.json"]
     if SINGLE in weights:
         return (*(name for name in small if name != INDEX), SINGLE)
     named = weights & set(shards()) if INDEX in small else weights
@@ -164,8 +164,8 @@ def shape_of(config: Any) -> Shape | None:
 @dataclass(frozen=True)
 class ReadyFacts:
     """A ready-made artifact as this machine knows it before any work: `source` names its content, `key` its entry in
-    the store; it is `file` of `hub` or all that is wanted of it, or what lies at `path`. `shape` and `meaning` are None
-    until it is in the store."""
+    the store; it is `file` of `hub` or all that is wanted of it, or what lies at `path`. `shape` is None until it is
+    in the store."""
 
     source: str
     key: str
@@ -173,7 +173,6 @@ class ReadyFacts:
     file: str = ""
     path: str = ""
     shape: Shape | None = None
-    meaning: Meaning | None = None
 
 
 @dataclass(frozen=True)
@@ -183,8 +182,9 @@ class WeightsFacts:
     `source` names their content (`hub:REPO@COMMIT` or `dir:SHA256`), `key` their entry in the store (for a local
     directory: none is made), `path` where they are or will be, `fetch` what to download for it (None: a local
     directory). `size` in bytes is 0 and `shape` None until the files are there; `shape` also when config.json does not
-    tell it. `linked` are the directories that its files are links into, as in the hub client's cache. `meaning` is None
-    as long as none of its files is known; `template` is the profile's own chat template.
+    tell it. `linked` are the directories that its files are links into, as in the hub client's cache. `template` is the
+    profile's own chat template. `meaning` is that of what is served of them, with `deviations` from theirs where others
+    have built it; None as long as nobody has looked.
     """
 
     source: str
@@ -194,8 +194,9 @@ class WeightsFacts:
     size: int = 0
     shape: Shape | None = None
     linked: tuple[str, ...] = ()
-    meaning: Meaning | None = None
     template: str = ""
+    meaning: Meaning | None = None
+    deviations: tuple[str, ...] = ()
 
     @property
     def made_source(self) -> str:

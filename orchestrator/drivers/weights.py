@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.core.artifact import GGUF_FILE, Recipe, artifact_key, source_of_files
+from orchestrator.core.artifact import Recipe, artifact_key, source_of_files
 from orchestrator.core.meaning import Meaning
 from orchestrator.core.part import Unfit
 from orchestrator.core.profile import ReadyMade, Weights
@@ -56,8 +56,7 @@ class WeightsCatalog:
         manifest = self._store.get(key)
         size = manifest.size if manifest is not None else 0
         shape = read_shape(path) if manifest is not None else None
-        meaning = self.meaning(path) if manifest is not None else None
-        return WeightsFacts(str(source), key, str(path), source, size, shape, meaning=meaning)
+        return WeightsFacts(str(source), key, str(path), source, size, shape)
 
     def of_ready_made(self, recipe: Recipe, ready: ReadyMade, progress: Progress) -> ReadyFacts:
         """Facts of a ready-made artifact; its hub revision must be a commit. A local one is read once, then only its
@@ -78,9 +77,7 @@ class WeightsCatalog:
             facts = ReadyFacts(source, artifact_key(recipe, source, brought=True), path=str(path))
         if self._store.get(facts.key) is None:
             return facts
-        place = self._store.path(facts.key)
-        meaning = self.meaning(place / GGUF_FILE if recipe.quant else place)
-        return replace(facts, shape=self._ready_shape(recipe, place), meaning=meaning)
+        return replace(facts, shape=self._ready_shape(recipe, self._store.path(facts.key)))
 
     def _ready_shape(self, recipe: Recipe, directory: Path) -> Shape | None:
         if not recipe.quant:
@@ -101,8 +98,7 @@ class WeightsCatalog:
         source = source_of_files(self._hashes(files, progress))
         total = sum(path.stat().st_size for path in files)
         key = artifact_key(Recipe.WEIGHTS, source)
-        linked = link_directories(root)
-        return WeightsFacts(source, key, str(root), None, total, read_shape(root), linked, self.meaning(root))
+        return WeightsFacts(source, key, str(root), None, total, read_shape(root), link_directories(root))
 
     def meaning(self, path: Path) -> Meaning:
         """What a directory of weights, or a GGUF file, means; read again only where its small files have changed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from orchestrator.core.deployment import Adapter, Deployment, DeploymentSpec
 from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.host import Host
 from orchestrator.core.launch import DOCKER, LOCAL, Container
-from orchestrator.core.meaning import Meaning, deviations, sampling_defaults
+from orchestrator.core.meaning import sampling_defaults
 from orchestrator.core.memory import MemoryFit, MemoryPool, artifact_bytes, memory_pools
 from orchestrator.core.pins import Accelerator, EnginePin, ImagePin
 from orchestrator.core.plan import Remark, Skip
@@ -59,9 +60,8 @@ def resolve(
     environment = _environment(sheet, accelerator, context) if image is None else None
     key, model_path = _model_path(sheet, recipe, weights, context)
     ready = context.ready.get(recipe)
-    meaning = served_meaning(weights, ready)
-    sampling = sampling_defaults(dict(profile.sampling.said), meaning)
-    chats = meaning is None or meaning.chats
+    sampling = sampling_defaults(dict(profile.sampling.said), weights.meaning)
+    chats = weights.meaning is None or weights.meaning.chats
     launch_spec = sheet.launch(
         LaunchRequest(profile, recipe, model_path, accelerator, on, environment, image, sampling=sampling, chats=chats),
         context.render,
@@ -89,11 +89,10 @@ def resolve(
             *gpus_left_out(sheet, profile, accelerator, host),
             *older,
             *passed_over,
-            *told(weights, ready),
+            *told(weights),
         ),
         routes=routes_of(sheet, deployment, profile),
         sampling=sampling,
-        knows_model=meaning is not None,
         image=image,
         environment=environment,
         memory_fit=memory_fit,
@@ -102,26 +101,12 @@ def resolve(
     )
 
 
-def served_meaning(weights: WeightsFacts, ready: ReadyFacts | None) -> Meaning | None:
-    """What is served means: of an artifact that others have built what that says itself, and of sampling, where it says
-    nothing, what the weights say. None as long as neither is known."""
-    if ready is None or ready.meaning is None:
-        return weights.meaning
-    if ready.meaning.sampling or weights.meaning is None:
-        return ready.meaning
-    return ready.meaning.model_copy({"sampling": weights.meaning.sampling})
-
-
-def told(weights: WeightsFacts, ready: ReadyFacts | None) -> tuple[Skip, ...]:
+def told(weights: WeightsFacts) -> Iterator[Skip]:
     """What somebody who serves this model should know beforehand."""
-    meaning = served_meaning(weights, ready)
-    found = [Remark("note", text) for text in (meaning.remarks if meaning is not None else ())]
-    if ready is not None and ready.meaning is not None and weights.meaning is not None:
-        found += [
-            Remark("note", f"the ready-made artifact differs: {text}")
-            for text in deviations(ready.meaning, weights.meaning)
-        ]
-    return tuple(found)
+    for text in weights.meaning.remarks if weights.meaning is not None else ():
+        yield Remark("note", text)
+    for text in weights.deviations:
+        yield Remark("note", f"the ready-made artifact differs: {text}")
 
 
 def finished_size(deployment: Deployment, context: ResolveContext) -> int | None:

@@ -129,7 +129,7 @@ def test_the_newer_way_to_write_spaces_is_taken_too(source: Path) -> None:
         ({"normalizer": None, "pre_tokenizer": METASPACE | {"split": True}}, "'split': True"),
         ({"decoder": None}, "decoder None"),
         ({"decoder": {"type": "Sequence", "decoders": [{"type": "Fuse"}]}}, "decoder"),
-        ({"added_tokens": [{"id": 600, "content": "<new>"}]}, "vocab_size 512"),
+        ({"added_tokens": [{"id": 600, "content": "<new>"}]}, "transformers gives it 512"),
     ],
 )
 def test_a_translation_that_treats_text_otherwise_is_refused(

@@ -76,7 +76,7 @@ MODELS = {
     # Nothing at all divides by 256, and the head is narrow too.
     "qwen2-narrow": Model(
         _config("qwen2", (2, 288, 320, 4, 4, 512), rope_theta=1e4, tie_word_embeddings=False, eos_token_id=2),
-        "gpt-2",
+        "qwen2",
         2,
         _QKV,
     ),
