@@ -106,6 +106,12 @@ def scheme_of(directory: Path, config: dict[str, Any]) -> Scheme | None:
     return scheme
 
 
+def is_nvfp4(directory: Path) -> bool:
+    """Whether it is a checkpoint that others, or orch, have quantized to NVFP4. SourceError where that is not told."""
+    scheme = scheme_of(directory, read_json(directory / "config.json"))
+    return scheme is not None and scheme.recipe in (Recipe.NVFP4, Recipe.NVFP4A16)
+
+
 def linear_sizes(shape: Shape) -> dict[str, tuple[int, int]]:
     """Module in a layer to [out, in] of its weight."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
