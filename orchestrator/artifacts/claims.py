@@ -107,8 +107,12 @@ def scheme_of(directory: Path, config: dict[str, Any]) -> Scheme | None:
 
 
 def is_nvfp4(directory: Path) -> bool:
-    """Whether it is a checkpoint that others, or orch, have quantized to NVFP4. SourceError where that is not told."""
-    scheme = scheme_of(directory, read_json(directory / "config.json"))
+    """Whether it is a checkpoint that orch or others have quantized to NVFP4, in one of the layouts known here."""
+    try:
+        scheme = scheme_of(directory, read_json(directory / "config.json"))
+    except SourceError:
+        # What it is instead, those will say who look for something else.
+        return False
     return scheme is not None and scheme.recipe in (Recipe.NVFP4, Recipe.NVFP4A16)
 
 
