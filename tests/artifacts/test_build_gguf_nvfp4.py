@@ -27,6 +27,7 @@ from tiny_models import MODELS, write_model
 
 from orchestrator.artifacts import one_pass
 from orchestrator.artifacts.builder import Builder
+from orchestrator.artifacts.claims import is_nvfp4
 from orchestrator.artifacts.families import gguf_name, is_linear
 from orchestrator.artifacts.gguf_claims import check_gguf
 from orchestrator.artifacts.gguf_file import build_gguf
@@ -200,6 +201,30 @@ def test_a_checkpoint_without_a_tensor_that_its_family_has_is_refused(tmp_path: 
     write_tensors(source / "model.safetensors", tensors)
     with pytest.raises(SourceError, match=r"missing: model\.layers\.2\.self_attn\.q_norm\.weight"):
         repack(source, tmp_path / "model.gguf")
+
+
+def test_a_checkpoint_means_what_its_files_say_as_weights_do(tmp_path: Path) -> None:
+    """A template of the profile's takes the place of its own; a head of its own is kept, whatever config.json says."""
+    source = write_checkpoint(TINY, tmp_path / "source", "modelopt")
+    tensors = read_tensors(source)
+    dtype, shape, data = tensors["model.embed_tokens.weight"]
+    head = bytes(reversed(data[:64])) + data[64:]
+    write_tensors(source / "model.safetensors", tensors | {"lm_head.weight": (dtype, shape, head)})
+    with repacking(source, template="{{ messages }}") as work:
+        work.write(tmp_path / "model.gguf", quantizer(), silent)
+    assert gguf_metadata(tmp_path / "model.gguf")["tokenizer.chat_template"] == "{{ messages }}"
+    found = {tensor.name: tensor for tensor in Reader(tmp_path / "model.gguf").tensors}
+    assert found["output.weight"].tensor_type is GGMLQuantizationType.BF16
+    assert found["output.weight"].data.tobytes() == head
+
+
+def test_only_what_is_nvfp4_is_taken_for_it(tmp_path: Path) -> None:
+    assert is_nvfp4(write_checkpoint(TINY, tmp_path / "nvfp4", "modelopt-older"))
+    other = copy_tiny(tmp_path / "other")
+    assert not is_nvfp4(other)
+    edit_json(other / "config.json", quantization_config={"quant_method": "awq", "bits": 4})
+    assert not is_nvfp4(other)
+    assert not is_nvfp4(tmp_path)
 
 
 def test_what_is_not_quantized_is_not_repacked(tmp_path: Path) -> None:
