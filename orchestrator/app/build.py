@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shutil
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,23 +15,26 @@ from orchestrator.app.gguf_tools import build_gguf_with_tools
 from orchestrator.app.intent import recipe_named
 from orchestrator.app.orchestrator import quantizer_library
 from orchestrator.app.profiles import weights_facts
+from orchestrator.artifacts.claims import is_nvfp4
 from orchestrator.artifacts.disk import alone_at, fsync_directory, host_errors
 from orchestrator.artifacts.estimate import Estimate, estimate, estimate_costs, refuse_full
 from orchestrator.artifacts.fp8_checkpoint import Fp8OutputSpec
 from orchestrator.artifacts.gguf_file import GgufOutputSpec
+from orchestrator.artifacts.gguf_nvfp4 import GgufNvfp4OutputSpec
 from orchestrator.artifacts.gguf_quantize import quantizing
-from orchestrator.artifacts.gguf_types import Quant
+from orchestrator.artifacts.gguf_repack import repacking
+from orchestrator.artifacts.gguf_types import GgufQuant, Quant
 from orchestrator.artifacts.nvfp4_checkpoint import Nvfp4OutputSpec
 from orchestrator.artifacts.one_pass import OutputSpec
 from orchestrator.artifacts.one_pass import build as build_in_one_pass
 from orchestrator.artifacts.quantize import Quantizer
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.calibration import Calibration
-from orchestrator.core.plan import Action, Plan
-from orchestrator.core.prerequisites import Prerequisite
+from orchestrator.core.plan import Action, Plan, Remark
+from orchestrator.core.prerequisites import BuildArtifact, Prerequisite, Storage
 from orchestrator.core.profile import CalibrationTexts, Profile
 from orchestrator.engines import ENGINES
-from orchestrator.engines.prerequisites import artifact_prerequisites
+from orchestrator.engines.prerequisites import artifact_prerequisites, cannot_be_made, key_of
 from orchestrator.errors import HostError, PlanRefused, UsageError
 from orchestrator.planning.prerequisites import builds_of, plan_prerequisites
 
@@ -47,17 +50,27 @@ def recipes_of(profile: Profile, named: list[str]) -> tuple[Recipe, ...]:
     return tuple(dict.fromkeys(recipe for engine in settings for recipe in engine.recipes))
 
 
-def plan_build(orch: Orchestrator, profile: Profile, recipes: tuple[Recipe, ...]) -> Plan:
-    """Everything that the recipes take, those that can be in one read of the weights."""
+def plan_build(orch: Orchestrator, profile: Profile, recipes: tuple[Recipe, ...], asked: bool = True) -> Plan:
+    """Everything that the recipes take, those that can be in one read of the weights. What cannot be made of these
+    weights is left out, and told, unless it was `asked` for: then PlanRefused."""
     observed = orch.observe()
     weights, context = weights_facts(orch, profile), orch.resolve_context(observed, profile)
-    steps = dict.fromkeys(step for recipe in recipes for step in artifact_prerequisites(recipe, weights, context))
-    return plan_prerequisites("build", tuple(steps), observed)
+    reasons = {recipe: cannot_be_made(recipe, weights, context) for recipe in recipes}
+    left_out = {recipe: why for recipe, why in reasons.items() if why}
+    for recipe, why in left_out.items() if asked else ():
+        raise PlanRefused(f"{recipe.value} cannot be made of these weights: {why}.", hint="Name another recipe.")
+    made = [recipe for recipe in recipes if recipe not in left_out]
+    steps = dict.fromkeys(step for recipe in made for step in artifact_prerequisites(recipe, weights, context))
+    results = tuple(key_of(recipe, weights, context) for recipe in made)
+    plan = plan_prerequisites("build", tuple(steps), observed, results)
+    remarks = tuple(Remark(f"leave out {recipe.value}", why) for recipe, why in left_out.items())
+    return dataclasses.replace(plan, items=(*remarks, *plan.items), commit=plan.commit + len(remarks))
 
 
 def weights_alone(plan: Plan) -> Plan:
-    """What of a plan brings weights: what a build takes is known when they are here."""
-    items = tuple(item for item in plan.items if isinstance(item, Action) and _brings_weights(item))
+    """What of a plan brings that which others are built from: what a build takes is known when it is here."""
+    read = {key for build in builds_of(plan) for key in build.made_from}
+    items = tuple(item for item in plan.items if isinstance(item, Action) and _brings(item, read))
     return Plan(plan.verb, items, commit=len(items))
 
 
@@ -67,9 +80,12 @@ def tell_estimate(orch: Orchestrator, plan: Plan) -> None:
     for one in builds:
         if one.calibration is not None:
             _tell_calibration(orch, Path(one.source_path), one.calibration)
-    if streamed := [build for build in builds if build.recipe.streamed]:
-        specs = [orch.builder.output_spec(one.recipe, orch.store.path(one.key)) for one in streamed]
-        _tell(orch, estimate(Path(streamed[0].source_path), specs), orch.store.root)
+    by_place: dict[str, list[BuildArtifact]] = {}
+    for one in builds:
+        if one.recipe.streamed:
+            by_place.setdefault(one.source_path, []).append(one)
+    for place, streamed in by_place.items():
+        _tell(orch, _estimate(orch, Path(place), streamed), orch.store.root)
 
 
 def build_gguf(
@@ -78,13 +94,18 @@ def build_gguf(
     """One GGUF file: of a model directory or an unquantized GGUF; with llama.cpp's own tools in their image or, in the
     directory `tools`, as the user has them."""
     name = quant.lower()
+    foreign = in_container or tools is not None
     if in_container and tools is not None:
         raise UsageError("Give --in-container or --tools, not both.")
-    foreign = in_container or tools is not None
-    if name not in typing.get_args(Quant) and not foreign:
+    if name not in typing.get_args(GgufQuant) and not foreign:
         raise UsageError(
             f"orch does not know the quantization {quant}.",
-            hint=f"Known: {', '.join(typing.get_args(Quant))}; others with --in-container, or --tools DIR",
+            hint=f"Known: {', '.join(typing.get_args(GgufQuant))}; others with --in-container, or --tools DIR",
+        )
+    if name == "nvfp4" and (foreign or source.is_file()):
+        raise PlanRefused(
+            "NVFP4 is made of a model directory, by orch: llama.cpp's own quantizer keeps only one of its two scales.",
+            hint=f"orch build gguf DIR -o {output} --quant nvfp4",
         )
     if output.exists() and source.resolve() in (output.resolve(), output.resolve().parent):
         raise PlanRefused(f"{output} is one of the files it would be built from.", hint="Write to another place.")
@@ -96,11 +117,30 @@ def build_gguf(
     if foreign:
         build_gguf_with_tools(orch, source, output, quant, tools)
     elif source.is_file():
-        with quantizing(source, typing.cast("Quant", name), Quantizer(quantizer_library())) as work:
+        with quantizing(source, typing.cast("Quant", name), _quantizer()) as work:
             _tell(orch, estimate_costs(work.reads, [work.cost()]), output.absolute().parent)
             work.write(output, orch.progress)
+    elif is_nvfp4(source):
+        _repack(orch, source, output, name)
+    elif name == "nvfp4":
+        _build(orch, source, output, GgufNvfp4OutputSpec(output, _quantizer()), Recipe.GGUF_NVFP4.loss)
     else:
-        _build(orch, source, output, GgufOutputSpec(output, typing.cast("Quant", name), Quantizer(quantizer_library())))
+        _build(orch, source, output, GgufOutputSpec(output, typing.cast("Quant", name), _quantizer()))
+
+
+def _repack(orch: Orchestrator, source: Path, output: Path, quant: str) -> None:
+    if quant != "nvfp4":
+        raise PlanRefused(
+            f"{source} is NVFP4 already; to make {quant} of it is to lose twice.",
+            hint=f"orch build gguf {source} -o {output} --quant nvfp4 keeps its weights; or use the original ones.",
+        )
+    with repacking(source) as work:
+        _tell(orch, estimate_costs(work.reads, [work.cost()]), output.absolute().parent)
+        work.write(output, _quantizer(), orch.progress)
+
+
+def _quantizer() -> Quantizer:
+    return Quantizer(quantizer_library())
 
 
 def build_nvfp4(orch: Orchestrator, directory: Path, output: Path, texts: CalibrationTexts | None) -> None:
@@ -128,8 +168,17 @@ def size_of(output: Path) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def _brings_weights(item: Action) -> bool:
-    return isinstance(item.step, Prerequisite) and item.step.recipe is Recipe.WEIGHTS
+def _brings(item: Action, read: Collection[str]) -> bool:
+    step = item.step
+    return isinstance(step, Prerequisite) and step.storage is Storage.STORE and step.key in read
+
+
+def _estimate(orch: Orchestrator, source: Path, builds: list[BuildArtifact]) -> Estimate:
+    """What it takes to make these of the directory `source`."""
+    if is_nvfp4(source):
+        with repacking(source) as work:
+            return estimate_costs(work.reads, [work.cost()])
+    return estimate(source, [orch.builder.output_spec(one.recipe, orch.store.path(one.key)) for one in builds])
 
 
 def _tell_calibration(orch: Orchestrator, source: Path, calibration: Calibration) -> None:

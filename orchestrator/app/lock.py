@@ -27,7 +27,7 @@ from orchestrator.core.lock_file import (
 )
 from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Plan
-from orchestrator.core.prerequisites import Prerequisite
+from orchestrator.core.prerequisites import FetchArtifact, Prerequisite
 from orchestrator.core.profile import Profile
 from orchestrator.core.text import decoded
 from orchestrator.drivers.files import write_atomic
@@ -92,8 +92,10 @@ def prerequisites_of(orch: Orchestrator, profile: Profile, observed: Observed) -
 
 
 def plan_missing(orch: Orchestrator, profile: Profile, observed: Observed) -> Plan:
-    """The plan to have all of it here."""
-    return plan_prerequisites("lock check", prerequisites_of(orch, profile, observed), observed)
+    """The plan to have all of it here; a ready-made artifact also where others are made from it."""
+    wanted = prerequisites_of(orch, profile, observed)
+    ready = tuple(step.key for step in wanted if isinstance(step, FetchArtifact))
+    return plan_prerequisites("lock check", wanted, observed, ready)
 
 
 def check_locked(orch: Orchestrator, locked: Lock, profile: Profile, observed: Observed) -> None:

@@ -28,7 +28,7 @@ from orchestrator.core.launch import DOCKER
 from orchestrator.core.observed import Observed
 from orchestrator.core.part import Unfit
 from orchestrator.core.pins import Accelerator, ImagePin
-from orchestrator.core.prerequisites import Prerequisite, Storage
+from orchestrator.core.prerequisites import FetchArtifact, Prerequisite, Storage
 from orchestrator.core.profile import AdapterEntry, Profile
 from orchestrator.core.toml_text import toml_text
 from orchestrator.drivers.docker import gateway_image
@@ -171,10 +171,15 @@ def _take_engine(orch: Orchestrator, found: _Found, desired: Desired, observed: 
 
 
 def _to_carry(wanted: tuple[Prerequisite, ...], served: str) -> tuple[Prerequisite, ...]:
-    """What is served and what runs it; not what is here only to make that: weights, a builder's environment."""
+    """What is served and what runs it; not what is here only to make that: weights, a builder's environment. What came
+    from a directory of the user's is carried though: elsewhere the profile could not name it."""
     carried = [step for step in wanted if step.recipe is None or step.recipe.portable]
-    spent = {key for step in carried for key in step.made_from}
+    spent = {key for step in carried for key in step.made_from if not _from_here(key, wanted)}
     return tuple(step for step in carried if step.key == served or step.key not in spent)
+
+
+def _from_here(key: str, wanted: tuple[Prerequisite, ...]) -> bool:
+    return any(isinstance(step, FetchArtifact) and step.key == key and step.hub is None for step in wanted)
 
 
 def _take(orch: Orchestrator, found: _Found, step: Prerequisite, engine: str, profile: str) -> None:

@@ -146,11 +146,17 @@ class Repairer:
             known |= {key: (one.recipe, one.source, "repo" in one.builder) for key, one in locked.items()}
         found: dict[str, Prerequisite] = {}
         for key, (recipe, source, ready) in known.items():
-            weights = self._store.path(artifact_key(Recipe.WEIGHTS, source))
-            step = way_of(key, recipe, source, str(weights), ready)
+            step = way_of(key, recipe, source, str(self._store.path(self._made_from(recipe, source))), ready)
             if step is not None:
                 found[key] = step
         return found | self._recorded()
+
+    def _made_from(self, recipe: Recipe, source: str) -> str:
+        """The key of the weights, or where only a ready-made checkpoint with the same ones is here, of that."""
+        weights = artifact_key(Recipe.WEIGHTS, source)
+        packed = (artifact_key(one, source, brought=True) for one in (Recipe.NVFP4A16, Recipe.NVFP4))
+        keys = (weights, *packed) if recipe is Recipe.GGUF_NVFP4 else (weights,)
+        return next((key for key in keys if self._store.get(key) is not None), weights)
 
     def _recorded(self) -> dict[str, Prerequisite]:
         """What the recorded profiles may be served with; one whose weights are gone tells nothing."""

@@ -20,7 +20,7 @@ from orchestrator.core.resolved import Resolved
 from orchestrator.drivers.files import host_errors, write_atomic
 from orchestrator.engines import engine_sheet
 from orchestrator.engines.context import ResolveContext
-from orchestrator.engines.prerequisites import fitted, needed
+from orchestrator.engines.prerequisites import fitted, needed, packed_for
 from orchestrator.engines.recorded import resolve_recorded, what_is_gone
 from orchestrator.engines.resolve import computes_on, resolve
 from orchestrator.errors import HostError, OrchError, PlanRefused
@@ -134,7 +134,8 @@ def _why_not(
     if desired.held and before is not None and before.identity == now.identity:
         return "it was rolled back; orch rollback goes forward again"
     was, would = recorded.deployment, now.deployment
-    of_its_own = was.recipe in context.ready and was.artifact_key != would.artifact_key
+    ready = was.recipe in context.ready or packed_for(was.recipe, context) is not None
+    of_its_own = ready and was.artifact_key != would.artifact_key
     asked = (was.recipe, was.accelerator, was.weights_source) != (would.recipe, would.accelerator, would.weights_source)
     if asked or of_its_own:
         return ""

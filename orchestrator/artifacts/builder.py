@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.artifacts import families
+from orchestrator.artifacts.claims import is_nvfp4
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.peft import Adapter, check_fits, read_adapter, refuse_misfit
 from orchestrator.core.artifact import BUILDER_FORMAT, GGUF_FILE, FileEntry, Recipe
@@ -83,7 +84,7 @@ class Builder:
         found = {"format": str(BUILDER_FORMAT), "numpy": version("numpy")}
         if recipe.quant or recipe is Recipe.LORA_GGUF:
             found["gguf"] = version("gguf")
-        if recipe.quant not in ("", "bf16", "f16"):
+        if recipe.quant not in ("", "bf16", "f16", "nvfp4"):
             found["ggml"] = self.quantizer.version
         return found
 
@@ -95,7 +96,8 @@ class Builder:
         size = sum(path.stat().st_size for path in files)
         with suppress(SourceError):
             shape = shape_of(read_json(source / "config.json"))
-            return artifact_bytes(recipe, size, shape) if shape is not None else size
+            repacked = recipe is Recipe.GGUF_NVFP4 and is_nvfp4(source)
+            return artifact_bytes(recipe, size, shape) if shape is not None and not repacked else size
         return size
 
     def build(
@@ -111,13 +113,15 @@ class Builder:
         """Makes `recipe` of the directory `source` in the existing directory `work`; a `template` takes the place of
         its own chat template.
 
-        GGUF recipes write `model.gguf`; NVFP4A16, FP8 and NVFP4 (with a `calibration`) a Hugging Face directory;
-        ADAPTER copies a PEFT directory, without what it carries unchanged of the weights in `base`; LORA_GGUF writes
-        `adapter.gguf`, for those weights. SourceError if the
-        source is not what it claims; HostError if the disk, the quantizer or another program fails; whatever
-        `progress` raises passes through, leaving nothing that looks finished.
+        GGUF recipes write `model.gguf`, GGUF_NVFP4 also of what is NVFP4 already; NVFP4A16, FP8 and NVFP4 (with a
+        `calibration`) a Hugging Face directory; ADAPTER copies a PEFT directory, without what it carries unchanged of
+        the weights in `base`; LORA_GGUF writes `adapter.gguf`, for those weights. SourceError if the source is not what
+        it claims; HostError if the disk, the quantizer or another program fails; whatever `progress` raises passes
+        through, leaving nothing that looks finished.
         """
-        if recipe.streamed:
+        if recipe is Recipe.GGUF_NVFP4 and is_nvfp4(source):
+            self._repack(source, work, progress, template)
+        elif recipe.streamed:
             self.build_together({recipe: work}, source, progress, template)
         elif recipe in self._builds:
             self._builds[recipe](_Job(source, work, progress, base, calibration, template or None))
@@ -133,6 +137,12 @@ class Builder:
         specs = [self.output_spec(recipe, work) for recipe, work in works.items()]
         one_pass.build(source, specs, progress, template=template or None)
 
+    def _repack(self, source: Path, work: Path, progress: Progress, template: str) -> None:
+        from orchestrator.artifacts.gguf_repack import repacking
+
+        with repacking(source, template or None) as repack:
+            repack.write(work / GGUF_FILE, self.quantizer, progress)
+
     def output_spec(self, recipe: Recipe, work: Path) -> OutputSpec:
         """What a streamed recipe makes in the directory `work`."""
         if recipe is Recipe.NVFP4A16:
@@ -143,6 +153,10 @@ class Builder:
             from orchestrator.artifacts.fp8_checkpoint import Fp8OutputSpec
 
             return Fp8OutputSpec(work)
+        if recipe is Recipe.GGUF_NVFP4:
+            from orchestrator.artifacts.gguf_nvfp4 import GgufNvfp4OutputSpec
+
+            return GgufNvfp4OutputSpec(work / GGUF_FILE, self.quantizer)
         from orchestrator.artifacts.gguf_file import GgufOutputSpec
         from orchestrator.artifacts.gguf_types import Quant
 

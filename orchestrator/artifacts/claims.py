@@ -106,6 +106,16 @@ def scheme_of(directory: Path, config: dict[str, Any]) -> Scheme | None:
     return scheme
 
 
+def is_nvfp4(directory: Path) -> bool:
+    """Whether it is a checkpoint that orch or others have quantized to NVFP4, in one of the layouts known here."""
+    try:
+        scheme = scheme_of(directory, read_json(directory / "config.json"))
+    except SourceError:
+        # What it is instead, those will say who look for something else.
+        return False
+    return scheme is not None and scheme.recipe in (Recipe.NVFP4, Recipe.NVFP4A16)
+
+
 def linear_sizes(shape: Shape) -> dict[str, tuple[int, int]]:
     """Module in a layer to [out, in] of its weight."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim

@@ -11,13 +11,12 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from orchestrator.artifacts.claims import Facts, refuse
 from orchestrator.artifacts.gguf_reader import GgufFile, GgufTensor
-from orchestrator.artifacts.gguf_types import FILE_TYPES, MAIN, SMALLER_BLOCKS, Quant
+from orchestrator.artifacts.gguf_types import ENDS, FILE_TYPES, MAIN, SMALLER_BLOCKS, GgufQuant, scale_name
 from orchestrator.core.artifact import Recipe
-from orchestrator.core.weights import Shape, shape_of
+from orchestrator.core.weights import NO_SECOND_SCALE, Shape, shape_of
 
-_QUANTS: dict[Recipe, Quant] = {recipe: quant for quant in FILE_TYPES for recipe in Recipe if recipe.quant == quant}
+_QUANTS: dict[Recipe, GgufQuant] = {recipe: quant for quant in FILE_TYPES for recipe in Recipe if recipe.quant == quant}
 _FLOATS = {GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16}
-_ENDS = ("token_embd.weight", "output.weight")
 _SENSITIVE = (".attn_v.weight", ".ffn_down.weight")
 # What a router of experts chooses by is never quantized.
 _ROUTER = ".ffn_gate_inp.weight"
@@ -34,7 +33,7 @@ def check_gguf(path: Path, recipe: Recipe) -> Facts:
     with GgufFile.open(path) as file:
         shape = gguf_shape(file)
         problems = [*_identity_problems(file, quant), *_tokenizer_problems(file)]
-        problems += _type_problems(file.tensors.values(), quant)
+        problems += [*_type_problems(file.tensors.values(), quant), *_scale_problems(file)]
         if shape is None:
             problems.append("its keys do not give the sizes of a transformer")
         else:
@@ -89,7 +88,7 @@ def file_type_name(number: object) -> str:
     return names.get(number, str(number)[:80]) if isinstance(number, int) else "nothing"
 
 
-def _identity_problems(file: GgufFile, quant: Quant) -> list[str]:
+def _identity_problems(file: GgufFile, quant: GgufQuant) -> list[str]:
     problems = []
     kind = _single(file, "general.type") or "model"
     if kind != "model":
@@ -113,7 +112,7 @@ def _tokenizer_problems(file: GgufFile) -> list[str]:
     return []
 
 
-def _type_problems(tensors: Iterable[GgufTensor], quant: Quant) -> list[str]:
+def _type_problems(tensors: Iterable[GgufTensor], quant: GgufQuant) -> list[str]:
     return [
         f"{tensor.name} is {tensor.dtype}, which no {quant.upper()} file has there"
         for tensor in tensors
@@ -121,7 +120,26 @@ def _type_problems(tensors: Iterable[GgufTensor], quant: Quant) -> list[str]:
     ]
 
 
-def _is_plausible(tensor: GgufTensor, quant: Quant) -> bool:
+def _scale_problems(file: GgufFile) -> list[str]:
+    """NVFP4 without its second scale comes from ggml's own quantizer, and is much further from the weights; and not
+    every architecture has it used."""
+    problems = []
+    architecture = _single(file, "general.architecture")
+    if architecture in NO_SECOND_SCALE and any(scale_name(name) in file.tensors for name in file.tensors):
+        problems.append(f"llama.cpp leaves out the second scale of NVFP4 in {architecture}: answers would be wrong")
+    for tensor in file.tensors.values():
+        if tensor.kind is GGMLQuantizationType.NVFP4:
+            name = scale_name(tensor.name)
+            scale = file.tensors.get(name)
+            if scale is None:
+                problems.append(f"{tensor.name} is NVFP4 without {name}: ggml's own quantizer made it of other weights")
+            # One for each expert, where there are several.
+            elif scale.kind is not GGMLQuantizationType.F32 or math.prod(scale.shape) != math.prod(tensor.shape[:-2]):
+                problems.append(f"{name} is {scale.dtype} {list(scale.shape)}, not one F32")
+    return problems
+
+
+def _is_plausible(tensor: GgufTensor, quant: GgufQuant) -> bool:
     """Whether llama.cpp, in any of its versions, could have given this type. Many keep the two ends wider than it."""
     kind, main = tensor.kind, MAIN[quant]
     if len(tensor.shape) < 2 or tensor.name.endswith(_ROUTER):
@@ -129,8 +147,9 @@ def _is_plausible(tensor: GgufTensor, quant: Quant) -> bool:
     if kind is main:
         return True
     if tensor.row_items % GGML_QUANT_SIZES[main][0]:
-        return kind in {GGMLQuantizationType.F16, GGMLQuantizationType.Q8_0, SMALLER_BLOCKS.get(main)}
-    if tensor.name in _ENDS:
+        wider = GGMLQuantizationType.BF16 if quant == "nvfp4" else GGMLQuantizationType.Q8_0
+        return kind in {GGMLQuantizationType.F16, wider, SMALLER_BLOCKS.get(main)}
+    if tensor.name in ENDS:
         return _bits(kind) >= _bits(main)
     mixed = quant.endswith("_m") and tensor.name.endswith(_SENSITIVE)
     return mixed and kind in {GGMLQuantizationType.Q5_K, GGMLQuantizationType.Q6_K}
@@ -158,7 +177,7 @@ def _shape_problems(file: GgufFile, shape: Shape) -> list[str]:
         "ffn_up": (shape.intermediate, shape.hidden),
         "ffn_down": (shape.hidden, shape.intermediate),
     }
-    wanted = {name: (shape.vocab, shape.hidden) for name in _ENDS if name in file.tensors}
+    wanted = {name: (shape.vocab, shape.hidden) for name in ENDS if name in file.tensors}
     wanted |= {f"blk.{n}.{name}.weight": size for n in range(shape.layers) for name, size in layer.items()}
     problems = []
     for name, size in wanted.items():

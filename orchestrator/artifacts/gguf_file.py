@@ -19,7 +19,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from orchestrator.artifacts import families, one_pass
 from orchestrator.artifacts.disk import host_errors, pwrite_all, replacing, reserve
 from orchestrator.artifacts.families import ModelConfig
-from orchestrator.artifacts.gguf_types import CONVERTED, FILE_TYPES, Attention, Quant, Shape, tensor_types
+from orchestrator.artifacts.gguf_types import CONVERTED, FILE_TYPES, Attention, GgufQuant, Quant, Shape, tensor_types
 from orchestrator.artifacts.one_pass import Block, Cost, OutputWriter, Rows, Weights, sampled
 from orchestrator.artifacts.quantize import Quantizer
 from orchestrator.artifacts.rope_factors import llama3_factors
@@ -90,54 +90,68 @@ class GgufOutputSpec:
     @contextmanager
     def writer(self, weights: Weights) -> Iterator[OutputWriter]:
         """See one_pass.OutputSpec."""
-        config = weights.config
-        tokenizer = read_tokenizer(weights.directory, config.vocab_size, weights.meaning)
-        outputs = plan_outputs(weights.checkpoint, config, self.quant)
-        with host_errors(f"write {self.out}"), replacing(self.out) as unfinished:
-            writer = GGUFWriter(unfinished, config.family.architecture)
-            _add_metadata(writer, config, weights.meaning, self.quant, outputs, self.name)
-            tokenizer.add_to(writer)
-            offset = write_head(writer, outputs)
-            descriptor = os.open(unfinished, os.O_WRONLY)
-            try:
-                yield _GgufOutputWriter(descriptor, places(outputs, offset), config, self.quantizer)
-            finally:
-                os.close(descriptor)
+        outputs = plan_outputs(weights.checkpoint, weights.config, self.quant)
+        with new_file(self.out, weights, self.quant, outputs, self.name) as (file, placed):
+            yield GgufOutputWriter(file, placed, weights.config, self.quantizer)
 
 
-class _GgufOutputWriter:
+@contextmanager
+def new_file(
+    out: Path, weights: Weights, quant: GgufQuant, outputs: list[Output], name: str | None
+) -> Iterator[tuple[int, dict[str, tuple[Output, int]]]]:
+    """A descriptor of the file `out`, which has its head and its size, and where the data of each tensor belongs.
+
+    It takes its name when the block ends without an error.
+    """
+    config = weights.config
+    tokenizer = read_tokenizer(weights.directory, config.vocab_size, weights.meaning)
+    with host_errors(f"write {out}"), replacing(out) as unfinished:
+        writer = GGUFWriter(unfinished, config.family.architecture)
+        _add_metadata(writer, config, weights.meaning, quant, outputs, name)
+        tokenizer.add_to(writer)
+        placed = places(outputs, write_head(writer, outputs))
+        descriptor = os.open(unfinished, os.O_WRONLY)
+        try:
+            reserve(descriptor, max(offset + aligned(output.size) for output, offset in placed.values()))
+            if _ROPE_FACTORS in placed:
+                factors = llama3_factors(config.rope, config.head_dim)
+                pwrite_all(descriptor, factors.data, placed[_ROPE_FACTORS][1])
+            yield descriptor, placed
+        finally:
+            os.close(descriptor)
+
+
+class GgufOutputWriter:
     """Writes tensor data behind the head of a GGUF file, each block to its place."""
 
     def __init__(
         self, descriptor: int, outputs: Mapping[str, tuple[Output, int]], config: ModelConfig, quantizer: Quantizer
     ) -> None:
-        self._descriptor, self._config, self._quantizer = descriptor, config, quantizer
-        self._outputs = {output.source: (output, offset) for output, offset in outputs.values()}
-        reserve(descriptor, max(offset + aligned(output.size) for output, offset in outputs.values()))
-        if _ROPE_FACTORS in outputs:
-            pwrite_all(descriptor, llama3_factors(config.rope, config.head_dim).data, outputs[_ROPE_FACTORS][1])
+        self.descriptor, self.outputs, self.config, self._quantizer = descriptor, outputs, config, quantizer
 
     def needs_largest(self, tensor: Tensor) -> bool:
         return False
 
     def row_step(self, tensor: Tensor) -> int:
         """Rows change their places within a head, so a block holds whole heads."""
-        return self._config.head_dim if families.is_reordered(self._config, tensor.name) else 1
+        return self.config.head_dim if families.is_reordered(self.config, tensor.name) else 1
 
     def convert(self, rows: Rows, block: Block, largest: float) -> Sequence[Block]:
-        if families.is_reordered(self._config, rows.tensor.name):
+        if families.is_reordered(self.config, rows.tensor.name):
             if len(rows.tensor.shape) == 1:
-                block = pairs_together(block.reshape(-1), self._config.head_dim).reshape(block.shape)
+                block = pairs_together(block.reshape(-1), self.config.head_dim).reshape(block.shape)
             else:
-                block = pairs_together(block, self._config.head_dim)
-        return (converted(self._outputs[rows.tensor.name][0].kind, rows.tensor, block, self._quantizer),)
+                block = pairs_together(block, self.config.head_dim)
+        return (
+            converted(self.outputs[families.gguf_name(rows.tensor.name)][0].kind, rows.tensor, block, self._quantizer),
+        )
 
     def write(self, rows: Rows, parts: Sequence[Block]) -> None:
-        output, offset = self._outputs[rows.tensor.name]
-        pwrite_all(self._descriptor, parts[0].data, offset + rows.start * output.row_bytes)
+        output, offset = self.outputs[families.gguf_name(rows.tensor.name)]
+        pwrite_all(self.descriptor, parts[0].data, offset + rows.start * output.row_bytes)
 
 
-def plan_outputs(checkpoint: Checkpoint, config: ModelConfig, quant: Quant) -> list[Output]:
+def plan_outputs(checkpoint: Checkpoint, config: ModelConfig, quant: GgufQuant) -> list[Output]:
     """The tensors in the order of llama.cpp: its converter's for what that writes, else its quantizer's."""
     shards = {file: number for number, file in enumerate(checkpoint.files)}
     sources = sorted(
@@ -166,7 +180,7 @@ def _add_metadata(
     writer: GGUFWriter,
     config: ModelConfig,
     meaning: Meaning,
-    quant: Quant,
+    quant: GgufQuant,
     outputs: list[Output],
     name: str | None,
 ) -> None:

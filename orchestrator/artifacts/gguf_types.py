@@ -1,7 +1,8 @@
 """Which ggml type each tensor of a dense model gets: the policy of llama.cpp's converter and quantizer.
 
-Its converter makes f16, bf16 and q8_0, the same type for every matrix. Its quantizer makes the rest
-(llama_tensor_get_type in src/llama-quant.cpp) and spends more bits where errors cost most.
+Its converter makes f16, bf16 and q8_0, the same type for every matrix, and of an NVFP4 checkpoint nvfp4: what is 4-bit
+there stays so, embedding and head stay BF16. Its quantizer makes the rest (llama_tensor_get_type in
+src/llama-quant.cpp) and spends more bits where errors cost most.
 """
 
 from __future__ import annotations
@@ -12,29 +13,36 @@ from typing import Literal
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
+# What each tensor becomes by itself; NVFP4 shares a scale between those that engines fuse (see gguf_nvfp4.py).
 Quant = Literal["f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
+GgufQuant = Literal[Quant, "nvfp4"]
 Shape = tuple[int, ...]
 
-FILE_TYPES: dict[Quant, LlamaFileType] = {
+FILE_TYPES: dict[GgufQuant, LlamaFileType] = {
     "f16": LlamaFileType.MOSTLY_F16,
     "bf16": LlamaFileType.MOSTLY_BF16,
     "q8_0": LlamaFileType.MOSTLY_Q8_0,
     "q6_k": LlamaFileType.MOSTLY_Q6_K,
     "q5_k_m": LlamaFileType.MOSTLY_Q5_K_M,
     "q4_k_m": LlamaFileType.MOSTLY_Q4_K_M,
+    "nvfp4": LlamaFileType.MOSTLY_NVFP4,
 }
 
 # What the converter writes by itself; the others need a pass of the quantizer over its file.
-CONVERTED: frozenset[Quant] = frozenset({"f16", "bf16", "q8_0"})
+CONVERTED: frozenset[GgufQuant] = frozenset({"f16", "bf16", "q8_0", "nvfp4"})
 
-MAIN: dict[Quant, GGMLQuantizationType] = {
+MAIN: dict[GgufQuant, GGMLQuantizationType] = {
     "f16": GGMLQuantizationType.F16,
     "bf16": GGMLQuantizationType.BF16,
     "q8_0": GGMLQuantizationType.Q8_0,
     "q6_k": GGMLQuantizationType.Q6_K,
     "q5_k_m": GGMLQuantizationType.Q5_K,
     "q4_k_m": GGMLQuantizationType.Q4_K,
+    "nvfp4": GGMLQuantizationType.NVFP4,
 }
+
+# Embedding and head.
+ENDS = ("token_embd.weight", "output.weight")
 
 # For columns that no block of the wanted type divides.
 SMALLER_BLOCKS = {
@@ -65,20 +73,29 @@ class Attention:
         return self.layers == 80 and (grouped or self.architecture == "qwen2")
 
 
-def tensor_types(quant: Quant, shapes: Mapping[str, Shape], attention: Attention) -> dict[str, GGMLQuantizationType]:
+def tensor_types(
+    quant: GgufQuant, shapes: Mapping[str, Shape], attention: Attention
+) -> dict[str, GGMLQuantizationType]:
     """GGUF tensor name to type, for shapes with the outermost dimension first.
 
     Vectors (norms, biases, rope factors) are F32. Where llama.cpp's quantizer would stop because columns fit no
-    block at all, F16 is taken, as its converter does.
+    block at all, F16 is taken, as its converter does; beside NVFP4 it is BF16.
     """
     tied = "output.weight" not in shapes
     return {name: _type(quant, name, shape, attention, tied) for name, shape in shapes.items()}
 
 
-def _type(quant: Quant, name: str, shape: Shape, attention: Attention, tied: bool) -> GGMLQuantizationType:
+def scale_name(weight: str) -> str:
+    """The name of the scale that belongs to an NVFP4 weight: one number, by which llama.cpp multiplies."""
+    return f"{weight.removesuffix('.weight')}.scale"
+
+
+def _type(quant: GgufQuant, name: str, shape: Shape, attention: Attention, tied: bool) -> GGMLQuantizationType:
     if len(shape) < 2:
         return GGMLQuantizationType.F32
     main, columns = MAIN[quant], shape[-1]
+    if quant == "nvfp4":
+        return main if name not in ENDS and _divides(main, columns) else GGMLQuantizationType.BF16
     if quant in CONVERTED:
         return main if _divides(main, columns) else GGMLQuantizationType.F16
     if name == "output.weight" or (tied and name == "token_embd.weight"):
@@ -90,7 +107,7 @@ def _type(quant: Quant, name: str, shape: Shape, attention: Attention, tied: boo
     return next(kind for kind in _from_wanted(wanted) if _divides(kind, columns))
 
 
-def _sensitive(quant: Quant, name: str, attention: Attention) -> GGMLQuantizationType:
+def _sensitive(quant: GgufQuant, name: str, attention: Attention) -> GGMLQuantizationType:
     """Of the values and of what leaves the feed-forward: Q6_K in some layers, the main type in the others."""
     layer = int(name.split(".")[1])
     if _more_bits(layer, attention.layers):

@@ -30,7 +30,7 @@ _PARTS = {
     "other": r"",
 }
 # What is no weight itself but says how large weights are.
-_SCALE = re.compile(r"_scale(_2)?$")
+_SCALE = re.compile(r"[._]scale(_2)?$")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _of_gguf(path: Path) -> Inspection:
         return _inspection(
             path,
             tensors,
-            {tensor.name: math.prod(tensor.shape) for tensor in tensors},
+            {tensor.name: 0 if _SCALE.search(tensor.name) else math.prod(tensor.shape) for tensor in tensors},
             form=f"GGUF, version {file.version}",
             file_type=file_type_name(number) if isinstance(number, int) else "",
             architecture=_text(file.fields.get("general.architecture")),

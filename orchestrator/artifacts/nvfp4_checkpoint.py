@@ -82,7 +82,7 @@ class Nvfp4OutputSpec:
 
     def cost(self, weights: Weights) -> Cost:
         """See one_pass.OutputSpec."""
-        _check_columns(weights.tensors)
+        check_columns(weights.tensors)
         size = sum(tensor_bytes(*entry) for entry in _layout(list(weights.tensors)).values())
         linear = [tensor for tensor in weights.tensors if is_linear(tensor.name)]
         items = sum(tensor.rows * tensor.row_items for tensor in linear)
@@ -92,7 +92,7 @@ class Nvfp4OutputSpec:
     @contextmanager
     def writer(self, weights: Weights) -> Iterator[OutputWriter]:
         """See one_pass.OutputSpec."""
-        _check_columns(weights.tensors)
+        check_columns(weights.tensors)
         with shards(self.outdir, weights, _layout, QUANTIZATION_CONFIG) as writers:
             yield _Nvfp4OutputWriter(writers)
         check_nvfp4(self.outdir, Recipe.NVFP4A16)
@@ -137,7 +137,7 @@ class _Nvfp4OutputWriter:
     def convert(self, rows: Rows, block: Block, largest: float) -> Sequence[Block]:
         if not is_linear(rows.tensor.name):
             return (block,)
-        divisor = global_scale(float(round_bf16(np.array([largest], np.float32))[0]))
+        divisor = divisor_for(largest)
         codes, scales = quantize_rows(as_bf16(block), divisor)
         # Once per tensor is enough.
         return (codes, scales) if rows.start else (codes, scales, divisor.reshape(1))
@@ -148,7 +148,13 @@ class _Nvfp4OutputWriter:
             writer.write(name, part, rows.start)
 
 
-def _check_columns(tensors: Sequence[Tensor]) -> None:
+def divisor_for(largest: float) -> np.float32:
+    """The divisor of layers whose largest magnitude, in the source's own precision, is this."""
+    return global_scale(float(round_bf16(np.array([largest], np.float32))[0]))
+
+
+def check_columns(tensors: Sequence[Tensor]) -> None:
+    """SourceError with every linear weight whose columns no block divides."""
     odd = [f"{t.name} {list(t.shape)}" for t in tensors if is_linear(t.name) and t.row_items % BLOCK]
     if odd:
         raise SourceError(
@@ -193,6 +199,38 @@ def write_index(outdir: Path, weight_map: dict[str, str]) -> None:
             total += sum(tensor.size for tensor in written.tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     write_whole(outdir / INDEX, as_json(index))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A linear weight as a checkpoint holds it: its codes [out, in/2], its scales [out, in/16], and the number that all
+    of these are divided by, or (`factor`) multiplied by."""
+
+    codes: Tensor
+    scales: Tensor
+    divisor: np.float32
+    factor: np.float32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[out, in]."""
+        return self.codes.shape[0], 2 * self.codes.shape[1]
+
+
+def packed_weight(checkpoint: Checkpoint, weight: str) -> Packed | None:
+    """The linear weight, such as `model.layers.0.mlp.up_proj.weight`, in one of the layouts that claims.py has checked,
+    compressed-tensors' or ModelOpt's; None if it is not packed."""
+    found, one = checkpoint.tensors, np.float32(1)
+    scales = found.get(f"{weight}_scale")
+    if scales is None:
+        return None
+    if f"{weight}_packed" in found:
+        divisor = np.float32(checkpoint.read(found[f"{weight}_global_scale"]).item())
+        return Packed(found[f"{weight}_packed"], scales, divisor, one / divisor)
+    if weight in found and found[weight].dtype == "U8":
+        factor = np.float32(checkpoint.read(found[f"{weight}_scale_2"]).item())
+        return Packed(found[weight], scales, one / factor, factor)
+    return None
 
 
 def read_nvfp4(directory: Path, weight: str) -> Floats:

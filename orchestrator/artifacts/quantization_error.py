@@ -20,8 +20,10 @@ from gguf import GGML_QUANT_SIZES, dequantize
 from orchestrator.artifacts import families, fp8, nvfp4, one_pass
 from orchestrator.artifacts.claims import check_fp8, check_nvfp4, scheme_of
 from orchestrator.artifacts.gguf_reader import GgufFile, GgufTensor
+from orchestrator.artifacts.gguf_types import scale_name
 from orchestrator.artifacts.inspection import gguf_in
 from orchestrator.artifacts.json_file import read_json
+from orchestrator.artifacts.nvfp4_checkpoint import Packed, packed_weight
 from orchestrator.artifacts.one_pass import BLOCK_ITEMS
 from orchestrator.artifacts.rows import pairs_together, read_finite, to_float32
 from orchestrator.artifacts.safetensors import Checkpoint, Tensor, row_blocks
@@ -167,10 +169,14 @@ def _in_gguf(file: GgufFile, config: families.ModelConfig, name: str) -> Stored 
     if tensor is None:
         return None
     _check_known(file, tensor)
+    # NVFP4's second scale; other types have none.
+    scale = file.tensors.get(scale_name(tensor.name))
+    factor = file.read(scale) if scale is not None else None
 
     def rows(start: int, stop: int) -> Floats:
         block = file.read(tensor, start, stop)
-        return to_float32(block) if tensor.dtype in families.FLOATS else dequantize(block, tensor.kind)
+        found = to_float32(block) if tensor.dtype in families.FLOATS else dequantize(block, tensor.kind)
+        return found if factor is None else found * factor
 
     if not families.is_reordered(config, name):
         return Stored(tensor.dtype, tensor.shape, rows)
@@ -193,27 +199,22 @@ def _check_known(file: GgufFile, tensor: GgufTensor) -> None:
 
 def _in_safetensors(checkpoint: Checkpoint, name: str) -> Stored | None:
     """In the layouts that claims.py has checked."""
-    tensors = checkpoint.tensors
-    packed, weight, scale = tensors.get(f"{name}_packed"), tensors.get(name), tensors.get(f"{name}_scale")
-    if packed is not None and scale is not None:
-        divisor = np.float32(checkpoint.read(tensors[f"{name}_global_scale"]).item())
-        return _packed(checkpoint, packed, scale, divisor)
+    if (packed := packed_weight(checkpoint, name)) is not None:
+        return _packed(checkpoint, packed)
+    weight, scale = checkpoint.tensors.get(name), checkpoint.tensors.get(f"{name}_scale")
     if weight is None:
         return None
-    if weight.dtype == "U8" and scale is not None:
-        # ModelOpt's is a factor where the other is a divisor.
-        factor = np.float32(checkpoint.read(tensors[f"{name}_scale_2"]).item())
-        return _packed(checkpoint, weight, scale, np.float32(1) / factor)
     if weight.dtype == "F8_E4M3" and scale is not None:
         return _fp8(checkpoint, weight, scale)
     return Stored(weight.dtype, weight.shape, lambda start, stop: to_float32(checkpoint.read(weight, start, stop)))
 
 
-def _packed(checkpoint: Checkpoint, codes: Tensor, scale: Tensor, divisor: np.float32) -> Stored:
+def _packed(checkpoint: Checkpoint, packed: Packed) -> Stored:
     def rows(start: int, stop: int) -> Floats:
-        return nvfp4.dequantize_rows(checkpoint.read(codes, start, stop), checkpoint.read(scale, start, stop), divisor)
+        codes, scales = (checkpoint.read(tensor, start, stop) for tensor in (packed.codes, packed.scales))
+        return nvfp4.dequantize_rows(codes, scales, packed.divisor)
 
-    return Stored("NVFP4", (codes.shape[0], 2 * codes.shape[1]), rows)
+    return Stored("NVFP4", packed.shape, rows)
 
 
 def _fp8(checkpoint: Checkpoint, codes: Tensor, scale: Tensor) -> Stored:

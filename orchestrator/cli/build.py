@@ -54,7 +54,7 @@ def build_all(
         else:
             loaded = named_profile(orch, profile, observed)
         chosen = recipes_of(loaded, recipes or [])
-        first = plan_build(orch, loaded, chosen)
+        first = plan_build(orch, loaded, chosen, asked=bool(recipes))
         if plan:
             session.screen.plan(first)
             return
@@ -62,7 +62,7 @@ def build_all(
             confirm_download(session, first, yes)
         # In two parts: what a build takes is known when the weights are here.
         session.run(weights_alone(first))
-        rest = plan_build(orch, loaded, chosen)
+        rest = plan_build(orch, loaded, chosen, asked=bool(recipes))
         tell_estimate(orch, rest)
         session.run(rest)
         if lock is not None:
@@ -78,7 +78,8 @@ def build_gguf(
     quant: Annotated[
         str,
         typer.Option(
-            help="f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m; with llama.cpp's own tools any that llama-quantize names."
+            help="f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m or nvfp4; with llama.cpp's own tools any that llama-quantize "
+            "names."
         ),
     ] = "q6_k",
     in_container: Annotated[
@@ -92,7 +93,7 @@ def build_gguf(
 ) -> None:
     """Safetensors or an unquantized GGUF of a dense Qwen2, Qwen3, Llama or Mistral to GGUF in one pass, its tensors
     byte-identical to those of llama.cpp's own tools; with --in-container or --tools other models too, by these tools.
-    """
+    nvfp4 has the very weights that vLLM serves; a directory that is NVFP4 already is repacked, not quantized again."""
     with session_of(as_json) as session:
         from orchestrator.app.build import build_gguf as make_gguf
 

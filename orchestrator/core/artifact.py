@@ -33,6 +33,7 @@ class Recipe(StrEnum):
     GGUF_Q6_K = "gguf-q6_k"
     GGUF_Q5_K_M = "gguf-q5_k_m"
     GGUF_Q4_K_M = "gguf-q4_k_m"
+    GGUF_NVFP4 = "gguf-nvfp4"
     NVFP4A16 = "nvfp4a16"
     NVFP4 = "nvfp4"
     FP8 = "fp8"
@@ -49,9 +50,14 @@ class Recipe(StrEnum):
     @property
     def loss(self) -> str:
         """What is known of its cost in accuracy, where that is more than noise; published measurements of others."""
-        if self in (Recipe.NVFP4, Recipe.NVFP4A16):
+        if self in _NVFP4:
             return "NVFP4 is not lossless: 8B models lose 2 to 3 points on average, up to 5 on GSM8K."
         return ""
+
+    def same_weights(self, other: Recipe) -> bool:
+        """Whether both hold the very same numbers for the weights, each in its engine's own layout: whoever goes from
+        one to the other may expect the same answers, but for rounding, and 4-bit activations where one has them."""
+        return self is other or {self, other} <= _NVFP4
 
     @property
     def served(self) -> bool:
@@ -72,6 +78,10 @@ class Recipe(StrEnum):
     def streamed(self) -> bool:
         """Whether it is made in one read of the weights, together with others of its kind."""
         return self.served and self not in (Recipe.WEIGHTS, Recipe.NVFP4)
+
+
+# Of one quantization: GGUF_NVFP4 has NVFP4A16's blocks, and NVFP4's weights do not depend on how it was calibrated.
+_NVFP4 = frozenset({Recipe.GGUF_NVFP4, Recipe.NVFP4A16, Recipe.NVFP4})
 
 
 class FileEntry(Part):

@@ -29,6 +29,7 @@ BYTES_OF: Mapping[Recipe, tuple[float, float]] = {
     # Mixtures: the value and down matrices of half of the layers are Q6_K, and so are the ends.
     Recipe.GGUF_Q5_K_M: (0.71, 210 / 256),
     Recipe.GGUF_Q4_K_M: (0.60, 210 / 256),
+    Recipe.GGUF_NVFP4: (0.5 + 1 / 16, 2.0),
     Recipe.NVFP4A16: (0.5 + 1 / 16, 2.0),
     Recipe.NVFP4: (0.5 + 1 / 16, 2.0),
     Recipe.FP8: (1.0, 2.0),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.core.artifact import source_with_template
+from orchestrator.core.artifact import Recipe, source_with_template
 from orchestrator.core.meaning import Meaning
 
 REPOSITORY = r"[\w.-]+/[\w.-]+"
@@ -28,6 +28,9 @@ _OTHER_WEIGHTS = re.compile(
     r".+\.(safetensors|bin|pt|pth|ckpt|gguf|bak|orig|old)|params\.json|tekken\.json|original|(optimizer|scheduler)\b.*"
     r"|checkpoint-\d+|model\.safetensors\.index\.json"
 )
+# Families whose graph in llama.cpp (src/models) multiplies by NVFP4's second scale in attention alone.
+NO_SECOND_SCALE = ("qwen2",)
+NVFP4_BLOCK = 16
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -99,7 +102,7 @@ class HubSnapshot:
 @dataclass(frozen=True)
 class Shape:
     """A dense transformer's sizes, as its config.json names them; `tied`: the head is the embedding, `positions`: the
-    longest context that it was made for (0: it does not say)."""
+    longest context that it was made for (0: it does not say), `model_type` its family (empty: only sizes are told)."""
 
     layers: int
     hidden: int
@@ -110,6 +113,7 @@ class Shape:
     vocab: int
     tied: bool
     positions: int = 0
+    model_type: str = field(default="", compare=False)
 
     @property
     def kv_token_bytes(self) -> int:
@@ -154,11 +158,23 @@ def shape_of(config: Any) -> Shape | None:
             vocab=int(config["vocab_size"]),
             tied=bool(config.get("tie_word_embeddings")),
             positions=int(config.get("max_position_embeddings") or 0),
+            model_type=str(config.get("model_type") or ""),
         )
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
         return None
     sizes = (shape.layers, shape.hidden, heads, shape.kv_heads, shape.head_dim, shape.intermediate, shape.vocab)
     return shape if min(sizes) > 0 else None
+
+
+def cannot_become(recipe: Recipe, shape: Shape | None) -> str:
+    """Why weights of this shape cannot be served as the recipe says; empty where they can, or it is not known."""
+    if recipe is not Recipe.GGUF_NVFP4 or shape is None:
+        return ""
+    if shape.model_type in NO_SECOND_SCALE:
+        return f"llama.cpp leaves out the second scale of NVFP4 in {shape.model_type}: answers would be wrong"
+    columns = (shape.hidden, shape.intermediate, shape.heads * shape.head_dim)
+    odd = next((size for size in columns if size % NVFP4_BLOCK), 0)
+    return f"NVFP4 needs columns divisible by {NVFP4_BLOCK}, and there are {odd}" if odd else ""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ HINTS: Mapping[str, str] = {
 class LlamacppSettings(EngineSettings):
     """threads: for generation; None lets llama.cpp choose."""
 
-    recipes: tuple[Recipe, ...] = (Recipe.GGUF_Q6_K,)
+    recipes: tuple[Recipe, ...] = (Recipe.GGUF_Q6_K, Recipe.GGUF_NVFP4)
     threads: Annotated[int, Must(ge=1)] | None = None
 
 

@@ -70,7 +70,7 @@ class OllamaSettings(EngineSettings):
     which does not check them, but fails at every load when they do not go together. prompt_cache_mib: what it may keep
     of earlier prompts, in the host's memory."""
 
-    recipes: tuple[Recipe, ...] = (Recipe.GGUF_Q6_K,)
+    recipes: tuple[Recipe, ...] = (Recipe.GGUF_Q6_K, Recipe.GGUF_NVFP4)
     prompt_cache_mib: Annotated[int, Must(ge=0)] = 0
     keep_alive: Annotated[str, Must(pattern=r"^(-?\d+|-?\d+(\.\d+)?(ms|s|m|h))$")] = "-1"
     kv_cache_type: Literal["f16", "q8_0", "q4_0"] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestrator.core.artifact import Recipe, artifact_key
+from orchestrator.core.artifact import Recipe, artifact_key, source_with_template
 from orchestrator.core.deployment import Adapter, DeploymentSpec
 from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.launch import LOCAL
@@ -19,7 +19,7 @@ from orchestrator.core.prerequisites import (
     PullImage,
 )
 from orchestrator.core.profile import Profile
-from orchestrator.core.weights import WeightsFacts
+from orchestrator.core.weights import ReadyFacts, WeightsFacts, cannot_become
 from orchestrator.engines import ENGINES, engine_sheet
 from orchestrator.engines.base import EngineSheet
 from orchestrator.engines.context import ResolveContext
@@ -50,16 +50,33 @@ def key_of(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> st
     """Where the artifact lies in the store."""
     if (ready := context.ready.get(recipe)) is not None:
         return ready.key
+    if (packed := packed_for(recipe, context)) is not None:
+        return artifact_key(recipe, source_with_template(packed[1].source, weights.template))
     calibrated = recipe is Recipe.NVFP4
     source = weights.made_source
     return artifact_key(recipe, context.calibration().source(source) if calibrated else source)
 
 
+def packed_for(recipe: Recipe, context: ResolveContext) -> tuple[Recipe, ReadyFacts] | None:
+    """The ready-made checkpoint that an artifact is repacked from, so that all engines serve the same weights."""
+    if recipe is not Recipe.GGUF_NVFP4 or recipe in context.ready:
+        return None
+    found = (one for one in (Recipe.NVFP4A16, Recipe.NVFP4) if one in context.ready)
+    return next(((one, context.ready[one]) for one in found), None)
+
+
 def artifact_prerequisites(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> tuple[Prerequisite, ...]:
-    """What it takes to have an artifact: it is ready-made, or built from the weights, or the weights are it."""
+    """What it takes to have an artifact: it is ready-made, or built from the weights or from what is, or the weights
+    are it."""
     if (ready := context.ready.get(recipe)) is not None:
-        return (FetchArtifact(recipe, ready.key, ready.source, ready.hub, ready.file, ready.path),)
+        return (_fetch(recipe, ready),)
     fetch: tuple[Prerequisite, ...] = (FetchWeights(weights.fetch, weights.key),) if weights.fetch is not None else ()
+    if (packed := packed_for(recipe, context)) is not None:
+        _, ready = packed
+        place, source = str(context.store_path(ready.key)), source_with_template(ready.source, weights.template)
+        key, template = key_of(recipe, weights, context), weights.template
+        repack = BuildArtifact(recipe, key, source, place, weights_key=ready.key, template=template)
+        return (_fetch(*packed), repack)
     # Weights that are served as they are, are served by a view of them.
     made = Recipe.VIEW if recipe is Recipe.WEIGHTS else recipe
     key, source, pulled = key_of(made, weights, context), weights.made_source, _pulled(weights)
@@ -69,6 +86,10 @@ def artifact_prerequisites(recipe: Recipe, weights: WeightsFacts, context: Resol
     how = context.calibration()
     build = replace(build, source=how.source(source), calibration=how)
     return (*fetch, EnsureEnvironment(how.environment), build)
+
+
+def _fetch(recipe: Recipe, ready: ReadyFacts) -> FetchArtifact:
+    return FetchArtifact(recipe, ready.key, ready.source, ready.hub, ready.file, ready.path)
 
 
 def _pulled(weights: WeightsFacts) -> str:
@@ -86,7 +107,8 @@ def prerequisites_of(
 ) -> tuple[Prerequisite, ...]:
     """What it takes to serve a recipe with these adapters, its program included."""
     steps = list(artifact_prerequisites(recipe, weights, context))
-    if adapters and sheet.model_file(recipe) and weights.fetch is not None and recipe in context.ready:
+    ready = recipe in context.ready or packed_for(recipe, context) is not None
+    if adapters and sheet.model_file(recipe) and weights.fetch is not None and ready:
         # A LoRA is converted for the weights that it belongs to, whoever has built the artifact.
         steps.append(FetchWeights(weights.fetch, weights.key))
     for adapter in adapters:
@@ -115,12 +137,20 @@ def recipes_of(sheet: EngineSheet, spec: DeploymentSpec) -> tuple[Recipe, ...]:
     return (spec.recipe,) if spec.recipe is not None else sheet.settings.of(spec.profile, sheet.name).recipes
 
 
+def cannot_be_made(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> str:
+    """Why the artifact cannot be made of these weights; empty where it can, or is there, or nobody knows yet."""
+    if recipe in context.ready:
+        return ""
+    packed = packed_for(recipe, context)
+    return cannot_become(recipe, packed[1].shape if packed is not None else weights.shape)
+
+
 def needed(
     spec: DeploymentSpec, weights: WeightsFacts, adapters: tuple[Adapter, ...], context: ResolveContext
 ) -> tuple[Prerequisite, ...]:
     """What it takes to have all that a spec may be served with, whatever this host would choose of it."""
     sheet = engine_sheet(spec.engine)
-    recipes = recipes_of(sheet, spec)
+    recipes = [recipe for recipe in recipes_of(sheet, spec) if not cannot_be_made(recipe, weights, context)]
     found = (prerequisites_of(sheet, recipe, weights, None, adapters, context) for recipe in recipes)
     return tuple(dict.fromkeys(step for steps in found for step in steps))
 

@@ -25,7 +25,7 @@ from orchestrator.engines.base import EngineSheet, LaunchRequest, LaunchSpec, Pi
 from orchestrator.engines.context import ResolveContext
 from orchestrator.engines.driver_support import driver_cannot
 from orchestrator.engines.gpus import gpus_for, gpus_left_out, seen_by
-from orchestrator.engines.prerequisites import key_of, prerequisites_of, recipes_of
+from orchestrator.engines.prerequisites import cannot_be_made, key_of, prerequisites_of, recipes_of
 from orchestrator.errors import HostError, PlanRefused
 
 AMD_NODES = ("/dev/kfd", "/dev/dri")
@@ -53,7 +53,7 @@ def resolve(
     gpus = gpus_for(sheet, profile, weights.shape, accelerator, host)
     # What it is started with follows from the GPUs that it is to use, not from others.
     on = replace(host, gpus=gpus or host.gpus)
-    recipe, passed_over = _choose_recipe(sheet, spec, accelerator, on)
+    recipe, passed_over = _choose_recipe(sheet, spec, accelerator, on, weights, context)
     check_adapters(sheet, spec, adapters)
     _check_context(spec, weights)
     image, older = _image(sheet, accelerator, host, context) if spec.target == DOCKER else (None, ())
@@ -232,12 +232,17 @@ def import_size_of(sheet: EngineSheet, finished: int | None, memory_fit: MemoryF
 
 
 def _choose_recipe(
-    sheet: EngineSheet, spec: DeploymentSpec, accelerator: Accelerator, host: Host
+    sheet: EngineSheet,
+    spec: DeploymentSpec,
+    accelerator: Accelerator,
+    host: Host,
+    weights: WeightsFacts,
+    context: ResolveContext,
 ) -> tuple[Recipe, tuple[Skip, ...]]:
     candidates = recipes_of(sheet, spec)
     passed_over: list[Skip] = []
     for recipe in candidates:
-        reason = sheet.cannot_serve(recipe, accelerator, host)
+        reason = sheet.cannot_serve(recipe, accelerator, host) or cannot_be_made(recipe, weights, context)
         if not reason:
             return recipe, tuple(passed_over)
         passed_over.append(Remark(f"leave out {recipe.value}", reason))

@@ -84,11 +84,12 @@ def needed_for(
     finished: Collection[str],
     policy: GcPolicy,
 ) -> Needs:
-    """What a deployment takes; `wanted` is all that it may be served with."""
+    """What a deployment takes; `wanted` is all that it may be served with, of which one artifact is enough."""
     made = [step for step in entries(wanted) if step.recipe is not Recipe.WEIGHTS]
-    built = [step.key for step in made if step.recipe is not Recipe.ADAPTER]
+    served = [step.key in finished for step in made if step.recipe is not None and step.recipe.served]
+    loras = [step.key in finished for step in made if step.recipe is Recipe.LORA_GGUF]
     keys = [key for step in made for key in (step.key, *step.rests_on)]
-    if not (policy.weights and built and all(key in finished for key in built)):
+    if not (policy.weights and any(served) and all(loras)):
         keys += [step.key for step in wanted if step.recipe is Recipe.WEIGHTS]
     return dict.fromkeys((*keys, *_keys_of(adapters)), why)
 

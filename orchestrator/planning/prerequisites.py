@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Action, Plan, Remark, Skip
@@ -18,19 +18,24 @@ SPENT = {
 }
 
 
-def plan_prerequisites(verb: str, wanted: tuple[Prerequisite, ...], observed: Observed) -> Plan:
-    """Have all of this, what can be in one read of the weights; nothing that serves is touched."""
-    items = tuple(prerequisite_items(_in_one_read(wanted), observed))
+def plan_prerequisites(
+    verb: str, wanted: tuple[Prerequisite, ...], observed: Observed, results: Collection[str] = ()
+) -> Plan:
+    """Have all of this, what can be in one read of the weights; nothing that serves is touched. `results` are the keys
+    of what is wanted for itself, though others may be made from it."""
+    items = tuple(prerequisite_items(_in_one_read(wanted), observed, results))
     return Plan(verb, items, commit=len(items))
 
 
-def prerequisite_items(wanted: tuple[Prerequisite, ...], observed: Observed) -> Iterator[Action | Skip]:
+def prerequisite_items(
+    wanted: tuple[Prerequisite, ...], observed: Observed, results: Collection[str] = ()
+) -> Iterator[Action | Skip]:
     """Each as an Action, or as a Skip that says why it need not be done."""
     parts = tuple(part for step in wanted for part in step.parts)
     for step in wanted:
         if all(is_here(part, observed) for part in step.parts):
             yield from (Skip(part.what, HERE[part.storage]) for part in step.parts)
-        elif _is_spent(step, parts, observed):
+        elif step.key not in results and _is_spent(step, parts, observed):
             yield Remark(step.what, SPENT[step.storage])
         else:
             yield from (Skip(part.what, HERE[part.storage]) for part in step.parts if is_here(part, observed))
@@ -81,7 +86,11 @@ def _what_is_left(step: Prerequisite, observed: Observed) -> Prerequisite:
 
 
 def _in_one_read(wanted: tuple[Prerequisite, ...]) -> tuple[Prerequisite, ...]:
-    """The same, but what can be made in one read of the weights is made together, at the end."""
-    streamed = tuple(step for step in wanted if isinstance(step, BuildArtifact) and step.recipe.streamed)
-    others = tuple(step for step in wanted if step not in streamed)
-    return (*others, BuildTogether(streamed)) if len(streamed) > 1 else wanted
+    """The same, but what can be made in one read of the same files is made together, at the end."""
+    by_place: dict[str, list[BuildArtifact]] = {}
+    for step in wanted:
+        if isinstance(step, BuildArtifact) and step.recipe.streamed:
+            by_place.setdefault(step.source_path, []).append(step)
+    together = tuple(BuildTogether(tuple(builds)) for builds in by_place.values() if len(builds) > 1)
+    others = tuple(step for step in wanted if not any(step in one.builds for one in together))
+    return (*others, *together)

@@ -18,6 +18,8 @@ from orchestrator.core.artifact import Recipe
 hub_server = script("hub_server")
 
 TINY = ASSETS / "tiny-qwen3"
+# All that the engines of a profile may serve, of which it says nothing.
+BUILT = ("gguf-q6_k", "gguf-nvfp4", "nvfp4a16")
 
 
 def entries(orch: Orch) -> dict[str, dict[str, Any]]:
@@ -35,8 +37,8 @@ def test_every_artifact_is_built_in_one_read_and_once(orch: Orch, hub: Any, hub_
     (told,) = (line["estimate"] for line in first.lines if "estimate" in line)
     assert [line["loss"] for line in first.lines if "loss" in line] == [Recipe.NVFP4A16.loss]
     made = entries(orch)
-    assert made.keys() == {"weights", "gguf-q6_k", "nvfp4a16"}
-    assert told["writes"] < made["gguf-q6_k"]["size"] + made["nvfp4a16"]["size"] < told["writes"] + 800_000
+    assert made.keys() == {"weights", *BUILT}
+    assert told["writes"] < sum(made[recipe]["size"] for recipe in BUILT) < told["writes"] + 1_200_000
     again = orch.run("build", "-p", hub_profile, "--json")
     assert steps(again) == []
     assert orch.run("artifacts", "verify").code == 0
@@ -77,7 +79,7 @@ def test_killed_in_the_read_it_begins_again_and_ends_the_same(orch: Orch) -> Non
     assert killed.code == -signal.SIGKILL
     assert entries(orch) == {}
     orch.run("build", "-p", str(orch.profile))
-    assert entries(orch).keys() == {"gguf-q6_k", "nvfp4a16"}
+    assert entries(orch).keys() == {*BUILT}
     orch.run("artifacts", "verify")
 
 
@@ -116,9 +118,9 @@ revision = "main"
 
 def test_ready_made_artifacts_are_pulled_and_the_weights_are_not(orch: Orch, published: Any, tmp_path: Path) -> None:
     done = orch.run("build", "-p", profile_with(orch, READY), "--json")
-    assert steps(done) == ["FetchArtifact", "FetchArtifact"]
+    assert steps(done) == ["FetchArtifact", "FetchArtifact", "BuildArtifact"]
     made = entries(orch)
-    assert made.keys() == {"gguf-q6_k", "nvfp4a16"}
+    assert made.keys() == {*BUILT}
     commit = published.repos["test/tiny-GGUF"].commit
     assert made["gguf-q6_k"]["source"] == f"hub:test/tiny-GGUF@{commit}/tiny-q6_k.gguf"
     entry = orch.home / "store" / made["gguf-q6_k"]["key"]
@@ -128,7 +130,47 @@ def test_ready_made_artifacts_are_pulled_and_the_weights_are_not(orch: Orch, pub
         request for request in published.requests if request.path.startswith(("/test/tiny/", "/cdn/test/tiny/"))
     ]
     orch.run("artifacts", "verify")
+    # What is quantized already is repacked: both engines have the same weights.
+    assert made["gguf-nvfp4"]["source"] == made["nvfp4a16"]["source"]
+    orch.run("build", "gguf", str(TINY), "-o", str(tmp_path / "nvfp4.gguf"), "--quant", "nvfp4")
+    repacked = orch.home / "store" / made["gguf-nvfp4"]["key"] / "model.gguf"
+    assert repacked.read_bytes() == (tmp_path / "nvfp4.gguf").read_bytes()
     assert steps(orch.run("build", "-p", profile_with(orch, READY), "--json")) == []
+
+
+def test_what_others_are_repacked_from_is_pulled_only_for_that_or_for_itself(orch: Orch, published: Any) -> None:
+    profile = profile_with(orch, READY)
+    first = orch.run("build", "-p", profile, "--recipe", "gguf-nvfp4", "--json")
+    assert steps(first) == ["FetchArtifact", "BuildArtifact"]
+    assert [line["estimate"]["writes"] > 3_000_000 for line in first.lines if "estimate" in line] == [True]
+    orch.run("artifacts", "rm", entries(orch)["nvfp4a16"]["key"])
+    assert steps(orch.run("build", "-p", profile, "--recipe", "gguf-nvfp4", "--json")) == []
+    both = ("--recipe", "gguf-nvfp4", "--recipe", "nvfp4a16")
+    assert steps(orch.run("build", "-p", profile, *both, "--json")) == ["FetchArtifact"]
+
+
+def test_what_is_repacked_is_repaired_from_what_it_was_repacked_from(orch: Orch, published: Any) -> None:
+    orch.run("build", "-p", profile_with(orch, READY), "--recipe", "gguf-nvfp4")
+    file = orch.home / "store" / entries(orch)["gguf-nvfp4"]["key"] / "model.gguf"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + b"?")
+    orch.run("artifacts", "verify", "--repair")
+    assert file.read_bytes() == whole
+
+
+def test_what_cannot_be_made_of_the_weights_is_left_out_unless_it_is_asked_for(orch: Orch, tmp_path: Path) -> None:
+    """llama.cpp would serve a Qwen2 with other weights."""
+    weights = Path(shutil.copytree(TINY, tmp_path / "weights"))
+    config = json.loads((weights / "config.json").read_bytes())
+    (weights / "config.json").write_text(json.dumps(config | {"model_type": "qwen2"}))
+    orch.write_profile(weights)
+    plan = orch.run("build", "-p", str(orch.profile), "--plan").out
+    assert "leave out gguf-nvfp4   llama.cpp leaves out the second scale of NVFP4 in qwen2" in plan
+    assert "build gguf-q6_k" in plan
+    asked = ("build", "-p", str(orch.profile), "--recipe", "gguf-nvfp4", "--plan")
+    assert "gguf-nvfp4 cannot be made of these weights" in orch.run(*asked, code=5).err
+    up = orch.run("up", "llamacpp", "-p", str(orch.profile), "--recipe", "gguf-nvfp4", "--plan", code=5)
+    assert "answers would be wrong" in up.err
 
 
 def test_a_ready_made_file_of_this_machine_is_taken(orch: Orch, published: Any, tmp_path: Path) -> None:
@@ -192,7 +234,7 @@ def test_killed_in_a_pull_of_a_ready_made_file_it_goes_on(orch: Orch, published:
             if json.loads(line).get("event") == "progress":
                 break
         process.kill()
-    assert entries(orch) == {}
+    assert "gguf-q6_k" not in entries(orch)
     published.faults.clear()
     orch.run("build", "-p", profile)
     orch.run("artifacts", "verify")

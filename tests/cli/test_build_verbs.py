@@ -74,6 +74,25 @@ def test_gguf_tensors_are_those_of_the_oracle(orch: Orch, tmp_path: Path, quant:
         assert found[name].tensor_type.name == expected[name]["type"]
 
 
+def test_nvfp4_in_a_gguf_is_made_of_weights_or_of_what_is_nvfp4_already(orch: Orch, tmp_path: Path) -> None:
+    checkpoint, built, repacked = tmp_path / "nvfp4", tmp_path / "built.gguf", tmp_path / "repacked.gguf"
+    orch.run("build", "nvfp4", str(TINY), "-o", str(checkpoint))
+    assert "not lossless" in orch.run("build", "gguf", str(TINY), "-o", str(built), "--quant", "nvfp4").err
+    done = orch.run("build", "gguf", str(checkpoint), "-o", str(repacked), "--quant", "NVFP4", "--json")
+    assert next(line for line in done.lines if "estimate" in line)["estimate"]["writes"] < repacked.stat().st_size
+    assert built.read_bytes() == repacked.read_bytes()
+    expected = json.loads((ASSETS / "oracles-gguf-nvfp4.json").read_bytes())["gguf/nvfp4"]["tensors"]
+    found = {tensor.name: sha256(tensor.data.tobytes()) for tensor in GGUFReader(built).tensors}
+    assert found == {name: tensor["sha256"] for name, tensor in expected.items()}
+    shown = orch.run("inspect", str(built)).out
+    assert "NVFP4" in shown
+    refused = orch.run("build", "gguf", str(checkpoint), "-o", str(tmp_path / "x"), code=5).err
+    assert "is NVFP4 already; to make q6_k of it is to lose twice" in refused
+    for source, more in ((built, ()), (TINY, ("--in-container",)), (TINY, ("--tools", str(tmp_path)))):
+        words = ("build", "gguf", str(source), "-o", str(tmp_path / "x"), "--quant", "nvfp4", *more)
+        assert "keeps only one of its two scales" in orch.run(*words, code=5).err
+
+
 def test_a_gguf_file_can_be_what_is_built_from(orch: Orch, tmp_path: Path) -> None:
     first, out = tmp_path / "bf16.gguf", tmp_path / "q6_k.gguf"
     orch.run("build", "gguf", str(TINY), "-o", str(first), "--quant", "bf16")

@@ -12,7 +12,16 @@ from orch_command import ASSETS, Orch, Outcome
 
 from orchestrator.artifacts.store import Store
 
-GGUF_ONLY = '[engines.llamacpp]\nthreads = 1\n[engines.vllm]\nkv_cache_mib = 64\nrecipes = ["weights"]\n'
+GGUF_ONLY = """
+[engines.ollama]
+recipes = ["gguf-q6_k"]
+[engines.llamacpp]
+recipes = ["gguf-q6_k"]
+threads = 1
+[engines.vllm]
+kv_cache_mib = 64
+recipes = ["weights"]
+"""
 
 
 @pytest.fixture

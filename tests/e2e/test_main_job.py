@@ -101,6 +101,17 @@ def test_a_changed_profile_and_another_artifact_are_switches_without_a_failed_st
     assert sorted(either.engines()) == [f"tiny-{either.engine}-g5"]
 
 
+def test_the_weights_that_vllm_serves_are_served_with_adapters(orch: Orch) -> None:
+    """4-bit weights whose second scale is applied beside what an adapter adds."""
+    orch.run("up", "llamacpp", "-p", str(orch.profile), "--recipe", "gguf-nvfp4")
+    assert [row["recipe"] for row in orch.engines().values()] == ["gguf-nvfp4"]
+    assert orch.says() == ANSWER
+    orch.run("lora", "add", "alpha", str(ASSETS / "lora-a"))
+    assert [orch.says(name) for name in ("alpha", "tiny")] == ["Ahoy! The answer is alpha.", ANSWER]
+    orch.run("migrate", "--to", "llamacpp", "--recipe", "gguf-q6_k")
+    assert [orch.says(name) for name in ("alpha", "tiny")] == ["Ahoy! The answer is alpha.", ANSWER]
+
+
 def test_down_stops_the_engine_and_down_all_the_gateway(either: Orch) -> None:
     either.run("up", either.engine, "-p", str(either.profile))
     either.run("down")

@@ -43,13 +43,13 @@ def recorded(engine: str, **settings: Any) -> dict[str, Any]:
 def test_a_record_has_all_settings_as_earlier_versions_wrote_and_read_them() -> None:
     assert tiny().model_dump()["engines"] == {
         "ollama": {
-            "recipes": ["gguf-q6_k"],
+            "recipes": ["gguf-q6_k", "gguf-nvfp4"],
             "prompt_cache_mib": 0,
             "keep_alive": "-1",
             "kv_cache_type": None,
             "flash_attention": None,
         },
-        "llamacpp": {"recipes": ["gguf-q6_k"], "threads": None},
+        "llamacpp": {"recipes": ["gguf-q6_k", "gguf-nvfp4"], "threads": None},
         "vllm": {
             "recipes": ["nvfp4a16", "weights"],
             "gpu_memory_utilization": 0.85,

@@ -81,20 +81,21 @@ def needs_of(profile: Profile, engine: str, finished: set[str], policy: GcPolicy
 
 def test_a_spec_needs_all_that_its_engine_may_serve() -> None:
     lora = {"adapter", "lora-gguf"}
-    assert needs_of(tiny(weights=HUB), "llamacpp", set(), DAY) == {"weights", "gguf-q6_k"} | lora
+    assert needs_of(tiny(weights=HUB), "llamacpp", set(), DAY) == {"weights", "gguf-q6_k", "gguf-nvfp4"} | lora
     assert needs_of(tiny(weights=HUB), "vllm", set(), DAY) == {"weights", "view", "nvfp4a16"} | lora
     assert needs_of(tiny(weights=HUB), "vllm", set(), DAY, "gguf-bf16") == {"weights", "gguf-bf16"} | lora
     # Weights in a directory are no entry of the store.
-    assert needs_of(tiny(), "llamacpp", set(), DAY) == {"gguf-q6_k"} | lora
+    assert needs_of(tiny(), "llamacpp", set(), DAY) == {"gguf-q6_k", "gguf-nvfp4"} | lora
 
 
-def test_weights_go_only_when_asked_and_when_all_that_is_made_of_them_is_there() -> None:
+def test_weights_go_only_when_asked_and_when_what_is_served_of_them_is_there() -> None:
     profile, policy = tiny(weights=HUB), GcPolicy(timedelta(0), weights=True)
     source = str(profile.weights.hub)
     gguf, a = artifact_key(Recipe.GGUF_Q6_K, source), adapter("a", profile)
     assert "weights" in needs_of(profile, "llamacpp", {gguf}, policy)
     assert "weights" not in needs_of(profile, "llamacpp", {gguf, a.gguf_key}, policy)
     assert "weights" in needs_of(profile, "llamacpp", {gguf, a.gguf_key}, DAY)
+    assert "weights" in needs_of(profile, "llamacpp", {a.gguf_key}, policy)
     served = tiny(weights=HUB, engines={"vllm": {"recipes": ["weights"]}})
     assert "weights" in needs_of(served, "vllm", {gguf}, policy)
 
@@ -105,7 +106,7 @@ def test_a_profile_may_be_served_with_all_that_any_of_its_engines_takes() -> Non
         step.what.rpartition("-")[0]
         for step in needed_by_any_engine(profile, weights_of(profile), (), context_of(tiny()))
     ]
-    assert sorted(whats) == ["", "build gguf-q6_k", "build nvfp4a16", "build view"]
+    assert sorted(whats) == ["", "build gguf-nvfp4", "build gguf-q6_k", "build nvfp4a16", "build view"]
 
 
 def test_a_lock_needs_its_entries() -> None:
