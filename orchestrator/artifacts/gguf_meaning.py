@@ -10,7 +10,7 @@ import numpy as np
 from gguf import TokenType
 
 from orchestrator.artifacts.gguf_reader import GgufFile
-from orchestrator.artifacts.meaning import LLAMA_CPP_ENDS
+from orchestrator.artifacts.meaning import LLAMA_CPP_ENDS, thinks_by_itself
 from orchestrator.core.meaning import DEFAULT, NO_TEMPLATE, AddedToken, ChatTemplate, End, Meaning
 
 _TEMPLATE = "tokenizer.chat_template"
@@ -46,6 +46,7 @@ def read_gguf_meaning(path: Path) -> Meaning:
         ),
         templates=templates,
         template_source=_TEMPLATE if templates else "",
+        thinks=thinks_by_itself(next((one.text for one in templates if one.name == DEFAULT), "")),
         ends=ends,
         ends_by_text=tuple(sorted(LLAMA_CPP_ENDS.intersection(tokens))),
         sampling={

@@ -66,6 +66,7 @@ def read_meaning(directory: Path, template: str | None = None) -> Meaning:
         added=tuple(AddedToken(id=one.id, text=one.text, special=one.special) for one in tokenizer.added),
         templates=templates,
         template_source=source,
+        thinks=thinks_by_itself(next((one.text for one in templates if one.name == DEFAULT), "")),
         ends=ends,
         sampling=sampling,
         remarks=(
@@ -139,6 +140,18 @@ def _of_texts(tokenizer: TokenizerFiles, templates: tuple[ChatTemplate, ...]) ->
     if isinstance(model, dict) and model.get("byte_fallback") and _is_llamas(tokenizer):
         found.append("what begins with a space has one more on llama.cpp and Ollama, as it had in transformers 4")
     return found
+
+
+def thinks_by_itself(template: str) -> bool | None:
+    """What a chat template takes for enable_thinking where it is not told: engines that always tell it must know."""
+    if "enable_thinking" not in template:
+        return None
+    try:
+        unsaid = render_chat(template, _HELLO)
+        said = {value: render_chat(template, _HELLO, enable_thinking=value) for value in (True, False)}
+    except SourceError:
+        return None
+    return next((value for value, text in said.items() if said[True] != said[False] and text == unsaid), None)
 
 
 def writes_bos(template: str, tokenizer: TokenizerFiles) -> bool:

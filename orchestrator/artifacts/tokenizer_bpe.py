@@ -90,7 +90,7 @@ def _check_class(files: TokenizerFiles, model_type: str, pre: str) -> None:
     if expected != pre:
         hint = 'With "tokenizer_class": "PreTrainedTokenizerFast" in tokenizer_config.json, tokenizer.json counts.'
         raise SourceError(
-            f"{files.directory / TOKENIZER} splits text as {pre} does, and transformers 5, by {name}, as {expected} does.",
+            f"{files.directory / TOKENIZER} splits text as {pre} does, {name} of transformers 5 as {expected} does.",
             hint
             if model_type != "qwen2"
             else "vLLM reads it as transformers 5 does: serve it there, with recipe weights.",

@@ -176,7 +176,7 @@ def _draw(file: Path, found: Inspection, errors: list[TensorError]) -> None:
 def _meaning_json(meaning: Meaning) -> dict[str, Any]:
     from orchestrator.app.inspection import sampling_defaults
 
-    value = meaning.model_dump(exclude=("architecture", "model_type", "files", "ends_by_text"))
+    value = meaning.model_dump(exclude=("architecture", "model_type", "thinks", "files", "ends_by_text"))
     value["templates"] = {template.name: template.text for template in meaning.templates}
     value["sampling"] = [vars(one) for one in sampling_defaults({}, meaning)]
     return value

@@ -54,6 +54,8 @@ class ChatTemplate(Part):
 class Meaning(Part):
     """What a directory of weights, or a GGUF file, says of how to use it.
 
+    `thinks`: what the chat template takes for enable_thinking where nobody says it; None where it does not ask.
+
     `files` are those of a directory that count, `left_out` what lies beside them and reaches no engine; `vocabulary` is
     a SHA-256 over the tokens, empty where there is no tokenizer. `sampling` is by the names of a profile's. `tied`: the
     head is the embedding. `ends_by_text` are tokens at which llama.cpp ends an answer by itself. `remarks` is what
@@ -69,6 +71,7 @@ class Meaning(Part):
     added: tuple[AddedToken, ...] = ()
     templates: tuple[ChatTemplate, ...] = ()
     template_source: str = ""
+    thinks: bool | None = None
     ends: tuple[End, ...] = ()
     ends_by_text: tuple[str, ...] = ()
     sampling: dict[str, Any] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -100,6 +101,9 @@ class Llamacpp(StaticAdapters):
         if threads is not None:
             argv.append(f"--threads={threads}")
         argv += [f"--{one.name.replace('_', '-')}={one.value}" for one in request.sampling]
+        if request.thinks is not None:
+            # It always tells a template, and where its own look at that finds no thinking, it tells it not to.
+            argv.append(f"--enable-thinking={json.dumps(request.thinks)}")
         return LaunchSpec(Launch(tuple(argv), (("LLAMA_API_KEY", SECRET),), stop_grace_s=15.0))
 
     def adapter_args(self, adapters: tuple[Adapter, ...]) -> tuple[str, ...]:

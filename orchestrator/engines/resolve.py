@@ -62,8 +62,11 @@ def resolve(
     ready = context.ready.get(recipe)
     sampling = sampling_defaults(dict(profile.sampling.said), weights.meaning)
     chats = weights.meaning is None or weights.meaning.chats
+    thinks = weights.meaning.thinks if weights.meaning is not None else None
     launch_spec = sheet.launch(
-        LaunchRequest(profile, recipe, model_path, accelerator, on, environment, image, sampling=sampling, chats=chats),
+        LaunchRequest(
+            profile, recipe, model_path, accelerator, on, environment, image, sampling, chats=chats, thinks=thinks
+        ),
         context.render,
     )
     if image is not None:

@@ -56,6 +56,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--n-gpu-layers", type=int, default=0)
     for name, kind in _SAMPLING.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind.type, help="default of requests that do not say")
+    parser.add_argument("--enable-thinking", choices=("true", "false"), help="what templates are told by default")
     parser.add_argument("--max-tokens", type=int, default=-1, help="of an answer whose request does not say; -1: none")
     options = parser.parse_args(argv)
     # Unchecked, the server claims to listen on port 99999, and hangs at a context of 2e9.
@@ -93,6 +94,8 @@ def common_params(options: argparse.Namespace) -> Any:
     _set_sampling(params.sampling, options)
     params.n_predict = options.max_tokens
     params.use_jinja = True
+    if options.enable_thinking is not None:
+        params.default_template_kwargs = {"enable_thinking": options.enable_thinking}
     params.ui = False
     if key := os.environ.get(API_KEY):
         params.api_keys = [key]
