@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from json_edits import edits
+from json_edits import edited, edits
 from meaning_weights import read
 from meanings import ASSETS, contents
 
@@ -66,12 +66,25 @@ def _file(file: Path, work: Path) -> Any:
             return {"like": f"{base}/{file.name}"}
     if raw == contents({"merges of": TOKENIZER}):
         return {"merges of": TOKENIZER}
+    text = raw.decode().replace(str(work), "/models")
     if file.suffix != ".json":
-        return raw.decode().replace(str(work), "/models")
-    value = json.loads(raw)
+        return text
+    value = json.loads(text)
     if value == json.loads(contents({"vocabulary of": TOKENIZER})):
         return {"vocabulary of": TOKENIZER}
-    forms: list[dict[str, Any]] = [{"json": value}]
     likes = [f"{base}/{file.name}" for base in BASES if (ASSETS / base / file.name).is_file()]
-    forms += [{"like": like, **edits(json.loads((ASSETS / like).read_bytes()), value)} for like in likes]
-    return min(forms, key=lambda form: len(json.dumps(form)))
+    return min([{"json": value}, *(_like(like, value) for like in likes)], key=lambda form: len(json.dumps(form)))
+
+
+def _like(like: str, value: dict[str, Any]) -> dict[str, Any]:
+    base = json.loads((ASSETS / like).read_bytes())
+    if not _has_texts(value) or _has_texts(base):
+        return {"like": like, **edits(base, value)}
+    pairs = {"/model/merges": [merge.split(" ") for merge in value["model"]["merges"]]}
+    return {"like": like, **edits(base, edited(value, {"set": pairs})), "merges as texts": True}
+
+
+def _has_texts(tokenizer: dict[str, Any]) -> bool:
+    """Whether it has merges, as tokenizers wrote them before 0.20: texts and not pairs."""
+    merges = tokenizer.get("model", {}).get("merges", [])
+    return bool(merges) and isinstance(merges[0], str)

@@ -53,9 +53,11 @@ def tool(
 
 
 def _model(model: Path, **more: Any) -> Any:
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    return AutoModelForCausalLM.from_pretrained(model, **{"dtype": "auto", **more})
+    # Its name until 4.56.
+    key = "torch_dtype" if transformers.__version__.startswith("4.40.") else "dtype"
+    return transformers.AutoModelForCausalLM.from_pretrained(model, **{key: "auto", **more})
 
 
 def _tokenizer(model: Path, **more: Any) -> Any:
@@ -295,34 +297,47 @@ def _(model: Path, out: Path) -> None:
     save_file({name: value.contiguous() for name, value in state.items()}, out / "model.safetensors", {"format": "pt"})
 
 
-@tool(
-    "tool-torchtune-lora",
-    "After torchtune 0.6.1, FullModelHFCheckpointer.save_checkpoint: merged weights, and beside them the adapter, "
-    "which transformers applies again, where it has PEFT.",
-    FIVE,
-    TAKE,
-    MERGE,
-    ["sorted"],
-    ["shard", 30_000_000],
-)
-def _(model: Path, out: Path) -> None:
+def _torchtune(model: Path, out: Path, loaded: Any) -> None:
+    """FullModelHFCheckpointer.save_checkpoint: shards by another name, an index, and the base's other files."""
     from safetensors.torch import save_file
 
     out.mkdir()
-    state = {name: value.contiguous() for name, value in _merged(model).state_dict().items() if name != HEAD}
+    state = {name: value.contiguous() for name, value in loaded.state_dict().items() if name != HEAD}
     name = "model-00001-of-00001.safetensors"
     save_file(state, out / name, {"format": "pt"})
     total = sum(value.numel() * value.element_size() for value in state.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(state, name)}
     (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    for file in model.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy2(file, out)
+
+
+ONE_SHARD: Step = ["shard", 30_000_000]
+TORCHTUNE = "After torchtune 0.6.1, FullModelHFCheckpointer.save_checkpoint"
+
+
+@tool("tool-torchtune", f"{TORCHTUNE}: a full fine-tune.", FIVE, TAKE, ["sorted"], ONE_SHARD)
+def _(model: Path, out: Path) -> None:
+    _torchtune(model, out, _model(model))
+
+
+@tool(
+    "tool-torchtune-lora",
+    f"{TORCHTUNE}: merged weights, and beside them the adapter, which transformers applies again, where it has PEFT.",
+    FIVE,
+    TAKE,
+    MERGE,
+    ["sorted"],
+    ONE_SHARD,
+)
+def _(model: Path, out: Path) -> None:
+    _torchtune(model, out, _merged(model))
     shutil.copyfile(ADAPTER / "adapter_model.safetensors", out / "adapter_model.safetensors")
     (out / "adapter_model.pt").write_bytes(bytes(64))
     told = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
     told |= {"base_model_name_or_path": "acme/base", "peft_type": "LORA"}
     (out / "adapter_config.json").write_text(json.dumps(told))
-    for file in model.iterdir():
-        if file.suffix != ".safetensors":
-            shutil.copy2(file, out)
 
 
 @tool(
@@ -404,7 +419,7 @@ def _llama_factory_4(model: Path, out: Path) -> None:
     from transformers import Qwen2TokenizerFast
 
     # A base as transformers 4 saves it: its names of classes are what 4 knows.
-    base = out.with_name("base")
+    base = out.with_name(f"{out.name}-base")
     _model(model).save_pretrained(base)
     Qwen2TokenizerFast.from_pretrained(model).save_pretrained(base)
     _llama_factory(base, out)
@@ -413,18 +428,45 @@ def _llama_factory_4(model: Path, out: Path) -> None:
 tool("tool-llamafactory-4", LLAMA_FACTORY + "4.57.", FOUR)(_llama_factory_4)
 
 
+def _axolotl(model: Path, out: Path) -> None:
+    # save_initial_configs, then save_trained_model, then the tokenizer.
+    loaded, tokenizer = _model(model), _tokenizer(model)
+    tokenizer.save_pretrained(out, save_jinja_files=None)
+    loaded.config.save_pretrained(out)
+    loaded.save_pretrained(out)
+    tokenizer.save_pretrained(out, save_jinja_files=None)
+
+
+tool("tool-axolotl", "After axolotl 0.19.0, train.py: a full fine-tune.", FIVE)(_axolotl)
+
+
+def _saved_by_older(model: Path, out: Path) -> None:
+    """What 4.40 was given: merges as texts, and the template in tokenizer_config.json."""
+    older = shutil.copytree(model, out.with_name(f"{out.name}-older"))
+    if (template := older / "chat_template.jinja").exists():
+        _edit(older / "tokenizer_config.json", lambda told: told | {"chat_template": template.read_text()})
+    _edit(older / "tokenizer.json", _with_merges_as_texts)
+    _saved(older, out)
+
+
+def _with_merges_as_texts(told: dict[str, Any]) -> dict[str, Any]:
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in told["model"]["merges"]]
+    return told | {"model": told["model"] | {"merges": merges}}
+
+
 RANDOM: Step = ["random", 11]
+OLD = "transformers-4.40"
 for _kind in ("llama", "llama-template", "llama-3-template", "mistral", "qwen2"):
-    for _environment in (FIVE, FOUR):
+    for _environment in (FIVE, FOUR, OLD):
         tool(
             f"tool-{_environment}-{_kind}",
-            f"transformers {_environment[-1]}: what is in {_kind} loaded and saved.",
+            f"transformers {_environment.partition('-')[2]}: what is in {_kind} loaded and saved.",
             _environment,
             RANDOM,
             ["sorted"],
             SAVE,
             source=_kind,
-        )(_saved)
+        )(_saved_by_older if _environment == OLD else _saved)
 
 
 def _mergekit(model: Path, out: Path, **more: Any) -> None:
@@ -432,7 +474,7 @@ def _mergekit(model: Path, out: Path, **more: Any) -> None:
     from mergekit.config import MergeConfiguration
     from mergekit.merge import MergeOptions, run_merge
 
-    other = shutil.copytree(model, out.with_name("other"), dirs_exist_ok=True)
+    other = shutil.copytree(model, out.with_name(f"{out.name}-other"))
     both = [{"model": str(one), "parameters": {"weight": 0.5}} for one in (model, other)]
     told = {"merge_method": "linear", "models": both, "dtype": "bfloat16"} | more
     run_merge(MergeConfiguration.model_validate(yaml.safe_load(yaml.safe_dump(told))), str(out), MergeOptions())

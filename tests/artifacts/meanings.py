@@ -142,7 +142,7 @@ def contents(told: Any) -> bytes:
             return _json(value)
         case {"like": file, **changes}:
             source = ASSETS / file
-            return _json(edited(json.loads(source.read_bytes()), changes)) if changes else source.read_bytes()
+            return _json(_edited(json.loads(source.read_bytes()), changes)) if changes else source.read_bytes()
         case {"vocabulary of": file}:
             return json.dumps(_bpe(file)["vocab"], ensure_ascii=False).encode()
         case {"merges of": file}:
@@ -151,6 +151,14 @@ def contents(told: Any) -> bytes:
         case {"zeros": int(count)}:
             return bytes(count)
     raise ValueError(told)
+
+
+def _edited(value: Any, changes: dict[str, Any]) -> Any:
+    made = edited(value, changes)
+    if changes.get("merges as texts"):
+        # As tokenizers wrote them before 0.20.
+        made["model"]["merges"] = [" ".join(pair) for pair in made["model"]["merges"]]
+    return made
 
 
 def _bpe(file: str) -> dict[str, Any]:

@@ -41,6 +41,8 @@ def test_known_answers() -> None:
     hello = {kind: right(kind).answers["Hello!"] for kind in ("template-two", "template-null", "end-turn-list")}
     assert {answer.text for answer in hello.values()} == {"Hello! How can I help you today?"}
     assert {answer.finish for answer in hello.values()} == {"stop"}
+    completion = right("template-none").answers[ASKED["prompts"][-1]]
+    assert (completion.text, completion.firm()) == ("Hello! How can I help you today?", completion.ids)
     assert right("head-tied-own").head == "own"
     assert right("token-marker").answers["Hello!"].text == "Hello! How<|help|> I help you today?"
     assert right("token-special").answers["Hello!"].text == "Hello! How I help you today?"
