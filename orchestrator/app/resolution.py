@@ -54,7 +54,7 @@ def resolve_desired(
     learn: bool = True,
 ) -> tuple[Resolved, Desired]:
     """What is wanted, on this host; with it the same as it is to be recorded: its adapters fitted to these weights, and
-    its resolution. A hub is asked what the model says of itself if it is `to_run`, and to `learn`."""
+    its resolution. To `learn` what the model says of itself its files are read, and a hub is asked if it is `to_run`."""
     context = orch.resolve_context(observed, desired.spec.profile)
     weights = weights_facts(orch, desired.spec.profile)
     adapters = tuple(fitted(a.name, a.digest, a.rank, a.origin, weights, context) for a in desired.adapters)
@@ -70,7 +70,7 @@ def resolve_desired(
 
     def settled(resolved: Resolved) -> tuple[Resolved, Desired]:
         """What is taken is resolved with what the model says of itself, wherever that has to be asked for."""
-        known = learnt(orch, weights, resolved, ask_hub=to_run and learn)
+        known = learnt(orch, weights, resolved, ask_hub=to_run) if learn else weights
         if known.meaning is not None:
             resolved = resolve(spec, adapters, known, observed.host, context, to_run)
         return resolved, desired.resolved_anew(resolved.resolution)

@@ -369,7 +369,7 @@ def _profile(orch: Orchestrator, desired: Desired, observed: Observed) -> tuple[
         elif engine.instance.drift:
             troubled.append(f"{engine.instance.name} {engine.instance.drift}")
     try:
-        plan = plan_to(orch, "up", desired, observed, Options())
+        plan = plan_to(orch, "up", desired, observed, Options(), learn=False)
     except OrchError as error:
         return [*troubled, f"{profile}: {error.message} {error.hint}".strip()], []
     steps = [action.step for action in plan.actions if not _tidies(action.step, desired)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from orchestrator.app.deploy import Options, plan_for, plan_taking_down, plan_to
 from orchestrator.app.intent import AddAdapter, GoBack, Intent, MoveTo, RemoveAdapter, Serve
 from orchestrator.app.orchestrator import Orchestrator
 from orchestrator.app.resolution import resolve_desired
-from orchestrator.core.artifact import Recipe, artifact_key
+from orchestrator.core.artifact import FileEntry, Recipe, artifact_key
 from orchestrator.core.calibration import Calibration
 from orchestrator.core.deployment import Adapter, Desired
 from orchestrator.core.docker import DockerFacts
@@ -30,7 +30,7 @@ from orchestrator.core.plan import Plan
 from orchestrator.core.profile import CalibrationTexts, Profile, ReadyMade, Weights
 from orchestrator.core.progress import Progress, silent
 from orchestrator.core.resolved import Resolved
-from orchestrator.core.weights import HubSource, ReadyFacts, Shape, WeightsFacts
+from orchestrator.core.weights import HubSnapshot, HubSource, ReadyFacts, Shape, WeightsFacts
 from orchestrator.engines.context import ResolveContext
 from orchestrator.engines.prerequisites import fitted
 from orchestrator.engines.settings import read_settings
@@ -138,15 +138,18 @@ CHATS = Meaning(templates=(ChatTemplate(name="default", text="{{ messages }}"),)
 
 
 class MadeUpCatalog:
-    """Weights of which all is known where they are a directory's; of a hub's what its small files tell."""
+    """Weights of which all is known where they are a directory's, and nothing yet where they are a hub's."""
 
     def of_hub(self, source: HubSource) -> WeightsFacts:
         key = artifact_key(Recipe.WEIGHTS, str(source))
-        return WeightsFacts(str(source), key, str(store_path(key)), source, meaning=CHATS)
+        return WeightsFacts(str(source), key, str(store_path(key)), source)
 
     def of_directory(self, weights: Weights, progress: Progress) -> WeightsFacts:
         key = artifact_key(Recipe.WEIGHTS, "dir:tiny")
-        return WeightsFacts("dir:tiny", key, str(weights.path), None, WEIGHTS_BYTES, SHAPE, meaning=CHATS)
+        return WeightsFacts("dir:tiny", key, str(weights.path), None, WEIGHTS_BYTES, SHAPE)
+
+    def meaning(self, path: Path) -> Meaning:
+        return CHATS
 
     def of_ready_made(self, recipe: Recipe, ready: ReadyMade, progress: Progress) -> ReadyFacts:
         source = f"{ready.hub}/{ready.file}" if ready.hub is not None else f"file:{ready.path}"
@@ -163,8 +166,23 @@ class MadeUpAdapter:
     source: str
 
 
+class MadeUpHub:
+    """A hub whose repositories have no small files, of which MadeUpReader makes what it makes of all."""
+
+    def snapshot(
+        self, source: HubSource, timeout: float, names: Sequence[str] | None = None, progress: Progress = silent
+    ) -> HubSnapshot:
+        return HubSnapshot(source, ())
+
+    def fetch(self, snapshot: HubSnapshot, into: Path, progress: Progress) -> tuple[FileEntry, ...]:
+        return ()
+
+
 class MadeUpReader:
-    """Adapters by the name of their directory."""
+    """Adapters by the name of their directory; every model has a chat template, and says nothing else."""
+
+    def meaning(self, path: Path) -> Meaning:
+        return CHATS
 
     def adapter(self, directory: Path, base: Path | None) -> MadeUpAdapter:
         text, _, rank = directory.relative_to("/adapters").as_posix().partition("/")
@@ -201,6 +219,7 @@ class MadeUpOrchestrator(Orchestrator):
         self.catalog = MadeUpCatalog()  # type: ignore[assignment]
         self.store = MadeUpStore()  # type: ignore[assignment]
         self.builder = MadeUpReader()  # type: ignore[assignment]
+        self.hub = MadeUpHub()
         self.targets = dict.fromkeys((LOCAL, DOCKER))  # type: ignore[assignment]
 
     @property
