@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.app.gguf_tools import build_gguf_with_tools
+from orchestrator.app.gguf_tools import build_gguf_with_tools, tell_how_to_serve, tell_tools
 from orchestrator.app.intent import recipe_named
 from orchestrator.app.orchestrator import quantizer_library
 from orchestrator.app.profiles import weights_facts
@@ -31,7 +31,7 @@ from orchestrator.core.plan import Action, Plan
 from orchestrator.core.prerequisites import Prerequisite
 from orchestrator.core.profile import CalibrationTexts, Profile
 from orchestrator.engines import ENGINES
-from orchestrator.engines.prerequisites import artifact_prerequisites
+from orchestrator.engines.prerequisites import artifact_prerequisites, remarks_on_builders
 from orchestrator.errors import HostError, PlanRefused, UsageError
 from orchestrator.planning.prerequisites import builds_of, plan_prerequisites
 
@@ -53,7 +53,9 @@ def plan_build(orch: Orchestrator, profile: Profile, recipes: tuple[Recipe, ...]
     observed = orch.observe()
     weights, context = weights_facts(orch, profile), orch.resolve_context(observed, profile)
     steps = dict.fromkeys(step for recipe in recipes for step in artifact_prerequisites(recipe, weights, context))
-    return plan_prerequisites("build", tuple(steps), observed)
+    plan = plan_prerequisites("build", tuple(steps), observed)
+    remarks = remarks_on_builders(tuple(steps), weights, context)
+    return dataclasses.replace(plan, items=(*remarks, *plan.items), commit=plan.commit + len(remarks))
 
 
 def weights_alone(plan: Plan) -> Plan:
@@ -68,7 +70,7 @@ def tell_estimate(orch: Orchestrator, plan: Plan) -> None:
     for one in builds:
         if one.calibration is not None:
             _tell_calibration(orch, Path(one.source_path), one.calibration)
-    if streamed := [build for build in builds if build.recipe.streamed]:
+    if streamed := [build for build in builds if build.streamed]:
         specs = [orch.builder.output_spec(one.recipe, orch.store.path(one.key)) for one in streamed]
         _tell(orch, estimate(Path(streamed[0].source_path), specs), orch.store.root)
 
@@ -94,8 +96,11 @@ def build_gguf(
         raise HostError(f"{output} is a directory.", hint="Name the file to write: -o FILE.gguf")
     if foreign and source.is_file():
         raise PlanRefused(f"{source} is not a directory.", hint="llama.cpp's own tools are given safetensors here.")
+    if tools is not None:
+        tell_tools(orch, tools, quant)
     if foreign:
-        build_gguf_with_tools(orch, source, output, quant, tools)
+        build_gguf_with_tools(orch, source, output, quant, tools, orch.progress)
+        tell_how_to_serve(orch, output, quant)
     elif source.is_file():
         with quantizing(source, typing.cast("Quant", name), Quantizer(quantizer_library())) as work:
             _tell(orch, estimate_costs(work.reads, [work.cost()]), output.absolute().parent)

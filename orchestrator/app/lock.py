@@ -27,7 +27,7 @@ from orchestrator.core.lock_file import (
 )
 from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Plan
-from orchestrator.core.prerequisites import Prerequisite
+from orchestrator.core.prerequisites import BuildArtifact, Prerequisite
 from orchestrator.core.profile import Profile
 from orchestrator.core.text import decoded
 from orchestrator.drivers.files import write_atomic
@@ -141,7 +141,7 @@ def _locked_entry(orch: Orchestrator, step: Prerequisite) -> LockedEntry:
         files = stated(manifest.files)
         return LockedEntry(recipe=step.recipe, source=step.source, builder=manifest.builder, files=files)
     # What is built depends on its builders' versions; what is brought does not.
-    builder = orch.builder.versions(step.recipe) if step.is_built else {}
+    builder = orch.builder.versions(step.recipe, step.by) if isinstance(step, BuildArtifact) else {}
     return LockedEntry(recipe=step.recipe, source=step.source, builder=builder)
 
 

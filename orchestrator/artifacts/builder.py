@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.artifacts import families
 from orchestrator.artifacts.disk import host_errors
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.peft import CONFIG, WEIGHTS, Adapter, check_fits, read_adapter
 from orchestrator.core.artifact import BUILDER_FORMAT, GGUF_FILE, FileEntry, Recipe
+from orchestrator.core.builders import BUILDERS, BuiltBy
 from orchestrator.core.calibration import Calibration
 from orchestrator.core.memory import artifact_bytes
 from orchestrator.core.progress import Progress
@@ -50,17 +51,28 @@ class _Job:
 Calibrate = Callable[[Path, Path, Calibration, Progress], None]
 
 
-class Builder:
-    """Builds artifacts in this process, but for what has to be calibrated; `quantizer_library` exports ggml's
-    quantizer, loaded on first use."""
+class ForeignTools(Protocol):
+    """Another's programs that make a GGUF file of weights; see app/gguf_tools.py."""
 
-    def __init__(self, quantizer_library: Path, calibrate: Calibrate | None = None) -> None:
+    def build(self, source: Path, output: Path, quant: str, progress: Progress) -> None: ...
+
+    def versions(self, quant: str) -> dict[str, str]: ...
+
+
+class Builder:
+    """Builds artifacts: in this process, or by other programs, one for each way of building. `quantizer_library`
+    exports ggml's quantizer, loaded on first use."""
+
+    def __init__(
+        self, quantizer_library: Path, calibrate: Calibrate | None = None, tools: ForeignTools | None = None
+    ) -> None:
         self._library = quantizer_library
         self._calibrate = calibrate
-        self._builds: dict[Recipe, Callable[[_Job], None]] = {
-            Recipe.NVFP4: self._calibrated,
-            Recipe.ADAPTER: _adapter,
-            Recipe.LORA_GGUF: _lora,
+        self._tools = tools
+        self._builders: dict[BuiltBy, Callable[[Recipe, _Job], None]] = {
+            BuiltBy.ORCH: self._own,
+            BuiltBy.LLM_COMPRESSOR: self._calibrated,
+            BuiltBy.LLAMA_CPP: self._converted,
         }
 
     @cached_property
@@ -77,8 +89,10 @@ class Builder:
             check_fits(directory, adapter, families.read_config(base))
         return adapter
 
-    def versions(self, recipe: Recipe) -> dict[str, str]:
+    def versions(self, recipe: Recipe, by: BuiltBy | None = None) -> dict[str, str]:
         """What made the bytes, for the manifest."""
+        if by is BuiltBy.LLAMA_CPP:
+            return {"builder": by.value, **self._foreign().versions(recipe.quant)}
         found = {"format": str(BUILDER_FORMAT), "numpy": version("numpy")}
         if recipe.quant or recipe is Recipe.LORA_GGUF:
             found["gguf"] = version("gguf")
@@ -102,20 +116,20 @@ class Builder:
         progress: Progress,
         base: Path | None = None,
         calibration: Calibration | None = None,
+        by: BuiltBy | None = None,
     ) -> None:
-        """Makes `recipe` of the directory `source` in the existing directory `work`.
+        """Makes `recipe` of the directory `source` in the existing directory `work`, `by` whom, where that is not the
+        recipe's first builder.
 
         GGUF recipes write `model.gguf`; NVFP4A16, FP8 and NVFP4 (with a `calibration`) a Hugging Face directory;
         ADAPTER copies a PEFT directory; LORA_GGUF writes `adapter.gguf`, for the weights in `base`. SourceError if the
-        source is not what it claims; HostError if the disk, the quantizer or another program fails; whatever
-        `progress` raises passes through, leaving nothing that looks finished.
+        source is not what it claims, UnknownToBuilder if the builder does not know what it is; HostError if the disk,
+        the quantizer or another program fails; whatever `progress` raises passes through, leaving nothing that looks
+        finished.
         """
-        if recipe.streamed:
-            self.build_together({recipe: work}, source, progress)
-        elif recipe in self._builds:
-            self._builds[recipe](_Job(source, work, progress, base, calibration))
-        else:
+        if recipe not in BUILDERS:
             raise ValueError(f"nothing is built for {recipe.value}")
+        self._builders[by or BUILDERS[recipe][0]](recipe, _Job(source, work, progress, base, calibration))
 
     def build_together(self, works: Mapping[Recipe, Path], source: Path, progress: Progress) -> None:
         """The same for several recipes, each with its directory, in one read of `source`."""
@@ -146,7 +160,24 @@ class Builder:
 
         return check_gguf(directory / GGUF_FILE, recipe).shape
 
-    def _calibrated(self, job: _Job) -> None:
+    def _own(self, recipe: Recipe, job: _Job) -> None:
+        if recipe in _OF_ADAPTERS:
+            _OF_ADAPTERS[recipe](job)
+        else:
+            self.build_together({recipe: job.work}, job.source, job.progress)
+
+    def _converted(self, recipe: Recipe, job: _Job) -> None:
+        from orchestrator.artifacts.gguf_claims import check_gguf
+
+        self._foreign().build(job.source, job.work / GGUF_FILE, recipe.quant, job.progress)
+        check_gguf(job.work / GGUF_FILE, recipe)
+
+    def _foreign(self) -> ForeignTools:
+        if self._tools is None:
+            raise ValueError("nobody has said where llama.cpp's tools are")
+        return self._tools
+
+    def _calibrated(self, recipe: Recipe, job: _Job) -> None:
         if job.calibration is None or self._calibrate is None:
             raise ValueError("4-bit activations have to be calibrated")
         from orchestrator.artifacts import one_pass
@@ -157,7 +188,7 @@ class Builder:
             pass  # a sound model: told before hours of work
         self._calibrate(job.source, job.work, job.calibration, job.progress)
         tidy(job.source, job.work)
-        check_nvfp4(job.work, Recipe.NVFP4)
+        check_nvfp4(job.work, recipe)
 
     def copy_in(
         self, path: Path, work: Path, expect: Callable[[int], None], progress: Progress
@@ -188,3 +219,6 @@ def _lora(job: _Job) -> None:
     from orchestrator.artifacts.lora import build_lora_gguf
 
     build_lora_gguf(job.source, families.read_config(job.base), job.work / ADAPTER_FILE, job.progress)
+
+
+_OF_ADAPTERS = {Recipe.ADAPTER: _adapter, Recipe.LORA_GGUF: _lora}

@@ -20,6 +20,7 @@ from orchestrator.artifacts.vocabulary import (
     added_tokens,
     read_special,
     refuse,
+    refuse_kind,
     written,
 )
 
@@ -74,7 +75,7 @@ def read_bpe(directory: Path, raw: dict[str, Any], vocab_size: int) -> Tokenizer
 def _checked(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
     bpe = raw.get("model")
     if not isinstance(bpe, dict) or bpe.get("type") != "BPE":
-        refuse(file, "it is not a BPE tokenizer")
+        refuse_kind(file, "it is not a BPE tokenizer")
     for name in _ABSENT:
         if bpe.get(name):
             refuse(file, f"BPE with {name}={bpe[name]!r}")
@@ -85,10 +86,10 @@ def _checked(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
         refuse(file, "it has no merges")
     normalizer = raw.get("normalizer")
     if normalizer not in (None, {"type": "NFC"}):
-        refuse(file, f"normalizer {normalizer!r}")
+        refuse_kind(file, f"normalizer {normalizer!r}")
     decoder = raw.get("decoder")
     if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
-        refuse(file, f"decoder {decoder!r}")
+        refuse_kind(file, f"decoder {decoder!r}")
     return bpe
 
 
@@ -100,7 +101,7 @@ def _pre_tokenizer(file: Path, raw: dict[str, Any], whole_words: bool) -> str:
         telling = [{name: step[name] for name in _TELLING if name in step} for step in steps]
     name = next((name for name, (expected, _) in _PRE_TOKENIZERS.items() if expected == telling), "")
     if not name:
-        refuse(file, f"its pre-tokenizer is not known: {str(found)[:300]}")
+        refuse_kind(file, f"its pre-tokenizer is not known: {str(found)[:300]}")
     if whole_words is not _PRE_TOKENIZERS[name][1]:
-        refuse(file, f"ignore_merges={whole_words} with the split that llama.cpp calls {name}")
+        refuse_kind(file, f"ignore_merges={whole_words} with the split that llama.cpp calls {name}")
     return name

@@ -22,6 +22,7 @@ from orchestrator.artifacts.vocabulary import (
     added_tokens,
     read_special,
     refuse,
+    refuse_kind,
     written,
 )
 
@@ -117,11 +118,11 @@ def _check_spaces(file: Path, raw: dict[str, Any]) -> None:
         and split.get("split") is False
     )
     if not older and not newer:
-        refuse(file, f"normalizer {normalizer!r} with pre-tokenizer {split!r}")
+        refuse_kind(file, f"normalizer {normalizer!r} with pre-tokenizer {split!r}")
     decoder = raw.get("decoder")
     steps = decoder.get("decoders") if isinstance(decoder, dict) else None
     if not isinstance(steps, list) or {"type": "ByteFallback"} not in steps:
-        refuse(file, f"decoder {decoder!r}")
+        refuse_kind(file, f"decoder {decoder!r}")
 
 
 def _check_merges(file: Path, texts: list[str], merges: object) -> None:

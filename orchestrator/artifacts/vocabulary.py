@@ -12,6 +12,7 @@ import gguf
 from gguf import GGUFWriter, TokenType
 
 from orchestrator.artifacts.json_file import read_json
+from orchestrator.core.builders import UnknownToBuilder
 from orchestrator.errors import SourceError
 
 # Its warnings are about keys that it does not write; without a handler they would land on the terminal.
@@ -127,6 +128,11 @@ class Vocabulary:
 def refuse(file: Path, reason: str) -> NoReturn:
     """The tokenizer in `file` cannot be put into a GGUF."""
     raise SourceError(f"{file} cannot be converted: {reason}.", _SUPPORTED)
+
+
+def refuse_kind(file: Path, reason: str) -> NoReturn:
+    """The tokenizer in `file` is of a kind that has to be known to be converted, and is not."""
+    raise UnknownToBuilder(f"{file} cannot be converted: {reason}.", _SUPPORTED, f"its tokenizer ({reason})")
 
 
 def added_tokens(file: Path, raw: dict[str, Any]) -> list[dict[str, Any]]:

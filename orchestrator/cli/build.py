@@ -12,6 +12,7 @@ from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.cli.session import Session
+    from orchestrator.core.plan import Plan
 
 build = typer.Typer(invoke_without_command=True, help="Build a profile's artifacts, or one at a path of your own.")
 app.add_typer(build, name="build")
@@ -62,9 +63,13 @@ def build_all(
             confirm_download(session, first, yes)
         # In two parts: what a build takes is known when the weights are here.
         session.run(weights_alone(first))
-        rest = plan_build(orch, loaded, chosen)
-        tell_estimate(orch, rest)
-        session.run(rest)
+
+        def make_rest() -> Plan:
+            rest = plan_build(orch, loaded, chosen)
+            tell_estimate(orch, rest)
+            return rest
+
+        session.plan_and_run("build", make_rest, only_plan=False, lock=False)
         if lock is not None:
             tell_differences(session.screen, built_differently(orch, lock, loaded, observed))
 

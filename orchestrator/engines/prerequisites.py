@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from orchestrator.core.artifact import Recipe, artifact_key
+from orchestrator.core.builders import BUILDERS, BuiltBy, by_llama_cpp
 from orchestrator.core.deployment import Adapter, DeploymentSpec
 from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.launch import LOCAL
 from orchestrator.core.pins import ImagePin
+from orchestrator.core.plan import Remark
 from orchestrator.core.prerequisites import (
     BuildArtifact,
     EnsureEnvironment,
@@ -21,6 +25,7 @@ from orchestrator.core.weights import WeightsFacts
 from orchestrator.engines import ENGINES, engine_sheet
 from orchestrator.engines.base import EngineSheet
 from orchestrator.engines.context import ResolveContext
+from orchestrator.errors import PlanRefused
 
 
 def adapter_source(digest: str, weights: WeightsFacts) -> str:
@@ -48,8 +53,45 @@ def key_of(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> st
     """Where the artifact lies in the store."""
     if (ready := context.ready.get(recipe)) is not None:
         return ready.key
-    calibrated = recipe is Recipe.NVFP4
-    return artifact_key(recipe, context.calibration().source(weights.source) if calibrated else weights.source)
+    return artifact_key(recipe, _built_source(recipe, weights, context))
+
+
+def _built_source(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> str:
+    """The `source` of what is built of these weights: by whom, and with what, as far as its bytes depend on it."""
+    first, *others = BUILDERS[recipe]
+    if first is BuiltBy.LLM_COMPRESSOR:
+        return context.calibration().source(weights.source)
+    if BuiltBy.LLAMA_CPP in others and _is_for_llama_cpp(recipe, weights, context):
+        return by_llama_cpp(weights.source)
+    return weights.source
+
+
+def _is_for_llama_cpp(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> bool:
+    """Whether llama.cpp's own tools build it. What has been built tells, by whichever version of orch, and where the
+    weights are not here; weights of which nothing is known are for orch's own builder to see first."""
+    own, theirs = artifact_key(recipe, weights.source), artifact_key(recipe, by_llama_cpp(weights.source))
+    return own not in context.finished and (theirs in context.finished or bool(context.unknown(weights)))
+
+
+def remarks_on_builders(
+    wanted: tuple[Prerequisite, ...], weights: WeightsFacts, context: ResolveContext
+) -> tuple[Remark, ...]:
+    """What is to be built by another than orch's own builder, and why. PlanRefused where that is not here."""
+    remarks = []
+    for step in wanted:
+        if not isinstance(step, BuildArtifact) or step.by is not BuiltBy.LLAMA_CPP or step.key in context.finished:
+            continue
+        what, tools = context.unknown(weights), context.tools()
+        if tools.problem:
+            raise PlanRefused(
+                f"orch's own builder does not know {what}, and llama.cpp's own tools cannot be used: {tools.problem}.",
+                hint="Start Docker, which runs their image (orch images ls), or name a built llama.cpp checkout: "
+                f"ORCH_LLAMA_CPP=DIR; or have the profile name a GGUF file of others: "
+                f'[artifacts."{step.recipe.value}"].',
+            )
+        why = f"it does not know {what}; llama.cpp's own tools build it, {tools.place}"
+        remarks.append(Remark(f"build {step.recipe.value} with orch's own builder", why))
+    return tuple(remarks)
 
 
 def artifact_prerequisites(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> tuple[Prerequisite, ...]:
@@ -59,13 +101,12 @@ def artifact_prerequisites(recipe: Recipe, weights: WeightsFacts, context: Resol
     fetch: tuple[Prerequisite, ...] = (FetchWeights(weights.fetch, weights.key),) if weights.fetch is not None else ()
     if recipe is Recipe.WEIGHTS:
         return fetch
-    key = key_of(recipe, weights, context)
-    if recipe is not Recipe.NVFP4:
-        return (*fetch, BuildArtifact(recipe, key, weights.source, weights.path, weights_key=_pulled(weights)))
+    source = _built_source(recipe, weights, context)
+    build = BuildArtifact(recipe, artifact_key(recipe, source), source, weights.path, weights_key=_pulled(weights))
+    if build.by is not BuiltBy.LLM_COMPRESSOR:
+        return (*fetch, build)
     how = context.calibration()
-    source, pulled = how.source(weights.source), _pulled(weights)
-    build = BuildArtifact(recipe, key, source, weights.path, calibration=how, weights_key=pulled)
-    return (*fetch, EnsureEnvironment(how.environment), build)
+    return (*fetch, EnsureEnvironment(how.environment), replace(build, calibration=how))
 
 
 def _pulled(weights: WeightsFacts) -> str:

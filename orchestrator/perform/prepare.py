@@ -126,7 +126,7 @@ def made_by(step: Prerequisite, world: World) -> dict[str, str]:
     """What an entry's manifest says of who made it: versions, or the repository that it came ready-made from."""
     match step:
         case BuildArtifact(recipe, calibration=calibration):
-            versions = world.builder.versions(recipe)
+            versions = world.builder.versions(recipe, step.by)
             return versions | ({"environment": calibration.environment.name} if calibration is not None else {})
         case FetchArtifact(hub=hub) if hub is not None:
             return {"repo": str(hub)}
@@ -158,7 +158,7 @@ def _built(step: BuildArtifact, place: Place, world: World, progress: Progress) 
     source = Path(step.source_path)
     with world.store.reading(base or source, progress):
         place.expect(world.builder.expected_bytes(step.recipe, source), about=True)
-        world.builder.build(step.recipe, source, place.work, progress, base, step.calibration)
+        world.builder.build(step.recipe, source, place.work, progress, base, step.calibration, step.by)
 
 
 @entry_files.register

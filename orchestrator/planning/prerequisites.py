@@ -80,6 +80,6 @@ def _what_is_left(step: Prerequisite, observed: Observed) -> Prerequisite:
 
 def _in_one_read(wanted: tuple[Prerequisite, ...]) -> tuple[Prerequisite, ...]:
     """The same, but what can be made in one read of the weights is made together, at the end."""
-    streamed = tuple(step for step in wanted if isinstance(step, BuildArtifact) and step.recipe.streamed)
+    streamed = tuple(step for step in wanted if isinstance(step, BuildArtifact) and step.streamed)
     others = tuple(step for step in wanted if step not in streamed)
     return (*others, BuildTogether(streamed)) if len(streamed) > 1 else wanted
