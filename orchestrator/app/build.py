@@ -31,7 +31,7 @@ from orchestrator.core.plan import Action, Plan
 from orchestrator.core.prerequisites import Prerequisite
 from orchestrator.core.profile import CalibrationTexts, Profile
 from orchestrator.engines import ENGINES
-from orchestrator.engines.prerequisites import artifact_prerequisites, remarks_on_builders
+from orchestrator.engines.prerequisites import artifact_prerequisites, remarks_on_builds
 from orchestrator.errors import HostError, PlanRefused, UsageError
 from orchestrator.planning.prerequisites import builds_of, plan_prerequisites
 
@@ -54,7 +54,7 @@ def plan_build(orch: Orchestrator, profile: Profile, recipes: tuple[Recipe, ...]
     weights, context = weights_facts(orch, profile), orch.resolve_context(observed, profile)
     steps = dict.fromkeys(step for recipe in recipes for step in artifact_prerequisites(recipe, weights, context))
     plan = plan_prerequisites("build", tuple(steps), observed)
-    remarks = remarks_on_builders(tuple(steps), weights, context)
+    remarks = remarks_on_builds(profile, tuple(steps), weights, context)
     return dataclasses.replace(plan, items=(*remarks, *plan.items), commit=plan.commit + len(remarks))
 
 

@@ -58,9 +58,11 @@ def read_lock(orch: Orchestrator, file: Path) -> Lock:
     return found
 
 
-def locked_profile(orch: Orchestrator, locked: Lock, profile: str | None, observed: Observed) -> Profile:
+def locked_profile(
+    orch: Orchestrator, locked: Lock, profile: str | None, observed: Observed, ready_made: bool | None = None
+) -> Profile:
     """The profile that was locked (`profile`: where it is), at the commit that is locked."""
-    loaded = pinned_by(locked, load_profile(profile or locked.profile.name, observed))
+    loaded = pinned_by(locked, load_profile(profile or locked.profile.name, observed).preferring(ready_made))
     return pinned(orch, loaded, observed)
 
 

@@ -347,7 +347,7 @@ class Orchestrator:
             unknown=lambda weights: self.unknown_weights.what(weights),
             tools=lambda: self.llama_cpp_tools.here,
             ready=ReadyArtifacts(
-                profile.artifacts, lambda recipe, ready: self.catalog.of_ready_made(recipe, ready, self.progress)
+                profile.ready_made, lambda recipe, ready: self.catalog.of_ready_made(recipe, ready, self.progress)
             ),
         )
 

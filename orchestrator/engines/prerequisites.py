@@ -20,7 +20,7 @@ from orchestrator.core.prerequisites import (
     Prerequisite,
     PullImage,
 )
-from orchestrator.core.profile import Profile
+from orchestrator.core.profile import READY_MADE, Profile
 from orchestrator.core.weights import WeightsFacts
 from orchestrator.engines import ENGINES, engine_sheet
 from orchestrator.engines.base import EngineSheet
@@ -73,13 +73,18 @@ def _is_for_llama_cpp(recipe: Recipe, weights: WeightsFacts, context: ResolveCon
     return own not in context.finished and (theirs in context.finished or bool(context.unknown(weights)))
 
 
-def remarks_on_builders(
-    wanted: tuple[Prerequisite, ...], weights: WeightsFacts, context: ResolveContext
+def remarks_on_builds(
+    profile: Profile, wanted: tuple[Prerequisite, ...], weights: WeightsFacts, context: ResolveContext
 ) -> tuple[Remark, ...]:
-    """What is to be built by another than orch's own builder, and why. PlanRefused where that is not here."""
+    """What is to be built though ready-made ones are preferred, or by another than orch's own builder, and why.
+    PlanRefused where that is not here."""
     remarks = []
     for step in wanted:
-        if not isinstance(step, BuildArtifact) or step.by is not BuiltBy.LLAMA_CPP or step.key in context.finished:
+        if not isinstance(step, BuildArtifact) or not step.recipe.served or step.key in context.finished:
+            continue
+        if profile.prefer == READY_MADE:
+            remarks.append(Remark(f"take {step.recipe.value} ready-made", "the profile does not know where it is"))
+        if step.by is not BuiltBy.LLAMA_CPP:
             continue
         what, tools = context.unknown(weights), context.tools()
         if tools.problem:

@@ -22,7 +22,7 @@ from orchestrator.engines.base import EngineSheet, LaunchRequest, LaunchSpec, Pi
 from orchestrator.engines.context import ResolveContext
 from orchestrator.engines.driver_support import driver_cannot
 from orchestrator.engines.gpus import gpus_for, gpus_left_out, seen_by
-from orchestrator.engines.prerequisites import key_of, prerequisites_of, recipes_of, remarks_on_builders
+from orchestrator.engines.prerequisites import key_of, prerequisites_of, recipes_of, remarks_on_builds
 from orchestrator.errors import HostError, PlanRefused
 
 AMD_NODES = ("/dev/kfd", "/dev/dri")
@@ -77,11 +77,11 @@ def resolve(
     )
     import_size = import_size_of(sheet, context.finished.get(key), memory_fit)
     prerequisites = prerequisites_of(sheet, recipe, weights, image or environment, adapters, context)
-    builders = remarks_on_builders(prerequisites, weights, context) if to_run else ()
+    builds = remarks_on_builds(profile, prerequisites, weights, context) if to_run else ()
     return Resolved(
         deployment=deployment,
         prerequisites=prerequisites,
-        passed_over=(*gpus_left_out(sheet, profile, accelerator, host), *older, *passed_over, *builders),
+        passed_over=(*gpus_left_out(sheet, profile, accelerator, host), *older, *passed_over, *builds),
         routes=routes_of(sheet, deployment, profile),
         image=image,
         environment=environment,
