@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.artifacts.families import expected_tensors, read_config
-from orchestrator.artifacts.safetensors import INDEX, SINGLE, ShardWriter
+from orchestrator.artifacts.safetensors import ShardWriter
+from orchestrator.core.weights import INDEX, SINGLE
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "tests/assets/untied-qwen3"
 SEED = 4

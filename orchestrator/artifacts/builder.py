@@ -184,10 +184,11 @@ class Builder:
         from orchestrator.artifacts.calibrated import tidy
         from orchestrator.artifacts.claims import check_nvfp4
 
-        with one_pass.opened(job.source):
-            pass  # a sound model: told before hours of work
+        # Not a sound model: told before hours of work.
+        with one_pass.opened(job.source) as weights:
+            meaning = weights.meaning
         self._calibrate(job.source, job.work, job.calibration, job.progress)
-        tidy(job.source, job.work)
+        tidy(job.source, job.work, meaning)
         check_nvfp4(job.work, recipe)
 
     def copy_in(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from orchestrator.artifacts.description import write_description
 from orchestrator.artifacts.disk import host_errors
 from orchestrator.artifacts.json_file import read_json
-from orchestrator.artifacts.nvfp4_checkpoint import write_companions
+from orchestrator.artifacts.nvfp4_checkpoint import write_index
 from orchestrator.artifacts.safetensors import Checkpoint
+from orchestrator.core.meaning import Meaning
 from orchestrator.errors import SourceError
 
 
-def tidy(source: Path, work: Path) -> None:
-    """Leaves of `work` the shards and their quantization_config, and puts all else beside them as it is in `source`.
+def tidy(source: Path, work: Path, meaning: Meaning) -> None:
+    """Leaves of `work` the shards and their quantization_config, and puts beside them what `source`, of this meaning,
+    says of itself.
 
     The program writes tokenizer and configs anew, in the words of its own version, and notes of its own.
     """
@@ -25,4 +28,5 @@ def tidy(source: Path, work: Path) -> None:
         for path in work.iterdir():
             if path.name not in weight_map.values():
                 path.unlink()
-        write_companions(source, work, weight_map, quantization)
+        write_index(work, weight_map)
+        write_description(source, work, meaning, {"quantization_config": quantization})

@@ -285,7 +285,7 @@ def _layer(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def check(checkpoint: Checkpoint, config: ModelConfig) -> None:
     """SourceError with every missing, unexpected, wrong-shaped or non-float tensor, a line each.
 
-    A head that tied weights carry anyway is a copy of the embedding and is let pass.
+    A head that tied weights carry anyway is for `head_is_own` to judge.
     """
     expected = expected_tensors(config)
     found = checkpoint.tensors

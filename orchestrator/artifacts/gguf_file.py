@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -25,7 +26,7 @@ from orchestrator.artifacts.rope_factors import llama3_factors
 from orchestrator.artifacts.rows import is_finite, pairs_together, to_float32
 from orchestrator.artifacts.safetensors import Checkpoint, Tensor
 from orchestrator.artifacts.tokenizer import read_tokenizer
-from orchestrator.artifacts.vocabulary import Tokenizer
+from orchestrator.core.meaning import Meaning
 from orchestrator.core.progress import Progress
 from orchestrator.errors import SourceError
 
@@ -90,11 +91,12 @@ class GgufOutputSpec:
     def writer(self, weights: Weights) -> Iterator[OutputWriter]:
         """See one_pass.OutputSpec."""
         config = weights.config
-        tokenizer = read_tokenizer(weights.directory, config)
+        tokenizer = read_tokenizer(weights.directory, config.vocab_size, weights.meaning)
         outputs = plan_outputs(weights.checkpoint, config, self.quant)
         with host_errors(f"write {self.out}"), replacing(self.out) as unfinished:
             writer = GGUFWriter(unfinished, config.family.architecture)
-            _add_metadata(writer, config, tokenizer, self.quant, outputs, self.name)
+            _add_metadata(writer, config, weights.meaning, self.quant, outputs, self.name)
+            tokenizer.add_to(writer)
             offset = write_head(writer, outputs)
             descriptor = os.open(unfinished, os.O_WRONLY)
             try:
@@ -163,7 +165,7 @@ def quantizers_order(name: str) -> tuple[int, str]:
 def _add_metadata(
     writer: GGUFWriter,
     config: ModelConfig,
-    tokenizer: Tokenizer,
+    meaning: Meaning,
     quant: Quant,
     outputs: list[Output],
     name: str | None,
@@ -192,7 +194,19 @@ def _add_metadata(
         writer.add_vocab_size(config.vocab_size)
         writer.add_rope_dimension_count(config.head_dim)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    tokenizer.add_to(writer)
+    for said, add in _SAMPLING.items():
+        if said in meaning.sampling:
+            add(writer, meaning.sampling[said])
+
+
+# A profile's names of what llama.cpp reads as defaults.
+_SAMPLING: Mapping[str, Callable[[GGUFWriter, Any], None]] = {
+    "top_k": GGUFWriter.add_sampling_top_k,
+    "top_p": GGUFWriter.add_sampling_top_p,
+    "min_p": GGUFWriter.add_sampling_min_p,
+    "temperature": GGUFWriter.add_sampling_temp,
+    "repeat_penalty": GGUFWriter.add_sampling_penalty_repeat,
+}
 
 
 def write_head(writer: GGUFWriter, outputs: list[Output]) -> int:

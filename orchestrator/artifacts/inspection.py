@@ -14,8 +14,8 @@ from orchestrator.artifacts.claims import scheme_of
 from orchestrator.artifacts.gguf_claims import file_type_name, gguf_shape
 from orchestrator.artifacts.gguf_reader import GgufFile
 from orchestrator.artifacts.json_file import read_json
-from orchestrator.artifacts.safetensors import INDEX, SINGLE, Checkpoint, Tensor
-from orchestrator.core.weights import shape_of
+from orchestrator.artifacts.safetensors import Checkpoint, Tensor
+from orchestrator.core.weights import INDEX, SINGLE, shape_of
 from orchestrator.errors import SourceError
 
 _ADAPTER = "adapter_model.safetensors"

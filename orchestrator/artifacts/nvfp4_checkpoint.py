@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,33 +13,20 @@ import numpy.typing as npt
 
 from orchestrator.artifacts import one_pass
 from orchestrator.artifacts.claims import check_nvfp4
+from orchestrator.artifacts.description import as_json, write_description
 from orchestrator.artifacts.disk import host_errors, replacing, write_whole
 from orchestrator.artifacts.families import is_linear
-from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.nvfp4 import BLOCK, Floats, dequantize_rows, global_scale, quantize_rows, round_bf16
 from orchestrator.artifacts.one_pass import Block, Cost, OutputWriter, Rows, Weights, sampled
 from orchestrator.artifacts.rows import to_float32
-from orchestrator.artifacts.safetensors import INDEX, Checkpoint, ShardWriter, Tensor, tensor_bytes
+from orchestrator.artifacts.safetensors import Checkpoint, ShardWriter, Tensor, tensor_bytes
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.progress import Progress
+from orchestrator.core.weights import INDEX, SINGLE
 from orchestrator.errors import SourceError
 
 # Dtype and shape by name.
 Layout = dict[str, tuple[str, tuple[int, ...]]]
-
-# Copied beside the weights where the source has them.
-COMPANIONS = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 _WEIGHTS: dict[str, Any] = {
     "actorder": None,
@@ -119,7 +104,7 @@ def shards(
 ) -> Iterator[dict[Path, ShardWriter]]:
     """Writers for a directory of quantized weights in compressed-tensors layout, by the source's shards.
 
-    `layout` says which tensors a shard's become. At the end the companions are copied and config.json written.
+    `layout` says which tensors a shard's become. At the end what describes them is written beside them.
     """
     with host_errors(f"write {outdir}"):
         outdir.mkdir(parents=True, exist_ok=True)
@@ -133,7 +118,8 @@ def shards(
                     writers[file] = stack.enter_context(ShardWriter(partial, layout(shard)))
             yield writers
         weight_map = {name: file.name for file, writer in writers.items() for name in writer.tensors}
-        write_companions(weights.directory, outdir, weight_map, quantization)
+        write_index(outdir, weight_map)
+        write_description(weights.directory, outdir, weights.meaning, {"quantization_config": quantization})
 
 
 class _Nvfp4OutputWriter:
@@ -197,25 +183,16 @@ def _layout(tensors: list[Tensor]) -> Layout:
     return layout
 
 
-def write_companions(source: Path, outdir: Path, weight_map: dict[str, str], quantization: dict[str, Any]) -> None:
-    """What belongs beside quantized shards: an index where there are several, what the source has, config.json last."""
-    if len(set(weight_map.values())) > 1 or "model.safetensors" not in weight_map.values():
-        total = 0
-        for file in set(weight_map.values()):
-            with Checkpoint.open_files((outdir / file,)) as written:
-                total += sum(tensor.size for tensor in written.tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        write_whole(outdir / INDEX, _json(index))
-    for name in COMPANIONS:
-        if (source / name).is_file():
-            with replacing(outdir / name) as partial:
-                shutil.copyfile(source / name, partial)
-    config = read_json(source / "config.json") | {"quantization_config": quantization}
-    write_whole(outdir / "config.json", _json(config))
-
-
-def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+def write_index(outdir: Path, weight_map: dict[str, str]) -> None:
+    """The index of quantized shards, where there are several, or one of another name."""
+    if set(weight_map.values()) == {SINGLE}:
+        return
+    total = 0
+    for file in set(weight_map.values()):
+        with Checkpoint.open_files((outdir / file,)) as written:
+            total += sum(tensor.size for tensor in written.tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    write_whole(outdir / INDEX, as_json(index))
 
 
 def read_nvfp4(directory: Path, weight: str) -> Floats:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,9 +21,12 @@ import numpy.typing as npt
 
 from orchestrator.artifacts import families
 from orchestrator.artifacts.families import ModelConfig
+from orchestrator.artifacts.head import head_is_own
+from orchestrator.artifacts.meaning import read_meaning
 from orchestrator.artifacts.rows import read_finite, to_float32
 from orchestrator.artifacts.safetensors import Checkpoint, Tensor, row_blocks
 from orchestrator.artifacts.threads import in_order
+from orchestrator.core.meaning import Meaning
 from orchestrator.core.progress import Progress
 
 Block = npt.NDArray[Any]
@@ -62,10 +65,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that were found sound: the directory, its config, and its tensors in the order in which they lie."""
+    """Weights that were found sound: the directory, its config with the head that it really has, what they mean, and
+    the tensors in the order in which they lie."""
 
     directory: Path
     config: ModelConfig
+    meaning: Meaning
     checkpoint: Checkpoint
     tensors: tuple[Tensor, ...]
 
@@ -123,27 +128,37 @@ class OutputSpec(Protocol):
         ...
 
 
-def build(source: Path, specs: Sequence[OutputSpec], progress: Progress, held_bytes: int = HELD_BYTES) -> None:
+def build(
+    source: Path,
+    specs: Sequence[OutputSpec],
+    progress: Progress,
+    held_bytes: int = HELD_BYTES,
+    template: str | None = None,
+) -> None:
     """Makes all of `specs` from the Hugging Face directory `source`, in one read of it.
 
-    `held_bytes` bounds a unit that is held. SourceError if the directory is no sound dense model or has NaN or Inf;
-    HostError if the disk fails; whatever `progress` raises passes through.
+    `template` takes the place of its own chat template. `held_bytes` bounds a unit that is held. SourceError if the
+    directory is no sound dense model or has NaN or Inf; HostError if the disk fails; whatever `progress` raises
+    passes through.
     """
-    with opened(source) as weights, ExitStack() as stack:
+    with opened(source, template) as weights, ExitStack() as stack:
         writers = [stack.enter_context(one.writer(weights)) for one in specs]
         _convert_all(weights, writers, progress, held_bytes)
 
 
 @contextmanager
-def opened(source: Path) -> Iterator[Weights]:
+def opened(source: Path, template: str | None = None) -> Iterator[Weights]:
     """The weights of a Hugging Face directory, checked against its config.json."""
     config = families.read_config(source)
+    meaning = read_meaning(source, template)
     with Checkpoint.open(source) as checkpoint:
         families.check(checkpoint, config)
+        if config.tie_word_embeddings and head_is_own(checkpoint):
+            config, meaning = replace(config, tie_word_embeddings=False), replace(meaning, tied=False)
         shards = {file: number for number, file in enumerate(checkpoint.files)}
         tensors = [checkpoint.tensors[name] for name in families.expected_tensors(config)]
         tensors.sort(key=lambda tensor: (shards[tensor.file], tensor.offset))
-        yield Weights(source, config, checkpoint, tuple(tensors))
+        yield Weights(source, config, meaning, checkpoint, tuple(tensors))
 
 
 def fused_with(name: str) -> str:

@@ -19,13 +19,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from orchestrator.artifacts.disk import pwrite_all, reserve
 from orchestrator.artifacts.json_file import parse_json, read_json
+from orchestrator.core.weights import INDEX, SINGLE
 from orchestrator.errors import SourceError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 
 _MAX_HEADER = 100_000_000
 _MAX_DIMENSIONS = 8
@@ -216,30 +214,24 @@ def _lie(file: Path, reason: str) -> NoReturn:
 
 
 def _weight_map(directory: Path) -> dict[str, str] | None:
-    """Tensor name to shard file name, or None for a single file."""
+    """Tensor name to shard file name, or None for a single file, which counts before an index, as for transformers."""
     index = directory / INDEX
-    single = (directory / SINGLE).is_file()
-    if not index.is_file():
-        if not single:
-            pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt*"))
-            raise SourceError(
-                f"{directory} has no {SINGLE} and no {INDEX}.",
-                "Pickled weights are never read: convert them to safetensors first."
-                if pickled
-                else "Point to a directory in Hugging Face layout, with safetensors weights.",
-            )
+    if (directory / SINGLE).is_file():
         return None
+    if not index.is_file():
+        pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt*"))
+        raise SourceError(
+            f"{directory} has no {SINGLE} and no {INDEX}.",
+            "Pickled weights are never read: convert them to safetensors first."
+            if pickled
+            else "Point to a directory in Hugging Face layout, with safetensors weights.",
+        )
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{index} has no weight_map.", "Download it again.")
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or Path(shard).name != shard:
             raise SourceError(f"{index}: {tensor} is said to be in {shard!r}, which is not a file of this directory.")
-    if single and SINGLE not in weight_map.values():
-        raise SourceError(
-            f"{directory} has both {SINGLE} and {INDEX}, and the index does not name it.",
-            "Remove the one that you do not want.",
-        )
     return weight_map
 
 

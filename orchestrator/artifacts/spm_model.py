@@ -11,7 +11,7 @@ from typing import Any
 from gguf import TokenType
 
 from orchestrator.artifacts.disk import host_errors
-from orchestrator.artifacts.vocabulary import Token, refuse_kind
+from orchestrator.artifacts.vocabulary import Token, refuse
 from orchestrator.errors import SourceError
 
 _MAX_MODEL = 100_000_000
@@ -48,15 +48,15 @@ def read_pieces(file: Path) -> list[Token]:
             "Download it again; if tokenizer.json beside it is the real one, remove this file.",
         ) from error
     if specs.get(_TRAINER, {}).get(_MODEL_TYPE) != _BPE:
-        refuse_kind(file, "its SentencePiece model is not BPE")
+        refuse(file, "its SentencePiece model is not BPE")
     spaces = specs.get(_NORMALIZER, {})
     if spaces.get(_CHARACTER_MAP):
-        refuse_kind(file, "it rewrites characters before it splits text")
+        refuse(file, "it rewrites characters before it splits text")
     # Each of them is true where nothing is said.
     if not spaces.get(_ADD_DUMMY_PREFIX, 1) or spaces.get(_REMOVE_EXTRA_WHITESPACES, 1):
-        refuse_kind(file, "it puts no space in front, or drops repeated ones")
+        refuse(file, "it puts no space in front, or drops repeated ones")
     if not spaces.get(_ESCAPE_WHITESPACES, 1):
-        refuse_kind(file, "it does not write spaces as a letter")
+        refuse(file, "it does not write spaces as a letter")
     return tokens
 
 

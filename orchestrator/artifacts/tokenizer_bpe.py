@@ -7,22 +7,25 @@ normalizer is let pass, as llama.cpp's converter does: its engine does not norma
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
 
+from orchestrator.artifacts.tokenizer_files import PIECES, TOKENIZER, TokenizerFiles
 from orchestrator.artifacts.vocabulary import (
     Token,
     Tokenizer,
     Vocabulary,
-    added_kind,
-    added_tokens,
+    as_token,
+    expressible,
     read_special,
     refuse,
     refuse_kind,
-    written,
 )
+from orchestrator.core.meaning import Meaning
+from orchestrator.errors import SourceError
 
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -48,34 +51,58 @@ _TELLING = ("type", "pattern", "behavior", "invert", "add_prefix_space", "use_re
 _ABSENT = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
 
 
-def read_bpe(directory: Path, raw: dict[str, Any], vocab_size: int) -> Tokenizer:
-    """The tokenizer that `raw`, the directory's tokenizer.json, describes.
+def read_bpe(files: TokenizerFiles, vocab_size: int, meaning: Meaning) -> Tokenizer:
+    """The tokenizer of these files, for weights of this meaning.
 
-    SourceError if its files contradict themselves or describe a tokenizer that GGUF cannot express.
+    SourceError if they contradict themselves or describe a tokenizer that GGUF cannot express.
     """
-    file = directory / "tokenizer.json"
+    file, raw = files.directory / TOKENIZER, files.document
     bpe = _checked(file, raw)
     vocabulary = Vocabulary(file, vocab_size)
     for text, number in bpe["vocab"].items():
         vocabulary.place(number, Token(text, TokenType.NORMAL))
-    for added in added_tokens(file, raw):
-        text, number = added["content"], added.get("id")
-        kind = added_kind(text, added.get("special"))
-        vocabulary.place_added(number, text, Token(written(text, kind), kind))
+    for added in expressible(files):
+        vocabulary.place_added(added.id, added.text, as_token(added))
+    pre = _pre_tokenizer(file, raw, bool(bpe.get("ignore_merges")))
+    _check_class(file, files.config.get("tokenizer_class"), pre)
     padded = vocabulary.padded()
     return Tokenizer(
         "gpt2",
-        _pre_tokenizer(file, raw, bool(bpe.get("ignore_merges"))),
+        pre,
         tuple(token.text for token in padded),
         tuple(int(token.kind) for token in padded),
-        read_special(directory, file, vocabulary.texts, vocab_size, merges=True),
+        read_special(files, meaning, vocabulary, _merges(file, bpe["merges"])),
     )
 
 
-def _checked(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
+def _merges(file: Path, merges: list[Any]) -> tuple[str, ...]:
+    """As "left right", whose own spaces are told as llama.cpp reads them."""
+    found = []
+    for merge in merges:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(half, str) for half in pair):
+            refuse(file, f"its merges hold {merge!r}")
+        found.append(" ".join(half.replace(" ", chr(ord(" ") + 256)) for half in pair))
+    return tuple(found)
+
+
+# transformers 5 makes the tokenizers of these classes anew of the vocabulary, with the split of the class.
+_SPLIT_OF_CLASS = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2"}
+
+
+def _check_class(file: Path, name: object, pre: str) -> None:
+    expected = _SPLIT_OF_CLASS.get(str(name).removesuffix("Fast"), pre)
+    if expected != pre:
+        raise SourceError(
+            f"{file} splits text as {pre} does, and {name} of tokenizer_config.json as {expected} does.",
+            'With "tokenizer_class": "PreTrainedTokenizerFast" in tokenizer_config.json, tokenizer.json counts.',
+        )
+
+
+def _checked(file: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
     bpe = raw.get("model")
     if not isinstance(bpe, dict) or bpe.get("type") != "BPE":
-        refuse_kind(file, "it is not a BPE tokenizer")
+        refuse(file, "it is not a BPE tokenizer")
     for name in _ABSENT:
         if bpe.get(name):
             refuse(file, f"BPE with {name}={bpe[name]!r}")
@@ -86,14 +113,14 @@ def _checked(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
         refuse(file, "it has no merges")
     normalizer = raw.get("normalizer")
     if normalizer not in (None, {"type": "NFC"}):
-        refuse_kind(file, f"normalizer {normalizer!r}")
+        refuse(file, f"normalizer {normalizer!r}")
     decoder = raw.get("decoder")
     if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
-        refuse_kind(file, f"decoder {decoder!r}")
+        refuse(file, f"decoder {decoder!r}")
     return bpe
 
 
-def _pre_tokenizer(file: Path, raw: dict[str, Any], whole_words: bool) -> str:
+def _pre_tokenizer(file: Path, raw: Mapping[str, Any], whole_words: bool) -> str:
     found = raw.get("pre_tokenizer")
     steps = found.get("pretokenizers") if isinstance(found, dict) and found.get("type") == "Sequence" else [found]
     telling: list[dict[str, Any]] = []
@@ -101,7 +128,10 @@ def _pre_tokenizer(file: Path, raw: dict[str, Any], whole_words: bool) -> str:
         telling = [{name: step[name] for name in _TELLING if name in step} for step in steps]
     name = next((name for name, (expected, _) in _PRE_TOKENIZERS.items() if expected == telling), "")
     if not name:
-        refuse_kind(file, f"its pre-tokenizer is not known: {str(found)[:300]}")
+        # llama.cpp's converter knows more of them, each by what it makes of a text, and refuses others. Where there is
+        # a tokenizer.model beside it, it would take that one.
+        known_to_others = not (file.parent / PIECES).exists()
+        (refuse_kind if known_to_others else refuse)(file, f"its pre-tokenizer is not known: {str(found)[:300]}")
     if whole_words is not _PRE_TOKENIZERS[name][1]:
-        refuse_kind(file, f"ignore_merges={whole_words} with the split that llama.cpp calls {name}")
+        refuse(file, f"ignore_merges={whole_words} with the split that llama.cpp calls {name}")
     return name

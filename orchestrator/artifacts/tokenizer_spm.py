@@ -7,6 +7,7 @@ score for all pieces, with which text is split wrongly. Here the scores are made
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,10 @@ from gguf import TokenType
 
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.spm_model import read_pieces
-from orchestrator.artifacts.vocabulary import (
-    Token,
-    Tokenizer,
-    Vocabulary,
-    added_kind,
-    added_tokens,
-    read_special,
-    refuse,
-    refuse_kind,
-    written,
-)
+from orchestrator.artifacts.tokenizer_files import CONFIG, PIECES, TOKENIZER, Added, TokenizerFiles
+from orchestrator.artifacts.vocabulary import Token, Tokenizer, Vocabulary, as_token, expressible, read_special, refuse
+from orchestrator.core.meaning import Meaning
+from orchestrator.errors import SourceError
 
 SPACE = "\u2581"
 
@@ -33,96 +27,123 @@ _ADDED_SCORE, _PAD_SCORE = -1000.0, -10000.0
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
-def read_model(directory: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer in tokenizer.model, with what added_tokens.json and tokenizer_config.json add to it.
+def read_model(files: TokenizerFiles, vocab_size: int, meaning: Meaning) -> Tokenizer:
+    """The tokenizer whose pieces stand in tokenizer.model, with what the other files add to it.
 
     SourceError if it is no sound SentencePiece model, or one that llama.cpp would split text differently by.
     """
-    file = directory / "tokenizer.model"
+    file = files.directory / PIECES
     vocabulary = Vocabulary(file, vocab_size)
     for number, token in enumerate(read_pieces(file)):
         vocabulary.place(number, token)
-    added = directory / "added_tokens.json"
-    if added.is_file():
-        for text, number in read_json(added).items():
-            vocabulary.put(number, Token(text, TokenType.USER_DEFINED, _ADDED_SCORE))
-    config = directory / "tokenizer_config.json"
-    decoder = read_json(config).get("added_tokens_decoder", {}) if config.is_file() else {}
+    for added in expressible(files) if files.document else _listed(files):
+        vocabulary.put(added.id, as_token(added, _ADDED_SCORE))
+    return _tokenizer(files, vocabulary, meaning)
+
+
+def _listed(files: TokenizerFiles) -> list[Added]:
+    """What is added where there is no tokenizer.json, as llama.cpp's converter finds it."""
+    added = files.directory / "added_tokens.json"
+    found = [Added(number, text, False) for text, number in read_json(added).items()] if added.is_file() else []
+    config = files.directory / CONFIG
+    decoder = files.config.get("added_tokens_decoder", {})
     if not isinstance(decoder, dict):
         refuse(config, "added_tokens_decoder is not an object")
     for key, entry in decoder.items():
         content = entry.get("content") if isinstance(entry, dict) else None
         if not key.isascii() or not key.isdecimal() or not isinstance(content, str):
             refuse(config, f"added_tokens_decoder has {key!r}: {entry!r}")
-        kind = added_kind(content, entry.get("special"))
-        vocabulary.put(int(key), Token(written(content, kind), kind, _ADDED_SCORE))
-    return _tokenizer(directory, vocabulary)
+        found.append(Added(int(key), content, bool(entry.get("special"))))
+    return found
 
 
-def is_spm(raw: dict[str, Any]) -> bool:
+def has_pieces_of(files: TokenizerFiles) -> bool:
+    """Whether tokenizer.model has just the pieces of tokenizer.json: then it knows their scores besides."""
+    file = files.directory / PIECES
+    if not file.is_file():
+        return False
+    try:
+        pieces = {token.text: number for number, token in enumerate(read_pieces(file))}
+    except SourceError:
+        return False
+    return pieces == files.vocabulary
+
+
+def is_spm(raw: Mapping[str, Any]) -> bool:
     """Whether a tokenizer.json is the translation of a SentencePiece model: what no piece covers is told in bytes."""
     model = raw.get("model")
     return isinstance(model, dict) and model.get("type") == "BPE" and model.get("byte_fallback") is True
 
 
-def read_json_spm(directory: Path, raw: dict[str, Any], vocab_size: int) -> Tokenizer:
-    """The tokenizer that `raw`, the directory's tokenizer.json, translates.
+def read_json_spm(files: TokenizerFiles, vocab_size: int, meaning: Meaning) -> Tokenizer:
+    """The tokenizer that tokenizer.json translates.
 
     SourceError if its merges are not those that follow from SentencePiece's scores, or if it treats spaces otherwise.
     """
-    file = directory / "tokenizer.json"
-    model = raw["model"]
-    _check_spaces(file, raw)
-    if not isinstance(model.get("vocab"), dict) or not model["vocab"]:
+    file = files.directory / TOKENIZER
+    model = files.document["model"]
+    _prepends(files)
+    if not files.vocabulary:
         refuse(file, "it has no vocabulary")
     vocabulary = Vocabulary(file, vocab_size)
-    for text, number in model["vocab"].items():
+    for text, number in files.vocabulary.items():
         vocabulary.place(number, Token(text, TokenType.BYTE if _BYTE.fullmatch(text) else TokenType.NORMAL))
-    for added in added_tokens(file, raw):
-        text, number = added["content"], added.get("id")
-        kind = added_kind(text, added.get("special"))
-        vocabulary.place_added(number, text, Token(written(text, kind), kind, _ADDED_SCORE))
+    for added in expressible(files):
+        vocabulary.place_added(added.id, added.text, as_token(added, _ADDED_SCORE))
     normal = [number for number, token in vocabulary if token.kind is TokenType.NORMAL]
     _check_merges(file, [vocabulary[number].text for number in normal], model.get("merges"))
     for rank, number in enumerate(normal):
         vocabulary.change(number, score=-float(rank))
-    return _tokenizer(directory, vocabulary)
+    return _tokenizer(files, vocabulary, meaning)
 
 
-def _tokenizer(directory: Path, vocabulary: Vocabulary) -> Tokenizer:
+def _tokenizer(files: TokenizerFiles, vocabulary: Vocabulary, meaning: Meaning) -> Tokenizer:
     padded = vocabulary.padded(_PAD_SCORE)
     return Tokenizer(
         "llama",
         "default",
         tuple(token.text for token in padded),
         tuple(int(token.kind) for token in padded),
-        read_special(directory, vocabulary.file, vocabulary.texts, vocabulary.size, merges=False),
+        read_special(files, meaning, vocabulary, ()),
         tuple(token.score for token in padded),
+        _adds_space(files),
     )
 
 
-def _check_spaces(file: Path, raw: dict[str, Any]) -> None:
-    """Spaces become a letter, and one is put in front; all else llama.cpp would do differently."""
-    prepended = [
-        {"type": "Prepend", "prepend": SPACE},
-        {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
-    ]
+def _adds_space(files: TokenizerFiles) -> bool:
+    """Whether a space is put in front of each text. SourceError for what llama.cpp would do differently with spaces.
+
+    transformers 5 makes the tokenizers of Llama's class anew, and then add_prefix_space decides; else tokenizer.json.
+    """
+    said = files.config.get("add_prefix_space")
+    if said is not None and not isinstance(said, bool):
+        refuse(files.directory / CONFIG, f"add_prefix_space is {said!r}")
+    of_llama = str(files.config.get("tokenizer_class", "LlamaTokenizer")).removesuffix("Fast") == "LlamaTokenizer"
+    translated = _prepends(files) if files.document else True
+    return said if said is not None and (of_llama or not files.document) else translated
+
+
+def _prepends(files: TokenizerFiles) -> bool:
+    """Whether tokenizer.json puts a space in front. Spaces become a letter, and nothing else is done with them."""
+    file, raw = files.directory / TOKENIZER, files.document
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     normalizer, split = raw.get("normalizer"), raw.get("pre_tokenizer")
-    older = normalizer == {"type": "Sequence", "normalizers": prepended} and split is None
-    newer = (
-        normalizer is None
-        and isinstance(split, dict)
-        and split.get("type") == "Metaspace"
-        and split.get("replacement") == SPACE
-        and split.get("prepend_scheme") in ("first", "always")
-        and split.get("split") is False
-    )
-    if not older and not newer:
-        refuse_kind(file, f"normalizer {normalizer!r} with pre-tokenizer {split!r}")
     decoder = raw.get("decoder")
     steps = decoder.get("decoders") if isinstance(decoder, dict) else None
     if not isinstance(steps, list) or {"type": "ByteFallback"} not in steps:
-        refuse_kind(file, f"decoder {decoder!r}")
+        refuse(file, f"decoder {decoder!r}")
+    if split is None:
+        prepend = {"type": "Prepend", "prepend": SPACE}
+        if normalizer == {"type": "Sequence", "normalizers": [prepend, replace]}:
+            return True
+        if normalizer in (replace, {"type": "Sequence", "normalizers": [replace]}):
+            return False
+    elif normalizer is None and isinstance(split, dict) and split.get("type") == "Metaspace":
+        scheme = split.get("prepend_scheme")
+        plain = split.get("replacement") == SPACE and split.get("split") is False
+        if plain and scheme in ("first", "always", "never"):
+            return bool(scheme != "never")
+    return refuse(file, f"normalizer {normalizer!r} with pre-tokenizer {split!r}")
 
 
 def _check_merges(file: Path, texts: list[str], merges: object) -> None:

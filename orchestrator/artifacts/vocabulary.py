@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import gguf
 from gguf import GGUFWriter, TokenType
 
 from orchestrator.artifacts.json_file import read_json
+from orchestrator.artifacts.meaning import LLAMA_CPP_ENDS
+from orchestrator.artifacts.tokenizer_files import TOKENIZER, Added, TokenizerFiles
 from orchestrator.core.builders import UnknownToBuilder
+from orchestrator.core.meaning import DEFAULT, ChatTemplate, End, Meaning
 from orchestrator.errors import SourceError
 
 # Its warnings are about keys that it does not write; without a handler they would land on the terminal.
@@ -26,19 +28,30 @@ _SUPPORTED = (
 
 
 @dataclass(frozen=True)
+class Special:
+    """What of a tokenizer is no token: its merges ("a b"), the ids of the tokens that have a name (bos, eos, eot), what
+    is put before and after each text (bos, eos), and the chat templates by name."""
+
+    merges: tuple[str, ...]
+    ids: Mapping[str, int]
+    adds: Mapping[str, bool]
+    templates: tuple[ChatTemplate, ...]
+
+
+@dataclass(frozen=True)
 class Tokenizer:
     """`tokens`, `types` (gguf.TokenType) and `scores` (SentencePiece only) have one entry per id, up to the vocabulary
-    size of the weights. `model` and `pre` are GGUF's names for how text is split. Where None stands no key is written.
+    size of the weights. `model` and `pre` are GGUF's names for how text is split. `adds_space`: one is put in front of
+    each text; where None stands no key is written.
     """
 
     model: str
     pre: str
     tokens: tuple[str, ...]
     types: tuple[int, ...]
-    special: gguf.SpecialVocab
+    special: Special
     scores: tuple[float, ...] | None = None
     adds_space: bool | None = None
-    adds_bos: bool | None = None
 
     def add_to(self, writer: GGUFWriter) -> None:
         """Writes the tokenizer.* keys in llama.cpp's order."""
@@ -50,9 +63,20 @@ class Tokenizer:
         if self.scores is not None:
             writer.add_token_scores(self.scores)
         writer.add_token_types(self.types)
-        self.special.add_to_gguf(writer, quiet=True)
-        if self.adds_bos is not None:
-            writer.add_add_bos_token(self.adds_bos)
+        if self.special.merges:
+            writer.add_token_merges(self.special.merges)
+        for name, number in self.special.ids.items():
+            getattr(writer, f"add_{name}_token_id")(number)
+        for name, adds in self.special.adds.items():
+            getattr(writer, f"add_add_{name}_token")(adds)
+        _add_templates(writer, self.special.templates)
+
+
+def _add_templates(writer: GGUFWriter, templates: tuple[ChatTemplate, ...]) -> None:
+    if [one.name for one in templates] == [DEFAULT]:
+        writer.add_chat_template(templates[0].text)
+    elif templates:
+        writer.add_chat_template([{"name": one.name, "template": one.text} for one in templates])
 
 
 @dataclass(frozen=True)
@@ -131,67 +155,111 @@ def refuse(file: Path, reason: str) -> NoReturn:
 
 
 def refuse_kind(file: Path, reason: str) -> NoReturn:
-    """The tokenizer in `file` is of a kind that has to be known to be converted, and is not."""
+    """The tokenizer in `file` is one that others may know how to convert. What llama.cpp itself would do wrong is none
+    of these."""
     raise UnknownToBuilder(f"{file} cannot be converted: {reason}.", _SUPPORTED, f"its tokenizer ({reason})")
 
 
-def added_tokens(file: Path, raw: dict[str, Any]) -> list[dict[str, Any]]:
-    """tokenizer.json's added tokens, checked; SourceError for what GGUF has no words for."""
-    added = raw.get("added_tokens") or []
-    sound = isinstance(added, list) and all(
-        isinstance(token, dict) and isinstance(token.get("content"), str) and token["content"] for token in added
-    )
-    if not sound:
-        refuse(file, "added_tokens is not a list of tokens")
-    for token in added:
-        for name in ("single_word", "lstrip", "rstrip"):
-            if token.get(name):
-                refuse(file, f"added token {token['content']!r} has {name}, which GGUF cannot express")
-    return list(added)
+def expressible(files: TokenizerFiles) -> tuple[Added, ...]:
+    """The added tokens; SourceError for what GGUF has no words for."""
+    for token in files.added:
+        for flag in ("single_word", "lstrip", "rstrip"):
+            if flag in token.flags:
+                refuse(files.directory / TOKENIZER, f"added token {token.text!r} has {flag}, which GGUF cannot express")
+    return files.added
 
 
-def added_kind(text: str, special: object) -> TokenType:
-    """The type of an added token. Some are control tokens though nothing marks them, such as <|fim_prefix|>."""
-    looks_special = text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]") or any(
-        text.startswith(begin) and text.endswith(end)
-        for begin, end in (("<|", "|>"), ("<\uff5c", "\uff5c>"), ("<unused", ">"))
-    )
-    return TokenType.CONTROL if special or looks_special else TokenType.USER_DEFINED
+def as_token(added: Added, score: float = 0.0) -> Token:
+    """An added token as llama.cpp is to take it: what is not special reaches clients, whatever it looks like.
+    llama.cpp's converter takes all that looks like <|this|> for control tokens, which nobody is shown. Tokens of the
+    user's are looked for in the text as it comes."""
+    if added.special:
+        return Token(added.text, TokenType.CONTROL, score)
+    return Token(added.text.replace("\u2581", " "), TokenType.USER_DEFINED, score)
 
 
-def written(text: str, kind: TokenType) -> str:
-    """What stands in the GGUF for an added token: llama.cpp looks for user-defined ones in the text as it comes."""
-    return text.replace("\u2581", " ") if kind is TokenType.USER_DEFINED else text
-
-
-def read_special(directory: Path, file: Path, known: set[str], vocab_size: int, merges: bool) -> gguf.SpecialVocab:
-    """Merges, special ids and chat template, by gguf's own reading of the directory's files."""
-    for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "chat_template.json"):
-        if (directory / name).is_file():
-            read_json(directory / name)
-    try:
-        special = gguf.SpecialVocab(directory, load_merges=merges)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise SourceError(f"{directory}: its tokenizer files cannot be read: {error!r}.", _SUPPORTED) from error
-    for kind, number in special.special_token_ids.items():
-        if type(number) is not int or number >= vocab_size:
-            refuse(file, f"{kind} token {number!r} is outside the vocabulary")
-    for merge in special.merges:
+def read_special(files: TokenizerFiles, meaning: Meaning, vocabulary: Vocabulary, merges: tuple[str, ...]) -> Special:
+    """Of these files, for weights of this meaning. SourceError where GGUF has no words for it."""
+    file, known = vocabulary.file, vocabulary.texts
+    for merge in merges:
         left, _, right = merge.partition(" ")
         if left not in known or right not in known or left + right not in known:
             refuse(file, f"merge {merge!r} is not about tokens of the vocabulary")
-    if not _is_template(special.chat_template):
-        refuse(file, "chat_template is not text")
-    return special
+    ids = _named_ids(files, vocabulary)
+    ends = [end for end in meaning.ends if end.id < vocabulary.size]
+    if "eos" not in ids and ends:
+        ids["eos"] = ends[0].id
+    return Special(merges, ids | _further_ends(file, ends, ids), _adds(files), meaning.templates)
 
 
-def _is_template(template: object) -> bool:
-    """None, one text, or transformers' list of named ones; all of it writable as UTF-8."""
-    if isinstance(template, list):
-        return all(
-            isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
-            for entry in template
+# In the order in which llama.cpp's converter looks for them.
+_NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+def _named_ids(files: TokenizerFiles, vocabulary: Vocabulary) -> dict[str, int]:
+    """By the tokenizer's own names for them, else by config.json's ids."""
+    by_text = {token.text: number for number, token in vocabulary}
+    config = files.directory / "config.json"
+    raw = read_json(config) if config.is_file() else {}
+    ids = {name: by_text[text] for name in _NAMES if (text := files.named.get(name)) in by_text}
+    for name in _NAMES:
+        number = raw.get(f"{name}_token_id")
+        if name in ids or name == "eos" or type(number) is not int or number < 0:
+            continue
+        if number >= vocabulary.size:
+            refuse(config, f"{name} token {number!r} is outside the vocabulary")
+        ids[name] = number
+    return ids
+
+
+def _further_ends(file: Path, ends: Sequence[End], ids: Mapping[str, int]) -> dict[str, int]:
+    """Places for the ends that llama.cpp does not see by itself: there are two besides eos, which stays the tokenizer's
+    because templates write it."""
+    further = [end for end in ends if end.id != ids.get("eos") and end.text not in LLAMA_CPP_ENDS]
+    if len(further) > len(_FURTHER):
+        names = ", ".join(end.text or str(end.id) for end in further)
+        raise SourceError(
+            f"{file.parent} ends answers at {len(further)} tokens besides its eos ({names}), and a GGUF has room for "
+            f"{len(_FURTHER)}.",
+            "Take those that it never writes out of eos_token_id in config.json and generation_config.json, or serve "
+            "it with vLLM.",
         )
-    return template is None or (
-        isinstance(template, str) and not any("\ud800" <= char <= "\udfff" for char in template)
-    )
+    return {name: end.id for name, end in zip(_FURTHER, further, strict=False)}
+
+
+_FURTHER = ("eot", "eom")
+
+
+def _adds(files: TokenizerFiles) -> dict[str, bool]:
+    """What is put before and after each text: by the post-processor of tokenizer.json alone, whatever add_bos_token
+    says beside it; without a tokenizer.json by that."""
+    if not files.document:
+        return {name: bool(files.config.get(f"add_{name}_token", name == "bos")) for name in ("bos", "eos")}
+    found = {"bos": False, "eos": False}
+    processor = files.document.get("post_processor")
+    steps = processor.get("processors", [processor]) if isinstance(processor, dict) else []
+    for step in steps:
+        kind = step.get("type") if isinstance(step, dict) else None
+        if kind == "TemplateProcessing":
+            found = _around(files, step.get("single"))
+        elif kind != "ByteLevel":
+            refuse(files.directory / TOKENIZER, f"post-processor {kind!r}")
+    return found
+
+
+def _around(files: TokenizerFiles, single: object) -> dict[str, bool]:
+    """Of [bos] text [eos], whether either is there; anything else llama.cpp cannot do."""
+    texts = []
+    for piece in single if isinstance(single, list) else ():
+        special = piece.get("SpecialToken") if isinstance(piece, dict) else None
+        texts.append(special.get("id") if isinstance(special, dict) else "")
+    bos, eos = files.named.get("bos"), files.named.get("eos")
+    known: dict[tuple[object, ...], dict[str, bool]] = {
+        ("",): {"bos": False, "eos": False},
+        (bos, ""): {"bos": True, "eos": False},
+        ("", eos): {"bos": False, "eos": True},
+        (bos, "", eos): {"bos": True, "eos": True},
+    }
+    if tuple(texts) not in known:
+        refuse(files.directory / TOKENIZER, f"it puts {' '.join(map(str, filter(None, texts)))} around each text")
+    return known[tuple(texts)]

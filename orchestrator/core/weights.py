@@ -3,19 +3,49 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 REPOSITORY = r"[\w.-]+/[\w.-]+"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TEMPLATE = "chat_template.jinja"
+TEMPLATES = "additional_chat_templates"
 # What weights may consist of: safetensors, tokenizer and config; never pickles, never code. Mistral's repositories have
-# all weights a second time, in a layout of their own.
+# all weights a second time, in a layout of their own. Which of it counts: `files_that_count`.
 WANTED = re.compile(
     r"(?!consolidated[.-])[\w-][\w.-]*\.safetensors|model\.safetensors\.index\.json|(generation_|tokenizer_|adapter_)?config\.json"
-    r"|tokenizer\.(json|model)|vocab\.json|merges\.txt|chat_template\.jinja"
+    r"|tokenizer\.(json|model)|vocab\.json|merges\.txt|chat_template\.jinja|additional_chat_templates/[\w-][\w.-]*\.jinja"
     r"|(special_tokens_map|added_tokens|hf_quant_config)\.json",
     re.ASCII,
 )
+# What tells that somebody has left weights there that are none of these.
+_OTHER_WEIGHTS = re.compile(
+    r".+\.(safetensors|bin|pt|pth|ckpt|gguf|bak|orig|old)|params\.json|tekken\.json|original|(optimizer|scheduler)\b.*"
+    r"|checkpoint-\d+|model\.safetensors\.index\.json"
+)
 COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def files_that_count(names: Iterable[str], shards: Callable[[], Collection[str]]) -> tuple[str, ...]:
+    """Which of a directory's files are the model's, by transformers' rule: model.safetensors, else the `shards` that
+    the index names; and what describes them. Adapters, backups and shards of another time are not.
+
+    Without either all safetensors count: what is wrong with them is for whoever opens them to say.
+    """
+    wanted = sorted(name for name in names if WANTED.fullmatch(name))
+    weights = {name for name in wanted if name.endswith(".safetensors")}
+    small = [name for name in wanted if name not in weights]
+    if SINGLE in weights:
+        return (*(name for name in small if name != INDEX), SINGLE)
+    named = weights & set(shards()) if INDEX in small else weights
+    return (*small, *sorted(named or weights))
+
+
+def files_left_out(names: Iterable[str], counted: Collection[str]) -> tuple[str, ...]:
+    """What else looks like weights there, and must not be taken for them."""
+    return tuple(sorted(name for name in names if name not in counted and _OTHER_WEIGHTS.fullmatch(name)))
 
 
 @dataclass(frozen=True)

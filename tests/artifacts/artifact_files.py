@@ -229,3 +229,16 @@ def safetensors_contents(file: Path) -> dict[str, str]:
 
 def _tensor_digest(kind: str, shape: list[int], data: np.ndarray[Any, Any]) -> str:
     return f"{kind} {'x'.join(map(str, shape))} {hashlib.sha256(data.tobytes()).hexdigest()[:16]}"
+
+
+# What llama.cpp's converter leaves to its engine where no file of the tokenizer says it, and we write in any case.
+_TOLD = tuple(f"tokenizer.ggml.{name}" for name in ("add_space_prefix", "add_bos_token", "add_eos_token"))
+# And what it writes though no engine reads it for such a model.
+_UNREAD = "tokenizer.ggml.add_sep_token"
+
+
+def as_converted(found: dict[str, object], expected: dict[str, object]) -> dict[str, object]:
+    """Metadata without what is told in any case, unless llama.cpp's converter tells it too; with what it need not."""
+    kept = {key: value for key, value in found.items() if key not in _TOLD or key in expected}
+    order = {key: kept.get(key, expected.get(key)) for key in expected if key in kept or key == _UNREAD}
+    return order | {key: value for key, value in kept.items() if key not in order}

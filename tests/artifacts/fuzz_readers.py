@@ -31,9 +31,10 @@ from orchestrator.artifacts.gguf_claims import check_gguf
 from orchestrator.artifacts.gguf_reader import GgufFile
 from orchestrator.artifacts.inspection import inspect
 from orchestrator.artifacts.nvfp4_checkpoint import build_nvfp4
-from orchestrator.artifacts.safetensors import INDEX, Checkpoint, row_blocks
+from orchestrator.artifacts.safetensors import Checkpoint, row_blocks
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.progress import silent
+from orchestrator.core.weights import INDEX
 from orchestrator.errors import SourceError
 
 # Above what the program has before the first file.

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,8 @@ from artifact_files import TINY, UNTIED, copy_tiny, edit_json, quantizer
 from gguf import TokenType
 from llamacpp_serving import post, serving
 
-from orchestrator.artifacts.families import read_config
 from orchestrator.artifacts.gguf_file import build_gguf
+from orchestrator.artifacts.meaning import read_meaning
 from orchestrator.artifacts.tokenizer import read_tokenizer
 from orchestrator.artifacts.tokenizer_bpe import QWEN2_SPLIT
 from orchestrator.artifacts.vocabulary import Tokenizer
@@ -29,7 +28,7 @@ def added(number: int, content: str, **changes: object) -> dict[str, object]:
 
 
 def tokenizer_of(directory: Path, vocab_size: int) -> Tokenizer:
-    return read_tokenizer(directory, replace(read_config(TINY), vocab_size=vocab_size))
+    return read_tokenizer(directory, vocab_size, read_meaning(directory))
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def test_ids_beyond_the_tokenizer_are_padded_as_unused() -> None:
     assert TokenType.UNUSED not in found.types[:known]
 
 
-def test_added_tokens_are_control_or_user_defined(source: Path) -> None:
+def test_added_tokens_are_what_the_tokenizer_says_whatever_they_look_like(source: Path) -> None:
     tokens = json.loads((source / "tokenizer.json").read_bytes())["added_tokens"]
     more = [added(4090, "<think>", special=False), added(4091, "<|fim_prefix|>", special=False)]
     bpe = json.loads((source / "tokenizer.json").read_bytes())["model"]
@@ -68,7 +67,7 @@ def test_added_tokens_are_control_or_user_defined(source: Path) -> None:
     kinds = {text: TokenType(kind).name for text, kind in zip(found.tokens, found.types, strict=True)}
     assert kinds["<|im_start|>"] == "CONTROL"
     assert kinds["<think>"] == "USER_DEFINED"
-    assert kinds["<|fim_prefix|>"] == "CONTROL"
+    assert kinds["<|fim_prefix|>"] == "USER_DEFINED"
     assert kinds["!"] == "NORMAL"
     assert kinds["[PAD4095]"] == "UNUSED"
 
@@ -100,13 +99,14 @@ def test_added_tokens_are_control_or_user_defined(source: Path) -> None:
         ({"decoder": None}, "decoder"),
         ({"added_tokens": {"a": 1}}, "not a list of tokens"),
         ({"added_tokens": [{"id": 1}]}, "not a list of tokens"),
-        ({"added_tokens": [{"content": "<new>"}]}, "has id None"),
-        ({"added_tokens": [added(0, "<new>") | {"id": [0]}]}, "has id "),
+        ({"added_tokens": [{"content": "<new>"}]}, "not a list of tokens"),
+        ({"added_tokens": [added(0, "<new>") | {"id": [0]}]}, "not a list of tokens"),
         ({"added_tokens": [added(0, "<|endoftext|>", lstrip=True)]}, "lstrip"),
         ({"added_tokens": [added(9, "<|endoftext|>")]}, "share id 9"),
         ({"added_tokens": [added(4096, "<new>")]}, "vocab_size 4096"),
         ({"added_tokens": [added(-1, "<new>")]}, "vocab_size 4096"),
-        ({"post_processor": {"type": "TemplateProcessing", "single": 5}}, "cannot be read"),
+        ({"post_processor": {"type": "TemplateProcessing", "single": 5}}, "around each text"),
+        ({"post_processor": {"type": "BertProcessing"}}, "post-processor 'BertProcessing'"),
     ],
 )
 def test_a_tokenizer_that_gguf_would_get_wrong_is_refused(
@@ -122,7 +122,7 @@ def test_a_tokenizer_that_gguf_would_get_wrong_is_refused(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"byte_fallback": True}, "normalizer None"),
+        ({"byte_fallback": True}, "decoder"),
         ({"byte_fallback": 1}, "byte_fallback"),
         ({"ignore_merges": True}, "ignore_merges"),
         ({"dropout": 0.1}, "dropout"),
@@ -132,8 +132,8 @@ def test_a_tokenizer_that_gguf_would_get_wrong_is_refused(
         ({"vocab": {"\ud800": 1}}, "not Unicode"),
         ({"merges": []}, "no merges"),
         ({"merges": ["no-such no-other"]}, "not about tokens"),
-        ({"merges": [["a"]]}, "cannot be read"),
-        ({"merges": [["a", 5]]}, "cannot be read"),
+        ({"merges": [["a"]]}, "merges hold"),
+        ({"merges": [["a", 5]]}, "merges hold"),
     ],
 )
 def test_a_vocabulary_that_contradicts_itself_is_refused(changes: dict[str, object], reason: str, source: Path) -> None:
@@ -155,6 +155,7 @@ def test_a_special_token_outside_of_the_vocabulary_is_refused(source: Path) -> N
 
 @pytest.mark.parametrize("template", [[{"name": 1, "template": "x"}], [5], "\ud800"])
 def test_a_chat_template_that_is_no_text_is_refused(template: object, source: Path) -> None:
+    (source / "chat_template.jinja").unlink()
     edit_json(source / "tokenizer_config.json", chat_template=template)
     with pytest.raises(SourceError, match="chat_template"):
         tokenizer_of(source, 4096)

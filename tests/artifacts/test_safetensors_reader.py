@@ -127,11 +127,12 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path)
 
 
-def test_a_single_file_beside_an_index_that_does_not_name_it_is_ambiguous(tmp_path: Path) -> None:
+def test_a_single_file_counts_before_an_index(tmp_path: Path) -> None:
+    """As for transformers: the shards are of another time."""
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards(tmp_path)}))
     write_safetensors(tmp_path / "model.safetensors", {"a": np.ones((2, 2), np.uint16)})
-    with pytest.raises(SourceError, match="both"):
-        Checkpoint.open(tmp_path)
+    with Checkpoint.open(tmp_path) as checkpoint:
+        assert [file.name for file in checkpoint.files] == ["model.safetensors"]
 
 
 def test_pickled_weights_are_named_and_not_read(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from artifact_files import edit_json
 from gguf import TokenType
 from tiny_models import MODELS, SPM
 
-from orchestrator.artifacts.families import ModelConfig, read_config
+from orchestrator.artifacts.meaning import read_meaning
 from orchestrator.artifacts.tokenizer import read_tokenizer
 from orchestrator.artifacts.vocabulary import Tokenizer
 from orchestrator.errors import SourceError
@@ -28,18 +28,18 @@ def source(tmp_path: Path) -> Path:
     return directory
 
 
-def config_of(source: Path, vocab_size: int = 512) -> ModelConfig:
-    edit_json(source / "config.json", vocab_size=vocab_size)
-    return read_config(source)
+@pytest.fixture
+def older(source: Path) -> Path:
+    """The same without tokenizer.json: only then tokenizer.model counts by itself."""
+    (source / "tokenizer.json").unlink()
+    return source
 
 
 def tokenizer_of(source: Path, vocab_size: int = 512) -> Tokenizer:
-    return read_tokenizer(source, config_of(source, vocab_size))
+    return read_tokenizer(source, vocab_size, read_meaning(source))
 
 
 def edit_model(source: Path, **changes: object) -> None:
-    """Of tokenizer.json, which counts only where tokenizer.model is not."""
-    (source / "tokenizer.model").unlink(missing_ok=True)
     file = source / "tokenizer.json"
     edit_json(file, model=json.loads(file.read_bytes())["model"] | changes)
 
@@ -58,29 +58,56 @@ def test_scores_are_made_anew_from_merges(source: Path) -> None:
     assert trained.types[:4] == (TokenType.CONTROL, TokenType.CONTROL, TokenType.CONTROL, TokenType.BYTE)
 
 
-def test_added_tokens_are_taken_from_both_files(source: Path) -> None:
-    (source / "added_tokens.json").write_text(json.dumps({"<pad>": 512, "<tool>": 513}))
+def test_added_tokens_are_taken_from_both_files_of_an_older_tokenizer(older: Path) -> None:
+    (older / "added_tokens.json").write_text(json.dumps({"<pad>": 512, "<tool>": 513}))
     decoder = {
         "513": {"content": "<|tool|>", "special": False},
         "514": {"content": "\u2581two words", "special": False},
     }
-    edit_json(source / "tokenizer_config.json", added_tokens_decoder=decoder)
-    found = tokenizer_of(source, 516)
+    edit_json(older / "tokenizer_config.json", added_tokens_decoder=decoder)
+    found = tokenizer_of(older, 516)
     assert found.tokens[511:] == (found.tokens[511], "<pad>", "<|tool|>", " two words", "[PAD515]")
-    expected = [TokenType.USER_DEFINED, TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNUSED]
+    expected = [TokenType.USER_DEFINED, TokenType.USER_DEFINED, TokenType.USER_DEFINED, TokenType.UNUSED]
     assert list(found.types[512:]) == expected
     assert found.scores is not None
     assert found.scores[512:] == (-1000.0, -1000.0, -1000.0, -10000.0)
 
 
+def test_pieces_without_what_was_added_since_do_not_count(source: Path) -> None:
+    tokens = json.loads((source / "tokenizer.json").read_bytes())["added_tokens"]
+    tokens.append({"id": 512, "content": "<|tool|>", "special": False})
+    edit_json(source / "tokenizer.json", added_tokens=tokens)
+    found = tokenizer_of(source, 514)
+    assert found.tokens[512] == "<|tool|>"
+    assert found.types[512] == TokenType.USER_DEFINED
+    assert found.scores is not None
+    assert found.scores[258:262] == (0.0, 0.0, -1.0, -2.0)
+
+
 @pytest.mark.parametrize("value", [True, False])
 def test_whether_a_space_is_put_in_front_is_told_where_the_files_tell_it(value: bool, source: Path) -> None:
-    assert tokenizer_of(source).adds_space is None
+    assert tokenizer_of(source).adds_space is True
     edit_json(source / "tokenizer_config.json", add_prefix_space=value)
     assert tokenizer_of(source).adds_space is value
+    edit_json(source / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    assert tokenizer_of(source).adds_space is True
     edit_json(source / "tokenizer_config.json", add_prefix_space="no")
     with pytest.raises(SourceError, match="add_prefix_space is 'no'"):
         tokenizer_of(source)
+
+
+@pytest.mark.parametrize("said", [True, False, None])
+def test_what_is_put_before_a_text_is_told_by_the_post_processor_alone(said: bool | None, source: Path) -> None:
+    edit_json(source / "tokenizer_config.json", add_bos_token=... if said is None else said)
+    assert tokenizer_of(source).special.adds == {"bos": True, "eos": False}
+    edit_json(source / "tokenizer.json", post_processor=None)
+    assert tokenizer_of(source).special.adds == {"bos": False, "eos": False}
+
+
+@pytest.mark.parametrize(("said", "adds"), [(True, True), (False, False), (..., True)])
+def test_an_older_tokenizer_says_itself_whether_a_text_begins_with_bos(said: object, adds: bool, older: Path) -> None:
+    edit_json(older / "tokenizer_config.json", add_bos_token=said)
+    assert tokenizer_of(older).special.adds == {"bos": adds, "eos": False}
 
 
 METASPACE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
@@ -98,7 +125,7 @@ def test_the_newer_way_to_write_spaces_is_taken_too(source: Path) -> None:
     [
         ({"normalizer": None}, "normalizer None"),
         ({"normalizer": {"type": "NFKC"}}, "NFKC"),
-        ({"normalizer": None, "pre_tokenizer": METASPACE | {"prepend_scheme": "never"}}, "never"),
+        ({"normalizer": None, "pre_tokenizer": METASPACE | {"prepend_scheme": "last"}}, "last"),
         ({"normalizer": None, "pre_tokenizer": METASPACE | {"split": True}}, "'split': True"),
         ({"decoder": None}, "decoder None"),
         ({"decoder": {"type": "Sequence", "decoders": [{"type": "Fuse"}]}}, "decoder"),
@@ -116,6 +143,7 @@ def test_a_translation_that_treats_text_otherwise_is_refused(
 
 
 def test_merges_that_no_scores_can_tell_are_refused(source: Path) -> None:
+    (source / "tokenizer.model").unlink()
     merges = json.loads((source / "tokenizer.json").read_bytes())["model"]["merges"]
     for changed, reason in (
         (merges[1:], "do not join"),
@@ -163,10 +191,10 @@ PIECES = [
 ]
 
 
-def test_a_model_of_any_writer_is_read(source: Path) -> None:
-    (source / "tokenizer.model").write_bytes(model(PIECES, prefix=1, escape=1) + field(9, b"of a later version"))
-    edit_json(source / "tokenizer_config.json", added_tokens_decoder=...)
-    found = tokenizer_of(source, 6)
+def test_a_model_of_any_writer_is_read(older: Path) -> None:
+    (older / "tokenizer.model").write_bytes(model(PIECES, prefix=1, escape=1) + field(9, b"of a later version"))
+    edit_json(older / "tokenizer_config.json", added_tokens_decoder=...)
+    found = tokenizer_of(older, 6)
     assert found.tokens == ("<unk>", "<s>", "</s>", "<0x0A>", "\u2581a", "x")
     assert found.types == (2, 3, 3, 6, 1, 1)
     assert found.scores == (0, 0, 0, 0, -1, -2)
@@ -191,25 +219,25 @@ def test_a_model_of_any_writer_is_read(source: Path) -> None:
         (model([(f"p{number}", 0.0, 1) for number in range(513)]), "vocab_size 512"),
     ],
 )
-def test_a_model_that_is_not_sound_or_splits_otherwise_is_refused(content: bytes, reason: str, source: Path) -> None:
-    edit_json(source / "tokenizer_config.json", added_tokens_decoder=...)
-    (source / "tokenizer.model").write_bytes(content)
+def test_a_model_that_is_not_sound_or_splits_otherwise_is_refused(content: bytes, reason: str, older: Path) -> None:
+    edit_json(older / "tokenizer_config.json", added_tokens_decoder=...)
+    (older / "tokenizer.model").write_bytes(content)
     with pytest.raises(SourceError, match=reason) as caught:
-        tokenizer_of(source)
+        tokenizer_of(older)
     assert caught.value.hint
 
 
-def test_damaged_models_are_an_error_and_nothing_else(source: Path) -> None:
+def test_damaged_models_are_an_error_and_nothing_else(older: Path) -> None:
     sound = (SPM / "tokenizer.model").read_bytes()
-    config, random = config_of(source), np.random.default_rng(5)
+    random = np.random.default_rng(5)
     refused = 0
     for _ in range(200):
         damaged = bytearray(sound)
         for place in random.integers(0, len(sound), 3):
             damaged[place] ^= 1 << int(random.integers(0, 8))
-        (source / "tokenizer.model").write_bytes(damaged[: int(random.integers(1, len(sound) + 1))])
+        (older / "tokenizer.model").write_bytes(damaged[: int(random.integers(1, len(sound) + 1))])
         try:
-            read_tokenizer(source, config)
+            tokenizer_of(older)
         except SourceError:
             refused += 1
     assert refused > 100
@@ -218,7 +246,7 @@ def test_damaged_models_are_an_error_and_nothing_else(source: Path) -> None:
 @pytest.mark.parametrize(
     "decoder", [[], {"x": {"content": "a"}}, {"7": {"content": 7}}, {"7": []}, {"\u0663": {"content": "a"}}]
 )
-def test_a_broken_list_of_added_tokens_is_refused(decoder: object, source: Path) -> None:
-    edit_json(source / "tokenizer_config.json", added_tokens_decoder=decoder)
+def test_a_broken_list_of_added_tokens_is_refused(decoder: object, older: Path) -> None:
+    edit_json(older / "tokenizer_config.json", added_tokens_decoder=decoder)
     with pytest.raises(SourceError, match="added_tokens_decoder"):
-        tokenizer_of(source)
+        tokenizer_of(older)

@@ -1,0 +1,103 @@
+"""What a model means beside its weights: template, ends, sampling, added tokens, head. It is decided once, by the rules
+of transformers (artifacts/meaning.py), and everything takes it from there: engines, builders, gateway, `inspect`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.core.part import Part
+
+# By these names transformers chooses: for chats with tools the second, where it is there.
+DEFAULT, TOOL_USE = "default", "tool_use"
+
+# What is said of sampling where nobody says it: the model's own distribution, as OpenAI's API has it.
+NEUTRAL: Mapping[str, float | int] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repeat_penalty": 1.0,
+}
+NOBODY = "nobody"
+
+
+class AddedToken(Part):
+    """A token beside the vocabulary that was learnt; special ones are left out of what clients read."""
+
+    id: int
+    text: str
+    special: bool
+
+
+class End(Part):
+    """A token that ends an answer, and the files that say so."""
+
+    id: int
+    text: str
+    said_by: tuple[str, ...]
+
+
+class ChatTemplate(Part):
+    """A Jinja template, and the name that it is chosen by."""
+
+    name: str
+    text: str
+
+
+class Meaning(Part):
+    """What a directory of weights, or a GGUF file, says of how to use it.
+
+    `files` are those of a directory that count, `left_out` what lies beside them and reaches no engine; `vocabulary`
+    is a SHA-256 over the tokens, empty where there is no tokenizer. `sampling` is by the names of a profile's.
+    `tied`: the head is the embedding. `remarks` is what somebody who serves it should know.
+    """
+
+    architecture: str = ""
+    files: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    vocabulary: str = ""
+    tied: bool = False
+    added: tuple[AddedToken, ...] = ()
+    templates: tuple[ChatTemplate, ...] = ()
+    template_source: str = ""
+    ends: tuple[End, ...] = ()
+    sampling: dict[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def chats(self) -> bool:
+        """Whether it says how a chat becomes a prompt."""
+        return any(template.name == DEFAULT for template in self.templates)
+
+    def template(self, name: str) -> str:
+        """The template of that name; empty where there is none."""
+        return next((one.text for one in self.templates if one.name == name), "")
+
+
+@dataclass(frozen=True)
+class SamplingDefault:
+    """What is taken where a request does not say: a value, and who says it."""
+
+    name: str
+    value: float
+    said_by: str
+
+
+def sampling_defaults(
+    profile: Mapping[str, float], meaning: Meaning | None, source: str = "generation_config.json"
+) -> tuple[SamplingDefault, ...]:
+    """The profile's before the model's, and those before what goes without saying."""
+    model = meaning.sampling if meaning is not None else {}
+    names = dict.fromkeys((*NEUTRAL, *model, *profile))
+    found = []
+    for name in names:
+        if name in profile:
+            found.append(SamplingDefault(name, profile[name], "the profile"))
+        elif name in model:
+            found.append(SamplingDefault(name, model[name], source))
+        else:
+            found.append(SamplingDefault(name, NEUTRAL[name], NOBODY))
+    return tuple(found)
