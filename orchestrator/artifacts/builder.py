@@ -21,7 +21,7 @@ from orchestrator.artifacts.disk import host_errors
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.peft import CONFIG, WEIGHTS, Adapter, check_fits, read_adapter
 from orchestrator.core.artifact import BUILDER_FORMAT, GGUF_FILE, FileEntry, Recipe
-from orchestrator.core.builders import BUILDERS, BuiltBy
+from orchestrator.core.builders import BUILDERS, BuiltBy, UnknownToBuilder
 from orchestrator.core.calibration import Calibration
 from orchestrator.core.memory import artifact_bytes
 from orchestrator.core.progress import Progress
@@ -86,7 +86,7 @@ class Builder:
         """The adapter in a PEFT directory: SourceError if it cannot be served, PlanRefused if not with `base`."""
         adapter = read_adapter(directory)
         if base is not None:
-            check_fits(directory, adapter, families.read_config(base))
+            check_fits(directory, adapter, _config_for_adapters(base))
         return adapter
 
     def versions(self, recipe: Recipe, by: BuiltBy | None = None) -> dict[str, str]:
@@ -204,6 +204,17 @@ class Builder:
         from orchestrator.artifacts.ready_made import settle
 
         return settle(recipe, work, files)
+
+
+def _config_for_adapters(base: Path) -> families.ModelConfig:
+    """The configuration of the weights that an adapter belongs to."""
+    try:
+        return families.read_config(base)
+    except UnknownToBuilder as error:
+        raise SourceError(
+            f"Adapters of {error.what} cannot be checked, nor converted: orch does not know its matrices.",
+            "Merge it into the weights (merge_and_unload of PEFT), and serve the directory that this is saved to.",
+        ) from error
 
 
 def _adapter(job: _Job) -> None:

@@ -12,6 +12,8 @@ from orch_command import ASSETS, Orch, script
 
 from orchestrator import resources
 from orchestrator.core.artifact import Recipe
+from orchestrator.core.deployment import DeploymentSpec, Desired, to_record
+from orchestrator.core.lock_file import profile_digest
 from orchestrator.core.profile import parse_profile
 from orchestrator.engines.settings import read_settings
 
@@ -101,6 +103,21 @@ def test_the_shipped_profile_knows_what_its_makers_have_built_and_does_not_take_
     assert (ready.repo, ready.file) == ("Qwen/Qwen3-8B-GGUF", "Qwen3-8B-Q6_K.gguf")
     assert profile.ready_made == {}
     assert list(profile.preferring(True).ready_made) == [Recipe.GGUF_Q6_K]
+
+
+def test_a_record_of_before_there_was_a_preference_means_what_it_meant() -> None:
+    profile = parse_profile(resources.model_profiles()["qwen3-8b"].read_text(), "qwen3-8b", read_settings)
+    ready = profile.model_copy({"artifacts": profile.published, "published": {}})
+    record = json.loads(to_record(Desired(spec=DeploymentSpec(profile=ready, engine="llamacpp", target="local"))))
+    del record["spec"]["profile"]["published"], record["spec"]["profile"]["prefer"]
+    assert Desired.from_record(record, read_settings).spec.profile.ready_made == profile.published
+
+
+def test_what_is_preferred_is_no_part_of_what_a_lock_says_of_the_profile() -> None:
+    """The entries say it: by what they are made of."""
+    profile = parse_profile(resources.model_profiles()["qwen3-8b"].read_text(), "qwen3-8b", read_settings)
+    others = (profile.preferring(True), profile.model_copy({"published": {}}))
+    assert {profile_digest(one, {}) for one in (profile, *others)} == {profile_digest(profile, {})}
 
 
 @pytest.fixture
