@@ -24,7 +24,14 @@ ALIVE_S = 60.0
 LOG_LINES = 30
 # How long a keeper may take to say how an engine ended, besides the time that what is left of it has to end.
 RECORD_S = 5.0
-HELLO = [{"role": "user", "content": "Hello!"}]
+HELLO = "Hello!"
+
+
+def first_question(chats: bool) -> tuple[str, dict[str, object]]:
+    """The path and the body that prove that a model answers: a chat, or a completion where it has no chat template."""
+    if chats:
+        return "/v1/chat/completions", {"messages": [{"role": "user", "content": HELLO}]}
+    return "/v1/completions", {"prompt": HELLO}
 
 
 def instance_of(target: str, name: str, world: World) -> Instance | None:
@@ -69,12 +76,13 @@ def await_ready(
         if identity is None or identity.status != 200 or not sheet.recognises(deployment, identity.json):
             return False
         for name, patch in to_ask:
-            body = {"model": name, "messages": HELLO, "max_tokens": 1, **patch}
+            path, question = first_question(deployment.chats)
+            body = {"model": name, **question, "max_tokens": 1, **patch}
             # The first one may load the model, and Ollama gives a load up when nobody waits for it any more.
-            url = f"{instance.url}/v1/chat/completions"
+            url = f"{instance.url}{path}"
             reply = world.http.post(url, body, max(left_s, 1.0), progress, instance.secret)
             if reply is not None and 400 <= reply.status < 500:
-                raise HostError(f"{deployment.instance} refuses a first chat with {name}.", detail=reply.text[:2000])
+                raise HostError(f"{deployment.instance} refuses a first request to {name}.", detail=reply.text[:2000])
             if not _ok(reply):
                 return False
         return _on_its_gpu(deployment, instance, world)
@@ -224,10 +232,12 @@ def verify_routes(names: tuple[str, ...], timeout_s: float, world: World, progre
         raise HostError("The gateway does not answer.", hint="orch logs gateway")
     for done, name in enumerate(names):
         progress("asking through the gateway", done, len(names))
-        body = {"model": name, "messages": HELLO, "max_tokens": 1}
+        route = status.routes.find(name)
+        path, question = first_question(route is None or route.chats)
+        body = {"model": name, **question, "max_tokens": 1}
         # Of its own for each: another gateway may have taken over meanwhile.
         key = world.gateway.credential()
-        reply = world.http.post(f"http://{status.listen}/v1/chat/completions", body, timeout_s, progress, key)
+        reply = world.http.post(f"http://{status.listen}{path}", body, timeout_s, progress, key)
         if not _ok(reply):
             said = reply.text[:500] if reply is not None else "nothing"
             raise HostError(f"{name} does not answer through the gateway.", detail=f"It said: {said}")

@@ -7,14 +7,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.artifacts.disk import host_errors, write_whole
-from orchestrator.artifacts.inspection import Inspection, inspect
+from orchestrator.artifacts.head import head_is_own
+from orchestrator.artifacts.inspection import Inspection, gguf_in, inspect
 from orchestrator.artifacts.quantization_error import TensorError, compare, relative, sqnr
+from orchestrator.artifacts.safetensors import Checkpoint
+from orchestrator.core.meaning import Meaning, SamplingDefault, sampling_defaults
 from orchestrator.errors import SourceError
 
 if TYPE_CHECKING:
     from orchestrator.app.orchestrator import Orchestrator
 
-__all__ = ["Inspection", "TensorError", "compare", "inspect", "place_of", "relative", "sqnr", "write_picture"]
+__all__ = [
+    "Inspection",
+    "Meaning",
+    "SamplingDefault",
+    "TensorError",
+    "compare",
+    "inspect",
+    "meaning_of",
+    "place_of",
+    "relative",
+    "sampling_defaults",
+    "sqnr",
+    "write_picture",
+]
 
 
 def place_of(orch: Orchestrator, path: str) -> Path:
@@ -29,6 +45,18 @@ def place_of(orch: Orchestrator, path: str) -> Path:
     raise SourceError(
         f"There is no {path}.", hint="Name a file or a directory, or a key that `orch artifacts ls` shows."
     )
+
+
+def meaning_of(orch: Orchestrator, place: Path) -> Meaning | None:
+    """What a directory of weights or a GGUF file means; None for what says nothing of it, such as an adapter."""
+    file = gguf_in(place)
+    if file is None and not (place / "config.json").is_file():
+        return None
+    meaning = orch.builder.meaning(file or place)
+    if file is None and meaning.tied:
+        with Checkpoint.open(place) as checkpoint:
+            return meaning.model_copy({"tied": not head_is_own(checkpoint)})
+    return meaning
 
 
 def write_picture(file: Path, text: str) -> None:

@@ -72,7 +72,8 @@ def lock_of(orch: Orchestrator, profile: Profile, observed: Observed, ask_hub: b
     weights = weights_facts(orch, profile)
     found = {weights.key: LockedEntry(recipe=Recipe.WEIGHTS, source=weights.source)}
     # The environment that a builder needs is known by its entry's own `builder`.
-    found |= {step.key: _locked_entry(orch, step) for step in entries(prerequisites_of(orch, profile, observed))}
+    made = [step for step in entries(prerequisites_of(orch, profile, observed)) if step.recipe and step.recipe.portable]
+    found |= {step.key: _locked_entry(orch, step) for step in made}
     if ask_hub and weights.fetch is not None and not found[weights.key].files:
         snapshot = orch.hub.snapshot(weights.fetch, 30.0, progress=orch.progress)
         found[weights.key] = found[weights.key].model_copy(update={"files": stated(snapshot.files)})

@@ -30,10 +30,10 @@ from orchestrator.core.part import Unfit
 from orchestrator.core.pins import Accelerator, ImagePin
 from orchestrator.core.prerequisites import Prerequisite, Storage
 from orchestrator.core.profile import AdapterEntry, Profile, profile_toml
-from orchestrator.core.weights import WANTED
 from orchestrator.drivers.docker import gateway_image
 from orchestrator.drivers.docker.archive import hashed, opened_archive, write_archive
 from orchestrator.drivers.files import write_atomic
+from orchestrator.drivers.weights import counted_names
 from orchestrator.engines import engine_sheet
 from orchestrator.engines.resolve import computes_on
 from orchestrator.engines.settings import read_settings
@@ -171,8 +171,9 @@ def _take_engine(orch: Orchestrator, found: _Found, desired: Desired, observed: 
 
 def _to_carry(wanted: tuple[Prerequisite, ...], served: str) -> tuple[Prerequisite, ...]:
     """What is served and what runs it; not what is here only to make that: weights, a builder's environment."""
-    spent = {key for step in wanted for key in step.made_from}
-    return tuple(step for step in wanted if step.key == served or step.key not in spent)
+    carried = [step for step in wanted if step.recipe is None or step.recipe.portable]
+    spent = {key for step in carried for key in step.made_from}
+    return tuple(step for step in carried if step.key == served or step.key not in spent)
 
 
 def _take(orch: Orchestrator, found: _Found, step: Prerequisite, engine: str, profile: str) -> None:
@@ -257,7 +258,7 @@ def _take_directory(orch: Orchestrator, found: _Found) -> None:
     root = Path(facts.path)
     manifest = orch.store.get(facts.key)
     if manifest is None:
-        names = [path.name for path in root.iterdir() if WANTED.fullmatch(path.name) and path.is_file()]
+        names = list(counted_names(root))
         manifest = Manifest(
             key=facts.key,
             recipe=Recipe.WEIGHTS,

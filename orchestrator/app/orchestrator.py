@@ -217,7 +217,12 @@ class Orchestrator:
     def catalog(self) -> WeightsCatalog:
         from orchestrator.drivers.weights import WeightsCatalog
 
-        return WeightsCatalog(self.store, self.settings.hash_cache, lambda *of: self.builder.gguf_shape(*of))
+        return WeightsCatalog(
+            self.store,
+            self.settings.hash_cache,
+            lambda *of: self.builder.gguf_shape(*of),
+            lambda path: self.builder.meaning(path),
+        )
 
     @cached_property
     def lock_files(self) -> LockFiles:

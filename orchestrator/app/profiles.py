@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,8 +154,31 @@ def weights_facts(orch: Orchestrator, profile: Profile) -> WeightsFacts:
     """What is known of the profile's weights; its hub revision must be a commit."""
     source: HubSource | None = profile.weights.hub
     if source is not None:
-        return orch.catalog.of_hub(source)
-    return orch.catalog.of_directory(profile.weights, orch.progress)
+        facts = orch.catalog.of_hub(source)
+    else:
+        facts = orch.catalog.of_directory(profile.weights, orch.progress)
+    if profile.chat.template is None:
+        return facts
+    template = _template(Path(profile.chat.template))
+    meaning = facts.meaning.with_template(template) if facts.meaning is not None else None
+    return replace(facts, template=template, meaning=meaning)
+
+
+def _template(file: Path) -> str:
+    """A chat template of the user's. ProfileError where it is none."""
+    # Few profiles have one, and Jinja is loaded for it.
+    from orchestrator.artifacts.chat_rendering import template_problem
+
+    hint = "chat.template in the profile names it: a Jinja file in UTF-8."
+    try:
+        text = decoded(file.read_bytes())
+    except OSError as error:
+        raise ProfileError(f"The chat template {file} cannot be read: {error.strerror}.", hint=hint) from error
+    except ValueError as error:
+        raise ProfileError(f"The chat template {file} cannot be read: {error}.", hint=hint) from error
+    if problem := template_problem(text):
+        raise ProfileError(f"The chat template {file} is not valid: {problem}.", hint=hint)
+    return text
 
 
 def _builds(pin: EnginePin) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.app.intent import Serve, desired_for
+from orchestrator.app.meaning import learnt
 from orchestrator.app.profiles import weights_facts
 from orchestrator.core.deployment import Adapter, Deployment, Desired, Resolution
 from orchestrator.core.launch import DOCKER
@@ -62,9 +63,15 @@ def resolve_desired(
         found = resolve_recorded(spec, resolution, adapters, weights, observed.host, context, to_run)
         return replace(found, passed_over=notes)
 
-    if recorded is None:
-        resolved = anew()
+    def settled(resolved: Resolved) -> tuple[Resolved, Desired]:
+        """What is taken is resolved with what the model says of itself, wherever that has to be asked for."""
+        if not resolved.knows_model and to_run:
+            known = learnt(orch, weights, resolved.deployment)
+            resolved = resolve(spec, adapters, known, observed.host, context, to_run)
         return resolved, desired.resolved_anew(resolved.resolution)
+
+    if recorded is None:
+        return settled(anew())
     asked = take is Take.RECORDED or observed.host.gpus_asked
     if (note := None if asked else _computes_elsewhere(desired, recorded, observed)) is not None:
         return again(recorded, note), desired
@@ -88,7 +95,7 @@ def resolve_desired(
         if why := _why_not(desired, recorded, resolved.resolution, observed, context, take):
             note = Upgrade(f"upgrade to {_named(resolved.resolution)}", why)
             return again(recorded, *resolved.passed_over, note), desired
-    return resolved, desired.resolved_anew(resolved.resolution)
+    return settled(resolved)
 
 
 def _computes_elsewhere(desired: Desired, recorded: Resolution, observed: Observed) -> Skip | None:

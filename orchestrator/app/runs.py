@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
-from orchestrator.core.builders import BUILDERS, BuiltBy, UnknownToBuilder
+from orchestrator.core.builders import BUILDERS, BuiltBy, UnknownToBuilder, weights_of
 from orchestrator.core.events import Event, EventKind
 from orchestrator.core.plan import Plan
 from orchestrator.drivers.records import Journal, at_work, exclusive
@@ -88,7 +88,7 @@ def plan_and_run(
 def _keep_unknown(orch: Orchestrator, plan: Plan, error: UnknownToBuilder) -> bool:
     """Keep what was found when a plan was run; whether another plan comes of it."""
     others = [build for build in builds_of(plan) if build.by is BuiltBy.ORCH and len(BUILDERS[build.recipe]) > 1]
-    if not others or not orch.unknown_weights.keep(others[0].source, error.what):
+    if not others or not orch.unknown_weights.keep(weights_of(others[0].source), error.what):
         return False
     orch.note({"unknown": error.what}, f"orch's own builder does not know {error.what}.")
     return True

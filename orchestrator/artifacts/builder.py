@@ -10,7 +10,7 @@ import shutil
 import typing
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from orchestrator.artifacts.peft import CONFIG, WEIGHTS, Adapter, check_fits, re
 from orchestrator.core.artifact import BUILDER_FORMAT, GGUF_FILE, FileEntry, Recipe
 from orchestrator.core.builders import BUILDERS, BuiltBy, UnknownToBuilder
 from orchestrator.core.calibration import Calibration
+from orchestrator.core.meaning import Meaning
 from orchestrator.core.memory import artifact_bytes
 from orchestrator.core.progress import Progress
 from orchestrator.core.weights import Shape, shape_of
@@ -45,6 +46,7 @@ class _Job:
     progress: Progress
     base: Path | None
     calibration: Calibration | None
+    template: str | None
 
 
 # Quantizes weights into a directory with calibrated activations; see drivers/local/llmcompressor.py.
@@ -102,7 +104,10 @@ class Builder:
 
     def expected_bytes(self, recipe: Recipe, source: Path) -> int:
         """About how large `recipe` of the directory `source` will be: as the source, where no shape is told."""
-        size = sum(path.stat().st_size for path in source.glob("*") if path.is_file())
+        files = [path for path in source.glob("*") if path.is_file()]
+        if recipe is Recipe.VIEW:
+            return sum(path.stat().st_size for path in files if path.suffix == ".json")
+        size = sum(path.stat().st_size for path in files)
         with suppress(SourceError):
             shape = shape_of(read_json(source / "config.json"))
             return artifact_bytes(recipe, size, shape) if shape is not None else size
@@ -116,10 +121,11 @@ class Builder:
         progress: Progress,
         base: Path | None = None,
         calibration: Calibration | None = None,
+        template: str = "",
         by: BuiltBy | None = None,
     ) -> None:
-        """Makes `recipe` of the directory `source` in the existing directory `work`, `by` whom, where that is not the
-        recipe's first builder.
+        """Makes `recipe` of the directory `source` in the existing directory `work`; a `template` takes the place of
+        its own chat template; `by` whom, where that is not the recipe's first builder.
 
         GGUF recipes write `model.gguf`; NVFP4A16, FP8 and NVFP4 (with a `calibration`) a Hugging Face directory;
         ADAPTER copies a PEFT directory; LORA_GGUF writes `adapter.gguf`, for the weights in `base`. SourceError if the
@@ -129,13 +135,18 @@ class Builder:
         """
         if recipe not in BUILDERS:
             raise ValueError(f"nothing is built for {recipe.value}")
-        self._builders[by or BUILDERS[recipe][0]](recipe, _Job(source, work, progress, base, calibration))
+        self._builders[by or BUILDERS[recipe][0]](
+            recipe, _Job(source, work, progress, base, calibration, template or None)
+        )
 
-    def build_together(self, works: Mapping[Recipe, Path], source: Path, progress: Progress) -> None:
+    def build_together(
+        self, works: Mapping[Recipe, Path], source: Path, progress: Progress, template: str = ""
+    ) -> None:
         """The same for several recipes, each with its directory, in one read of `source`."""
         from orchestrator.artifacts import one_pass
 
-        one_pass.build(source, [self.output_spec(recipe, work) for recipe, work in works.items()], progress)
+        specs = [self.output_spec(recipe, work) for recipe, work in works.items()]
+        one_pass.build(source, specs, progress, template=template or None)
 
     def output_spec(self, recipe: Recipe, work: Path) -> OutputSpec:
         """What a streamed recipe makes in the directory `work`."""
@@ -154,6 +165,16 @@ class Builder:
             return GgufOutputSpec(work / GGUF_FILE, typing.cast("Quant", recipe.quant), self.quantizer)
         raise ValueError(f"nothing is built for {recipe.value}")
 
+    def meaning(self, path: Path) -> Meaning:
+        """What a Hugging Face directory or a GGUF file means. SourceError where that cannot be told."""
+        if path.is_dir():
+            from orchestrator.artifacts.meaning import read_meaning
+
+            return read_meaning(path)
+        from orchestrator.artifacts.gguf_meaning import read_gguf_meaning
+
+        return read_gguf_meaning(path)
+
     def gguf_shape(self, recipe: Recipe, directory: Path) -> Shape:
         """The sizes that the GGUF of a finished artifact tells. SourceError if it is none of this recipe."""
         from orchestrator.artifacts.gguf_claims import check_gguf
@@ -161,15 +182,21 @@ class Builder:
         return check_gguf(directory / GGUF_FILE, recipe).shape
 
     def _own(self, recipe: Recipe, job: _Job) -> None:
-        if recipe in _OF_ADAPTERS:
-            _OF_ADAPTERS[recipe](job)
+        if recipe in _SMALL:
+            _SMALL[recipe](job)
         else:
-            self.build_together({recipe: job.work}, job.source, job.progress)
+            self.build_together({recipe: job.work}, job.source, job.progress, job.template or "")
 
     def _converted(self, recipe: Recipe, job: _Job) -> None:
         from orchestrator.artifacts.gguf_claims import check_gguf
 
-        self._foreign().build(job.source, job.work / GGUF_FILE, recipe.quant, job.progress)
+        # The tools read a directory by rules of their own: they are given one that has only what counts.
+        view = job.work / ".view"
+        with host_errors(f"write {view}"):
+            view.mkdir()
+        _view(replace(job, work=view))
+        self._foreign().build(view, job.work / GGUF_FILE, recipe.quant, job.progress)
+        shutil.rmtree(view)
         check_gguf(job.work / GGUF_FILE, recipe)
 
     def _foreign(self) -> ForeignTools:
@@ -185,7 +212,7 @@ class Builder:
         from orchestrator.artifacts.claims import check_nvfp4
 
         # Not a sound model: told before hours of work.
-        with one_pass.opened(job.source) as weights:
+        with one_pass.opened(job.source, job.template) as weights:
             meaning = weights.meaning
         self._calibrate(job.source, job.work, job.calibration, job.progress)
         tidy(job.source, job.work, meaning)
@@ -217,6 +244,12 @@ def _config_for_adapters(base: Path) -> families.ModelConfig:
         ) from error
 
 
+def _view(job: _Job) -> None:
+    from orchestrator.artifacts.view import build_view
+
+    build_view(job.source, job.work, job.template)
+
+
 def _adapter(job: _Job) -> None:
     read_adapter(job.source)
     for name in (CONFIG, WEIGHTS):
@@ -233,4 +266,4 @@ def _lora(job: _Job) -> None:
     build_lora_gguf(job.source, families.read_config(job.base), job.work / ADAPTER_FILE, job.progress)
 
 
-_OF_ADAPTERS = {Recipe.ADAPTER: _adapter, Recipe.LORA_GGUF: _lora}
+_SMALL = {Recipe.VIEW: _view, Recipe.ADAPTER: _adapter, Recipe.LORA_GGUF: _lora}

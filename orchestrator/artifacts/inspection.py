@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.artifacts.chat_templates import read_templates
 from orchestrator.artifacts.claims import scheme_of
 from orchestrator.artifacts.gguf_claims import file_type_name, gguf_shape
 from orchestrator.artifacts.gguf_reader import GgufFile
@@ -132,7 +133,7 @@ def _of_safetensors(path: Path) -> Inspection:
             architecture=_text(architectures[0] if isinstance(architectures, list) and architectures else None),
             context=shape.positions if shape is not None else 0,
             tokenizer="tokenizer.json" if (directory / "tokenizer.json").is_file() else "",
-            chat_template=_has_chat_template(directory),
+            chat_template=bool(read_templates(directory)[0]),
         )
 
 
@@ -150,13 +151,6 @@ def _weights_in(tensor: Tensor) -> int:
     if _SCALE.search(tensor.name):
         return 0
     return math.prod(tensor.shape) * (2 if tensor.dtype == "U8" else 1)
-
-
-def _has_chat_template(directory: Path) -> bool:
-    if any((directory / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
-        return True
-    file = directory / "tokenizer_config.json"
-    return file.is_file() and bool(read_json(file).get("chat_template"))
 
 
 def _inspection(path: Path, tensors: Iterable[Tensor], weights: dict[str, int], **facts: Any) -> Inspection:

@@ -13,7 +13,7 @@ from orchestrator.artifacts.chat_templates import read_templates
 from orchestrator.artifacts.generation import read_ends, read_sampling
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.tokenizer_files import TokenizerFiles, read_tokenizer_files
-from orchestrator.core.meaning import DEFAULT, AddedToken, ChatTemplate, End, Meaning
+from orchestrator.core.meaning import DEFAULT, NO_TEMPLATE, AddedToken, ChatTemplate, End, Meaning
 from orchestrator.core.weights import INDEX, TEMPLATES, files_left_out, files_that_count
 
 # llama.cpp takes these for ends by their text, in whatever vocabulary they stand, and hides them from clients; of the
@@ -41,12 +41,10 @@ def read_meaning(directory: Path, template: str | None = None) -> Meaning:
     config = read_json(directory / "config.json")
     tokenizer = read_tokenizer_files(directory)
     templates, source = read_templates(directory)
-    if template is not None:
-        templates, source = (ChatTemplate(name=DEFAULT, text=template),), "the profile"
     sampling, ignored = read_sampling(directory)
     ends = _ends(directory, tokenizer)
     architectures = config.get("architectures")
-    return Meaning(
+    found = Meaning(
         architecture=str(architectures[0]) if isinstance(architectures, list) and architectures else "",
         files=counted,
         left_out=files_left_out(names, counted),
@@ -59,6 +57,7 @@ def read_meaning(directory: Path, template: str | None = None) -> Meaning:
         sampling=sampling,
         remarks=tuple(_remarks(tokenizer, templates, ends, ignored)),
     )
+    return found.with_template(template) if template is not None else found
 
 
 def _names(directory: Path) -> list[str]:
@@ -88,10 +87,10 @@ def _remarks(
 ) -> list[str]:
     found = []
     if not templates:
-        found.append("it has no chat template: completions are served, and chats are refused")
+        found.append(f"it has no chat template: completions are served, and {NO_TEMPLATE}")
     elif all(one.name != DEFAULT for one in templates):
         names = ", ".join(one.name for one in templates)
-        found.append(f"its chat templates are {names}, and none is the default: chats are refused")
+        found.append(f"its chat templates are {names}, and none is the default: {NO_TEMPLATE}")
     if not ends:
         found.append("none of its files names a token that ends an answer: answers end at their limit")
     listed = {end.id for end in ends}

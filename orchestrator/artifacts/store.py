@@ -27,14 +27,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.artifacts.disk import amount, fsync_directory, fsync_file, host_errors, write_whole
-from orchestrator.artifacts.store_directory import MANIFEST, Damage, StoreDirectory, files_below, hash_all, is_inside
+from orchestrator.artifacts.store_directory import (
+    MANIFEST,
+    Damage,
+    StoreDirectory,
+    files_below,
+    hash_all,
+    is_inside,
+    is_link,
+)
 from orchestrator.core.artifact import FileEntry, Manifest, Recipe
 from orchestrator.core.progress import Progress, silent
 from orchestrator.errors import HostError, SourceError
 
 _POLL_SECONDS = 0.05
-# Adapters are small, and a container that runs sees one directory of them: they are always the store's own.
-_NEVER_SHARED = (f"{Recipe.ADAPTER.value}-", f"{Recipe.LORA_GGUF.value}-")
+# Adapters are small, and a container that runs sees one directory of them; a view leads to where weights lie here. They
+# are always the store's own.
+_NEVER_SHARED = tuple(f"{recipe.value}-" for recipe in (Recipe.ADAPTER, Recipe.LORA_GGUF, Recipe.VIEW))
 
 
 @dataclass
@@ -63,7 +72,7 @@ class Building:
         files: tuple[FileEntry, ...] | None = None,
         progress: Progress = silent,
     ) -> Manifest:
-        """Makes what lies in `work` the artifact.
+        """Makes what lies in `work` the artifact, links included.
 
         Without `files` everything in `work` belongs to it and is hashed now. With `files`, whose hashes the
         caller has computed already, sizes are checked and other leftovers in `work` are deleted.
@@ -71,6 +80,7 @@ class Building:
         """
         with host_errors(f"store {self.key}"):
             found = _scan(self.work)
+            links = {path: str((self.work / path).readlink()) for path, status in found.items() if is_link(status)}
             if files is None:
                 files = hash_all(self.work, progress)
             else:
@@ -82,10 +92,13 @@ class Building:
                 builder=builder,
                 files=tuple(sorted(files, key=lambda entry: entry.path)),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
+                links=links,
             )
             for entry in manifest.files:
                 fsync_file(self.work / entry.path)
-            write_whole(self.work / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+            # Versions without views do not know links.
+            text = manifest.model_dump_json(indent=2, exclude=() if links else ("links",))
+            write_whole(self.work / MANIFEST, f"{text}\n".encode())
             for directory, _, _ in os.walk(self.work, topdown=False):
                 fsync_directory(Path(directory))
             final = self.store.own.path(self.key)
@@ -314,8 +327,8 @@ def _scan(work: Path) -> dict[str, os.stat_result]:
     """The files of a work directory; SourceError if one could not be part of an artifact."""
     found = files_below(work)
     for path, status in found.items():
-        if not stat.S_ISREG(status.st_mode) or path == MANIFEST:
-            raise SourceError(f"{work / path} cannot be stored: it is not a regular file, or has a reserved name.")
+        if not (stat.S_ISREG(status.st_mode) or is_link(status)) or path == MANIFEST:
+            raise SourceError(f"{work / path} cannot be stored: it is neither file nor link, or has a reserved name.")
     return found
 
 

@@ -80,7 +80,12 @@ class StoreDirectory:
         """What lstat tells about the files of a manifest."""
         root = self.path(manifest.key)
         found = ((entry, _status(root / entry.path)) for entry in manifest.files)
-        return [damage for entry, status in found if (damage := _loss(manifest.key, entry, status)) is not None]
+        lost = [damage for entry, status in found if (damage := _loss(manifest.key, entry, status)) is not None]
+        return lost + [
+            Damage(manifest.key, path, "missing", f"its link to {target} is lost, or leads nowhere")
+            for path, target in manifest.links.items()
+            if not _leads_to(root / path, target)
+        ]
 
     def broken(self) -> tuple[Damage, ...]:
         """What is seen without reading: manifests that cannot be read, files that are gone or have another size."""
@@ -106,7 +111,8 @@ class StoreDirectory:
             for entry in manifest.files:
                 damages += _damage_of(key, root, entry, found.get(entry.path), progress, (done, manifest.size))
                 done += entry.size
-            extra = found.keys() - {entry.path for entry in manifest.files} - {MANIFEST}
+            extra = found.keys() - {entry.path for entry in manifest.files} - manifest.links.keys() - {MANIFEST}
+        damages += [one for one in self.losses(manifest) if one.path in manifest.links]
         damages += [Damage(key, path, "extra", "it is not in the manifest") for path in sorted(extra)]
         return damages
 
@@ -123,8 +129,8 @@ def hash_file(path: Path, progress: Progress = silent, done: int = 0, total: int
 
 
 def hash_all(root: Path, progress: Progress) -> tuple[FileEntry, ...]:
-    """Every file below `root`, read, by path."""
-    found = files_below(root)
+    """Every file below `root` that is no link, read, by path."""
+    found = {path: status for path, status in files_below(root).items() if not is_link(status)}
     total = sum(status.st_size for status in found.values())
     done = 0
     entries = []
@@ -151,6 +157,18 @@ def files_below(root: Path) -> dict[str, os.stat_result]:
             with suppress(FileNotFoundError):
                 found[path.relative_to(root).as_posix()] = path.lstat()
     return found
+
+
+def is_link(status: os.stat_result) -> bool:
+    """Whether lstat has seen a symbolic link."""
+    return stat.S_ISLNK(status.st_mode)
+
+
+def _leads_to(path: Path, target: str) -> bool:
+    try:
+        return str(path.readlink()) == target and path.exists()
+    except OSError:
+        return False
 
 
 def _status(path: Path) -> os.stat_result | None:

@@ -13,7 +13,7 @@ from orchestrator.cli.options import AsJson, app, session_of
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.app.inspection import Inspection, TensorError
+    from orchestrator.app.inspection import Inspection, Meaning, TensorError
     from orchestrator.cli.screen import Screen
 
 # Parts of a layer, by the words of their tables and their names.
@@ -49,7 +49,7 @@ def inspect(
 ) -> None:
     """Show what a GGUF file or a directory of weights holds, and with --against how much quantizing has cost."""
     with session_of(as_json) as session:
-        from orchestrator.app.inspection import compare, place_of
+        from orchestrator.app.inspection import compare, meaning_of, place_of
         from orchestrator.app.inspection import inspect as inspect_path
 
         if plot is not None and against is None:
@@ -57,28 +57,28 @@ def inspect(
                 "--plot draws the quantization error.", hint="Say with --against DIR what to compare with."
             )
         place = place_of(session.orch, path)
-        found = inspect_path(place)
+        found, meaning = inspect_path(place), meaning_of(session.orch, place)
         if not as_json:
-            _tell(session.screen, found)
+            _tell(session.screen, found, meaning)
         errors = compare(place, against, session.progress) if against is not None else []
         if plot is not None:
             _draw(plot, found, errors)
         if as_json:
-            session.screen.result(_as_json(found, errors), "")
+            session.screen.result(_as_json(found, meaning, errors), "")
         elif errors:
             _tell_errors(session.screen, errors)
             if plot is not None:
                 session.screen.note({"plot": str(plot)}, f"Drawn into {plot}.")
 
 
-def _tell(screen: Screen, found: Inspection) -> None:
+def _tell(screen: Screen, found: Inspection, meaning: Meaning | None) -> None:
     facts = {
         "form": f"{found.form}, {found.file_type}" if found.file_type else found.form,
         "architecture": found.architecture or "not stated",
         "parameters": f"{found.parameters:,}",
         "context": f"{found.context:,} tokens" if found.context else "not stated",
         "tokenizer": found.tokenizer or "none",
-        "chat template": "yes" if found.chat_template else "no",
+        **(_meaning_facts(meaning) if meaning is not None else {}),
         "tensors": ", ".join(f"{count} {kind}" for kind, count in found.types.items()),
     }
     width = max(map(len, facts))
@@ -89,6 +89,24 @@ def _tell(screen: Screen, found: Inspection) -> None:
     wide = max(len(row["weights"]) for row in rows)
     columns = ("part", "weights", "size", "bits", "share")
     screen.table("Size by part", columns, [row | {"weights": row["weights"].rjust(wide)} for row in rows])
+    if meaning is not None:
+        from orchestrator.app.inspection import sampling_defaults
+
+        screen.sampling(sampling_defaults({}, meaning))
+
+
+def _meaning_facts(meaning: Meaning) -> dict[str, str]:
+    names = ", ".join(template.name for template in meaning.templates)
+    special = sum(token.special for token in meaning.added)
+    facts = {
+        "chat template": f"{names} ({meaning.template_source})" if names else "none",
+        "ends at": "; ".join(f"{end.text or end.id} ({', '.join(end.said_by)})" for end in meaning.ends) or "no token",
+        "added tokens": f"{len(meaning.added)}, {special} of them special",
+        "head": "the embedding" if meaning.tied else "of its own",
+    }
+    if meaning.left_out:
+        facts["left out"] = ", ".join(meaning.left_out)
+    return facts | {f"note {number}": text for number, text in enumerate(meaning.remarks, 1)}
 
 
 def _size_row(part: str, parameters: int, size: int, bits: float, total: int) -> dict[str, Any]:
@@ -155,10 +173,20 @@ def _draw(file: Path, found: Inspection, errors: list[TensorError]) -> None:
     write_picture(file, draw(title, subtitle, strips, ends))
 
 
-def _as_json(found: Inspection, errors: list[TensorError]) -> dict[str, Any]:
+def _meaning_json(meaning: Meaning) -> dict[str, Any]:
+    from orchestrator.app.inspection import sampling_defaults
+
+    value = meaning.model_dump(exclude=("architecture", "files", "ends_by_text"))
+    value["templates"] = {template.name: template.text for template in meaning.templates}
+    value["sampling"] = [vars(one) for one in sampling_defaults({}, meaning)]
+    return value
+
+
+def _as_json(found: Inspection, meaning: Meaning | None, errors: list[TensorError]) -> dict[str, Any]:
     from orchestrator.app.inspection import relative, sqnr
 
     value = dataclasses.asdict(found) | {"bits": found.bits}
+    value["meaning"] = _meaning_json(meaning) if meaning is not None else None
     value["parts"] = [dataclasses.asdict(part) | {"bits": part.bits} for part in found.parts]
     if errors:
         value["errors"] = [

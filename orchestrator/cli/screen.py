@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rich.status import Status as Spinner
     from rich.text import Text
 
+    from orchestrator.core.meaning import SamplingDefault
     from orchestrator.core.memory import MemoryFit
     from orchestrator.core.plan import Plan
 
@@ -74,6 +75,11 @@ class Screen:
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows by column name; a JSON line each."""
 
+    def sampling(self, defaults: Sequence[SamplingDefault]) -> None:
+        """What is taken where a request does not say, for people."""
+        rows = [{"name": one.name, "value": f"{one.value:g}", "said by": one.said_by} for one in defaults]
+        self.table("Sampling, where a request does not say", ("name", "value", "said by"), rows)
+
     def facts(self, title: str, facts: Mapping[str, str]) -> None:
         """What is known of one thing, for people: a line each, of what is not empty."""
 
@@ -105,6 +111,8 @@ class JsonLines(Screen):
         self._line(plan_json(plan))
         if plan.memory_fit is not None:
             self._line({"budget": plan.memory_fit.to_json()})
+        if plan.sampling:
+            self._line({"sampling": [vars(one) for one in plan.sampling]})
 
     def event(self, event: Event) -> None:
         every_s = {EventKind.PROGRESS: JSON_PROGRESS_S, EventKind.WAITING: JSON_WAIT_S}.get(event.kind, 0.0)
@@ -181,6 +189,9 @@ class Human(Screen):
         _write(f"{count} to do, {plan.already_so} already so." if count else "Nothing to do.", sys.stdout)
         if plan.memory_fit is not None:
             self._memory_fit(plan.memory_fit)
+        if plan.sampling:
+            self._gap = True
+            self.sampling(plan.sampling)
 
     def _memory_fit(self, memory_fit: MemoryFit) -> None:
         parts = list(memory_fit.rows())

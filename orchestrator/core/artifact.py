@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import field
 from enum import StrEnum
 
 from orchestrator.core.part import Part
 
-# Part of every artifact key: raise it when a builder's output changes for the same input.
-BUILDER_FORMAT = 1
+# Part of the key of what is built: raised when a builder's output changes for the same input. What is brought is what
+# it was. Since 2 template, ends and tokens are transformers', and a head is compared with the embedding.
+BUILDER_FORMAT = 2
+_BROUGHT_FORMAT = 1
 # What an entry that is one GGUF calls it.
 GGUF_FILE = "model.gguf"
 
 
 class Recipe(StrEnum):
-    """What to make of the weights. WEIGHTS serves them as they are; ADAPTER and LORA_GGUF are a LoRA, as it came
-    and as llama.cpp reads it. NVFP4A16 leaves activations at 16 bit, NVFP4 does not (W4A4), nor does FP8."""
+    """What to make of the weights. WEIGHTS serves them as they are, by a VIEW: a directory that has nothing but what
+    counts of theirs. ADAPTER and LORA_GGUF are a LoRA, as it came and as llama.cpp reads it. NVFP4A16 leaves
+    activations at 16 bit, NVFP4 does not (W4A4), nor does FP8."""
 
     GGUF_BF16 = "gguf-bf16"
     GGUF_F16 = "gguf-f16"
@@ -33,6 +37,7 @@ class Recipe(StrEnum):
     NVFP4 = "nvfp4"
     FP8 = "fp8"
     WEIGHTS = "weights"
+    VIEW = "view"
     ADAPTER = "adapter"
     LORA_GGUF = "lora-gguf"
 
@@ -50,8 +55,18 @@ class Recipe(StrEnum):
 
     @property
     def served(self) -> bool:
-        """Whether engines serve it; a LoRA they serve only beside it."""
-        return self not in (Recipe.ADAPTER, Recipe.LORA_GGUF)
+        """Whether engines serve it; a LoRA they serve only beside it, and a view is how they serve weights."""
+        return self not in (Recipe.ADAPTER, Recipe.LORA_GGUF, Recipe.VIEW)
+
+    @property
+    def portable(self) -> bool:
+        """Whether it means the same in another store, or on another machine; a view has links to where weights lie."""
+        return self is not Recipe.VIEW
+
+    @property
+    def _format(self) -> int:
+        built = self.streamed or self in (Recipe.NVFP4, Recipe.VIEW)
+        return BUILDER_FORMAT if built else _BROUGHT_FORMAT
 
     @property
     def streamed(self) -> bool:
@@ -71,7 +86,8 @@ class Manifest(Part):
     """`manifest.json` of a finished artifact; its presence under the final name is what "finished" means.
 
     `source` is `hub:OWNER/NAME@COMMIT`, `dir:SHA256` or, for built artifacts, the source of the weights;
-    `builder` holds the versions that made the bytes, `created` is UTC, ISO 8601.
+    `builder` holds the versions that made the bytes, `created` is UTC, ISO 8601. `links` are files of others, by the
+    names that they have in it.
     """
 
     key: str
@@ -80,20 +96,34 @@ class Manifest(Part):
     builder: dict[str, str]
     files: tuple[FileEntry, ...]
     created: str
+    links: dict[str, str] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
-        """Bytes of all files together."""
+        """Bytes of all its own files together."""
         return sum(file.size for file in self.files)
 
 
-def artifact_key(recipe: Recipe, source: str) -> str:
-    """`RECIPE-` and 16 hex digits over source, recipe and builder format.
+def artifact_key(recipe: Recipe, source: str, *, brought: bool = False) -> str:
+    """`RECIPE-` and 16 hex digits over source, recipe and builder format; `brought`: others have built it.
 
     Output hashes are not part of the key (they stand in the manifest), so a key is known before the build.
     """
-    text = json.dumps([recipe.value, source, BUILDER_FORMAT])
+    text = json.dumps([recipe.value, source, _BROUGHT_FORMAT if brought else recipe._format])
     return f"{recipe.value}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+_WITH_TEMPLATE = " with template "
+
+
+def source_with_template(source: str, template: str) -> str:
+    """The source of what is made of weights with another chat template than theirs."""
+    return f"{source}{_WITH_TEMPLATE}{hashlib.sha256(template.encode()).hexdigest()}" if template else source
+
+
+def has_template(source: str) -> bool:
+    """Whether it is such a source."""
+    return _WITH_TEMPLATE in source
 
 
 def source_of_files(files: dict[str, str]) -> str:

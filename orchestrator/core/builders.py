@@ -30,6 +30,7 @@ BUILDERS: Mapping[Recipe, tuple[BuiltBy, ...]] = {
     Recipe.NVFP4A16: (BuiltBy.ORCH,),
     Recipe.FP8: (BuiltBy.ORCH,),
     Recipe.NVFP4: (BuiltBy.LLM_COMPRESSOR,),
+    Recipe.VIEW: (BuiltBy.ORCH,),
     Recipe.ADAPTER: (BuiltBy.ORCH,),
     Recipe.LORA_GGUF: (BuiltBy.ORCH,),
 }
@@ -43,13 +44,14 @@ def by_llama_cpp(weights: str) -> str:
 
 
 def weights_of(source: str) -> str:
-    """The source of the weights that an artifact of this source was made of, whoever made it."""
-    return source.removesuffix(_BY_LLAMA_CPP)
+    """The source of the weights that an artifact of this source was made of: what else its bytes depend on is said
+    after that."""
+    return source.partition(" ")[0]
 
 
 def builder_of(recipe: Recipe, source: str) -> BuiltBy:
     """Who builds an artifact of this source."""
-    return BuiltBy.LLAMA_CPP if weights_of(source) != source else BUILDERS[recipe][0]
+    return BuiltBy.LLAMA_CPP if source.endswith(_BY_LLAMA_CPP) else BUILDERS[recipe][0]
 
 
 class UnknownToBuilder(SourceError):

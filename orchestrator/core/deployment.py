@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import PurePath
+from typing import Any
 
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.environment import EnvironmentSpec
@@ -44,7 +45,8 @@ class Deployment(Part):
     the first of its files; `adapter_loads` counts distinct adapters given to this process since it started (vLLM never
     frees a slot); `hot_adapters` can be changed while it serves. `gpu` are the UUIDs of the GPUs that it is to see,
     with commas between, empty where there is no choice; its container is given them `gpu_way`, and by name the device
-    nodes `gpu_nodes`. `own_store`: what it serves must be imported into it.
+    nodes `gpu_nodes`. `own_store`: what it serves must be imported into it. Without `chats` the model has no chat
+    template; `defaults` is what the gateway fills into requests that do not say (None: as earlier versions did).
     """
 
     profile: str
@@ -71,6 +73,8 @@ class Deployment(Part):
     gpu_way: str = ""
     gpu_nodes: tuple[str, ...] = ()
     hot_adapters: bool = False
+    chats: bool = True
+    defaults: dict[str, Any] | None = None
 
     @property
     def store(self) -> str:

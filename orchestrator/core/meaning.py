@@ -24,6 +24,10 @@ NEUTRAL: Mapping[str, float | int] = {
 NOBODY = "nobody"
 
 
+# In a remark about a model that cannot chat.
+NO_TEMPLATE = "chats are refused"
+
+
 class AddedToken(Part):
     """A token beside the vocabulary that was learnt; special ones are left out of what clients read."""
 
@@ -50,9 +54,10 @@ class ChatTemplate(Part):
 class Meaning(Part):
     """What a directory of weights, or a GGUF file, says of how to use it.
 
-    `files` are those of a directory that count, `left_out` what lies beside them and reaches no engine; `vocabulary`
-    is a SHA-256 over the tokens, empty where there is no tokenizer. `sampling` is by the names of a profile's.
-    `tied`: the head is the embedding. `remarks` is what somebody who serves it should know.
+    `files` are those of a directory that count, `left_out` what lies beside them and reaches no engine; `vocabulary` is
+    a SHA-256 over the tokens, empty where there is no tokenizer. `sampling` is by the names of a profile's. `tied`: the
+    head is the embedding. `ends_by_text` are tokens at which llama.cpp ends an answer by itself. `remarks` is what
+    somebody who serves it should know.
     """
 
     architecture: str = ""
@@ -64,6 +69,7 @@ class Meaning(Part):
     templates: tuple[ChatTemplate, ...] = ()
     template_source: str = ""
     ends: tuple[End, ...] = ()
+    ends_by_text: tuple[str, ...] = ()
     sampling: dict[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
@@ -72,9 +78,38 @@ class Meaning(Part):
         """Whether it says how a chat becomes a prompt."""
         return any(template.name == DEFAULT for template in self.templates)
 
+    def with_template(self, text: str) -> Meaning:
+        """The same with another chat template than its own."""
+        return self.model_copy(
+            {
+                "templates": (ChatTemplate(name=DEFAULT, text=text),),
+                "template_source": "the profile",
+                "remarks": tuple(remark for remark in self.remarks if NO_TEMPLATE not in remark),
+            }
+        )
+
+    def ends_at(self, end: End) -> bool:
+        """Whether an answer ends at this token too, by its id or, in an engine that goes by texts, by that."""
+        return any(end.id == one.id for one in self.ends) or end.text in self.ends_by_text
+
     def template(self, name: str) -> str:
         """The template of that name; empty where there is none."""
         return next((one.text for one in self.templates if one.name == name), "")
+
+
+def deviations(ready: Meaning, weights: Meaning) -> tuple[str, ...]:
+    """Where an artifact that others have built means something else than its weights do, in words."""
+    found = []
+    if ready.template(DEFAULT).strip() != weights.template(DEFAULT).strip():
+        found.append("it has another chat template than the weights" if ready.chats else "it has no chat template")
+    missing = sorted(end.text or str(end.id) for end in weights.ends if not ready.ends_at(end))
+    if missing:
+        found.append(f"it does not end answers at {', '.join(missing)}, and the weights do")
+    theirs = {token.id: token.text for token in weights.added}
+    others = sorted(token.text for token in ready.added if theirs.get(token.id, token.text) != token.text)
+    if others:
+        found.append(f"its tokens {', '.join(others[:5])} are other ones in the weights")
+    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from orchestrator.core.events import step_name
 from orchestrator.core.steps import Step
 
 if TYPE_CHECKING:
+    from orchestrator.core.meaning import SamplingDefault
     from orchestrator.core.memory import MemoryFit
 
 
@@ -42,13 +43,15 @@ class Upgrade(Remark):
 class Plan:
     """Ordered values. A failure in the first `commit` items undoes all before it; after them it goes forward only.
 
-    `memory_fit` says how the engine that it starts fits into memory, where that is known.
+    Of the engine that it starts, `memory_fit` says how it fits into memory, where that is known, and `sampling` what is
+    taken where requests do not say.
     """
 
     verb: str
     items: tuple[Action | Skip, ...]
     commit: int
     memory_fit: MemoryFit | None = None
+    sampling: tuple[SamplingDefault, ...] = ()
 
     @property
     def actions(self) -> tuple[Action, ...]:

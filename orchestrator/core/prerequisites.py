@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
-from orchestrator.core.artifact import Recipe
+from orchestrator.core.artifact import Recipe, has_template
 from orchestrator.core.builders import BuiltBy, builder_of
 from orchestrator.core.calibration import Calibration
 from orchestrator.core.environment import EnvironmentSpec
@@ -72,6 +72,11 @@ class Prerequisite(Step):
         return ()
 
     @property
+    def rests_on(self) -> tuple[str, ...]:
+        """Keys of other prerequisites that it is of no use without, once it is made too."""
+        return ()
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """Directories of this machine that it is made of."""
         return ()
@@ -107,7 +112,8 @@ class FetchWeights(Prerequisite):
 @dataclass(frozen=True)
 class BuildArtifact(Prerequisite):
     """Make an artifact of weights (or of an adapter; then `base_path` are the weights it belongs to), where its
-    activations are 4-bit with a `calibration`. `weights_key` are weights that are here only to be built from."""
+    activations are 4-bit with a `calibration`, where a profile has a chat template with that. `weights_key` are weights
+    in the store that it is built from."""
 
     is_built = True
 
@@ -118,6 +124,7 @@ class BuildArtifact(Prerequisite):
     base_path: str | None = None
     calibration: Calibration | None = None
     weights_key: str = ""
+    template: str = ""
 
     @property
     def what(self) -> str:
@@ -136,7 +143,12 @@ class BuildArtifact(Prerequisite):
     @property
     def made_from(self) -> tuple[str, ...]:
         environment = self.calibration.environment.name if self.calibration is not None else ""
-        return tuple(filter(None, (self.weights_key, environment)))
+        weights = self.weights_key if self.recipe is not Recipe.VIEW else ""
+        return tuple(filter(None, (weights, environment)))
+
+    @property
+    def rests_on(self) -> tuple[str, ...]:
+        return (self.weights_key,) if self.weights_key and self.recipe is Recipe.VIEW else ()
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -304,11 +316,13 @@ class BuildImage(Prerequisite):
 
 def way_of(key: str, recipe: Recipe, source: str, weights: str, ready: bool) -> Prerequisite | None:
     """How an entry of this recipe and source is made, as far as they tell: pulled, taken ready-made (`ready`), or built
-    from its weights in the directory `weights`. None for a LoRA and for a directory's files: where they lay is not
-    said."""
+    from its weights in the directory `weights`. None for a LoRA, for a directory's files and for what a profile's chat
+    template is in: where they lay is not said."""
+    if has_template(source):
+        return None
     hub, file = hub_source(source) or (None, "")
     if recipe is Recipe.WEIGHTS:
         return FetchWeights(hub, key) if hub is not None else None
     if hub is not None and (ready or file):
         return FetchArtifact(recipe, key, source, hub, file)
-    return BuildArtifact(recipe, key, source, weights) if recipe.served else None
+    return BuildArtifact(recipe, key, source, weights) if recipe.served or recipe is Recipe.VIEW else None

@@ -99,8 +99,15 @@ class Serving(Part):
     reasoning_parser: str | None = None
 
 
+class Chat(Part):
+    """How a chat becomes a prompt, where that is not left to the model: a Jinja file (relative to the profile's) that
+    takes the place of its own chat templates."""
+
+    template: str | None = None
+
+
 class Sampling(Part):
-    """Defaults for requests that do not say; None leaves it to the engine."""
+    """Defaults for requests that do not say; None leaves it to the model's generation_config.json."""
 
     temperature: Annotated[float, Must(ge=0, le=2)] | None = None
     top_p: Annotated[float, Must(gt=0, le=1)] | None = None
@@ -142,6 +149,7 @@ class Profile(Part):
     public_names: Annotated[tuple[PublicName, ...], Must(min_length=1)]
     weights: Weights
     serving: Serving
+    chat: Chat = Chat()
     sampling: Sampling = Sampling()
     lora: Lora = Lora()
     engines: EngineTables = field(default_factory=dict)
@@ -275,15 +283,18 @@ def _all_problems(found: list[Any], where: str) -> ProfileError:
     )
 
 
+def _place(path: str | None, base: Path) -> str | None:
+    return str((base / Path(path).expanduser()).resolve()) if path is not None else None
+
+
 def _absolute(profile: Profile, base: Path) -> Profile:
     def placed(part: PartT, path: str | None) -> PartT:
-        if path is None:
-            return part
-        return part.model_copy(update={"path": str((base / Path(path).expanduser()).resolve())})
+        return part.model_copy(update={"path": _place(path, base)}) if path is not None else part
 
     return profile.model_copy(
         update={
             "weights": placed(profile.weights, profile.weights.path),
+            "chat": profile.chat.model_copy(update={"template": _place(profile.chat.template, base)}),
             "calibration": placed(profile.calibration, profile.calibration.path),
             "adapters": tuple(placed(entry, entry.path) for entry in profile.adapters),
             "artifacts": {recipe: placed(ready, ready.path) for recipe, ready in profile.artifacts.items()},

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from orchestrator.core.deployment import Deployment, Resolution
 from orchestrator.core.environment import EnvironmentSpec
+from orchestrator.core.meaning import SamplingDefault
 from orchestrator.core.memory import MemoryFit
 from orchestrator.core.pins import ImagePin
 from orchestrator.core.plan import Skip
@@ -20,8 +21,9 @@ class Resolved:
     `prerequisites` are ordered; `routes` name public name, upstream and patch, their url is not known before the engine
     runs; `image` is what its container is of, `environment` what its process is started from; `memory_fit` sets the
     memory that one more such engine needs against what there is; None when nothing is known of the weights yet.
-    `import_size` are the bytes of disk that the artifact takes in the engine's own store, `import_peak` those while it
-    is imported; 0 where it has none, or nothing is known yet.
+    `sampling` is what is taken where requests do not say, `knows_model` whether what the model itself says of it is
+    known. `import_size` are the bytes of disk that the artifact takes in the engine's own store, `import_peak` those
+    while it is imported; 0 where it has none, or nothing is known yet.
     """
 
     deployment: Deployment
@@ -33,6 +35,8 @@ class Resolved:
     import_peak: int = 0
     image: ImagePin | None = None
     environment: EnvironmentSpec | None = None
+    sampling: tuple[SamplingDefault, ...] = ()
+    knows_model: bool = True
 
     @property
     def resolution(self) -> Resolution:

@@ -15,8 +15,9 @@ from orchestrator.errors import PlanRefused
 
 # Of what the two sides of the gateway's admin socket say to each other, and of the routes that it keeps on disk. Where
 # no number is told it is 1: no hand-over, one backend to a route, and a field that is not known is an error. Since 2
-# routes are what they are; since 3 the gateway reads digests of keys, and adds what engines ask for.
-PROTOCOL = 3
+# routes are what they are; since 3 the gateway reads digests of keys, and adds what engines ask for; since 4 a route
+# says whether its model chats.
+PROTOCOL = 4
 ROUTES_SINCE = 2
 FIRST_WITH_DIGESTS = 3
 OPENAI, ANTHROPIC, OLLAMA = "openai", "anthropic", "ollama"
@@ -53,7 +54,8 @@ class Route:
     answer (one, for now), `speaks` whose APIs they know. `upstream` is the name that the engine knows, where it differs
     from the public one. `patch` is plain JSON merged over the top level of every request body, `defaults` fills in what
     a request does not say; with neither and no `upstream` bytes pass through as they are. `patch_paths` are the HTTP
-    paths on which the engine heeds the patch (None: on all); on others it would answer as if there were none.
+    paths on which the engine heeds the patch (None: on all); on others it would answer as if there were none. Without
+    `chats` the model has no chat template, and an engine that is asked to chat would make one up.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Route:
     patch: Mapping[str, object] = field(default_factory=dict)
     defaults: Mapping[str, object] = field(default_factory=dict)
     patch_paths: tuple[str, ...] | None = None
+    chats: bool = True
 
     def __post_init__(self) -> None:
         """Keep copies of `patch` and `defaults` that nobody else can change; ValueError when they are not JSON."""
@@ -129,6 +132,7 @@ class Route:
             patch=fields.mapping(document.get("patch", {}), "patch"),
             defaults=fields.mapping(document.get("defaults", {}), "defaults"),
             patch_paths=None if document.get("patch_paths") is None else fields.texts(document, "patch_paths"),
+            chats=document.get("chats") is not False,
         )
 
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.core.artifact import source_with_template
+from orchestrator.core.meaning import Meaning
+
 REPOSITORY = r"[\w.-]+/[\w.-]+"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -161,8 +164,8 @@ def shape_of(config: Any) -> Shape | None:
 @dataclass(frozen=True)
 class ReadyFacts:
     """A ready-made artifact as this machine knows it before any work: `source` names its content, `key` its entry in
-    the store; it is `file` of `hub` or all that is wanted of it, or what lies at `path`. `shape` is None until it is
-    in the store."""
+    the store; it is `file` of `hub` or all that is wanted of it, or what lies at `path`. `shape` and `meaning` are None
+    until it is in the store."""
 
     source: str
     key: str
@@ -170,6 +173,7 @@ class ReadyFacts:
     file: str = ""
     path: str = ""
     shape: Shape | None = None
+    meaning: Meaning | None = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,8 @@ class WeightsFacts:
     `source` names their content (`hub:REPO@COMMIT` or `dir:SHA256`), `key` their entry in the store (for a local
     directory: none is made), `path` where they are or will be, `fetch` what to download for it (None: a local
     directory). `size` in bytes is 0 and `shape` None until the files are there; `shape` also when config.json does not
-    tell it. `linked` are the directories that its files are links into, as in the hub client's cache.
+    tell it. `linked` are the directories that its files are links into, as in the hub client's cache. `meaning` is None
+    as long as none of its files is known; `template` is the profile's own chat template.
     """
 
     source: str
@@ -189,3 +194,10 @@ class WeightsFacts:
     size: int = 0
     shape: Shape | None = None
     linked: tuple[str, ...] = ()
+    meaning: Meaning | None = None
+    template: str = ""
+
+    @property
+    def made_source(self) -> str:
+        """The source of what is made of them."""
+        return source_with_template(self.source, self.template)

@@ -126,13 +126,17 @@ class Builder(Protocol):
         progress: Progress,
         base: Path | None = None,
         calibration: Calibration | None = None,
+        template: str = "",
         by: BuiltBy | None = None,
     ) -> None:
-        """Make the artifact's files in `work`; an adapter's for `base`, 4-bit activations' with `calibration`; `by`
-        whom, where that is not the recipe's first builder."""
+        """Make the artifact's files in `work`; an adapter's for `base`, 4-bit activations' with `calibration`, what
+        says how chats become prompts with `template` where that is not the weights' own; `by` whom, where that is not
+        the recipe's first builder."""
         ...
 
-    def build_together(self, works: Mapping[Recipe, Path], source: Path, progress: Progress) -> None:
+    def build_together(
+        self, works: Mapping[Recipe, Path], source: Path, progress: Progress, template: str = ""
+    ) -> None:
         """Make several artifacts in one read of the weights, each in its directory."""
         ...
 

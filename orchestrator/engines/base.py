@@ -12,6 +12,7 @@ from orchestrator.core.deployment import Adapter, Deployment
 from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.host import Host
 from orchestrator.core.launch import Launch
+from orchestrator.core.meaning import SamplingDefault
 from orchestrator.core.memory import MemoryRequest
 from orchestrator.core.part import Must, Part
 from orchestrator.core.pins import Accelerator, EnginePin, ImagePin
@@ -44,7 +45,8 @@ class EngineSettings(Part):
 @dataclass(frozen=True)
 class LaunchRequest:
     """What a launch is made from. `model_path` is the directory or file of the artifact; with an `image` it is to run
-    in a container, on an address of its own."""
+    in a container, on an address of its own. `sampling` is what is taken where a request does not say, all of it;
+    without `chats` the model has no chat template."""
 
     profile: Profile
     recipe: Recipe
@@ -53,6 +55,8 @@ class LaunchRequest:
     host: Host
     environment: EnvironmentSpec | None
     image: ImagePin | None = None
+    sampling: tuple[SamplingDefault, ...] = ()
+    chats: bool = True
 
     @property
     def bind(self) -> str:
@@ -174,8 +178,8 @@ class EngineSheet(Protocol):
         """What must be merged into each request's body for the base (None) or an adapter."""
         ...
 
-    def defaults(self, profile: Profile) -> dict[str, Any]:
-        """What must be filled into each request that does not say it."""
+    def defaults(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
+        """What of these defaults must be filled into each request that does not say it."""
         ...
 
     def memory_request(
@@ -297,8 +301,8 @@ class EngineDefaults:
         """A KV cache for each of its requests; on a GPU it is there."""
         return "serving.context or serving.parallel" if accelerator is Accelerator.CPU else ""
 
-    def defaults(self, profile: Profile) -> dict[str, Any]:
-        """It was told the profile's at its start."""
+    def defaults(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
+        """It was told all of them at its start."""
         return {}
 
     def adapter_lines(self, adapters: tuple[Adapter, ...]) -> str:

@@ -90,7 +90,7 @@ class Llamacpp(StaticAdapters):
         threads = LlamacppSettings.of(profile, self.name).threads
         if threads is not None:
             argv.append(f"--threads={threads}")
-        argv += [f"--{key.replace('_', '-')}={value}" for key, value in profile.sampling.said]
+        argv += [f"--{one.name.replace('_', '-')}={one.value}" for one in request.sampling]
         return LaunchSpec(Launch(tuple(argv), (("LLAMA_API_KEY", SECRET),), stop_grace_s=15.0))
 
     def adapter_args(self, adapters: tuple[Adapter, ...]) -> tuple[str, ...]:

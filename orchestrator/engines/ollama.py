@@ -42,6 +42,11 @@ CUDA_CONTEXT = 512 * MIB
 # Bytes of the KV cache against 16 bit: blocks of 32 values with a 16-bit scale.
 KV_SHARE = {None: 1.0, "f16": 1.0, "q8_0": 34 / 64, "q4_0": 18 / 64}
 
+# Its words for what is taken where a request does not say.
+PARAMETERS = {"max_tokens": "num_predict"}
+# How text becomes a prompt where a model has no way of its own: as it comes. Left to itself, it takes ChatML.
+RAW = "{{ .Prompt }}"
+
 # On PATH.
 PROGRAM = "ollama"
 # What it says when llama-quantize, with which it writes each model anew, does not come to an end.
@@ -112,7 +117,12 @@ class Ollama(EngineDefaults):
         profile = request.profile
         modelfile = render(
             "ollama/Modelfile.j2",
-            {"profile": profile, "model_path": request.model_path, "parameters": profile.sampling.said},
+            {
+                "profile": profile,
+                "model_path": request.model_path,
+                "parameters": [(PARAMETERS.get(one.name, one.name), one.value) for one in request.sampling],
+                "chats": request.chats,
+            },
         )
         settings = OllamaSettings.of(profile, self.name)
         env = {
@@ -150,10 +160,9 @@ class Ollama(EngineDefaults):
     def patch(self, deployment: Deployment, adapter: Adapter | None) -> dict[str, Any]:
         return {}
 
-    def defaults(self, profile: Profile) -> dict[str, Any]:
+    def defaults(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
         # Its /v1 takes temperature 1 and top_p 1 where a request does not say, whatever stands in the Modelfile.
-        sampling = {"temperature": profile.sampling.temperature, "top_p": profile.sampling.top_p}
-        return {name: value for name, value in sampling.items() if value is not None}
+        return {name: sampling[name] for name in ("temperature", "top_p") if name in sampling}
 
     def memory_request(
         self, profile: Profile, weights: int, shape: Shape, accelerator: Accelerator, adapters: int
@@ -307,4 +316,5 @@ def _parameters(deployment: Deployment) -> dict[str, Any]:
     """What the API takes in place of the Modelfile's PARAMETER lines, which are where they are written."""
     text = next(text for name, text in deployment.files if name == "Modelfile")
     lines = (line.split(maxsplit=2) for line in text.splitlines() if line.startswith("PARAMETER "))
-    return {"parameters": {name: json.loads(value) for _, name, value in lines}}
+    parameters = {name: json.loads(value) for _, name, value in lines}
+    return {"parameters": parameters} if deployment.chats else {"parameters": parameters, "template": RAW}

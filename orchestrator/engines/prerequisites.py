@@ -60,16 +60,16 @@ def _built_source(recipe: Recipe, weights: WeightsFacts, context: ResolveContext
     """The `source` of what is built of these weights: by whom, and with what, as far as its bytes depend on it."""
     first, *others = BUILDERS[recipe]
     if first is BuiltBy.LLM_COMPRESSOR:
-        return context.calibration().source(weights.source)
+        return context.calibration().source(weights.made_source)
     if BuiltBy.LLAMA_CPP in others and _is_for_llama_cpp(recipe, weights, context):
-        return by_llama_cpp(weights.source)
-    return weights.source
+        return by_llama_cpp(weights.made_source)
+    return weights.made_source
 
 
 def _is_for_llama_cpp(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> bool:
     """Whether llama.cpp's own tools build it. What has been built tells, by whichever version of orch, and where the
     weights are not here; weights of which nothing is known are for orch's own builder to see first."""
-    own, theirs = artifact_key(recipe, weights.source), artifact_key(recipe, by_llama_cpp(weights.source))
+    own, theirs = artifact_key(recipe, weights.made_source), artifact_key(recipe, by_llama_cpp(weights.made_source))
     return own not in context.finished and (theirs in context.finished or bool(context.unknown(weights)))
 
 
@@ -104,10 +104,11 @@ def artifact_prerequisites(recipe: Recipe, weights: WeightsFacts, context: Resol
     if (ready := context.ready.get(recipe)) is not None:
         return (FetchArtifact(recipe, ready.key, ready.source, ready.hub, ready.file, ready.path),)
     fetch: tuple[Prerequisite, ...] = (FetchWeights(weights.fetch, weights.key),) if weights.fetch is not None else ()
-    if recipe is Recipe.WEIGHTS:
-        return fetch
-    source = _built_source(recipe, weights, context)
-    build = BuildArtifact(recipe, artifact_key(recipe, source), source, weights.path, weights_key=_pulled(weights))
+    # Weights that are served as they are, are served by a view of them.
+    made = Recipe.VIEW if recipe is Recipe.WEIGHTS else recipe
+    source, pulled = _built_source(made, weights, context), _pulled(weights)
+    key = artifact_key(made, source)
+    build = BuildArtifact(made, key, source, weights.path, weights_key=pulled, template=weights.template)
     if build.by is not BuiltBy.LLM_COMPRESSOR:
         return (*fetch, build)
     how = context.calibration()

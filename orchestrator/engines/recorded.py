@@ -20,6 +20,7 @@ from orchestrator.engines.resolve import (
     check_adapters,
     check_host,
     computes_on,
+    finished_size,
     import_size_of,
     memory_fit_of,
     routes_of,
@@ -60,7 +61,7 @@ def resolve_recorded(
             **seen_by(spec, gpus, host, context.docker),
         }
     )
-    finished = context.finished.get(deployment.artifact_key)
+    finished = finished_size(deployment, context)
     memory_fit = memory_fit_of(
         sheet,
         spec,
@@ -99,7 +100,10 @@ def what_is_gone(
     own = str(context.store_path(deployment.artifact_key).parent)
     if deployment.artifact_key not in context.finished and deployment.store not in ("", own):
         return f"{deployment.artifact_key} lay in the store {deployment.store}, and is not there any more"
-    if deployment.artifact_key in context.finished or _sources_are_the_same(deployment, weights, context):
+    if _sources_are_the_same(deployment, weights, context):
+        return ""
+    # A view has only what describes the weights.
+    if deployment.artifact_key in context.finished and deployment.recipe is not Recipe.WEIGHTS:
         return ""
     if deployment.recipe is Recipe.WEIGHTS:
         return f"it served the weights in {deployment.weights_path} as they were, and they have changed since"

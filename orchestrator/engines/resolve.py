@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from orchestrator.core.artifact import Recipe, artifact_key
 from orchestrator.core.deployment import Adapter, Deployment, DeploymentSpec
 from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.host import Host
 from orchestrator.core.launch import DOCKER, LOCAL, Container
+from orchestrator.core.meaning import Meaning, deviations, sampling_defaults
 from orchestrator.core.memory import MemoryFit, MemoryPool, artifact_bytes, memory_pools
 from orchestrator.core.pins import Accelerator, EnginePin, ImagePin
 from orchestrator.core.plan import Remark, Skip
@@ -56,39 +58,75 @@ def resolve(
     image, older = _image(sheet, accelerator, host, context) if spec.target == DOCKER else (None, ())
     environment = _environment(sheet, accelerator, context) if image is None else None
     key, model_path = _model_path(sheet, recipe, weights, context)
+    ready = context.ready.get(recipe)
+    meaning = served_meaning(weights, ready)
+    sampling = sampling_defaults(dict(profile.sampling.said), meaning)
+    chats = meaning is None or meaning.chats
     launch_spec = sheet.launch(
-        LaunchRequest(profile, recipe, model_path, accelerator, on, environment, image), context.render
+        LaunchRequest(profile, recipe, model_path, accelerator, on, environment, image, sampling=sampling, chats=chats),
+        context.render,
     )
     if image is not None:
-        container = _container(sheet, spec, image, key, model_path, weights.linked, accelerator, context)
+        container = _container(sheet, spec, image, recipe, model_path, weights, accelerator, context)
         launch_spec = replace(launch_spec, launch=replace(launch_spec.launch, container=container))
     deployment = _deployment(spec, sheet, recipe, weights, key, model_path, launch_spec, adapters, accelerator)
-    deployment = deployment.model_copy(update=seen_by(spec, gpus, host, context.docker))
-    memory_fit = memory_fit_of(
-        sheet,
-        spec,
-        recipe,
-        context.finished.get(key),
-        weights,
-        accelerator,
-        memory_pools(host, gpus),
-        len(adapters),
-        context.ready.get(recipe),
+    deployment = deployment.model_copy(
+        update={
+            **seen_by(spec, gpus, host, context.docker),
+            "chats": chats,
+            "defaults": sheet.defaults({one.name: one.value for one in sampling}),
+        }
     )
-    import_size = import_size_of(sheet, context.finished.get(key), memory_fit)
+    finished = finished_size(deployment, context)
+    memory_fit = memory_fit_of(
+        sheet, spec, recipe, finished, weights, accelerator, memory_pools(host, gpus), len(adapters), ready
+    )
+    import_size = import_size_of(sheet, finished, memory_fit)
     prerequisites = prerequisites_of(sheet, recipe, weights, image or environment, adapters, context)
     builds = remarks_on_builds(profile, prerequisites, weights, context) if to_run else ()
     return Resolved(
         deployment=deployment,
         prerequisites=prerequisites,
-        passed_over=(*gpus_left_out(sheet, profile, accelerator, host), *older, *passed_over, *builds),
+        passed_over=(
+            *gpus_left_out(sheet, profile, accelerator, host),
+            *older,
+            *passed_over,
+            *told(weights, ready),
+            *builds,
+        ),
         routes=routes_of(sheet, deployment, profile),
+        sampling=sampling,
+        knows_model=meaning is not None,
         image=image,
         environment=environment,
         memory_fit=memory_fit,
         import_size=import_size,
         import_peak=sheet.import_peak(import_size),
     )
+
+
+def served_meaning(weights: WeightsFacts, ready: ReadyFacts | None) -> Meaning | None:
+    """What is served means: of an artifact that others have built what that says itself, and of sampling, where it says
+    nothing, what the weights say. None as long as neither is known."""
+    if ready is None or ready.meaning is None:
+        return weights.meaning
+    if ready.meaning.sampling or weights.meaning is None:
+        return ready.meaning
+    return ready.meaning.model_copy({"sampling": weights.meaning.sampling})
+
+
+def told(weights: WeightsFacts, ready: ReadyFacts | None) -> tuple[Skip, ...]:
+    """What somebody who serves this model should know beforehand."""
+    meaning = served_meaning(weights, ready)
+    found = [Remark("know the model", text) for text in (meaning.remarks if meaning is not None else ())]
+    if ready is not None and ready.meaning is not None and weights.meaning is not None:
+        found += [Remark("compare with its weights", text) for text in deviations(ready.meaning, weights.meaning)]
+    return tuple(found)
+
+
+def finished_size(deployment: Deployment, context: ResolveContext) -> int | None:
+    """The bytes of what it loads, where that is an entry of its own."""
+    return context.finished.get(deployment.artifact_key) if deployment.recipe is not Recipe.WEIGHTS else None
 
 
 def check_host(
@@ -159,19 +197,17 @@ def _container(
     sheet: EngineSheet,
     spec: DeploymentSpec,
     image: ImagePin,
-    key: str,
+    recipe: Recipe,
     model_path: str,
-    linked: tuple[str, ...],
+    weights: WeightsFacts,
     accelerator: Accelerator,
     context: ResolveContext,
 ) -> Container:
     # The whole store, not the artifact: adapters come into it while the container runs, and never into a shared one.
-    store, entry = context.store_path(artifact_key(Recipe.ADAPTER, "")).parent, context.store_path(key)
-    reads = {str(store)}
-    if Path(model_path).is_relative_to(entry):
-        reads |= {str(entry)} if entry.parent != store else set()
-    else:
-        reads |= {model_path, *linked}
+    store = context.store_path(artifact_key(Recipe.ADAPTER, "")).parent
+    # A view leads to where the weights are; what lies beside them there is not in it.
+    places = {weights.path, *weights.linked} if recipe is Recipe.WEIGHTS else {model_path}
+    reads = {str(store)} | {place for place in places if not Path(place).is_relative_to(store)}
     return Container(
         image=image.reference,
         reads=tuple(sorted(reads)),
@@ -269,9 +305,7 @@ def _environment(sheet: EngineSheet, accelerator: Accelerator, context: ResolveC
 
 
 def _model_path(sheet: EngineSheet, recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> tuple[str, str]:
-    if recipe is Recipe.WEIGHTS:
-        return weights.key, weights.path
-    key = key_of(recipe, weights, context)
+    key = key_of(Recipe.VIEW if recipe is Recipe.WEIGHTS else recipe, weights, context)
     path = context.store_path(key)
     return key, str(path / sheet.model_file(recipe)) if sheet.model_file(recipe) else str(path)
 
@@ -310,6 +344,12 @@ def _deployment(
     )
 
 
+def _defaults(sheet: EngineSheet, deployment: Deployment, profile: Profile) -> dict[str, Any]:
+    """As they are recorded, else as earlier versions had them: the profile's alone."""
+    recorded = deployment.defaults
+    return recorded if recorded is not None else sheet.defaults(dict(profile.sampling.said))
+
+
 def routes_of(sheet: EngineSheet, deployment: Deployment, profile: Profile) -> tuple[Route, ...]:
     """One Route per public name; where it leads is filled in when the engine runs."""
     named: list[tuple[str, Adapter | None]] = [(name, None) for name in deployment.public_names]
@@ -325,7 +365,8 @@ def routes_of(sheet: EngineSheet, deployment: Deployment, profile: Profile) -> t
                 speaks=sheet.speaks,
                 upstream=upstream if upstream != name else None,
                 patch=sheet.patch(deployment, adapter),
-                defaults=sheet.defaults(profile),
+                defaults=_defaults(sheet, deployment, profile),
+                chats=deployment.chats,
                 patch_paths=sheet.patch_paths,
             )
         )

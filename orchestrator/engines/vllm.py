@@ -12,6 +12,7 @@ from orchestrator.core.artifact import Recipe
 from orchestrator.core.deployment import Adapter, Deployment
 from orchestrator.core.host import MOST_GPUS, Host
 from orchestrator.core.launch import SECRET, Launch
+from orchestrator.core.meaning import SamplingDefault
 from orchestrator.core.memory import MIB, MemoryRequest, batch_bytes
 from orchestrator.core.part import Must
 from orchestrator.core.pins import Accelerator
@@ -190,7 +191,7 @@ class Vllm(EngineDefaults):
                 "gpus": self.gpus(profile, request.accelerator),
                 "max_loras": max_loras,
                 "max_lora_rank": _lora_rank(profile),
-                "sampling": json.dumps(_generation_config(profile)) if _generation_config(profile) else "",
+                "sampling": json.dumps(_generation_config(request.sampling)),
             },
         )
         env = OFFLINE | PLACES | {"VLLM_API_KEY": SECRET}
@@ -300,9 +301,9 @@ def _lora_rank(profile: Profile) -> int:
     return next(rank for rank in LORA_RANKS if rank >= profile.lora.max_rank)
 
 
-def _generation_config(profile: Profile) -> dict[str, Any]:
-    names = {"repeat_penalty": "repetition_penalty"}
-    return {names.get(key, key): value for key, value in profile.sampling.said if key != "seed"}
+def _generation_config(sampling: tuple[SamplingDefault, ...]) -> dict[str, Any]:
+    names = {"repeat_penalty": "repetition_penalty", "max_tokens": "max_new_tokens"}
+    return {names.get(one.name, one.name): one.value for one in sampling if one.name != "seed"}
 
 
 def _entries(reply: Any) -> list[dict[str, Any]]:

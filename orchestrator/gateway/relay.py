@@ -32,6 +32,9 @@ LOSSES = 2
 # How long a client that reads slowly may take over the last event of a broken stream.
 FAREWELL_S = 2.0
 
+# Where a request is a chat, and the model's template makes a prompt of it.
+CHAT_PATHS = frozenset({"/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"})
+
 _HOP_BY_HOP = frozenset(
     {
         "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
@@ -104,6 +107,8 @@ async def _with_retries(
         with await board.admit(call.name) as claim:
             if not claim.route.takes_patch(path):
                 raise refusals.adapters_lost(call.name, path, claim.route.patch_paths or ())
+            if not claim.route.chats and path in CHAT_PATHS:
+                raise refusals.no_chat_template(call.name, path)
             own = clients.secrets.headers(claim.route.backend.instance)
             attempt = Attempt(request, path, body, [*headers, *own], claim, board.totals)
             try:

@@ -97,7 +97,7 @@ def make_together(step: BuildTogether, world: World, progress: Progress) -> None
             try:
                 works = {build.recipe: turn.work for build, turn in left.items()}
                 if left:
-                    world.builder.build_together(works, source, progress)
+                    world.builder.build_together(works, source, progress, step.builds[0].template)
             except UnknownToBuilder:
                 for turn in left.values():
                     turn.discard()
@@ -164,7 +164,7 @@ def _built(step: BuildArtifact, place: Place, world: World, progress: Progress) 
     source = Path(step.source_path)
     with world.store.reading(base or source, progress):
         place.expect(world.builder.expected_bytes(step.recipe, source), about=True)
-        world.builder.build(step.recipe, source, place.work, progress, base, step.calibration, step.by)
+        world.builder.build(step.recipe, source, place.work, progress, base, step.calibration, step.template, step.by)
 
 
 @entry_files.register

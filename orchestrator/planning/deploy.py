@@ -6,6 +6,8 @@ drain, stop the rest. What is already so becomes a Skip with its reason; `status
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from orchestrator.core.deployment import Desired
 from orchestrator.core.gateway import GatewaySpec
 from orchestrator.core.observed import Observed
@@ -113,4 +115,5 @@ def plan_deploy(
             after += retirement(engine, 0.0 if engine.hangs else limits.drain_s)
     after += replaced_gateways(for_gateway, observed)
     after += dropped_items(gateway.keys) if gateway_starts or gateway.keys.written else ()
-    return Plan(verb, (*before, *after), len(before), resolved.memory_fit if match is None else None)
+    plan = Plan(verb, (*before, *after), len(before))
+    return plan if match is not None else replace(plan, memory_fit=resolved.memory_fit, sampling=resolved.sampling)

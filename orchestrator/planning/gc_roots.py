@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from orchestrator.core.artifact import Recipe
+from orchestrator.core.artifact import Recipe, artifact_key
 from orchestrator.core.deployment import Adapter
 from orchestrator.core.lock_file import Lock
 from orchestrator.core.observed import Observed
@@ -68,7 +68,11 @@ def needed_by_engines(observed: Observed) -> Needs:
     """What the engines that are there were started with."""
     needs: dict[str, str] = {}
     for engine in observed.engines:
-        for key in (engine.deployment.artifact_key, *_keys_of(engine.deployment.adapters)):
+        deployment = engine.deployment
+        keys = [deployment.artifact_key, *_keys_of(deployment.adapters)]
+        if deployment.recipe is Recipe.WEIGHTS:
+            keys.append(artifact_key(Recipe.WEIGHTS, deployment.weights_source))
+        for key in keys:
             needs.setdefault(key, f"{engine.instance.name} uses it")
     return needs
 
@@ -83,7 +87,7 @@ def needed_for(
     """What a deployment takes; `wanted` is all that it may be served with."""
     made = [step for step in entries(wanted) if step.recipe is not Recipe.WEIGHTS]
     built = [step.key for step in made if step.recipe is not Recipe.ADAPTER]
-    keys = [step.key for step in made]
+    keys = [key for step in made for key in (step.key, *step.rests_on)]
     if not (policy.weights and built and all(key in finished for key in built)):
         keys += [step.key for step in wanted if step.recipe is Recipe.WEIGHTS]
     return dict.fromkeys((*keys, *_keys_of(adapters)), why)

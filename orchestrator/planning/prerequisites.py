@@ -68,6 +68,8 @@ def missing_entries(plan: Plan) -> tuple[Prerequisite, ...]:
 
 def _is_spent(step: Prerequisite, parts: tuple[Prerequisite, ...], observed: Observed) -> bool:
     users = [part for part in parts if step.key in part.made_from]
+    if any(step.key in part.rests_on for part in parts):
+        return False
     return bool(users) and all(is_here(user, observed) for user in users)
 
 

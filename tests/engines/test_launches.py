@@ -129,7 +129,7 @@ def test_context_is_per_request_for_every_engine(parallel: int) -> None:
 def test_a_variable_that_a_template_misses_is_an_error() -> None:
     with pytest.raises(OrchError) as ended:
         resources.render_template("ollama/Modelfile.j2", {"profile": tiny(), "model_path": "/model.gguf"})
-    assert "parameters" in ended.value.detail
+    assert "chats" in ended.value.detail
 
 
 @pytest.mark.parametrize("host", [TWO, replace(TWO, gpus=(*V100.gpus, *TWO.gpus))])

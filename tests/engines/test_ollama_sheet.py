@@ -10,6 +10,7 @@ import pytest
 from fakes.asks import CPU, adapter, resolved, tiny, weights_of
 
 from orchestrator.core.deployment import Deployment, DeploymentSpec, Desired
+from orchestrator.core.meaning import NEUTRAL
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import parse_profile
 from orchestrator.engines import ENGINES
@@ -104,7 +105,7 @@ def test_the_model_is_uploaded_and_made_with_its_parameters() -> None:
     assert create.body == {
         "model": "tiny",
         "files": {"model.gguf": blob},
-        "parameters": {"num_ctx": 512, "temperature": 0.5, "top_k": 20},
+        "parameters": {"num_ctx": 512, **NEUTRAL, "temperature": 0.5, "top_k": 20},
     }
 
 
@@ -119,7 +120,7 @@ def test_each_adapter_is_a_model_made_from_the_base() -> None:
             "model": SHEET.upstream(made, one),
             "from": "tiny",
             "adapters": {"adapter.gguf": blob},
-            "parameters": {"num_ctx": 512},
+            "parameters": {"num_ctx": 512, **NEUTRAL},
         }
         assert SHEET.load_requests(made, one, digest) == (upload, create)
 

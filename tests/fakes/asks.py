@@ -23,6 +23,7 @@ from orchestrator.core.gateway_status import Listener
 from orchestrator.core.host import Gpu, Host
 from orchestrator.core.images import ImageFacts
 from orchestrator.core.launch import DOCKER, LOCAL, Container, Launch
+from orchestrator.core.meaning import ChatTemplate, Meaning
 from orchestrator.core.observed import GatewayObserved, Observed
 from orchestrator.core.pins import Accelerator, EnginePin, ImagePin, LocalPin
 from orchestrator.core.plan import Plan
@@ -133,20 +134,25 @@ def _render(name: str, values: Mapping[str, Any]) -> str:
 _rendered: dict[tuple[str, str], str] = {}
 
 
+CHATS = Meaning(templates=(ChatTemplate(name="default", text="{{ messages }}"),))
+
+
 class MadeUpCatalog:
-    """Weights of which all is known where they are a directory's, and nothing yet where they are a hub's."""
+    """Weights of which all is known where they are a directory's; of a hub's what its small files tell."""
 
     def of_hub(self, source: HubSource) -> WeightsFacts:
         key = artifact_key(Recipe.WEIGHTS, str(source))
-        return WeightsFacts(str(source), key, str(store_path(key)), source)
+        return WeightsFacts(str(source), key, str(store_path(key)), source, meaning=CHATS)
 
     def of_directory(self, weights: Weights, progress: Progress) -> WeightsFacts:
         key = artifact_key(Recipe.WEIGHTS, "dir:tiny")
-        return WeightsFacts("dir:tiny", key, str(weights.path), None, WEIGHTS_BYTES, SHAPE)
+        return WeightsFacts("dir:tiny", key, str(weights.path), None, WEIGHTS_BYTES, SHAPE, meaning=CHATS)
 
     def of_ready_made(self, recipe: Recipe, ready: ReadyMade, progress: Progress) -> ReadyFacts:
         source = f"{ready.hub}/{ready.file}" if ready.hub is not None else f"file:{ready.path}"
-        return ReadyFacts(source, artifact_key(recipe, source), ready.hub, ready.file or "", ready.path or "")
+        return ReadyFacts(
+            source, artifact_key(recipe, source, brought=True), ready.hub, ready.file or "", ready.path or ""
+        )
 
 
 @dataclass(frozen=True)

@@ -164,13 +164,16 @@ class FakeBuilder:
         progress: Progress,
         base: Path | None = None,
         calibration: Calibration | None = None,
+        template: str = "",
         by: BuiltBy | None = None,
     ) -> None:
         with self._faults.call(f"builder.build {recipe.value}"):
             progress("building", 1, 2)
             progress("building", 2, 2)
 
-    def build_together(self, works: Mapping[Recipe, Path], source: Path, progress: Progress) -> None:
+    def build_together(
+        self, works: Mapping[Recipe, Path], source: Path, progress: Progress, template: str = ""
+    ) -> None:
         with self._faults.call(f"builder.build_together {' '.join(works)}"):
             progress("building", 1, 2)
             progress("building", 2, 2)

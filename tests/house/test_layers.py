@@ -66,6 +66,7 @@ PACKAGES: dict[str, set[str]] = {
     "core.part": {"pydantic"},
     "engines": {"jinja2"},
     "artifacts": {"numpy", "gguf", "numba"},
+    "artifacts.chat_rendering": {"jinja2"},
     "drivers.docker": {"docker", "requests", "urllib3", "packaging"},
     "drivers.hub": {"huggingface_hub"},
     "drivers.nvml": {"pynvml"},

@@ -82,7 +82,7 @@ def needs_of(profile: Profile, engine: str, finished: set[str], policy: GcPolicy
 def test_a_spec_needs_all_that_its_engine_may_serve() -> None:
     lora = {"adapter", "lora-gguf"}
     assert needs_of(tiny(weights=HUB), "llamacpp", set(), DAY) == {"weights", "gguf-q6_k"} | lora
-    assert needs_of(tiny(weights=HUB), "vllm", set(), DAY) == {"weights", "nvfp4a16"} | lora
+    assert needs_of(tiny(weights=HUB), "vllm", set(), DAY) == {"weights", "view", "nvfp4a16"} | lora
     assert needs_of(tiny(weights=HUB), "vllm", set(), DAY, "gguf-bf16") == {"weights", "gguf-bf16"} | lora
     # Weights in a directory are no entry of the store.
     assert needs_of(tiny(), "llamacpp", set(), DAY) == {"gguf-q6_k"} | lora
@@ -105,7 +105,7 @@ def test_a_profile_may_be_served_with_all_that_any_of_its_engines_takes() -> Non
         step.what.rpartition("-")[0]
         for step in needed_by_any_engine(profile, weights_of(profile), (), context_of(tiny()))
     ]
-    assert sorted(whats) == ["", "build gguf-q6_k", "build nvfp4a16"]
+    assert sorted(whats) == ["", "build gguf-q6_k", "build nvfp4a16", "build view"]
 
 
 def test_a_lock_needs_its_entries() -> None:

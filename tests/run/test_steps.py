@@ -197,7 +197,7 @@ def test_an_engine_that_refuses_a_chat_fails_at_once() -> None:
     world.faults.after = forget
     with pytest.raises(StepFailed) as ended:
         world.run(planned("first-up-ollama"))
-    assert "refuses a first chat" in ended.value.message
+    assert "refuses a first request" in ended.value.message
     assert "not found" in ended.value.detail
 
 

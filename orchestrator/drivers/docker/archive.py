@@ -162,7 +162,8 @@ class Archive:
         if self.lock.total != file.stat().st_size or sizes != self.lock.members:
             raise _damaged(file, "it is cut off, or something was added to it")
         for manifest in self.lock.entries:
-            if artifact_key(manifest.recipe, manifest.source) != manifest.key or any(outside(manifest)):
+            keys = [artifact_key(manifest.recipe, manifest.source, brought=brought) for brought in (False, True)]
+            if manifest.key not in keys or any(outside(manifest)):
                 raise _damaged(file, f"it holds an entry {manifest.key} that no such orch makes")
 
     def load(self, store: Store, images: DockerImages, progress: Progress) -> tuple[list[str], list[str]]:

@@ -56,6 +56,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--n-gpu-layers", type=int, default=0)
     for name, kind in _SAMPLING.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind.type, help="default of requests that do not say")
+    parser.add_argument("--max-tokens", type=int, default=-1, help="of an answer whose request does not say; -1: none")
     options = parser.parse_args(argv)
     # Unchecked, the server claims to listen on port 99999, and hangs at a context of 2e9.
     if not 1 <= options.port <= 65535:
@@ -90,6 +91,7 @@ def common_params(options: argparse.Namespace) -> Any:
         params.cpuparams.n_threads = threads
         params.cpuparams_batch.n_threads = threads
     _set_sampling(params.sampling, options)
+    params.n_predict = options.max_tokens
     params.use_jinja = True
     params.ui = False
     if key := os.environ.get(API_KEY):
