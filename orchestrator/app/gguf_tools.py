@@ -22,7 +22,6 @@ from orchestrator.core.tools import TOOLS, Tool, ToolEnd
 from orchestrator.drivers.docker.tools import DockerTools
 from orchestrator.drivers.local.tools import end_tools, run_tool
 from orchestrator.drivers.records import exclusive
-from orchestrator.drivers.weights import link_directories
 from orchestrator.engines.llamacpp_tools import (
     CONVERTERS,
     FIRST,
@@ -156,9 +155,19 @@ def _in_image(orch: Orchestrator, source: Path, progress: Progress) -> _Tools:
     DockerTools(orch.daemon, orch.images, orch.settings.data, orch.settings.logs).sweep()
     pin = image_pins(orch)[TOOLS].docker[0]
     orch.images.pull(pin, progress)
-    reads = {str(source), *link_directories(source)}
     memory, cpus = orch.daemon.room()
-    return _InImage(orch, pin.reference, tuple(sorted(reads)), int(memory.total * MOST_OF_MEMORY) >> 20, cpus)
+    return _InImage(orch, pin.reference, _read_with(source), int(memory.total * MOST_OF_MEMORY) >> 20, cpus)
+
+
+def _read_with(source: Path) -> tuple[str, ...]:
+    """The directory, and all those that its files are links into, one after the other: a view of a hub client's cache
+    leads there by two."""
+    found = {str(source)}
+    for path in source.iterdir():
+        while path.is_symlink():
+            path = Path(os.path.normpath(path.parent / path.readlink()))
+            found.add(str(path.parent))
+    return tuple(sorted(found))
 
 
 @dataclass(frozen=True)

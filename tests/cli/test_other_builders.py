@@ -133,6 +133,16 @@ def test_a_tokenizer_that_has_to_be_known_is_found_when_it_is_read(orch: Orch, t
     assert "does not know its tokenizer" in remark["why"], "it is not tried again"
 
 
+def test_a_profiles_chat_template_is_theirs_too(orch: Orch, other: Path, tools: Path, tmp_path: Path) -> None:
+    """The tools read a view of the weights: what lies beside them is not there either."""
+    (tmp_path / "mine.jinja").write_text("{{ messages[0].content }} is mine")
+    orch.write_profile(other)
+    orch.profile.write_text(f'{orch.profile.read_text()}[chat]\ntemplate = "{tmp_path}/mine.jinja"\n')
+    orch.run("build", "-p", str(orch.profile), *GGUF)
+    template = GGUFReader(model(orch)).fields["tokenizer.chat_template"].contents()
+    assert template == "{{ messages[0].content }} is mine"
+
+
 def test_it_is_repaired_by_whom_it_was_built(orch: Orch, hub_of_other: Any, tools: Path) -> None:
     orch.run("build", "-p", str(orch.profile), *GGUF)
     right = model(orch).read_bytes()

@@ -145,10 +145,8 @@ def test_the_question_before_the_download_offers_it(orch: Orch, qwen3_8b: Any) -
     done = orch.run("up", "llamacpp", "--ready-made", "--plan", "--json")
     (items,) = (line["items"] for line in done.lines if "plan" in line)
     commit = qwen3_8b.repos["Qwen/Qwen3-8B-GGUF"].commit
-    assert (
-        next(item["what"] for item in items if "do" in item)
-        == f"pull Qwen3-8B-Q6_K.gguf of Qwen/Qwen3-8B-GGUF at {commit[:12]}"
-    )
+    first = next(item["what"] for item in items if "do" in item)
+    assert first == f"pull Qwen3-8B-Q6_K.gguf of Qwen/Qwen3-8B-GGUF at {commit[:12]}"
     assert "FetchWeights" not in json.dumps(items)
     # All that its engines may serve takes the weights, too.
     assert "0.2 GB." in orch.run("build", code=2).err

@@ -134,7 +134,11 @@ def test_the_tools_in_a_container_make_what_orchs_own_builder_makes(
 def test_a_profile_of_weights_that_orch_does_not_know_is_built_by_the_image(
     built: Orch, client: DockerClient, stand_in: str, tmp_path: Path
 ) -> None:
-    built.write_profile(other_weights(TINY, tmp_path / "other"))
+    linked = tmp_path / "snapshots" / "other"
+    linked.mkdir(parents=True)
+    for path in other_weights(TINY, tmp_path / "other").iterdir():
+        (linked / path.name).symlink_to(f"../../other/{path.name}")
+    built.write_profile(linked)
     words = ("build", "-p", str(built.profile), "--recipe", "gguf-q8_0")
     lines = built.run(*words, "--plan", "--json").lines
     (remark, _) = next(line["items"] for line in lines if "plan" in line)
