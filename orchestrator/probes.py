@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from orchestrator.core.deployment import Deployment
 from orchestrator.core.launch import Instance, InstanceState
@@ -27,11 +28,11 @@ RECORD_S = 5.0
 HELLO = "Hello!"
 
 
-def first_question(chats: bool) -> tuple[str, dict[str, object]]:
-    """The path and the body that prove that a model answers: a chat, or a completion where it has no chat template."""
+def question_of(text: str, chats: bool) -> tuple[str, dict[str, Any]]:
+    """The path and the body that ask a model something: in a chat, or for a completion where it cannot chat."""
     if chats:
-        return "/v1/chat/completions", {"messages": [{"role": "user", "content": HELLO}]}
-    return "/v1/completions", {"prompt": HELLO}
+        return "/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}
+    return "/v1/completions", {"prompt": text}
 
 
 def instance_of(target: str, name: str, world: World) -> Instance | None:
@@ -76,7 +77,7 @@ def await_ready(
         if identity is None or identity.status != 200 or not sheet.recognises(deployment, identity.json):
             return False
         for name, patch in to_ask:
-            path, question = first_question(deployment.chats)
+            path, question = question_of(HELLO, deployment.chats)
             body = {"model": name, **question, "max_tokens": 1, **patch}
             # The first one may load the model, and Ollama gives a load up when nobody waits for it any more.
             url = f"{instance.url}{path}"
@@ -233,7 +234,7 @@ def verify_routes(names: tuple[str, ...], timeout_s: float, world: World, progre
     for done, name in enumerate(names):
         progress("asking through the gateway", done, len(names))
         route = status.routes.find(name)
-        path, question = first_question(route is None or route.chats)
+        path, question = question_of(HELLO, route is None or route.chats)
         body = {"model": name, **question, "max_tokens": 1}
         # Of its own for each: another gateway may have taken over meanwhile.
         key = world.gateway.credential()

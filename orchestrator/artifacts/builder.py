@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Protocol
 from orchestrator.artifacts import families
 from orchestrator.artifacts.disk import host_errors
 from orchestrator.artifacts.json_file import read_json
-from orchestrator.artifacts.peft import CONFIG, WEIGHTS, Adapter, check_fits, read_adapter
+from orchestrator.artifacts.peft import Adapter, check_fits, read_adapter, refuse_misfit
 from orchestrator.core.artifact import BUILDER_FORMAT, GGUF_FILE, FileEntry, Recipe
-from orchestrator.core.builders import BUILDERS, BuiltBy, UnknownToBuilder
+from orchestrator.core.builders import BUILDERS, BuiltBy
 from orchestrator.core.calibration import Calibration
 from orchestrator.core.meaning import Meaning
 from orchestrator.core.memory import artifact_bytes
 from orchestrator.core.progress import Progress
 from orchestrator.core.weights import Shape, shape_of
-from orchestrator.errors import SourceError
+from orchestrator.errors import PlanRefused, SourceError
 
 if TYPE_CHECKING:
     from orchestrator.artifacts.gguf_types import Quant
@@ -88,7 +88,8 @@ class Builder:
         """The adapter in a PEFT directory: SourceError if it cannot be served, PlanRefused if not with `base`."""
         adapter = read_adapter(directory)
         if base is not None:
-            check_fits(directory, adapter, _config_for_adapters(base))
+            _refuse_unknown(base)
+            check_fits(directory, adapter, base)
         return adapter
 
     def versions(self, recipe: Recipe, by: BuiltBy | None = None) -> dict[str, str]:
@@ -128,10 +129,10 @@ class Builder:
         its own chat template; `by` whom, where that is not the recipe's first builder.
 
         GGUF recipes write `model.gguf`; NVFP4A16, FP8 and NVFP4 (with a `calibration`) a Hugging Face directory;
-        ADAPTER copies a PEFT directory; LORA_GGUF writes `adapter.gguf`, for the weights in `base`. SourceError if the
-        source is not what it claims, UnknownToBuilder if the builder does not know what it is; HostError if the disk,
-        the quantizer or another program fails; whatever `progress` raises passes through, leaving nothing that looks
-        finished.
+        ADAPTER copies a PEFT directory, without what it carries unchanged of the weights in `base`; LORA_GGUF writes
+        `adapter.gguf`, for those weights. SourceError if the source is not what it claims, UnknownToBuilder if the
+        builder does not know what it is; HostError if the disk, the quantizer or another program fails; whatever
+        `progress` raises passes through, leaving nothing that looks finished.
         """
         if recipe not in BUILDERS:
             raise ValueError(f"nothing is built for {recipe.value}")
@@ -233,15 +234,12 @@ class Builder:
         return settle(recipe, work, files)
 
 
-def _config_for_adapters(base: Path) -> families.ModelConfig:
-    """The configuration of the weights that an adapter belongs to."""
-    try:
-        return families.read_config(base)
-    except UnknownToBuilder as error:
-        raise SourceError(
-            f"Adapters of {error.what} cannot be checked, nor converted: orch does not know its matrices.",
+def _refuse_unknown(base: Path) -> None:
+    if what := families.unknown_architecture(base):
+        raise PlanRefused(
+            f"Adapters of {what} cannot be checked, nor converted: orch does not know its matrices.",
             "Merge it into the weights (merge_and_unload of PEFT), and serve the directory that this is saved to.",
-        ) from error
+        )
 
 
 def _view(job: _Job) -> None:
@@ -251,11 +249,9 @@ def _view(job: _Job) -> None:
 
 
 def _adapter(job: _Job) -> None:
-    read_adapter(job.source)
-    for name in (CONFIG, WEIGHTS):
-        job.progress(f"importing {name}", 0, 0)
-        with host_errors(f"copy {job.source / name}"):
-            shutil.copyfile(job.source / name, job.work / name)
+    from orchestrator.artifacts.adapter_import import import_adapter
+
+    import_adapter(job.source, job.work, job.base, job.progress)
 
 
 def _lora(job: _Job) -> None:
@@ -263,6 +259,7 @@ def _lora(job: _Job) -> None:
         raise ValueError("an adapter is built for a base")
     from orchestrator.artifacts.lora import build_lora_gguf
 
+    refuse_misfit(job.source, read_adapter(job.source), job.base)
     build_lora_gguf(job.source, families.read_config(job.base), job.work / ADAPTER_FILE, job.progress)
 
 

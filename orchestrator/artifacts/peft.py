@@ -3,49 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from contextlib import closing
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from orchestrator.artifacts import families
+from orchestrator.artifacts.adapter_config import CONFIG, AdapterConfig, read_adapter_config
+from orchestrator.artifacts.adapter_places import refuse_other_places
+from orchestrator.artifacts.adapter_problems import Problem, refuse
+from orchestrator.artifacts.adapter_tensors import AdapterTensors, Half, sort_tensors
 from orchestrator.artifacts.disk import host_errors
 from orchestrator.artifacts.families import ModelConfig
-from orchestrator.artifacts.json_file import read_json
-from orchestrator.artifacts.safetensors import Checkpoint, Tensor
+from orchestrator.artifacts.safetensors import Checkpoint
 from orchestrator.core.artifact import source_of_files
 from orchestrator.errors import PlanRefused, SourceError
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
-_PREFIX = "base_model.model."
-_PARTS = {".lora_A.weight": "lora_a", ".lora_B.weight": "lora_b"}
-
-# Fields that change the mathematics away from W + alpha/r * B A; each is refused unless empty or false.
-_VARIANTS = (
-    "use_dora",
-    "rank_pattern",
-    "alpha_pattern",
-    "modules_to_save",
-    "lora_bias",
-    "fan_in_fan_out",
-    "layer_replication",
-    "trainable_token_indices",
-    "target_parameters",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "use_qalora",
-    "use_bdlora",
-    "monteclora_config",
-    "velora_config",
-)
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_EXPERTS = re.compile(r"\.(experts?|shared_experts?|router|gate)(\.|$)")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A PEFT LoRA. `alpha` is effective: the weights change by alpha / rank * B A, rank-stabilized or not.
+    """A PEFT LoRA. `alpha` is effective: the weights of most modules change by alpha / rank * B A, rank-stabilized or
+    not; `config` knows it of each. `rank` is the largest that it
+    names, which is what an engine makes room for.
 
     `sha256` is over names and contents of the two files, so it identifies the adapter.
     """
@@ -55,6 +38,7 @@ class Adapter:
     target_modules: tuple[str, ...]
     base: str
     sha256: str
+    config: AdapterConfig
 
     @property
     def source(self) -> str:
@@ -65,54 +49,21 @@ class Adapter:
 def read_adapter(directory: Path) -> Adapter:
     """The adapter in a PEFT directory.
 
-    SourceError if it is pickled, no LoRA, or a variant that engines would apply wrongly (DoRA, patterns, full
-    modules, biases). Whether its tensors fit a base is for `check_fits`.
+    SourceError if it is pickled, no LoRA, or one that means more than W + alpha / rank * B A. Whether its tensors fit a
+    base is for `check_fits`.
     """
-    file = directory / CONFIG
-    if directory.is_dir() and not file.exists():
-        raise SourceError(
-            f"{directory} is not an adapter: it has no {CONFIG}.",
-            "An adapter is a directory that PEFT has saved: adapter_config.json and adapter_model.safetensors.",
-        )
-    raw = read_json(file)
-    problems = _refusals(raw)
-    rank, alpha, targets = raw.get("r"), raw.get("lora_alpha"), raw.get("target_modules")
-    if type(rank) is not int or not 0 < rank <= 4096:
-        problems.append(f"r is {rank!r}")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1e9:
-        problems.append(f"lora_alpha is {alpha!r}")
-    if isinstance(targets, str):
-        targets = [targets]
-    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
-        problems.append(f"target_modules is {targets!r}")
-    if problems:
-        raise SourceError(
-            f"{file}: this adapter cannot be served: {problems[0]}{' (and more)' if len(problems) > 1 else ''}.",
-            "Train a plain LoRA (peft_type LORA, bias none), or merge the adapter into its base model.",
-            "\n".join(problems),
-        )
-    assert isinstance(rank, int)
-    assert isinstance(alpha, int | float)
-    assert isinstance(targets, list)
-    open_weights(directory).close()
+    refuse_other_places(directory)
+    config = read_adapter_config(directory)
+    with open_weights(directory) as checkpoint:
+        sort_tensors(checkpoint, config)
     return Adapter(
-        rank,
-        float(alpha) * math.sqrt(rank) if raw.get("use_rslora") else float(alpha),
-        tuple(sorted(targets)),
-        str(raw.get("base_model_name_or_path") or ""),
+        max(config.rank, *config.rank_pattern.values()) if config.rank_pattern else config.rank,
+        config.alpha,
+        config.target_modules,
+        config.base,
         _digest(directory),
+        config,
     )
-
-
-def _refusals(raw: dict[str, Any]) -> list[str]:
-    problems = [f"{name} is {raw[name]!r}" for name in _VARIANTS if raw.get(name)]
-    if raw.get("peft_type") != "LORA":
-        problems.append(f"peft_type is {raw.get('peft_type')!r}, not LORA")
-    if raw.get("bias", "none") != "none":
-        problems.append(f"bias is {raw['bias']!r}")
-    if not isinstance(raw.get("use_rslora", False), bool):
-        problems.append(f"use_rslora is {raw['use_rslora']!r}")
-    return problems
 
 
 def open_weights(directory: Path) -> Checkpoint:
@@ -136,54 +87,68 @@ def _digest(directory: Path) -> str:
     return source_of_files(hashes).removeprefix("dir:")
 
 
-def check_fits(directory: Path, adapter: Adapter, config: ModelConfig) -> None:
-    """PlanRefused, with every problem, when the adapter does not belong to weights of this config."""
-    with closing(open_weights(directory)) as checkpoint:
-        try:
-            fitting_tensors(checkpoint, adapter, config)
-        except SourceError as error:
-            raise PlanRefused(error.message, error.hint, error.detail) from error
+def check_fits(directory: Path, adapter: Adapter, base: Path) -> None:
+    """PlanRefused, with every problem, when the adapter does not belong to the weights in `base`, or has trained
+    more of them than a LoRA tells."""
+    try:
+        refuse_misfit(directory, adapter, base)
+    except SourceError as error:
+        raise PlanRefused(error.message, error.hint, error.detail) from error
 
 
-def fitting_tensors(checkpoint: Checkpoint, adapter: Adapter, config: ModelConfig) -> list[tuple[str, Tensor]]:
-    """(GGUF name, tensor) in the file's order of names; SourceError with every problem, a line each."""
-    shapes = {
-        name.removesuffix(".weight"): shape
-        for name, shape in families.expected_tensors(config).items()
-        if len(shape) == 2 and name != "model.embed_tokens.weight"
-    }
-    problems = []
-    pairs = []
-    for name, tensor in sorted(checkpoint.tensors.items()):
-        module, part = linear_part(name)
-        shape = shapes.get(module)
-        if shape is None or not part:
-            problems.append(f"no such linear layer in the base: {name}")
-            continue
-        expected = (adapter.rank, shape[1]) if part == "lora_a" else (shape[0], adapter.rank)
-        if tensor.shape != expected or tensor.dtype not in families.FLOATS:
-            problems.append(f"{name} is {tensor.dtype} {list(tensor.shape)}, the base needs {list(expected)}")
-        pairs.append((f"{families.gguf_name(f'{module}.weight')}.{part}", tensor))
-    names = {name for name, _ in pairs}
-    other = {"a": "b", "b": "a"}
-    problems += [
-        f"without its other half: {name}" for name in sorted(names) if name[:-1] + other[name[-1]] not in names
-    ]
-    if not pairs and not problems:
-        problems.append("the adapter holds no tensors")
-    if problems:
-        raise SourceError(
-            f"{checkpoint.files[0]}: {len(problems)} tensors do not fit the base: {problems[0]}"
-            f"{' (and more)' if len(problems) > 1 else ''}.",
-            f"Use the base that it was trained on{f', {adapter.base}' if adapter.base else ''}.",
-            "\n".join(problems),
+def refuse_misfit(directory: Path, adapter: Adapter, base: Path) -> None:
+    """The same as a SourceError."""
+    with open_weights(directory) as checkpoint:
+        tensors = fitting_tensors(checkpoint, adapter, families.read_config(base))
+        if tensors.copies:
+            # Few adapters carry any, and numpy costs more than all else of a look at one.
+            from orchestrator.artifacts.adapter_copies import refuse_changed_copies
+
+            refuse_changed_copies(checkpoint, tensors.copies, base)
+
+
+def fitting_tensors(checkpoint: Checkpoint, adapter: Adapter, base: ModelConfig) -> AdapterTensors:
+    """What the file holds. SourceError with every problem, a line each, where it is not for weights of this config."""
+    tensors = sort_tensors(checkpoint, adapter.config)
+    expected = families.expected_tensors(base)
+    misfits = [problem for half in tensors.halves if (problem := _misfit(half, expected, base, adapter)) is not None]
+    refuse(f"{checkpoint.files[0]}: {len(misfits)} tensors do not fit the base", misfits)
+    return tensors
+
+
+def _misfit(half: Half, expected: dict[str, tuple[int, ...]], base: ModelConfig, adapter: Adapter) -> Problem | None:
+    shape = expected.get(f"{half.module}.weight", ())
+    if len(shape) != 2 or half.module == "model.embed_tokens":
+        return _no_such_layer(half, base, adapter)
+    name, rank = half.tensor.name, adapter.config.rank_of(half.module)
+    needed = (rank, shape[1]) if half.letter == "A" else (shape[0], rank)
+    told = f"{name} is {half.tensor.dtype} {list(half.tensor.shape)}, the base needs {list(needed)}"
+    if half.tensor.shape != needed:
+        return Problem(told, f"The base has other sizes: use the one that it was trained on{_named(adapter)}.")
+    if half.tensor.dtype not in families.FLOATS:
+        return Problem(told, f"Save it again as one of {', '.join(families.FLOATS)}.")
+    return None
+
+
+def _no_such_layer(half: Half, base: ModelConfig, adapter: Adapter) -> Problem:
+    layer = _LAYER.match(half.module)
+    if layer is not None and int(layer[1]) >= base.num_hidden_layers:
+        hint = f"The base has {base.num_hidden_layers} layers: use the one that it was trained on{_named(adapter)}."
+    elif half.module == "lm_head":
+        hint = (
+            "The base's head is its embedding, and has no LoRA of its own: merge the adapter with PEFT into a base "
+            "whose tie_word_embeddings is false, or train it without lm_head."
         )
-    return pairs
+    elif half.module == "model.embed_tokens":
+        hint = (
+            "Engines do not all serve a LoRA of the embeddings: merge it with PEFT, or train it without embed_tokens."
+        )
+    elif _EXPERTS.search(half.module):
+        hint = f"It was trained on a mixture of experts, and the base is dense: use its own base{_named(adapter)}."
+    else:
+        hint = f"It was trained on a model of another kind: use that as the base{_named(adapter)}."
+    return Problem(f"no such linear layer in the base: {half.tensor.name}", hint)
 
 
-def linear_part(name: str) -> tuple[str, str]:
-    """(`model.layers.0.self_attn.q_proj`, `lora_a` or `lora_b`), or empty strings."""
-    for suffix, part in _PARTS.items():
-        if name.startswith(_PREFIX) and name.endswith(suffix):
-            return name.removeprefix(_PREFIX).removesuffix(suffix), part
-    return "", ""
+def _named(adapter: Adapter) -> str:
+    return f", {adapter.base}" if adapter.base else ""

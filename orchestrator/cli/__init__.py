@@ -18,6 +18,7 @@ STDERR = 2
 VERBS = {
     "artifacts": ("artifacts",),
     "build": ("build",),
+    "check": ("check",),
     "deploy": ("up", "migrate", "rollback", "down", "lora"),
     "engines": ("engines",),
     "images": ("images",),

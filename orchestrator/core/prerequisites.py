@@ -212,7 +212,8 @@ class FetchArtifact(Prerequisite):
 
 @dataclass(frozen=True)
 class ImportAdapter(Prerequisite):
-    """Copy a PEFT directory into the store, so that it outlives the place it came from."""
+    """Copy a PEFT directory into the store, so that it outlives the place it came from. What it carries of the weights
+    is compared with those in `base_path`, where they are there."""
 
     duration = Duration.SHORT
     recipe = Recipe.ADAPTER
@@ -221,6 +222,7 @@ class ImportAdapter(Prerequisite):
     source_path: str
     key: str
     digest: str
+    base_path: str = ""
 
     @property
     def what(self) -> str:

@@ -14,6 +14,7 @@ from orchestrator.core.host import Host
 from orchestrator.core.launch import Launch
 from orchestrator.core.meaning import SamplingDefault
 from orchestrator.core.memory import MemoryRequest
+from orchestrator.core.parity import Chat, Tokens
 from orchestrator.core.part import Must, Part
 from orchestrator.core.pins import Accelerator, EnginePin, ImagePin
 from orchestrator.core.profile import Profile
@@ -245,6 +246,22 @@ class EngineSheet(Protocol):
         """Whether the same request, made again, may well succeed."""
         ...
 
+    def tokens_request(self, deployment: Deployment, text: str) -> EngineCall:
+        """What is answered with the tokens of a text, as a completion of it would begin."""
+        ...
+
+    def prompt_request(self, deployment: Deployment, chat: Chat) -> EngineCall | None:
+        """What is answered with the prompt that it makes of a chat; None where it does not tell."""
+        ...
+
+    def prompt_in(self, reply: Any) -> Tokens | str:
+        """The tokens that such an answer tells, or the text that they are of."""
+        ...
+
+    def forced_end(self, number: int) -> dict[str, Any] | None:
+        """What added to a request makes it answer with this one token; None where it cannot be made to."""
+        ...
+
     def pulse_path(self) -> str:
         """What to read to know what it has loaded, where its server answers for it even if that hangs; else empty."""
         ...
@@ -328,6 +345,15 @@ class EngineDefaults:
     def discard_requests(self, spare: str) -> tuple[EngineCall, ...]:
         """Never asked for where nothing is spare."""
         return ()
+
+    def prompt_in(self, reply: Any) -> Tokens | str:
+        """Tokens by their ids."""
+        found = reply.get("tokens") if isinstance(reply, dict) else None
+        return Tokens(tuple(found) if isinstance(found, list) else None)
+
+    def forced_end(self, number: int) -> dict[str, Any] | None:
+        """By a bias, as OpenAI's API has it."""
+        return {"logit_bias": {str(number): 100}}
 
     def refusal(self, status: int, text: str) -> str:
         """Its status tells."""

@@ -11,11 +11,20 @@ from orchestrator.core.deployment import Adapter, Deployment
 from orchestrator.core.host import Host
 from orchestrator.core.launch import SECRET, Launch
 from orchestrator.core.memory import MIB, MemoryRequest, batch_bytes
+from orchestrator.core.parity import Chat, Tokens
 from orchestrator.core.part import Must
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
 from orchestrator.core.weights import Shape
-from orchestrator.engines.base import EngineSettings, Failure, LaunchRequest, LaunchSpec, Render, StaticAdapters
+from orchestrator.engines.base import (
+    EngineCall,
+    EngineSettings,
+    Failure,
+    LaunchRequest,
+    LaunchSpec,
+    Render,
+    StaticAdapters,
+)
 
 # The wheel is compiled for these and does not ask the CPU: without them it ends with an illegal instruction.
 CPU_FLAGS = frozenset({"avx2", "fma", "f16c", "bmi2"})
@@ -139,6 +148,18 @@ class Llamacpp(StaticAdapters):
 
     def recognises(self, deployment: Deployment, reply: Any) -> bool:
         return isinstance(reply, dict) and reply.get("model_path") == deployment.model_path
+
+    def tokens_request(self, deployment: Deployment, text: str) -> EngineCall:
+        body = {"content": text, "add_special": True, "parse_special": True}
+        return EngineCall("POST", "/tokenize", body)
+
+    def prompt_request(self, deployment: Deployment, chat: Chat) -> EngineCall | None:
+        body = {"messages": [*chat.messages], "chat_template_kwargs": chat.options}
+        return EngineCall("POST", "/apply-template", body | ({"tools": [*chat.tools]} if chat.tools else {}))
+
+    def prompt_in(self, reply: Any) -> Tokens | str:
+        text = reply.get("prompt") if isinstance(reply, dict) else None
+        return text if isinstance(text, str) else super().prompt_in(reply)
 
     def failure(self, log: str) -> Failure:
         # The first error line is the cause; all that follow are its consequences.

@@ -17,6 +17,7 @@ from orchestrator.core.deployment import Adapter, Deployment
 from orchestrator.core.host import Host
 from orchestrator.core.launch import Launch
 from orchestrator.core.memory import MIB, MemoryRequest, batch_bytes
+from orchestrator.core.parity import Chat, Tokens
 from orchestrator.core.part import Must
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
@@ -269,6 +270,25 @@ class Ollama(EngineDefaults):
             if on_gpu < size:
                 return f"{model.get('name')} has {on_gpu / size:.0%} of its memory on the GPU, the rest on the CPU"
         return "" if models else "no model is loaded"
+
+    def tokens_request(self, deployment: Deployment, text: str) -> EngineCall:
+        # It counts them, and has no way to tell them.
+        body = {"model": _base_of(deployment), "prompt": text, "raw": True, "stream": False}
+        return EngineCall("POST", "/api/generate", {**body, "options": {"num_predict": 1}})
+
+    def prompt_request(self, deployment: Deployment, chat: Chat) -> EngineCall | None:
+        if "enable_thinking" in chat.options or chat.tools:
+            # Refused where its own idea of the template has none of it.
+            return None
+        body = {"model": _base_of(deployment), "messages": [*chat.messages], "stream": False}
+        return EngineCall("POST", "/api/chat", {**body, "options": {"num_predict": 1}})
+
+    def prompt_in(self, reply: Any) -> Tokens | str:
+        found = reply.get("prompt_eval_count") if isinstance(reply, dict) else None
+        return Tokens(count=found if isinstance(found, int) else None)
+
+    def forced_end(self, number: int) -> dict[str, Any] | None:
+        return None
 
     def failure(self, log: str) -> Failure:
         lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith("---")]

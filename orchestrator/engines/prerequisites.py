@@ -134,7 +134,7 @@ def prerequisites_of(
         # A LoRA is converted for the weights that it belongs to, whoever has built the artifact.
         steps.append(FetchWeights(weights.fetch, weights.key))
     for adapter in adapters:
-        steps.append(ImportAdapter(adapter.name, adapter.origin, adapter.key, adapter.digest))
+        steps.append(ImportAdapter(adapter.name, adapter.origin, adapter.key, adapter.digest, weights.path))
         if sheet.model_file(recipe):
             source = adapter_source(adapter.digest, weights)
             steps.append(

@@ -118,9 +118,12 @@ def served_meaning(weights: WeightsFacts, ready: ReadyFacts | None) -> Meaning |
 def told(weights: WeightsFacts, ready: ReadyFacts | None) -> tuple[Skip, ...]:
     """What somebody who serves this model should know beforehand."""
     meaning = served_meaning(weights, ready)
-    found = [Remark("know the model", text) for text in (meaning.remarks if meaning is not None else ())]
+    found = [Remark("note", text) for text in (meaning.remarks if meaning is not None else ())]
     if ready is not None and ready.meaning is not None and weights.meaning is not None:
-        found += [Remark("compare with its weights", text) for text in deviations(ready.meaning, weights.meaning)]
+        found += [
+            Remark("note", f"the ready-made artifact differs: {text}")
+            for text in deviations(ready.meaning, weights.meaning)
+        ]
     return tuple(found)
 
 

@@ -14,6 +14,7 @@ from orchestrator.core.host import MOST_GPUS, Host
 from orchestrator.core.launch import SECRET, Launch
 from orchestrator.core.meaning import SamplingDefault
 from orchestrator.core.memory import MIB, MemoryRequest, batch_bytes
+from orchestrator.core.parity import Chat
 from orchestrator.core.part import Must
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
@@ -283,6 +284,13 @@ class Vllm(EngineDefaults):
 
     def unload_requests(self, deployment: Deployment, adapter: str) -> tuple[EngineCall, ...]:
         return (EngineCall("POST", "/v1/unload_lora_adapter", {"lora_name": adapter}),)
+
+    def tokens_request(self, deployment: Deployment, text: str) -> EngineCall:
+        return EngineCall("POST", "/tokenize", {"model": deployment.served_name, "prompt": text})
+
+    def prompt_request(self, deployment: Deployment, chat: Chat) -> EngineCall | None:
+        body = {"model": deployment.served_name, "messages": [*chat.messages], "chat_template_kwargs": chat.options}
+        return EngineCall("POST", "/tokenize", body | ({"tools": [*chat.tools]} if chat.tools else {}))
 
     def failure(self, log: str) -> Failure:
         lines = [line.strip() for line in log.splitlines() if line.strip()]

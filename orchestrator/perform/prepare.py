@@ -171,7 +171,7 @@ def _built(step: BuildArtifact, place: Place, world: World, progress: Progress) 
 def _imported(step: ImportAdapter, place: Place, world: World, progress: Progress) -> None:
     origin = Path(step.source_path)
     place.expect(world.builder.expected_bytes(Recipe.ADAPTER, origin))
-    world.builder.build(Recipe.ADAPTER, origin, place.work, progress)
+    world.builder.build(Recipe.ADAPTER, origin, place.work, progress, Path(step.base_path) if step.base_path else None)
 
 
 def _fetch(step: FetchWeights | FetchArtifact, place: Place, world: World, progress: Progress) -> tuple[FileEntry, ...]:

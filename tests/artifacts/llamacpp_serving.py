@@ -21,6 +21,8 @@ params.n_ctx = 256
 params.warmup = False
 params.ui = False
 params.port = 0
+params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path, 0.0) for path in sys.argv[2:]]
+params.cache_ram_mib = 0  # the cache in RAM is not keyed by adapter
 server = xllamacpp.Server(params)
 print(server.listening_address, flush=True)
 sys.stdin.read()
@@ -28,10 +30,11 @@ sys.stdin.read()
 
 
 @contextmanager
-def serving(model: Path) -> Iterator[str]:
-    """The address of a server that has loaded `model`; it is gone when the block ends."""
+def serving(model: Path, *adapters: Path) -> Iterator[str]:
+    """The address of a server that has loaded `model` and adapters, which count only where a request says so; it is
+    gone when the block ends."""
     log = model.with_suffix(".log")
-    arguments = [sys.executable, "-c", SERVER, str(model)]
+    arguments = [sys.executable, "-c", SERVER, str(model), *map(str, adapters)]
     with (
         log.open("wb") as errors,
         subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True) as child,

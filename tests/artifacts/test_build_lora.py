@@ -22,10 +22,10 @@ from tiny_models import MODELS, write_adapter
 
 from orchestrator.artifacts import families
 from orchestrator.artifacts.lora import build_lora_gguf
-from orchestrator.artifacts.peft import check_fits, read_adapter
+from orchestrator.artifacts.peft import read_adapter
 from orchestrator.artifacts.safetensors import Checkpoint
 from orchestrator.core.progress import silent
-from orchestrator.errors import Interrupted, PlanRefused, SourceError
+from orchestrator.errors import Interrupted, SourceError
 
 LORA_A = ASSETS / "lora-a"
 BASE = families.read_config(TINY)
@@ -98,49 +98,6 @@ def test_bf16_adapters_are_taken(bits: int, copied: Path, tmp_path: Path) -> Non
     assert all((tensor.data == value).all() for tensor in Reader(tmp_path / "adapter.gguf").tensors)
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"use_dora": True}, "use_dora"),
-        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
-        ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"bias": "all"}, "bias is 'all'"),
-        ({"lora_bias": True}, "lora_bias"),
-        ({"peft_type": "LOHA"}, "LOHA"),
-        ({"peft_type": ...}, "peft_type is None"),
-        ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
-        ({"use_rslora": "yes"}, "use_rslora"),
-        ({"r": 0}, "r is 0"),
-        ({"r": True}, "r is True"),
-        ({"lora_alpha": None}, "lora_alpha is None"),
-        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
-        ({"target_modules": {"q_proj": 1}}, "target_modules"),
-    ],
-)
-def test_variants_that_engines_would_apply_wrongly_are_refused(
-    changes: dict[str, object], reason: str, copied: Path
-) -> None:
-    edit_json(copied / "adapter_config.json", **changes)
-    with pytest.raises(SourceError) as caught:
-        read_adapter(copied)
-    assert reason in caught.value.message
-    assert caught.value.hint
-
-
-def test_a_pickled_adapter_is_named_and_not_read(copied: Path) -> None:
-    (copied / "adapter_model.safetensors").rename(copied / "adapter_model.bin")
-    with pytest.raises(SourceError) as caught:
-        read_adapter(copied)
-    assert "Pickled" in caught.value.hint
-
-
-def test_a_directory_without_an_adapter_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"adapter_config\.json"):
-        read_adapter(tmp_path)
-
-
 def test_an_adapter_of_another_base_is_refused_with_every_tensor(tmp_path: Path) -> None:
     other = families.ModelConfig(**vars(BASE) | {"hidden_size": 512, "num_hidden_layers": 3})
     with pytest.raises(SourceError) as caught:
@@ -153,41 +110,8 @@ def test_an_adapter_of_another_base_is_refused_with_every_tensor(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_whether_an_adapter_fits_is_known_without_building_it() -> None:
-    adapter = read_adapter(LORA_A)
-    check_fits(LORA_A, adapter, BASE)
-    other = families.ModelConfig(**vars(BASE) | {"hidden_size": 512, "num_hidden_layers": 3})
-    with pytest.raises(PlanRefused, match="20 tensors do not fit") as caught:
-        check_fits(LORA_A, adapter, other)
-    assert len(caught.value.detail.splitlines()) == 20
-
-
-def test_half_of_a_pair_is_refused(copied: Path, tmp_path: Path) -> None:
-    tensors = tensors_of(copied)
-    del tensors[FIRST]
-    write_safetensors(copied / "adapter_model.safetensors", tensors)
-    with pytest.raises(SourceError, match="without its other half"):
-        build_lora_gguf(copied, BASE, tmp_path / "adapter.gguf", silent)
-
-
-def test_an_empty_adapter_is_refused(copied: Path, tmp_path: Path) -> None:
-    write_safetensors(copied / "adapter_model.safetensors", {})
-    with pytest.raises(SourceError, match="no tensors"):
-        build_lora_gguf(copied, BASE, tmp_path / "adapter.gguf", silent)
-
-
-@pytest.mark.parametrize("name", ["base_model.model.lm_head", "base_model.model.model.embed_tokens"])
-def test_an_adapter_on_what_the_tied_base_has_not_is_refused(name: str, copied: Path, tmp_path: Path) -> None:
-    halves = {
-        f"{name}.lora_A.weight": np.zeros((8, 256), np.float32),
-        f"{name}.lora_B.weight": np.zeros((4096, 8), np.float32),
-    }
-    write_safetensors(copied / "adapter_model.safetensors", tensors_of(copied) | halves)
-    with pytest.raises(SourceError, match="no such linear layer"):
-        build_lora_gguf(copied, BASE, tmp_path / "adapter.gguf", silent)
-
-
 def test_an_adapter_on_an_untied_head_is_taken(copied: Path, tmp_path: Path) -> None:
+    edit_json(copied / "adapter_config.json", target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "lm_head"])
     halves = {
         "base_model.model.lm_head.lora_A.weight": np.ones((8, 256), np.float32),
         "base_model.model.lm_head.lora_B.weight": np.ones((4128, 8), np.float32),

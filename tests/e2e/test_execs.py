@@ -46,6 +46,7 @@ engines rm vllm-cpu-0-00000000
 SERVING = """\
 up llamacpp -p {profile}
 status
+check -e llamacpp
 lora add alpha {adapter}
 lora ls
 lora rm alpha

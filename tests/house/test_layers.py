@@ -19,8 +19,8 @@ ARROWS: dict[str, set[str]] = {
     # cli, and what comes beside it, over app; never back.
     "cli": {"app", "core", "settings", "errors", "__version__"},
     "app": {
-        *("run", "observe", "perform", "engines", "planning", "artifacts", "drivers", "core", "settings", "resources"),
-        *("gateway.origins", "gateway.sockets", "errors", "__version__"),
+        *("run", "observe", "perform", "probes", "engines", "planning", "artifacts", "drivers", "core", "settings"),
+        *("resources", "gateway.origins", "gateway.sockets", "errors", "__version__"),
     },
     "run": {"perform", "core", "drivers.base", "errors"},
     "observe": {"core", "engines", "drivers.base", "errors"},
@@ -67,6 +67,7 @@ PACKAGES: dict[str, set[str]] = {
     "engines": {"jinja2"},
     "artifacts": {"numpy", "gguf", "numba"},
     "artifacts.chat_rendering": {"jinja2"},
+    "artifacts.reference_tokens": {"tokenizers"},
     "drivers.docker": {"docker", "requests", "urllib3", "packaging"},
     "drivers.hub": {"huggingface_hub"},
     "drivers.nvml": {"pynvml"},
