@@ -31,6 +31,7 @@ class Settings:
     machine's own, with commas between. shared_stores: ORCH_STORES, store directories of others, with colons between.
     store_limit: ORCH_STORE_LIMIT, the most bytes that the own store may have. hf_token_file: ORCH_HF_TOKEN_FILE, a file
     with the hub's token in it. pull_parallel: ORCH_PULL_PARALLEL, requests at once when weights are downloaded.
+    llama_cpp: ORCH_LLAMA_CPP, a directory with llama.cpp's own converter and quantizer.
     """
 
     data: Path
@@ -49,6 +50,7 @@ class Settings:
     pull_parallel: int = DEFAULT_PULL_PARALLEL
     shared_stores: tuple[Path, ...] = ()
     store_limit: int | None = None
+    llama_cpp: Path | None = None
 
     @property
     def store(self) -> Path:
@@ -89,6 +91,11 @@ class Settings:
     def secrets(self) -> Path:
         """What engines ask of the gateway, a file each; its container sees it too."""
         return self.data / "secrets"
+
+    @property
+    def unknown_weights(self) -> Path:
+        """Weights that orch's own builder was found not to know."""
+        return self.data / "unknown-weights.json"
 
     @property
     def loaded_images(self) -> Path:
@@ -151,6 +158,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         store_limit=_size("ORCH_STORE_LIMIT", limit) if limit else None,
         hf_token_file=Path(token_file).expanduser() if (token_file := environ.get("ORCH_HF_TOKEN_FILE")) else None,
         pull_parallel=_pull_parallel(environ.get("ORCH_PULL_PARALLEL") or str(DEFAULT_PULL_PARALLEL)),
+        llama_cpp=Path(tools).expanduser().resolve() if (tools := environ.get("ORCH_LLAMA_CPP")) else None,
     )
 
 

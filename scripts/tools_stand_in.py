@@ -3,7 +3,8 @@
 It takes the official words, writes the official lines, and ends with the official exit codes, as far as tests go:
 
     --convert DIR --outfile FILE --outtype bf16    NOT convert_hf_to_gguf.py, which no package index has by itself, but
-                                                   orch's own builder, so it knows dense Qwen3 only
+                                                   orch's own builder, so it knows dense Qwen3 only, and that under
+                                                   a name that orch does not know
     --quantize FILE OUT Q6_K|Q8_0 [THREADS]        NOT llama-quantize, but its arithmetic: ggml's own quantizer over
                                                    all matrices of any GGUF file, by llama.cpp's rules for these two
 
@@ -37,6 +38,7 @@ KINDS = {
     "Q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }
 KNOWN = "Qwen3ForCausalLM"
+OTHER = "OtherForCausalLM"
 # What the writer puts there by itself.
 OF_THE_WRITER = ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.architecture", "general.file_type")
 
@@ -62,16 +64,28 @@ def convert(words: list[str], quantizer: Quantizer) -> int:
     asked = parser.parse_args(words)
     name = json.loads((asked.model / "config.json").read_bytes())["architectures"][0]
     print(f"INFO:hf-to-gguf:Model architecture: {name}", file=sys.stderr)
-    if name != KNOWN:
+    if name not in (KNOWN, OTHER):
         print(f"ERROR:hf-to-gguf:Model {name} is not supported", file=sys.stderr)
         return 1
+    source = asked.model if name == KNOWN else renamed(asked.model, asked.outfile.with_suffix(".known"))
     try:
-        build_gguf(asked.model, asked.outfile, "bf16", quantizer, lambda *_: None)
+        build_gguf(source, asked.outfile, "bf16", quantizer, lambda *_: None)
     except SourceError as error:
         print(f"ValueError: {error.message}", file=sys.stderr)
         return 1
     print(f"INFO:hf-to-gguf:Model successfully exported to {asked.outfile}", file=sys.stderr)
     return 0
+
+
+def renamed(model: Path, directory: Path) -> Path:
+    """The same weights by the name that orch's builder knows."""
+    directory.mkdir()
+    for path in model.iterdir():
+        (directory / path.name).symlink_to(path)
+    config = json.loads((model / "config.json").read_bytes())
+    (directory / "config.json").unlink()
+    (directory / "config.json").write_text(json.dumps(config | {"architectures": [KNOWN], "model_type": "qwen3"}))
+    return directory
 
 
 def quantize(source: Path, out: Path, kind: str, quantizer: Quantizer) -> int:

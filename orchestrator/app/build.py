@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.app.gguf_tools import build_gguf_with_tools
+from orchestrator.app.gguf_tools import build_gguf_with_tools, tell_how_to_serve, tell_tools
 from orchestrator.app.intent import recipe_named
 from orchestrator.app.orchestrator import quantizer_library
 from orchestrator.app.profiles import weights_facts
@@ -34,7 +34,7 @@ from orchestrator.core.plan import Action, Plan, Remark
 from orchestrator.core.prerequisites import BuildArtifact, Prerequisite, Storage
 from orchestrator.core.profile import CalibrationTexts, Profile
 from orchestrator.engines import ENGINES
-from orchestrator.engines.prerequisites import artifact_prerequisites, cannot_be_made, key_of
+from orchestrator.engines.prerequisites import artifact_prerequisites, cannot_be_made, key_of, remarks_on_builds
 from orchestrator.errors import HostError, PlanRefused, UsageError
 from orchestrator.planning.prerequisites import builds_of, plan_prerequisites
 
@@ -63,7 +63,10 @@ def plan_build(orch: Orchestrator, profile: Profile, recipes: tuple[Recipe, ...]
     steps = dict.fromkeys(step for recipe in made for step in artifact_prerequisites(recipe, weights, context))
     results = tuple(key_of(recipe, weights, context) for recipe in made)
     plan = plan_prerequisites("build", tuple(steps), observed, results)
-    remarks = tuple(Remark(f"leave out {recipe.value}", why) for recipe, why in left_out.items())
+    remarks = (
+        *(Remark(f"leave out {recipe.value}", why) for recipe, why in left_out.items()),
+        *remarks_on_builds(profile, tuple(steps), weights, context),
+    )
     return dataclasses.replace(plan, items=(*remarks, *plan.items), commit=plan.commit + len(remarks))
 
 
@@ -82,7 +85,7 @@ def tell_estimate(orch: Orchestrator, plan: Plan) -> None:
             _tell_calibration(orch, Path(one.source_path), one.calibration)
     by_place: dict[str, list[BuildArtifact]] = {}
     for one in builds:
-        if one.recipe.streamed:
+        if one.streamed:
             by_place.setdefault(one.source_path, []).append(one)
     for place, streamed in by_place.items():
         _tell(orch, _estimate(orch, Path(place), streamed), orch.store.root)
@@ -114,8 +117,11 @@ def build_gguf(
         raise HostError(f"{output} is a directory.", hint="Name the file to write: -o FILE.gguf")
     if foreign and source.is_file():
         raise PlanRefused(f"{source} is not a directory.", hint="llama.cpp's own tools are given safetensors here.")
+    if tools is not None:
+        tell_tools(orch, tools, quant)
     if foreign:
-        build_gguf_with_tools(orch, source, output, quant, tools)
+        build_gguf_with_tools(orch, source, output, quant, tools, orch.progress)
+        tell_how_to_serve(orch, output, quant)
     elif source.is_file():
         with quantizing(source, typing.cast("Quant", name), _quantizer()) as work:
             _tell(orch, estimate_costs(work.reads, [work.cost()]), output.absolute().parent)

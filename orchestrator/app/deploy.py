@@ -13,7 +13,7 @@ from orchestrator.core.deployment import Desired
 from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Plan, Remark, Skip
 from orchestrator.core.prerequisites import Prerequisite
-from orchestrator.errors import HostError, PlanRefused
+from orchestrator.errors import HostError, Interrupted, OrchError, PlanRefused
 from orchestrator.planning.deploy import plan_deploy
 from orchestrator.planning.down import plan_down, plan_down_all
 from orchestrator.planning.parts import Limits
@@ -125,6 +125,18 @@ def download_sizes(orch: Orchestrator, plan: Plan) -> dict[str, int]:
             size = orch.hub.snapshot(download.hub, 30.0, list(download.files) or None, orch.progress).size
             sizes[download.name] = sizes.get(download.name, 0) + size
     return sizes
+
+
+def less_ready_made(orch: Orchestrator, size: int, make_plan: Callable[[], Plan]) -> dict[str, int]:
+    """What a plan that takes ready-made artifacts would download, if that is less than `size` bytes; nothing where it
+    is not, or that cannot be said."""
+    try:
+        sizes = download_sizes(orch, make_plan())
+    except Interrupted:
+        raise
+    except OrchError:
+        return {}
+    return sizes if sum(sizes.values()) < size else {}
 
 
 def _to_take_down(profile: str | None, observed: Observed) -> str | None:

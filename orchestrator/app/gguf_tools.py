@@ -1,5 +1,6 @@
-"""`orch build gguf --in-container` and `--tools DIR`: llama.cpp's own converter and quantizer, one after the other, in
-their image or as a user has them."""
+"""llama.cpp's own converter and quantizer, one after the other, in their image or as a user has them: for `orch build
+gguf --in-container` and `--tools DIR`, and for what a profile is served with where orch's own builder does not know it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +22,6 @@ from orchestrator.core.tools import TOOLS, Tool, ToolEnd
 from orchestrator.drivers.docker.tools import DockerTools
 from orchestrator.drivers.local.tools import end_tools, run_tool
 from orchestrator.drivers.records import exclusive
-from orchestrator.drivers.weights import link_directories
 from orchestrator.engines.llamacpp_tools import (
     CONVERTERS,
     FIRST,
@@ -55,7 +55,9 @@ class _Tools(Protocol):
     def quantize(self, what: str, words: tuple[str, ...], work: Path, progress: Progress) -> ToolEnd: ...
 
 
-def build_gguf_with_tools(orch: Orchestrator, directory: Path, output: Path, quant: str, given: Path | None) -> None:
+def build_gguf_with_tools(
+    orch: Orchestrator, directory: Path, output: Path, quant: str, given: Path | None, progress: Progress
+) -> None:
     """Make `output`, which appears only when it is whole, has the type that was asked for, and one architecture
     throughout: with the tools in the directory `given`, or in their image, which is pulled if it is not here."""
     wanted = file_type(quant)
@@ -65,37 +67,51 @@ def build_gguf_with_tools(orch: Orchestrator, directory: Path, output: Path, qua
         raise HostError(f"{output} is a directory.", hint="Name the file to write: -o FILE.gguf")
     size = _has_room(source, output, wanted, first)
     with exclusive(orch.settings.data / LOCK, "build gguf with llama.cpp's tools"):
-        tools = _in_image(orch, source) if given is None else _given(orch, given, quantizes=first is not None)
+        tools = _in_image(orch, source, progress) if given is None else find_tools(orch, given, first is not None)
         others = tools.origin.others
         with _work_directory(output) as work:
-            made = _convert(orch, tools, source, work, first or wanted, size)
+            made = _convert(tools, source, work, first or wanted, size, progress)
             name = architecture(made, first or wanted, others)
             if first is not None:
-                made = _quantize(orch, tools, made, wanted)
+                made = _quantize(tools, made, wanted, progress)
                 if architecture(made, wanted, others) != name:
                     raise HostError(f"The quantizer did not keep the architecture {name}.", hint=others)
             _take(made, output)
-    _tell_how_to_serve(orch, output, wanted)
 
 
-def _convert(orch: Orchestrator, tools: _Tools, source: Path, work: Path, kind: FileType, size: int) -> Path:
+def tell_tools(orch: Orchestrator, given: Path, quant: str) -> None:
+    """Which programs of that directory will be run; HostError when it lacks one."""
+    tools = find_tools(orch, given, quantizes=file_type(quant).name not in UNQUANTIZED)
+    programs = {"interpreter": tools.interpreter, "converter": tools.converter, "quantizer": tools.quantizer}
+    orch.note({"tools": programs}, f"With {', '.join(filter(None, programs.values()))}")
+
+
+def tell_how_to_serve(orch: Orchestrator, output: Path, quant: str) -> None:
+    """How a profile names what was made, where engines serve it."""
+    recipe = f"gguf-{file_type(quant).name.lower()}"
+    if recipe in {known.value for known in Recipe}:
+        text = f'To serve it, a profile names it: [artifacts."{recipe}"] path = "{output.absolute()}"'
+        orch.note({"serve": {"recipe": recipe, "path": str(output.absolute())}}, text)
+
+
+def _convert(tools: _Tools, source: Path, work: Path, kind: FileType, size: int, progress: Progress) -> Path:
     """The weights as a GGUF file of an unquantized kind; about `size` bytes."""
     what, made = "Converting", work / f"{kind.name.lower()}.gguf"
 
     def grown(what: str, done: int, total: int) -> None:
         # It does not count what it does, so the file's growth tells.
         written = made.stat().st_size if made.exists() else 0
-        orch.progress(what, *((done, total) if total else (min(written, size), size)))
+        progress(what, *((done, total) if total else (min(written, size), size)))
 
     words = convert_words(str(source), str(made), kind.name)
     return _made(what, made, tools.convert(what, words, work, grown), tools)
 
 
-def _quantize(orch: Orchestrator, tools: _Tools, first: Path, kind: FileType) -> Path:
+def _quantize(tools: _Tools, first: Path, kind: FileType, progress: Progress) -> Path:
     """The converted file in the wanted kind."""
     what, made = "Quantizing", first.with_name(f"{kind.name.lower()}.gguf")
     words = quantize_words(str(first), str(made), kind.name, tools.cpus)
-    return _made(what, made, tools.quantize(what, words, first.parent, orch.progress), tools)
+    return _made(what, made, tools.quantize(what, words, first.parent, progress), tools)
 
 
 def _made(what: str, made: Path, end: ToolEnd, tools: _Tools) -> Path:
@@ -131,21 +147,31 @@ class _InImage:
         return tools.run(Tool(what, self.image, words, self.reads, (str(work),), self.memory_mib), progress)
 
 
-def _in_image(orch: Orchestrator, source: Path) -> _Tools:
+def _in_image(orch: Orchestrator, source: Path, progress: Progress) -> _Tools:
     """HostError when there is no daemon, or no image and no registry. What a killed orch left behind is removed."""
     facts = orch.docker_facts
     if facts.problem:
         raise HostError(facts.problem, hint=facts.hint)
     DockerTools(orch.daemon, orch.images, orch.settings.data, orch.settings.logs).sweep()
     pin = image_pins(orch)[TOOLS].docker[0]
-    orch.images.pull(pin, orch.progress)
-    reads = {str(source), *link_directories(source)}
+    orch.images.pull(pin, progress)
     memory, cpus = orch.daemon.room()
-    return _InImage(orch, pin.reference, tuple(sorted(reads)), int(memory.total * MOST_OF_MEMORY) >> 20, cpus)
+    return _InImage(orch, pin.reference, _read_with(source), int(memory.total * MOST_OF_MEMORY) >> 20, cpus)
+
+
+def _read_with(source: Path) -> tuple[str, ...]:
+    """The directory, and all those that its files are links into, one after the other: a view of a hub client's cache
+    leads there by two."""
+    found = {str(source)}
+    for path in source.iterdir():
+        while path.is_symlink():
+            path = Path(os.path.normpath(path.parent / path.readlink()))
+            found.add(str(path.parent))
+    return tuple(sorted(found))
 
 
 @dataclass(frozen=True)
-class _Given:
+class GivenTools:
     """The tools in a directory of the user's, run as processes of this user."""
 
     directory: Path
@@ -165,8 +191,8 @@ class _Given:
         return run_tool(what, (self.quantizer, *words), work, progress)
 
 
-def _given(orch: Orchestrator, directory: Path, quantizes: bool) -> _Tools:
-    """HostError when the directory lacks one that is needed, or no Python is found. Says which ones are run."""
+def find_tools(orch: Orchestrator, directory: Path, quantizes: bool) -> GivenTools:
+    """HostError when the directory lacks one that is needed, or no Python is found."""
     directory = directory.absolute()
 
     def find(names: tuple[str, ...], mode: int) -> str:
@@ -185,17 +211,7 @@ def _given(orch: Orchestrator, directory: Path, quantizes: bool) -> _Tools:
     interpreter = find(INTERPRETERS, os.X_OK) or shutil.which("python3")
     if interpreter is None:
         raise HostError("There is no python3 on PATH to run the converter.", hint="Make a .venv in that directory.")
-    tools = _Given(directory, interpreter, converter, quantizer, orch.host.cpus)
-    programs = {"interpreter": interpreter, "converter": converter, "quantizer": quantizer}
-    orch.note({"tools": programs}, f"With {interpreter} {converter}{', ' if quantizer else ''}{quantizer}")
-    return tools
-
-
-def _tell_how_to_serve(orch: Orchestrator, output: Path, kind: FileType) -> None:
-    recipe = f"gguf-{kind.name.lower()}"
-    if recipe in {known.value for known in Recipe}:
-        text = f'To serve it, a profile names it: [artifacts."{recipe}"] path = "{output}"'
-        orch.note({"serve": {"recipe": recipe, "path": str(output)}}, text)
+    return GivenTools(directory, interpreter, converter, quantizer, orch.host.cpus)
 
 
 def _has_room(source: Path, output: Path, wanted: FileType, first: FileType | None) -> int:

@@ -34,24 +34,27 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Serve:
     """Serve a profile (itself, its name or its path; None: the one that is meant) with an engine. What is not said
-    stays as it is recorded, or is chosen for this machine; a lock names the commits."""
+    stays as it is recorded, or is chosen for this machine; a lock names the commits. `ready_made` (None: as the profile
+    says) prefers the artifacts of others, or those built here."""
 
     engine: str | None = None
     profile: Profile | str | None = None
     target: str | None = None
     recipe: Recipe | None = None
     lock: Lock | None = None
+    ready_made: bool | None = None
 
 
 @dataclass(frozen=True)
 class MoveTo:
     """Move a deployed profile, as it is recorded or with what its file says now, to another engine, target or
-    artifact."""
+    artifact; see Serve for `ready_made`."""
 
     engine: str
     profile: str | None = None
     target: str | None = None
     recipe: Recipe | None = None
+    ready_made: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -87,13 +90,21 @@ def desired_for(orch: Orchestrator, intent: Intent, observed: Observed) -> Desir
     match intent:
         case Serve():
             return _serve(orch, intent, observed)
-        case MoveTo(engine, profile, target, recipe):
+        case MoveTo(engine, profile, target, recipe, ready_made):
             loaded = profile_in(profile) if profile is not None and is_path(profile) else None
             present = deployed(loaded.name if loaded is not None else profile, observed)
-            update = {"engine": engine, "target": chosen_target(orch, engine, target, present), "recipe": recipe}
+            update: dict[str, object] = {
+                "engine": engine,
+                "target": chosen_target(orch, engine, target, present),
+                "recipe": recipe,
+            }
             if loaded is None:
+                kept = present.spec.profile
+                if ready_made is not None:
+                    update["profile"] = pinned(orch, kept.preferring(ready_made), observed)
                 return present.changed_to(present.spec.model_copy(update))
-            spec = present.spec.model_copy({**update, "profile": pinned(orch, loaded, observed)})
+            loaded = pinned(orch, loaded.preferring(ready_made), observed)
+            spec = present.spec.model_copy({**update, "profile": loaded})
             return with_profile_adapters(orch, present.changed_to(spec), present.spec.profile, observed)
         case GoBack(profile):
             present = deployed(profile, observed)
@@ -122,6 +133,7 @@ def _serve(orch: Orchestrator, intent: Serve, observed: Observed) -> Desired:
     loaded = intent.profile
     if not isinstance(loaded, Profile):
         loaded = load_profile(loaded if loaded is not None else default_profile(observed), observed)
+    loaded = loaded.preferring(intent.ready_made)
     present = observed.desired.get(loaded.name)
     if intent.engine is None and present is None:
         raise PlanRefused(

@@ -27,7 +27,7 @@ from orchestrator.core.lock_file import (
 )
 from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Plan
-from orchestrator.core.prerequisites import FetchArtifact, Prerequisite
+from orchestrator.core.prerequisites import BuildArtifact, FetchArtifact, Prerequisite
 from orchestrator.core.profile import Profile
 from orchestrator.core.text import decoded
 from orchestrator.drivers.files import write_atomic
@@ -58,9 +58,11 @@ def read_lock(orch: Orchestrator, file: Path) -> Lock:
     return found
 
 
-def locked_profile(orch: Orchestrator, locked: Lock, profile: str | None, observed: Observed) -> Profile:
+def locked_profile(
+    orch: Orchestrator, locked: Lock, profile: str | None, observed: Observed, ready_made: bool | None = None
+) -> Profile:
     """The profile that was locked (`profile`: where it is), at the commit that is locked."""
-    loaded = pinned_by(locked, load_profile(profile or locked.profile.name, observed))
+    loaded = pinned_by(locked, load_profile(profile or locked.profile.name, observed).preferring(ready_made))
     return pinned(orch, loaded, observed)
 
 
@@ -144,7 +146,7 @@ def _locked_entry(orch: Orchestrator, step: Prerequisite) -> LockedEntry:
         files = stated(manifest.files)
         return LockedEntry(recipe=step.recipe, source=step.source, builder=manifest.builder, files=files)
     # What is built depends on its builders' versions; what is brought does not.
-    builder = orch.builder.versions(step.recipe) if step.is_built else {}
+    builder = orch.builder.versions(step.recipe, step.by) if isinstance(step, BuildArtifact) else {}
     return LockedEntry(recipe=step.recipe, source=step.source, builder=builder)
 
 

@@ -29,8 +29,7 @@ from orchestrator.core.observed import Observed
 from orchestrator.core.part import Unfit
 from orchestrator.core.pins import Accelerator, ImagePin
 from orchestrator.core.prerequisites import FetchArtifact, Prerequisite, Storage
-from orchestrator.core.profile import AdapterEntry, Profile
-from orchestrator.core.toml_text import toml_text
+from orchestrator.core.profile import AdapterEntry, Profile, profile_toml
 from orchestrator.drivers.docker import gateway_image
 from orchestrator.drivers.docker.archive import hashed, opened_archive, write_archive
 from orchestrator.drivers.files import write_atomic
@@ -316,7 +315,7 @@ def _write_profile(orch: Orchestrator, file: Path, lock: ArchiveLock, texts: byt
         calibration = calibration.model_copy(update={"path": str(place) if texts is not None else None})
     profile = profile.model_copy(update={"adapters": adapters, "artifacts": artifacts, "calibration": calibration})
     lines = [f"Made by orch images load from {file.name}.", *(f"It left out {one}." for one in lock.left_out)]
-    text = "".join(f"# {' '.join(line.split())}\n" for line in lines) + toml_text(profile.model_dump())
+    text = "".join(f"# {' '.join(line.split())}\n" for line in lines) + profile_toml(profile)
     path = file.with_suffix(".profile.toml")
     write_atomic(path, text.encode())
     return path

@@ -16,6 +16,7 @@ from orchestrator.errors import HostError, PlanRefused
 from orchestrator.settings import Settings
 
 if TYPE_CHECKING:
+    from orchestrator.app.llama_cpp_tools import LlamaCppTools
     from orchestrator.artifacts.builder import Builder
     from orchestrator.artifacts.store import Store
     from orchestrator.core.calibration import Calibration
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from orchestrator.drivers.local.processes import LocalTarget
     from orchestrator.drivers.records import LockFiles
     from orchestrator.drivers.secrets import EngineSecrets
-    from orchestrator.drivers.weights import WeightsCatalog
+    from orchestrator.drivers.weights import UnknownWeights, WeightsCatalog
     from orchestrator.engines.base import Pins
     from orchestrator.engines.context import ResolveContext
 
@@ -102,7 +103,7 @@ class Orchestrator:
     def builder(self) -> Builder:
         from orchestrator.artifacts.builder import Builder
 
-        return Builder(quantizer_library(), self.llmcompressor.quantize)
+        return Builder(quantizer_library(), self.llmcompressor.quantize, self.llama_cpp_tools)
 
     @cached_property
     def environments(self) -> Environments:
@@ -198,6 +199,19 @@ class Orchestrator:
         from orchestrator.drivers.local.llmcompressor import LlmCompressor
 
         return LlmCompressor(self.environments.bin, self.read_host)
+
+    @cached_property
+    def llama_cpp_tools(self) -> LlamaCppTools:
+        from orchestrator.app.llama_cpp_tools import LlamaCppTools
+
+        return LlamaCppTools(self)
+
+    @cached_property
+    def unknown_weights(self) -> UnknownWeights:
+        from orchestrator.artifacts.families import unknown_architecture
+        from orchestrator.drivers.weights import UnknownWeights
+
+        return UnknownWeights(self.settings.unknown_weights, unknown_architecture)
 
     @cached_property
     def catalog(self) -> WeightsCatalog:
@@ -335,8 +349,10 @@ class Orchestrator:
             docker=self.docker_facts if self.attends_docker else None,
             images=observed.images,
             calibration=lambda: self.calibration(profile.calibration),
+            unknown=lambda weights: self.unknown_weights.what(weights),
+            tools=lambda: self.llama_cpp_tools.here,
             ready=ReadyArtifacts(
-                profile.artifacts, lambda recipe, ready: self.catalog.of_ready_made(recipe, ready, self.progress)
+                profile.ready_made, lambda recipe, ready: self.catalog.of_ready_made(recipe, ready, self.progress)
             ),
         )
 

@@ -131,18 +131,23 @@ def pinned(orch: Orchestrator, profile: Profile, observed: Observed) -> Profile:
         commit = _commit(orch, source, known.weights.hub if known is not None else None)
         weights = profile.weights.model_copy(update={"revision": commit})
         profile = profile.model_copy(update={"weights": weights})
-    artifacts = dict(profile.artifacts)
-    for recipe, ready in profile.artifacts.items():
+    taken = {}
+    for recipe, ready in profile.ready_made.items():
         if ready.hub is not None and not ready.hub.pinned:
-            before = known.artifacts.get(recipe) if known is not None else None
+            before = {**known.published, **known.artifacts}.get(recipe) if known is not None else None
             commit = _commit(orch, ready.hub, before.hub if before is not None else None, ready.file)
-            artifacts[recipe] = ready.model_copy(update={"revision": commit})
-    return profile.model_copy(update={"artifacts": artifacts})
+            taken[recipe] = ready.model_copy(update={"revision": commit})
+    # What is not taken stays at its branch: nobody has to ask the hub what that means.
+    artifacts = {recipe: taken.get(recipe, ready) for recipe, ready in profile.artifacts.items()}
+    of_others = taken.keys() - artifacts.keys()
+    published = {recipe: taken[recipe] if recipe in of_others else one for recipe, one in profile.published.items()}
+    return profile.model_copy(update={"artifacts": artifacts, "published": published})
 
 
-def named_profile(orch: Orchestrator, name: str | None, observed: Observed) -> Profile:
-    """The profile of that name or path (None: the one that is meant), at commits."""
-    return pinned(orch, load_profile(name or default_profile(observed), observed), observed)
+def named_profile(orch: Orchestrator, name: str | None, observed: Observed, ready_made: bool | None = None) -> Profile:
+    """The profile of that name or path (None: the one that is meant), at commits; see `preferring` for `ready_made`."""
+    loaded = load_profile(name or default_profile(observed), observed).preferring(ready_made)
+    return pinned(orch, loaded, observed)
 
 
 def weights_facts(orch: Orchestrator, profile: Profile) -> WeightsFacts:

@@ -18,6 +18,7 @@ from orchestrator.app.runs import Watcher, run_plan
 from orchestrator.artifacts.repair_files import drop_extra, keep_for_rebuild, put_in_place, repairing
 from orchestrator.artifacts.store_directory import MANIFEST, Damage, hash_all
 from orchestrator.core.artifact import FileEntry, Manifest, Recipe, artifact_key
+from orchestrator.core.builders import by_llama_cpp, weights_of
 from orchestrator.core.lock_file import stated
 from orchestrator.core.plan import Action, Plan
 from orchestrator.core.prerequisites import Prerequisite, way_of
@@ -138,7 +139,7 @@ class Repairer:
         """How entries are made, by key: by what the store itself tells, and rather by what is recorded or locked."""
         own = [self._store.own.manifest(key) for key in self._store.own.names()]
         manifests = [one for one in (*self._store.all(), *own) if isinstance(one, Manifest)]
-        sources = {one.source for one in manifests}
+        sources = {made for one in manifests for made in (one.source, by_llama_cpp(weights_of(one.source)))}
         known = {artifact_key(recipe, source): (recipe, source, False) for source in sources for recipe in Recipe}
         known |= {one.key: (one.recipe, one.source, "repo" in one.builder) for one in manifests}
         for path in self._orch.lock_files.known():
@@ -146,7 +147,8 @@ class Repairer:
             known |= {key: (one.recipe, one.source, "repo" in one.builder) for key, one in locked.items()}
         found: dict[str, Prerequisite] = {}
         for key, (recipe, source, ready) in known.items():
-            step = way_of(key, recipe, source, str(self._store.path(self._made_from(recipe, source))), ready)
+            place = self._store.path(self._made_from(recipe, weights_of(source)))
+            step = way_of(key, recipe, source, str(place), ready)
             if step is not None:
                 found[key] = step
         return found | self._recorded()

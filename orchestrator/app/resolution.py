@@ -54,7 +54,8 @@ def resolve_desired(
     learn: bool = True,
 ) -> tuple[Resolved, Desired]:
     """What is wanted, on this host; with it the same as it is to be recorded: its adapters fitted to these weights, and
-    its resolution. To `learn` what the model says of itself its files are read, and a hub is asked if it is `to_run`."""
+    its resolution. To `learn` what the model says of itself its files are read, and a hub is asked if it is `to_run`.
+    """
     context = orch.resolve_context(observed, desired.spec.profile)
     weights = weights_facts(orch, desired.spec.profile)
     adapters = tuple(fitted(a.name, a.digest, a.rank, a.origin, weights, context) for a in desired.adapters)

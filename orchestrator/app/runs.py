@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
+from orchestrator.core.builders import BUILDERS, BuiltBy, UnknownToBuilder, weights_of
 from orchestrator.core.events import Event, EventKind
 from orchestrator.core.plan import Plan
 from orchestrator.drivers.records import Journal, at_work, exclusive
@@ -67,8 +68,27 @@ def run_plan(orch: Orchestrator, plan: Plan, watcher: Watcher) -> None:
 def plan_and_run(
     orch: Orchestrator, doing: str, make_plan: Callable[[], Plan], watcher: Watcher, lock: bool = True
 ) -> Plan:
-    """Make a plan and run it. `lock`: alone. What only adds to the store needs none: there each entry has its own."""
+    """Make a plan and run it. `lock`: alone. What only adds to the store needs none: there each entry has its own.
+
+    Weights that have just come may be none that orch's own builder knows: then there is another plan, by which
+    llama.cpp's own tools build of them, or a refusal that says what is missing.
+    """
     with alone(orch, doing) if lock else nullcontext():
-        plan = make_plan()
-        run_plan(orch, plan, watcher)
-    return plan
+        while True:
+            plan = make_plan()
+            try:
+                run_plan(orch, plan, watcher)
+            except UnknownToBuilder as error:
+                if not _keep_unknown(orch, plan, error):
+                    raise
+            else:
+                return plan
+
+
+def _keep_unknown(orch: Orchestrator, plan: Plan, error: UnknownToBuilder) -> bool:
+    """Keep what was found when a plan was run; whether another plan comes of it."""
+    others = [build for build in builds_of(plan) if build.by is BuiltBy.ORCH and len(BUILDERS[build.recipe]) > 1]
+    if not others or not orch.unknown_weights.keep(weights_of(others[0].source), error.what):
+        return False
+    orch.note({"unknown": error.what}, f"orch's own builder does not know {error.what}.")
+    return True

@@ -6,26 +6,29 @@ only brings an adapter in.
 
 from __future__ import annotations
 
+import shutil
 import typing
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.artifacts import families
 from orchestrator.artifacts.claims import is_nvfp4
+from orchestrator.artifacts.disk import host_errors
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.peft import Adapter, check_fits, read_adapter, refuse_misfit
 from orchestrator.core.artifact import BUILDER_FORMAT, GGUF_FILE, FileEntry, Recipe
+from orchestrator.core.builders import BUILDERS, BuiltBy
 from orchestrator.core.calibration import Calibration
 from orchestrator.core.meaning import Meaning
 from orchestrator.core.memory import artifact_bytes
 from orchestrator.core.progress import Progress
 from orchestrator.core.weights import Shape, shape_of
-from orchestrator.errors import SourceError
+from orchestrator.errors import PlanRefused, SourceError
 
 if TYPE_CHECKING:
     from orchestrator.artifacts.gguf_types import Quant
@@ -51,18 +54,28 @@ class _Job:
 Calibrate = Callable[[Path, Path, Calibration, Progress], None]
 
 
-class Builder:
-    """Builds artifacts in this process, but for what has to be calibrated; `quantizer_library` exports ggml's
-    quantizer, loaded on first use."""
+class ForeignTools(Protocol):
+    """Another's programs that make a GGUF file of weights; see app/gguf_tools.py."""
 
-    def __init__(self, quantizer_library: Path, calibrate: Calibrate | None = None) -> None:
+    def build(self, source: Path, output: Path, quant: str, progress: Progress) -> None: ...
+
+    def versions(self, quant: str) -> dict[str, str]: ...
+
+
+class Builder:
+    """Builds artifacts: in this process, or by other programs, one for each way of building. `quantizer_library`
+    exports ggml's quantizer, loaded on first use."""
+
+    def __init__(
+        self, quantizer_library: Path, calibrate: Calibrate | None = None, tools: ForeignTools | None = None
+    ) -> None:
         self._library = quantizer_library
         self._calibrate = calibrate
-        self._builds: dict[Recipe, Callable[[_Job], None]] = {
-            Recipe.NVFP4: self._calibrated,
-            Recipe.VIEW: _view,
-            Recipe.ADAPTER: _adapter,
-            Recipe.LORA_GGUF: _lora,
+        self._tools = tools
+        self._builders: dict[BuiltBy, Callable[[Recipe, _Job], None]] = {
+            BuiltBy.ORCH: self._own,
+            BuiltBy.LLM_COMPRESSOR: self._calibrated,
+            BuiltBy.LLAMA_CPP: self._converted,
         }
 
     @cached_property
@@ -76,11 +89,14 @@ class Builder:
         """The adapter in a PEFT directory: SourceError if it cannot be served, PlanRefused if not with `base`."""
         adapter = read_adapter(directory)
         if base is not None:
+            _refuse_unknown(base)
             check_fits(directory, adapter, base)
         return adapter
 
-    def versions(self, recipe: Recipe) -> dict[str, str]:
+    def versions(self, recipe: Recipe, by: BuiltBy | None = None) -> dict[str, str]:
         """What made the bytes, for the manifest."""
+        if by is BuiltBy.LLAMA_CPP:
+            return {"builder": by.value, **self._foreign().versions(recipe.quant)}
         found = {"format": str(BUILDER_FORMAT), "numpy": version("numpy")}
         if recipe.quant or recipe is Recipe.LORA_GGUF:
             found["gguf"] = version("gguf")
@@ -109,24 +125,22 @@ class Builder:
         base: Path | None = None,
         calibration: Calibration | None = None,
         template: str = "",
+        by: BuiltBy | None = None,
     ) -> None:
         """Makes `recipe` of the directory `source` in the existing directory `work`; a `template` takes the place of
-        its own chat template.
+        its own chat template; `by` whom, where that is not the recipe's first builder.
 
         GGUF recipes write `model.gguf`, GGUF_NVFP4 also of what is NVFP4 already; NVFP4A16, FP8 and NVFP4 (with a
         `calibration`) a Hugging Face directory; ADAPTER copies a PEFT directory, without what it carries unchanged of
         the weights in `base`; LORA_GGUF writes `adapter.gguf`, for those weights. SourceError if the source is not what
-        it claims; HostError if the disk, the quantizer or another program fails; whatever `progress` raises passes
-        through, leaving nothing that looks finished.
+        it claims, UnknownToBuilder if the builder does not know what it is; HostError if the disk, the quantizer or
+        another program fails; whatever `progress` raises passes through, leaving nothing that looks finished.
         """
-        if recipe is Recipe.GGUF_NVFP4 and is_nvfp4(source):
-            self._repack(source, work, progress, template)
-        elif recipe.streamed:
-            self.build_together({recipe: work}, source, progress, template)
-        elif recipe in self._builds:
-            self._builds[recipe](_Job(source, work, progress, base, calibration, template or None))
-        else:
+        if recipe not in BUILDERS:
             raise ValueError(f"nothing is built for {recipe.value}")
+        self._builders[by or BUILDERS[recipe][0]](
+            recipe, _Job(source, work, progress, base, calibration, template or None)
+        )
 
     def build_together(
         self, works: Mapping[Recipe, Path], source: Path, progress: Progress, template: str = ""
@@ -180,7 +194,32 @@ class Builder:
 
         return check_gguf(directory / GGUF_FILE, recipe).shape
 
-    def _calibrated(self, job: _Job) -> None:
+    def _own(self, recipe: Recipe, job: _Job) -> None:
+        if recipe in _SMALL:
+            _SMALL[recipe](job)
+        elif recipe is Recipe.GGUF_NVFP4 and is_nvfp4(job.source):
+            self._repack(job.source, job.work, job.progress, job.template or "")
+        else:
+            self.build_together({recipe: job.work}, job.source, job.progress, job.template or "")
+
+    def _converted(self, recipe: Recipe, job: _Job) -> None:
+        from orchestrator.artifacts.gguf_claims import check_gguf
+
+        # The tools read a directory by rules of their own: they are given one that has only what counts.
+        view = job.work / ".view"
+        with host_errors(f"write {view}"):
+            view.mkdir()
+        _view(replace(job, work=view))
+        self._foreign().build(view, job.work / GGUF_FILE, recipe.quant, job.progress)
+        shutil.rmtree(view)
+        check_gguf(job.work / GGUF_FILE, recipe)
+
+    def _foreign(self) -> ForeignTools:
+        if self._tools is None:
+            raise ValueError("nobody has said where llama.cpp's tools are")
+        return self._tools
+
+    def _calibrated(self, recipe: Recipe, job: _Job) -> None:
         if job.calibration is None or self._calibrate is None:
             raise ValueError("4-bit activations have to be calibrated")
         from orchestrator.artifacts import one_pass
@@ -192,7 +231,7 @@ class Builder:
             meaning = weights.meaning
         self._calibrate(job.source, job.work, job.calibration, job.progress)
         tidy(job.source, job.work, meaning)
-        check_nvfp4(job.work, Recipe.NVFP4)
+        check_nvfp4(job.work, recipe)
 
     def copy_in(
         self, path: Path, work: Path, expect: Callable[[int], None], progress: Progress
@@ -207,6 +246,14 @@ class Builder:
         from orchestrator.artifacts.ready_made import settle
 
         return settle(recipe, work, files)
+
+
+def _refuse_unknown(base: Path) -> None:
+    if what := families.unknown_architecture(base):
+        raise PlanRefused(
+            f"Adapters of {what} cannot be checked, nor converted: orch does not know its matrices.",
+            "Merge it into the weights (merge_and_unload of PEFT), and serve the directory that this is saved to.",
+        )
 
 
 def _view(job: _Job) -> None:
@@ -228,3 +275,6 @@ def _lora(job: _Job) -> None:
 
     refuse_misfit(job.source, read_adapter(job.source), job.base)
     build_lora_gguf(job.source, families.read_config(job.base), job.work / ADAPTER_FILE, job.progress)
+
+
+_SMALL = {Recipe.VIEW: _view, Recipe.ADAPTER: _adapter, Recipe.LORA_GGUF: _lora}

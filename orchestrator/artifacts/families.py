@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.rope import PLAIN, Rope, number, read_rope
 from orchestrator.artifacts.safetensors import Checkpoint
+from orchestrator.core.builders import UnknownToBuilder
 from orchestrator.errors import SourceError
 
 FLOATS = ("BF16", "F16", "F32")
@@ -164,12 +165,34 @@ def _family(file: Path, raw: Mapping[str, object]) -> Family:
     family = FAMILIES.get(str(raw.get("model_type")))
     if family is None or raw.get("architectures") != [family.class_name]:
         known = ", ".join(one.class_name for one in FAMILIES.values())
-        raise SourceError(
+        raise UnknownToBuilder(
             f"{file}: {raw.get('architectures')!r} of model_type {raw.get('model_type')!r} is not supported.",
             f"Builders know dense Qwen2, Qwen3, Llama and Mistral ({known}). Of other models, "
             "llama.cpp's own tools make a GGUF file: orch build gguf DIR -o FILE --in-container, or --tools LLAMA_CPP",
+            _named(raw),
         )
     return family
+
+
+def unknown_architecture(directory: Path) -> str:
+    """What the config.json of a weights directory says that it is, if that is none of the families; nothing where it is
+    one, or cannot be read."""
+    try:
+        file = directory / "config.json"
+        _family(file, read_json(file))
+    except UnknownToBuilder as error:
+        return error.what
+    except SourceError:
+        return ""
+    return ""
+
+
+def _named(raw: Mapping[str, object]) -> str:
+    """The architecture as people know it."""
+    names = raw.get("architectures")
+    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+        return ", ".join(names)
+    return f"model_type {raw.get('model_type')!r}"
 
 
 _SIZES = (

@@ -13,8 +13,17 @@ from typing import Any
 
 from gguf import TokenType
 
-from orchestrator.artifacts.tokenizer_files import TOKENIZER, TokenizerFiles
-from orchestrator.artifacts.vocabulary import Token, Tokenizer, Vocabulary, as_token, expressible, read_special, refuse
+from orchestrator.artifacts.tokenizer_files import PIECES, TOKENIZER, TokenizerFiles
+from orchestrator.artifacts.vocabulary import (
+    Token,
+    Tokenizer,
+    Vocabulary,
+    as_token,
+    expressible,
+    read_special,
+    refuse,
+    refuse_kind,
+)
 from orchestrator.core.meaning import Meaning
 from orchestrator.errors import SourceError
 
@@ -126,7 +135,10 @@ def _pre_tokenizer(file: Path, raw: Mapping[str, Any], whole_words: bool) -> str
         telling = [{name: step[name] for name in _TELLING if name in step} for step in steps]
     name = next((name for name, (expected, _) in _PRE_TOKENIZERS.items() if expected == telling), "")
     if not name:
-        refuse(file, f"its pre-tokenizer is not known: {str(found)[:300]}")
+        # llama.cpp's converter knows more of them, each by what it makes of a text, and refuses others. Where there is
+        # a tokenizer.model beside it, it would take that one.
+        known_to_others = not (file.parent / PIECES).exists()
+        (refuse_kind if known_to_others else refuse)(file, f"its pre-tokenizer is not known: {str(found)[:300]}")
     if whole_words is not _PRE_TOKENIZERS[name][1]:
         refuse(file, f"ignore_merges={whole_words} with the split that llama.cpp calls {name}")
     return name

@@ -13,6 +13,7 @@ from gguf import GGUFWriter, TokenType
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.meaning import LLAMA_CPP_ENDS, writes_bos
 from orchestrator.artifacts.tokenizer_files import CONFIG, TOKENIZER, Added, TokenizerFiles, put_around
+from orchestrator.core.builders import UnknownToBuilder
 from orchestrator.core.meaning import DEFAULT, ChatTemplate, End, Meaning
 from orchestrator.errors import SourceError
 
@@ -151,6 +152,12 @@ class Vocabulary:
 def refuse(file: Path, reason: str) -> NoReturn:
     """The tokenizer in `file` cannot be put into a GGUF."""
     raise SourceError(f"{file} cannot be converted: {reason}.", _SUPPORTED)
+
+
+def refuse_kind(file: Path, reason: str) -> NoReturn:
+    """The tokenizer in `file` is one that others may know how to convert. What llama.cpp itself would do wrong is none
+    of these."""
+    raise UnknownToBuilder(f"{file} cannot be converted: {reason}.", _SUPPORTED, f"its tokenizer ({reason})")
 
 
 def expressible(files: TokenizerFiles) -> tuple[Added, ...]:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.options import AsJson, OnlyPlan, ProfileName, Yes, app, session_of
+from orchestrator.cli.options import AsJson, OnlyPlan, ProfileName, ReadyMade, Yes, app, session_of
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.cli.session import Session
+    from orchestrator.core.plan import Plan
 
 build = typer.Typer(invoke_without_command=True, help="Build a profile's artifacts, or one at a path of your own.")
 app.add_typer(build, name="build")
@@ -28,6 +29,7 @@ def build_all(
     recipes: Annotated[
         list[str] | None, typer.Option("--recipe", help="Only this one; may be repeated. Default: all.")
     ] = None,
+    ready_made: ReadyMade = None,
     plan: OnlyPlan = False,
     locked: Annotated[
         Path | None, typer.Option(help="A lock file: refuse what differs from it.", dir_okay=False)
@@ -49,22 +51,30 @@ def build_all(
         lock = read_lock(orch, locked) if locked is not None else None
         observed = orch.observe()
         if lock is not None:
-            loaded = locked_profile(orch, lock, profile, observed)
+            loaded = locked_profile(orch, lock, profile, observed, ready_made)
             check_locked(orch, lock, loaded, observed)
         else:
-            loaded = named_profile(orch, profile, observed)
+            loaded = named_profile(orch, profile, observed, ready_made)
         chosen = recipes_of(loaded, recipes or [])
         first = plan_build(orch, loaded, chosen, asked=bool(recipes))
         if plan:
             session.screen.plan(first)
             return
         if profile is None and lock is None:
-            confirm_download(session, first, yes)
+
+            def taking() -> Plan:
+                return plan_build(orch, named_profile(orch, profile, observed, ready_made=True), chosen)
+
+            confirm_download(session, first, yes, taking if ready_made is None else None)
         # In two parts: what a build takes is known when the weights are here.
         session.run(weights_alone(first))
-        rest = plan_build(orch, loaded, chosen, asked=bool(recipes))
-        tell_estimate(orch, rest)
-        session.run(rest)
+
+        def make_rest() -> Plan:
+            rest = plan_build(orch, loaded, chosen, asked=bool(recipes))
+            tell_estimate(orch, rest)
+            return rest
+
+        session.plan_and_run("build", make_rest, only_plan=False, lock=False)
         if lock is not None:
             tell_differences(session.screen, built_differently(orch, lock, loaded, observed))
 

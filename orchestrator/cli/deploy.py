@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +15,7 @@ from orchestrator.cli.options import (
     EngineName,
     OnlyPlan,
     ProfileName,
+    ReadyMade,
     Target,
     Timeout,
     Yes,
@@ -40,6 +43,7 @@ def up(
     profile: ProfileName = None,
     target: Target = None,
     recipe: Annotated[str | None, typer.Option(help="Serve this artifact, not the profile's first choice.")] = None,
+    ready_made: ReadyMade = None,
     listen: Annotated[str | None, typer.Option(help="The gateway's address, HOST:PORT.")] = None,
     timeout: Timeout = 900.0,
     drain: Drain = 300.0,
@@ -68,10 +72,14 @@ def up(
             orch = session.orch
             lock = read_lock(orch, locked) if locked is not None else None
             observed = orch.observe()
-            intent = Serve(engine, profile, target, recipe_named(recipe), lock)
-            made = plan_up(orch, intent, observed, Options(listen, timeout, drain, fresh, gateway))
+
+            def to_serve(ready_made: bool | None) -> Plan:
+                intent = Serve(engine, profile, target, recipe_named(recipe), lock, ready_made)
+                return plan_up(orch, intent, observed, Options(listen, timeout, drain, fresh, gateway))
+
+            made = to_serve(ready_made)
             if not plan and profile is None and not observed.desired:
-                confirm_download(session, made, yes)
+                confirm_download(session, made, yes, partial(to_serve, True) if ready_made is None else None)
             return made
 
         session.plan_and_run(f"up {engine or ''}".strip(), make_plan, plan)
@@ -85,6 +93,7 @@ def migrate(
     profile: ProfileName = None,
     target: Target = None,
     recipe: Annotated[str | None, typer.Option(help="Serve this artifact, not the profile's first choice.")] = None,
+    ready_made: ReadyMade = None,
     timeout: Timeout = 900.0,
     drain: Drain = 300.0,
     plan: OnlyPlan = False,
@@ -94,7 +103,7 @@ def migrate(
     with session_of(as_json) as session:
         from orchestrator.app.intent import MoveTo, recipe_named
 
-        intent = MoveTo(to, profile, target, recipe_named(recipe))
+        intent = MoveTo(to, profile, target, recipe_named(recipe), ready_made)
         _change_deployed(session, "migrate", f"migrate --to {to}", intent, (timeout, drain), plan)
 
 
@@ -197,9 +206,10 @@ def _change_deployed(
         _tell(session)
 
 
-def confirm_download(session: Session, plan: Plan, yes: bool) -> None:
-    """The default profile was taken because none was named: show what that will download, and ask."""
-    from orchestrator.app.deploy import download_sizes
+def confirm_download(session: Session, plan: Plan, yes: bool, ready_made: Callable[[], Plan] | None) -> None:
+    """The default profile was taken because none was named: show what that will download, and ask. What would be less
+    by the plan `ready_made` is offered."""
+    from orchestrator.app.deploy import download_sizes, less_ready_made
 
     if yes:
         return
@@ -207,7 +217,9 @@ def confirm_download(session: Session, plan: Plan, yes: bool) -> None:
     size = sum(sizes.values())
     if size < ASK_ABOVE_BYTES:
         return
-    question = f"No profile was named: orch will download {', '.join(sizes)}, {size / 1e9:.1f} GB."
+    less = less_ready_made(session.orch, size, ready_made) if ready_made is not None else {}
+    offer = f"; or ready-made {', '.join(less)}, {sum(less.values()) / 1e9:.1f} GB: --ready-made" if less else ""
+    question = f"No profile was named: orch will download {', '.join(sizes)}, {size / 1e9:.1f} GB{offer}."
     if not session.ask(f"{question} Go on?"):
         raise UsageError(f"{question} Nobody said yes.", hint="--yes, or name a profile: --profile NAME")
 

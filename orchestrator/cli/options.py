@@ -85,6 +85,14 @@ Target = Annotated[
         autocompletion=target_names,
     ),
 ]
+ReadyMade = Annotated[
+    bool | None,
+    typer.Option(
+        "--ready-made/--no-ready-made",
+        help="Take what others have published where the profile knows of it, and do not build it; or build it again.",
+        show_default=False,
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a large download.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that an engine has to answer.", min=1)]
 

@@ -16,9 +16,9 @@ from orchestrator.core.part import Must, Part
 from orchestrator.core.pins import Accelerator, ImagePin
 from orchestrator.core.profile import Profile
 
-FORMAT = 2
-# 1 had no calibration, no recipes, and did not say what it leaves out.
-READABLE = (1, FORMAT)
+FORMAT = 3
+# 1 had no calibration, no recipes, and did not say what it leaves out; profiles of 2 knew of nothing published.
+READABLE = (1, 2, FORMAT)
 LOCK = "orch-archive.json"
 CALIBRATION = "calibration.jsonl"
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from orchestrator.core.artifact import FileEntry, Recipe
 from orchestrator.core.part import Must, Part, Unfit
 from orchestrator.core.pins import Accelerator, EnginePin
-from orchestrator.core.profile import EngineTables, PartT, Profile
+from orchestrator.core.profile import EngineTables, PartT, Profile, ReadyMade
 from orchestrator.core.toml_text import toml_text
 from orchestrator.core.weights import HubFile, HubSource, hub_source
 from orchestrator.errors import SourceError
@@ -112,7 +112,7 @@ def profile_digest(profile: Profile, engines: EngineTables) -> str:
     """Over all that a profile says itself; `engines` are its settings of them without those that go without saying. Its
     description does not count, nor where weights, adapters and ready-made artifacts come from: what these are is known
     by their keys."""
-    elsewhere = {"description", "weights", "adapters", "artifacts", "calibration"}
+    elsewhere = {"description", "weights", "adapters", "artifacts", "published", "prefer", "calibration"}
     own = profile.model_copy({"engines": engines}).model_dump(exclude=elsewhere, exclude_defaults=True)
     own["adapters"] = [entry.name for entry in profile.adapters]
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
@@ -121,11 +121,15 @@ def profile_digest(profile: Profile, engines: EngineTables) -> str:
 def pinned_by(lock: Lock, profile: Profile) -> Profile:
     """The profile at the commits that are locked, where it names the same repositories at branches."""
     weights = _at_commit(profile.weights, profile.weights.hub, [lock.source])
-    artifacts = {
-        recipe: _at_commit(ready, ready.hub, [one.source for one in lock.entries.values() if one.recipe is recipe])
-        for recipe, ready in profile.artifacts.items()
-    }
-    return profile.model_copy(update={"weights": weights, "artifacts": artifacts})
+
+    def pinned(known: dict[Recipe, ReadyMade]) -> dict[Recipe, ReadyMade]:
+        return {
+            recipe: _at_commit(ready, ready.hub, [one.source for one in lock.entries.values() if one.recipe is recipe])
+            for recipe, ready in known.items()
+        }
+
+    ready_made = {"artifacts": pinned(profile.artifacts), "published": pinned(profile.published)}
+    return profile.model_copy(update={"weights": weights, **ready_made})
 
 
 def _at_commit(named: PartT, source: HubSource | None, locked: list[str]) -> PartT:

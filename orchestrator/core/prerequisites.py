@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
 from orchestrator.core.artifact import Recipe, has_template
+from orchestrator.core.builders import BuiltBy, builder_of
 from orchestrator.core.calibration import Calibration
 from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.pins import ImagePin
@@ -128,6 +129,16 @@ class BuildArtifact(Prerequisite):
     @property
     def what(self) -> str:
         return f"build {self.key}"
+
+    @property
+    def by(self) -> BuiltBy:
+        """Who builds it: the source of what is made by another than the recipe's first builder says so."""
+        return builder_of(self.recipe, self.source)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether it is made in one read of the weights, together with others."""
+        return self.by is BuiltBy.ORCH and self.recipe.streamed
 
     @property
     def made_from(self) -> tuple[str, ...]:

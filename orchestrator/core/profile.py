@@ -8,16 +8,21 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.part import Must, Part, Unfit, Unknown
+from orchestrator.core.toml_text import toml_text
 from orchestrator.core.weights import REPOSITORY, HubSource
-from orchestrator.errors import ProfileError
+from orchestrator.errors import PlanRefused, ProfileError
 
 # Instances, directories and processes are named after profiles and adapters.
 Name = Annotated[str, Must(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 PublicName = Annotated[str, Must(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$")]
+
+# Which artifacts a profile prefers, where others have published what could be built here.
+BUILT: Literal["built"] = "built"
+READY_MADE: Literal["ready-made"] = "ready-made"
 
 # What a profile says of engines: a table of settings each, by the engine's name.
 EngineTables = dict[str, dict[str, Any]]
@@ -50,8 +55,8 @@ class Weights(Part):
 
 
 class ReadyMade(Part):
-    """An artifact that others have built, to be taken instead of building it: of a hub repository one `file` (GGUF) or
-    what an engine needs of it (NVFP4, FP8); or a file or directory here, relative to the profile's file."""
+    """An artifact that others have built, taken instead of building it: of a hub repository one `file` (GGUF) or what
+    an engine needs of it (NVFP4, FP8); or a file or directory here, relative to the profile's file."""
 
     repo: Annotated[str, Must(pattern=f"^{REPOSITORY}$")] | None = None
     revision: Annotated[str, Must(min_length=1)] | None = None
@@ -133,7 +138,11 @@ class AdapterEntry(Part):
 
 class Profile(Part):
     """One public model. `public_names[0]` is the name that engines serve under; clients may use all of them. What the
-    settings of `engines` mean is for each engine's sheet to say."""
+    settings of `engines` mean is for each engine's sheet to say.
+
+    `artifacts` are taken ready-made in any case, `published` where ready-made ones are preferred (`prefer`, in a file
+    under [artifacts]).
+    """
 
     name: Name
     description: str = ""
@@ -147,14 +156,14 @@ class Profile(Part):
     calibration: CalibrationTexts = CalibrationTexts()
     adapters: tuple[AdapterEntry, ...] = ()
     artifacts: dict[Recipe, ReadyMade] = field(default_factory=dict)
+    published: dict[Recipe, ReadyMade] = field(default_factory=dict)
+    prefer: Literal["built", "ready-made"] = BUILT
 
     def __post_init__(self) -> None:
-        for recipe, ready in self.artifacts.items():
-            if not recipe.served or recipe is Recipe.WEIGHTS:
-                raise ValueError(f"artifacts.{recipe.value}: not an artifact; weights are named under [weights]")
-            if ready.repo is not None and bool(recipe.quant) != (ready.file is not None):
-                what = "a GGUF is one file of a repository: name it with file" if recipe.quant else "file is for GGUFs"
-                raise ValueError(f"artifacts.{recipe.value}: {what}")
+        for table, known in (("artifacts", self.artifacts), ("published", self.published)):
+            for recipe, ready in known.items():
+                if problem := _problem_of(recipe, ready, table):
+                    raise ValueError(f"{table}.{recipe.value}: {problem}")
         names = [*self.public_names, *(adapter.name for adapter in self.adapters)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -165,6 +174,34 @@ class Profile(Part):
         """The one name that engines know; the others are the gateway's aliases."""
         return self.public_names[0]
 
+    @property
+    def ready_made(self) -> dict[Recipe, ReadyMade]:
+        """What is taken ready-made, and not built."""
+        return {**(self.published if self.prefer == READY_MADE else {}), **self.artifacts}
+
+    def preferring(self, ready_made: bool | None) -> Profile:
+        """The same with ready-made artifacts preferred, or those built here; None: as it says itself. PlanRefused where
+        it knows of none."""
+        if ready_made is None:
+            return self
+        if ready_made and not self.artifacts and not self.published:
+            raise PlanRefused(
+                f"{self.name} does not know of a ready-made artifact.",
+                hint='Name one in the profile, such as [published."gguf-q6_k"] with repo, revision and file.',
+            )
+        return self.model_copy({"prefer": READY_MADE if ready_made else BUILT})
+
+
+def _problem_of(recipe: Recipe, ready: ReadyMade, table: str) -> str:
+    """Why a ready-made artifact cannot be named like this; empty: it can."""
+    if not recipe.served or recipe is Recipe.WEIGHTS:
+        return "not an artifact; weights are named under [weights]"
+    if ready.repo is not None and bool(recipe.quant) != (ready.file is not None):
+        return "a GGUF is one file of a repository: name it with file" if recipe.quant else "file is for GGUFs"
+    if ready.path is not None and table == "published":
+        return "what is here is named under [artifacts]; give repo and revision"
+    return ""
+
 
 def parse_profile(text: str, where: str, settings: ReadSettings, base: Path | None = None) -> Profile:
     """A Profile from TOML. `where` names the file in messages; relative paths are taken from `base`.
@@ -172,13 +209,14 @@ def parse_profile(text: str, where: str, settings: ReadSettings, base: Path | No
     Raises ProfileError with every problem at once, each with its path in the file.
     """
     document = _load_toml(text, where)
-    problems: list[Any] = []
+    problems = _lift_preference(document)
     tables = document.get("engines", {})
     if isinstance(tables, dict):
         try:
             document["engines"] = settings(tables, "forbid")
         except Unfit as error:
-            document["engines"], problems = {}, error.problems
+            document["engines"] = {}
+            problems += error.problems
     try:
         profile = Profile.model_validate(document)
     except Unfit as error:
@@ -186,6 +224,32 @@ def parse_profile(text: str, where: str, settings: ReadSettings, base: Path | No
     if problems:
         raise _all_problems(problems, where)
     return _absolute(profile, base) if base is not None else profile
+
+
+def profile_toml(profile: Profile) -> str:
+    """A profile as a file has it: what `parse_profile` reads."""
+    document = profile.model_dump()
+    prefer = document.pop("prefer")
+    if prefer != BUILT:
+        document["artifacts"] = {"prefer": prefer, **document["artifacts"]}
+    return toml_text(document)
+
+
+def _lift_preference(document: dict[str, Any]) -> list[Any]:
+    """In a file `prefer` is beside the tables of [artifacts], by recipe; the problems with it."""
+    problems = []
+    if "prefer" in document:
+        said = document.pop("prefer")
+        problems.append({"loc": ("prefer",), "type": "value_error", "msg": "belongs under [artifacts]", "input": said})
+    tables = document.get("artifacts")
+    if isinstance(tables, dict) and "prefer" in tables:
+        document["artifacts"] = {name: table for name, table in tables.items() if name != "prefer"}
+        if (said := tables["prefer"]) in (BUILT, READY_MADE):
+            document["prefer"] = said
+        else:
+            known = f"has to be {BUILT} or {READY_MADE}"
+            problems.append({"loc": ("artifacts", "prefer"), "type": "value_error", "msg": known, "input": said})
+    return problems
 
 
 def parse_part(kind: type[PartT], text: str, where: str) -> PartT:

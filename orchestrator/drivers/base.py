@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.core.artifact import FileEntry, Manifest, Recipe
+from orchestrator.core.builders import BuiltBy
 from orchestrator.core.calibration import Calibration
 from orchestrator.core.deployment import Desired
 from orchestrator.core.environment import EnvironmentObserved, EnvironmentSpec
@@ -109,8 +110,8 @@ class Builder(Protocol):
         """Read a PEFT directory and check that it fits the weights in `base` (None: not there yet)."""
         ...
 
-    def versions(self, recipe: Recipe) -> dict[str, str]:
-        """The versions of everything whose output depends on it."""
+    def versions(self, recipe: Recipe, by: BuiltBy | None = None) -> dict[str, str]:
+        """The versions of everything that its bytes depend on; `by` whom it is built as below."""
         ...
 
     def expected_bytes(self, recipe: Recipe, source: Path) -> int:
@@ -126,9 +127,11 @@ class Builder(Protocol):
         base: Path | None = None,
         calibration: Calibration | None = None,
         template: str = "",
+        by: BuiltBy | None = None,
     ) -> None:
         """Make the artifact's files in `work`; an adapter's for `base`, 4-bit activations' with `calibration`, what
-        says how chats become prompts with `template` where that is not the weights' own."""
+        says how chats become prompts with `template` where that is not the weights' own; `by` whom, where that is not
+        the recipe's first builder."""
         ...
 
     def build_together(

@@ -142,6 +142,33 @@ class WeightsCatalog:
         return hashes
 
 
+class UnknownWeights:
+    """Which weights orch's own GGUF builder does not know: by their architecture, which `unknown` reads in their
+    directory, or because it was found when they were to be built from. The latter is kept in `file`."""
+
+    def __init__(self, file: Path, unknown: Callable[[Path], str]) -> None:
+        self._file = file
+        self._unknown = unknown
+
+    def what(self, weights: WeightsFacts) -> str:
+        """What of them it does not know; empty when nothing is known of that."""
+        found = self._found().get(weights.source, "")
+        return found or (self._unknown(Path(weights.path)) if weights.size else "")
+
+    def keep(self, source: str, what: str) -> bool:
+        """Keep what was found of the weights of this source; whether that is new."""
+        found = self._found()
+        write_json(self._file, {**found, source: what})
+        return source not in found
+
+    def _found(self) -> dict[str, str]:
+        try:
+            value = read_json(self._file)
+        except ValueError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+
 class ReadyArtifacts(Mapping[Recipe, ReadyFacts]):
     """Facts of a profile's ready-made artifacts, each looked at when it is asked for: a local one is hashed then."""
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orchestrator.core.artifact import Recipe, artifact_key, source_with_template
+from orchestrator.core.builders import BUILDERS, BuiltBy, by_llama_cpp
 from orchestrator.core.deployment import Adapter, DeploymentSpec
 from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.launch import LOCAL
 from orchestrator.core.pins import ImagePin
+from orchestrator.core.plan import Remark
 from orchestrator.core.prerequisites import (
     BuildArtifact,
     EnsureEnvironment,
@@ -18,11 +20,12 @@ from orchestrator.core.prerequisites import (
     Prerequisite,
     PullImage,
 )
-from orchestrator.core.profile import Profile
+from orchestrator.core.profile import READY_MADE, Profile
 from orchestrator.core.weights import ReadyFacts, WeightsFacts, cannot_become
 from orchestrator.engines import ENGINES, engine_sheet
 from orchestrator.engines.base import EngineSheet
 from orchestrator.engines.context import ResolveContext
+from orchestrator.errors import PlanRefused
 
 
 def adapter_source(digest: str, weights: WeightsFacts) -> str:
@@ -52,9 +55,50 @@ def key_of(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> st
         return ready.key
     if (packed := packed_for(recipe, context)) is not None:
         return artifact_key(recipe, source_with_template(packed[1].source, weights.template))
-    calibrated = recipe is Recipe.NVFP4
-    source = weights.made_source
-    return artifact_key(recipe, context.calibration().source(source) if calibrated else source)
+    return artifact_key(recipe, _built_source(recipe, weights, context))
+
+
+def _built_source(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> str:
+    """The `source` of what is built of these weights: by whom, and with what, as far as its bytes depend on it."""
+    first, *others = BUILDERS[recipe]
+    if first is BuiltBy.LLM_COMPRESSOR:
+        return context.calibration().source(weights.made_source)
+    if BuiltBy.LLAMA_CPP in others and _is_for_llama_cpp(recipe, weights, context):
+        return by_llama_cpp(weights.made_source)
+    return weights.made_source
+
+
+def _is_for_llama_cpp(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> bool:
+    """Whether llama.cpp's own tools build it. What has been built tells, by whichever version of orch, and where the
+    weights are not here; weights of which nothing is known are for orch's own builder to see first."""
+    own, theirs = artifact_key(recipe, weights.made_source), artifact_key(recipe, by_llama_cpp(weights.made_source))
+    return own not in context.finished and (theirs in context.finished or bool(context.unknown(weights)))
+
+
+def remarks_on_builds(
+    profile: Profile, wanted: tuple[Prerequisite, ...], weights: WeightsFacts, context: ResolveContext
+) -> tuple[Remark, ...]:
+    """What is to be built though ready-made ones are preferred, or by another than orch's own builder, and why.
+    PlanRefused where that is not here."""
+    remarks = []
+    for step in wanted:
+        if not isinstance(step, BuildArtifact) or not step.recipe.served or step.key in context.finished:
+            continue
+        if profile.prefer == READY_MADE:
+            remarks.append(Remark(f"take {step.recipe.value} ready-made", "the profile does not know where it is"))
+        if step.by is not BuiltBy.LLAMA_CPP:
+            continue
+        what, tools = context.unknown(weights), context.tools()
+        if tools.problem:
+            raise PlanRefused(
+                f"orch's own builder does not know {what}, and llama.cpp's own tools cannot be used: {tools.problem}.",
+                hint="Start Docker, which runs their image (orch images ls), or name a built llama.cpp checkout: "
+                f"ORCH_LLAMA_CPP=DIR; or have the profile name a GGUF file of others: "
+                f'[artifacts."{step.recipe.value}"].',
+            )
+        why = f"it does not know {what}; llama.cpp's own tools build it, {tools.place}"
+        remarks.append(Remark(f"build {step.recipe.value} with orch's own builder", why))
+    return tuple(remarks)
 
 
 def packed_for(recipe: Recipe, context: ResolveContext) -> tuple[Recipe, ReadyFacts] | None:
@@ -79,13 +123,13 @@ def artifact_prerequisites(recipe: Recipe, weights: WeightsFacts, context: Resol
         return (_fetch(*packed), repack)
     # Weights that are served as they are, are served by a view of them.
     made = Recipe.VIEW if recipe is Recipe.WEIGHTS else recipe
-    key, source, pulled = key_of(made, weights, context), weights.made_source, _pulled(weights)
+    source, pulled = _built_source(made, weights, context), _pulled(weights)
+    key = artifact_key(made, source)
     build = BuildArtifact(made, key, source, weights.path, weights_key=pulled, template=weights.template)
-    if recipe is not Recipe.NVFP4:
+    if build.by is not BuiltBy.LLM_COMPRESSOR:
         return (*fetch, build)
     how = context.calibration()
-    build = replace(build, source=how.source(source), calibration=how)
-    return (*fetch, EnsureEnvironment(how.environment), build)
+    return (*fetch, EnsureEnvironment(how.environment), replace(build, calibration=how))
 
 
 def _fetch(recipe: Recipe, ready: ReadyFacts) -> FetchArtifact:

@@ -133,7 +133,10 @@ def _prerequisites(
     """What its artifact takes, as long as that can be made of what there is; else the artifact has to be here."""
     deployment, program = resolution.deployment, resolution.image or resolution.environment
     needed = prerequisites_of(sheet, deployment.recipe, weights, program, adapters, context)
-    if _sources_are_the_same(deployment, weights, context):
+    of_weights = deployment.recipe is Recipe.WEIGHTS
+    now = key_of(Recipe.VIEW if of_weights else deployment.recipe, weights, context)
+    if deployment.artifact_key == now:
         return needed
-    now = key_of(deployment.recipe, weights, context)
-    return tuple(step for step in needed if step.key not in (now, weights.key))
+    # Versions without views served the directory of the weights itself.
+    without = {now} if of_weights and _sources_are_the_same(deployment, weights, context) else {now, weights.key}
+    return tuple(step for step in needed if step.key not in without)

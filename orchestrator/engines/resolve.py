@@ -25,7 +25,13 @@ from orchestrator.engines.base import EngineSheet, LaunchRequest, LaunchSpec, Pi
 from orchestrator.engines.context import ResolveContext
 from orchestrator.engines.driver_support import driver_cannot
 from orchestrator.engines.gpus import gpus_for, gpus_left_out, seen_by
-from orchestrator.engines.prerequisites import cannot_be_made, key_of, prerequisites_of, recipes_of
+from orchestrator.engines.prerequisites import (
+    cannot_be_made,
+    key_of,
+    prerequisites_of,
+    recipes_of,
+    remarks_on_builds,
+)
 from orchestrator.errors import HostError, PlanRefused
 
 AMD_NODES = ("/dev/kfd", "/dev/dri")
@@ -85,14 +91,17 @@ def resolve(
         sheet, spec, recipe, finished, weights, accelerator, memory_pools(host, gpus), len(adapters), ready
     )
     import_size = import_size_of(sheet, finished, memory_fit)
+    prerequisites = prerequisites_of(sheet, recipe, weights, image or environment, adapters, context)
+    builds = remarks_on_builds(profile, prerequisites, weights, context) if to_run else ()
     return Resolved(
         deployment=deployment,
-        prerequisites=prerequisites_of(sheet, recipe, weights, image or environment, adapters, context),
+        prerequisites=prerequisites,
         passed_over=(
             *gpus_left_out(sheet, profile, accelerator, host),
             *older,
             *passed_over,
             *told(weights),
+            *builds,
         ),
         routes=routes_of(sheet, deployment, profile),
         sampling=sampling,

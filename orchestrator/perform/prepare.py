@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from orchestrator.core.artifact import FileEntry, Recipe
+from orchestrator.core.builders import UnknownToBuilder
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.prerequisites import (
     BuildArtifact,
@@ -71,9 +72,9 @@ def make_entry(
             return
         try:
             files = entry_files(step, Place(building.work, building.expect), world, progress)
-        except SourceError:
-            if isinstance(step, FetchArtifact):
-                # However often it comes, it is not what it should be.
+        except SourceError as error:
+            if isinstance(step, FetchArtifact) or isinstance(error, UnknownToBuilder):
+                # However often it comes, it is not what it should be, or nothing that can be built from.
                 building.discard()
             raise
         building.finish(step.recipe, step.source, made_by(step, world), files, progress)
@@ -93,9 +94,14 @@ def make_together(step: BuildTogether, world: World, progress: Progress) -> None
         with world.store.reading(source, progress):
             for build, turn in left.items():
                 turn.expect(world.builder.expected_bytes(build.recipe, source), about=True)
-            if left:
+            try:
                 works = {build.recipe: turn.work for build, turn in left.items()}
-                world.builder.build_together(works, source, progress, step.builds[0].template)
+                if left:
+                    world.builder.build_together(works, source, progress, step.builds[0].template)
+            except UnknownToBuilder:
+                for turn in left.values():
+                    turn.discard()
+                raise
         for build, turn in left.items():
             turn.finish(build.recipe, build.source, made_by(build, world), None, progress)
 
@@ -126,7 +132,7 @@ def made_by(step: Prerequisite, world: World) -> dict[str, str]:
     """What an entry's manifest says of who made it: versions, or the repository that it came ready-made from."""
     match step:
         case BuildArtifact(recipe, calibration=calibration):
-            versions = world.builder.versions(recipe)
+            versions = world.builder.versions(recipe, step.by)
             return versions | ({"environment": calibration.environment.name} if calibration is not None else {})
         case FetchArtifact(hub=hub) if hub is not None:
             return {"repo": str(hub)}
@@ -158,7 +164,7 @@ def _built(step: BuildArtifact, place: Place, world: World, progress: Progress) 
     source = Path(step.source_path)
     with world.store.reading(base or source, progress):
         place.expect(world.builder.expected_bytes(step.recipe, source), about=True)
-        world.builder.build(step.recipe, source, place.work, progress, base, step.calibration, step.template)
+        world.builder.build(step.recipe, source, place.work, progress, base, step.calibration, step.template, step.by)
 
 
 @entry_files.register

@@ -97,7 +97,7 @@ def needed_for(
 def doubts(why: str, profile: Profile) -> Mapping[str, str]:
     """What a profile may need whose keys cannot be told, because a directory that it names cannot be read: by how their
     source begins, and why."""
-    hubs = [profile.weights.hub, *(ready.hub for ready in profile.artifacts.values())]
+    hubs = [profile.weights.hub, *(ready.hub for ready in profile.ready_made.values())]
     return dict.fromkeys(("dir:", "file:", *(str(hub) for hub in hubs if hub is not None)), why)
 
 

@@ -89,7 +89,7 @@ def _in_one_read(wanted: tuple[Prerequisite, ...]) -> tuple[Prerequisite, ...]:
     """The same, but what can be made in one read of the same files is made together, at the end."""
     by_place: dict[str, list[BuildArtifact]] = {}
     for step in wanted:
-        if isinstance(step, BuildArtifact) and step.recipe.streamed:
+        if isinstance(step, BuildArtifact) and step.streamed:
             by_place.setdefault(step.source_path, []).append(step)
     together = tuple(BuildTogether(tuple(builds)) for builds in by_place.values() if len(builds) > 1)
     others = tuple(step for step in wanted if not any(step in one.builds for one in together))

@@ -1,5 +1,4 @@
-"""`orch build gguf --tools DIR`: programs as llama.cpp's lie in a checkout. The converter and the quantizer are
-scripts/tools_stand_in.py, whose head says what of it is real; those that fail are shell scripts."""
+"""`orch build gguf --tools DIR`: programs as llama.cpp's lie in a checkout; see tests/llama_cpp_checkout.py."""
 
 from __future__ import annotations
 
@@ -10,12 +9,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import xllamacpp
 from gguf import GGUFReader, LlamaFileType
+from llama_cpp_checkout import QUANTIZER, checkout, program
 from orch_command import ASSETS, ROOT, Orch, wait_until
 
 from orchestrator.drivers.local import proc
@@ -24,15 +24,6 @@ pytestmark = pytest.mark.parts
 
 TINY = ASSETS / "tiny-qwen3"
 ORACLES = json.loads((ASSETS / "oracles.json").read_bytes())
-CONVERTER, QUANTIZER = "convert_hf_to_gguf.py", "build/bin/llama-quantize"
-MAIN = """import sys
-sys.path.insert(0, {place!r})
-from tools_stand_in import main
-sys.exit(main([{word!r}, *sys.argv[1:]]))
-"""
-# The shell in the place of a Python: the script's name is its first word, the output's the third.
-SHELL = "#!/bin/sh\nshift\n{}\n"
-
 Given = Callable[..., Path]
 Begin = Callable[[Path, Path], "subprocess.Popen[str]"]
 
@@ -40,28 +31,7 @@ Begin = Callable[[Path, Path], "subprocess.Popen[str]"]
 @pytest.fixture
 def given(tmp_path: Path) -> Given:
     """A directory with the stand-in's two programs, or with a shell script in the place of the interpreter."""
-    root = tmp_path / "llama.cpp"
-
-    def make(script: str = "", quantizer: str = QUANTIZER) -> Path:
-        (root / ".venv/bin").mkdir(parents=True)
-        (root / "tools_stand_in.py").symlink_to(ROOT / "scripts/tools_stand_in.py")
-        (root / "xllamacpp").symlink_to(Path(xllamacpp.__file__).parent)
-        program(root / CONVERTER, MAIN.format(place=str(root), word="--convert"))
-        words = MAIN.format(place=str(root), word="--quantize")
-        program(root / quantizer, f"#!{sys.executable}\n{words}")
-        if script:
-            program(root / ".venv/bin/python", SHELL.format(script))
-        else:
-            program(root / ".venv/bin/python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-        return root
-
-    return make
-
-
-def program(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o755)
+    return partial(checkout, tmp_path / "llama.cpp")
 
 
 @pytest.fixture

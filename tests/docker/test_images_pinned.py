@@ -12,7 +12,7 @@ from orch_command import Orch
 from orchestrator import resources
 from orchestrator.core.image_names import familiar, moves, split_name
 from orchestrator.core.pins import EnginePin
-from orchestrator.core.profile import parse_part, parse_profile
+from orchestrator.core.profile import parse_part, parse_profile, profile_toml
 from orchestrator.core.toml_text import toml_text
 from orchestrator.engines.settings import read_settings
 
@@ -145,6 +145,7 @@ def test_what_is_written_as_toml_is_read_as_it_was() -> None:
         (resources.root() / "profiles" / "models" / "qwen3-8b.toml").read_text(), "qwen3-8b", read_settings
     )
     changed = profile.model_copy(update={"description": 'quotes " \\ and\nlines, \x7f, ü'})
-    assert parse_profile(toml_text(changed.model_dump()), "again", read_settings) == changed
+    assert parse_profile(profile_toml(changed), "again", read_settings) == changed
+    assert parse_profile(profile_toml(changed.preferring(True)), "again", read_settings) == changed.preferring(True)
     for name, pin in resources.engine_pins().items():
         assert parse_part(EnginePin, toml_text(pin.model_dump()), name) == pin

@@ -17,6 +17,7 @@ from docker import DockerClient
 from docker_orch import made_images
 from gguf import GGUFReader, LlamaFileType
 from image_bench import BASE, pin_text, pinned, remove, rows
+from llama_cpp_checkout import other_weights
 from orch_command import ASSETS, Orch, wait_until
 
 from orchestrator import resources
@@ -127,6 +128,27 @@ def test_the_tools_in_a_container_make_what_orchs_own_builder_makes(
     assert theirs == ours
     assert told["size"] == (out / "in container.gguf").stat().st_size
     assert left_in(out) == ["in container.gguf", "own.gguf"]
+    assert tools_of(client, built.home) == []
+
+
+def test_a_profile_of_weights_that_orch_does_not_know_is_built_by_the_image(
+    built: Orch, client: DockerClient, stand_in: str, tmp_path: Path
+) -> None:
+    linked = tmp_path / "snapshots" / "other"
+    linked.mkdir(parents=True)
+    for path in other_weights(TINY, tmp_path / "other").iterdir():
+        (linked / path.name).symlink_to(f"../../other/{path.name}")
+    built.write_profile(linked)
+    words = ("build", "-p", str(built.profile), "--recipe", "gguf-q8_0")
+    lines = built.run(*words, "--plan", "--json").lines
+    (remark, _) = next(line["items"] for line in lines if "plan" in line)
+    assert "OtherForCausalLM; llama.cpp's own tools build it, in the image orch-test/tools" in remark["why"]
+    built.run(*words)
+    (model,) = (built.home / "store").glob("gguf-q8_0-*/model.gguf")
+    built.run("build", "gguf", str(TINY), "-o", str(tmp_path / "own.gguf"), "--quant", "q8_0")
+    assert tensors(model) == tensors(tmp_path / "own.gguf")
+    made_by = json.loads((model.parent / "manifest.json").read_text())["builder"]
+    assert made_by == {"builder": "llama.cpp", "image": client.images.get(stand_in).id}
     assert tools_of(client, built.home) == []
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fakes.faults import Faults
 from orchestrator.core.artifact import FileEntry, Manifest, Recipe
+from orchestrator.core.builders import BuiltBy
 from orchestrator.core.calibration import Calibration
 from orchestrator.core.deployment import Desired, to_record
 from orchestrator.core.environment import EnvironmentObserved, EnvironmentSpec
@@ -149,7 +150,7 @@ class FakeBuilder:
     def adapter(self, directory: Path, base: Path | None) -> FakeAdapterFacts:
         return FakeAdapterFacts(8, f"dir:{directory.name}")
 
-    def versions(self, recipe: Recipe) -> dict[str, str]:
+    def versions(self, recipe: Recipe, by: BuiltBy | None = None) -> dict[str, str]:
         return {"orch": "1"}
 
     def expected_bytes(self, recipe: Recipe, source: Path) -> int:
@@ -164,6 +165,7 @@ class FakeBuilder:
         base: Path | None = None,
         calibration: Calibration | None = None,
         template: str = "",
+        by: BuiltBy | None = None,
     ) -> None:
         with self._faults.call(f"builder.build {recipe.value}"):
             progress("building", 1, 2)
