@@ -219,9 +219,7 @@ def _ask(orch: Orchestrator, one: Candidate, instance: Instance, ends: tuple[int
         name = adapter.name if adapter is not None else deployment.served_name
         orch.progress(f"asking {one.engine} as {name}", 0, 0)
         greedy[name] = tuple(text_of(answer(adapter, question, {})) for question in QUESTIONS)
-    return Answers(
-        one.engine, deployment.recipe.value, texts, chats, ended if len(told) == len(forced) else None, greedy
-    )
+    return Answers(one.engine, deployment.recipe, texts, chats, ended if len(told) == len(forced) else None, greedy)
 
 
 def text_of(choice: Mapping[str, Any]) -> str:

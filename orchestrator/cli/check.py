@@ -46,10 +46,9 @@ def check(
 def _tell(screen: Screen, found: Checked) -> None:
     """A row for each check, a column for each engine; then what differs."""
     engines = [one.engine for one in found.answers]
-    titles = {one.engine: f"{one.engine} {one.recipe}" for one in found.answers}
+    titles = {one.engine: f"{one.engine} {one.recipe.value}" for one in found.answers}
     rows = [
-        {"check": check.name, "as": check.expected}
-        | {titles[one.engine]: _figure(one, must=check.must) for one in check.results}
+        {"check": check.name, "as": check.expected} | {titles[one.engine]: _figure(one) for one in check.results}
         for check in found.checks
     ]
     screen.table("The same model?", ("check", "as", *(titles[name] for name in engines)), rows)
@@ -64,25 +63,24 @@ def _tell(screen: Screen, found: Checked) -> None:
     screen.say(alone or verdict)
 
 
-def _figure(result: Result, *, must: bool) -> str:
+def _figure(result: Result) -> str:
     if result.same is None:
         return "cannot be asked"
-    if must and result.of == 1:
+    if result.of == 1:
         return "same" if result.same else "DIFFERS"
-    return f"{result.same} of {result.of}" + ("" if result.holds or not must else "  DIFFERS")
+    return f"{result.same} of {result.of}{'' if result.holds else '  DIFFERS'}"
 
 
 def _as_json(found: Checked) -> dict[str, object]:
     checks = [
         {
             "check": check.name,
-            "must": check.must,
             "as": check.expected,
             "holds": check.holds,
             "results": [vars(one) for one in check.results],
         }
         for check in found.checks
     ]
-    engines = [{"engine": one.engine, "recipe": one.recipe} for one in found.answers]
+    engines = [{"engine": one.engine, "recipe": one.recipe.value} for one in found.answers]
     left_out = [{"engine": skip.what.removeprefix("ask "), "why": skip.why} for skip in found.left_out]
     return {"same": found.holds, "engines": engines, "checks": checks, "left_out": left_out}

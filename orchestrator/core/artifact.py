@@ -57,7 +57,7 @@ class Recipe(StrEnum):
     def same_weights(self, other: Recipe) -> bool:
         """Whether both hold the very same numbers for the weights, each in its engine's own layout: whoever goes from
         one to the other may expect the same answers, but for rounding, and 4-bit activations where one has them."""
-        return self is other or {self, other} <= _NVFP4
+        return self is other or any({self, other} <= these for these in (_NVFP4, _AS_THEY_ARE))
 
     @property
     def served(self) -> bool:
@@ -82,6 +82,8 @@ class Recipe(StrEnum):
 
 # Of one quantization: GGUF_NVFP4 has NVFP4A16's blocks, and NVFP4's weights do not depend on how it was calibrated.
 _NVFP4 = frozenset({Recipe.GGUF_NVFP4, Recipe.NVFP4A16, Recipe.NVFP4})
+# F16 has not the range of BF16; weights that are F32 are rounded in a GGUF of BF16.
+_AS_THEY_ARE = frozenset({Recipe.WEIGHTS, Recipe.GGUF_BF16})
 
 
 class FileEntry(Part):
