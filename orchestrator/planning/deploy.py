@@ -6,12 +6,13 @@ drain, stop the rest. What is already so becomes a Skip with its reason; `status
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
-from orchestrator.core.deployment import Desired
+from orchestrator.core.deployment import Deployment, Desired
 from orchestrator.core.gateway import GatewaySpec
-from orchestrator.core.observed import Observed
-from orchestrator.core.plan import Action, Plan, Skip
+from orchestrator.core.observed import EngineObserved, Observed
+from orchestrator.core.plan import Action, Plan, Remark, Skip
 from orchestrator.core.resolved import Resolved
 from orchestrator.core.routes import FIRST_WITH_DIGESTS, PROTOCOL, Backend
 from orchestrator.core.steps import EnsureEngine, LoadAdapter, StopEngine
@@ -77,6 +78,7 @@ def plan_deploy(
         refuse_small_disk(resolved, observed)
     before: list[Action | Skip] = [
         *resolved.passed_over,
+        *_other_weights(wanted, serving),
         *prerequisite_items(resolved.prerequisites, observed),
         *(unknown_room(resolved, observed) if match is None else ()),
     ]
@@ -117,3 +119,14 @@ def plan_deploy(
     after += dropped_items(gateway.keys) if gateway_starts or gateway.keys.written else ()
     plan = Plan(verb, (*before, *after), len(before))
     return plan if match is not None else replace(plan, memory_fit=resolved.memory_fit, sampling=resolved.sampling)
+
+
+def _other_weights(wanted: Deployment, serving: EngineObserved | None) -> Iterator[Skip]:
+    """Whether whoever moves to another engine may expect the same answers, by what the two serve."""
+    if serving is None or serving.deployment.engine == wanted.engine:
+        return
+    was, now = serving.deployment.recipe, wanted.recipe
+    if not was.same_weights(now):
+        yield Remark("note", f"the weights change from {was.value} to {now.value}: some answers will differ")
+    elif was is not now:
+        yield Remark("note", f"the weights stay the same: {was.value} and {now.value} hold one set")
