@@ -7,8 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from orchestrator.core.builders import BuiltBy
 from orchestrator.core.meaning import Meaning, deviations
-from orchestrator.core.prerequisites import FetchArtifact
+from orchestrator.core.prerequisites import BuildArtifact, FetchArtifact, Prerequisite
 from orchestrator.core.resolved import Resolved
 from orchestrator.core.weights import HubSnapshot, HubSource, WeightsFacts
 
@@ -28,9 +29,9 @@ def learnt(orch: Orchestrator, weights: WeightsFacts, resolved: Resolved, ask_hu
     anything is pulled. SourceError where files contradict each other, HostError where the hub does not answer.
     """
     served = Path(resolved.deployment.model_path)
-    ready = any(isinstance(step, FetchArtifact) for step in resolved.prerequisites)
+    foreign = any(map(_is_foreign, resolved.prerequisites))
     theirs = orch.catalog.meaning(Path(weights.path)) if weights.size else None
-    if ready and served.exists():
+    if foreign and served.exists():
         own = orch.catalog.meaning(served)
         if theirs is None:
             return replace(weights, meaning=own)
@@ -43,6 +44,11 @@ def learnt(orch: Orchestrator, weights: WeightsFacts, resolved: Resolved, ask_hu
     if theirs is not None and weights.template:
         theirs = theirs.with_template(weights.template)
     return replace(weights, meaning=theirs)
+
+
+def _is_foreign(step: Prerequisite) -> bool:
+    """Whether it has what others have built, or their tools."""
+    return isinstance(step, FetchArtifact) or (isinstance(step, BuildArtifact) and step.by is BuiltBy.LLAMA_CPP)
 
 
 def _of_hub(orch: Orchestrator, source: HubSource) -> Meaning:

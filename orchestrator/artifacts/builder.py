@@ -24,7 +24,7 @@ from orchestrator.artifacts.peft import Adapter, check_fits, read_adapter, refus
 from orchestrator.core.artifact import BUILDER_FORMAT, GGUF_FILE, FileEntry, Recipe
 from orchestrator.core.builders import BUILDERS, BuiltBy
 from orchestrator.core.calibration import Calibration
-from orchestrator.core.meaning import Meaning
+from orchestrator.core.meaning import Meaning, deviations
 from orchestrator.core.memory import artifact_bytes
 from orchestrator.core.progress import Progress
 from orchestrator.core.weights import Shape, shape_of
@@ -150,6 +150,9 @@ class Builder:
 
         specs = [self.output_spec(recipe, work) for recipe, work in works.items()]
         one_pass.build(source, specs, progress, template=template or None)
+        for recipe, work in works.items():
+            if recipe.quant:
+                _check_meaning(source, work / GGUF_FILE, template)
 
     def _repack(self, source: Path, work: Path, progress: Progress, template: str) -> None:
         from orchestrator.artifacts.gguf_repack import repacking
@@ -246,6 +249,15 @@ class Builder:
         from orchestrator.artifacts.ready_made import settle
 
         return settle(recipe, work, files)
+
+
+def _check_meaning(source: Path, made: Path, template: str) -> None:
+    """What was built is read as engines will: SourceError where it means something else than what it is made of."""
+    from orchestrator.artifacts.gguf_meaning import read_gguf_meaning
+    from orchestrator.artifacts.meaning import read_meaning
+
+    if found := deviations(read_gguf_meaning(made), read_meaning(source, template or None)):
+        raise SourceError(f"The GGUF of {source} would not be the same model: {found[0]}.", "", "\n".join(found))
 
 
 def _refuse_unknown(base: Path) -> None:

@@ -102,15 +102,17 @@ class Meaning(Part):
 
 
 def deviations(ready: Meaning, weights: Meaning) -> tuple[str, ...]:
-    """Where an artifact that others have built means something else than its weights do, in words."""
+    """Where an artifact means something else than its weights do, in words."""
     found = []
     if ready.template(DEFAULT).strip() != weights.template(DEFAULT).strip():
         found.append("it has another chat template than the weights" if ready.chats else "it has no chat template")
     missing = sorted(end.text or str(end.id) for end in weights.ends if not ready.ends_at(end))
     if missing:
         found.append(f"it does not end answers at {', '.join(missing)}, and the weights do")
-    theirs = {token.id: token.text for token in weights.added}
-    others = sorted(token.text for token in ready.added if theirs.get(token.id, token.text) != token.text)
+    # A GGUF has spaces where SentencePiece has a letter for them.
+    theirs = {token.id: token.text.replace("\u2581", " ") for token in weights.added}
+    ours = {token.id: token.text.replace("\u2581", " ") for token in ready.added}
+    others = sorted(text for number, text in ours.items() if theirs.get(number, text) != text)
     if others:
         found.append(f"its tokens {', '.join(others[:5])} are other ones in the weights")
     return tuple(found)

@@ -118,7 +118,7 @@ def told(weights: WeightsFacts) -> Iterator[Skip]:
     for text in weights.meaning.remarks if weights.meaning is not None else ():
         yield Remark("note", text)
     for text in weights.deviations:
-        yield Remark("note", f"the ready-made artifact differs: {text}")
+        yield Remark("note", f"the artifact, which others have built, differs: {text}")
 
 
 def finished_size(deployment: Deployment, context: ResolveContext) -> int | None:
