@@ -42,7 +42,10 @@ def learnt(orch: Orchestrator, weights: WeightsFacts, resolved: Resolved, ask_hu
     if theirs is None and weights.fetch is not None and ask_hub:
         theirs = _of_hub(orch, weights.fetch)
     if theirs is not None and weights.template:
-        theirs = theirs.with_template(weights.template)
+        # Few profiles have a template, and Jinja is loaded for it.
+        from orchestrator.artifacts.meaning import thinks_by_itself
+
+        theirs = theirs.with_template(weights.template, thinks_by_itself(weights.template))
     return replace(weights, meaning=theirs)
 
 

@@ -77,7 +77,7 @@ def read_meaning(directory: Path, template: str | None = None) -> Meaning:
             *(["an adapter lies beside the weights, and is not applied: orch lora add"] if ADAPTER in names else []),
         ),
     )
-    return found.with_template(template) if template is not None else found
+    return found.with_template(template, thinks_by_itself(template)) if template is not None else found
 
 
 def _names(directory: Path) -> list[str]:

@@ -82,12 +82,13 @@ class Meaning(Part):
         """Whether it says how a chat becomes a prompt."""
         return any(template.name == DEFAULT for template in self.templates)
 
-    def with_template(self, text: str) -> Meaning:
+    def with_template(self, text: str, thinks: bool | None) -> Meaning:
         """The same with another chat template than its own."""
         return self.model_copy(
             {
                 "templates": (ChatTemplate(name=DEFAULT, text=text),),
                 "template_source": "the profile",
+                "thinks": thinks,
                 "remarks": tuple(remark for remark in self.remarks if NO_TEMPLATE not in remark),
             }
         )
