@@ -41,7 +41,7 @@ def read_meaning(directory: Path, template: str | None = None) -> Meaning:
     SourceError where its files contradict each other, or are not what their names say.
     """
     names = _names(directory)
-    counted = files_that_count(names, lambda: _shards(directory))
+    counted = files_that_count(names, lambda: shards_of(directory))
     config = read_json(directory / "config.json")
     named = config.get("transformers_weights")
     if named not in (None, SINGLE, INDEX):
@@ -85,9 +85,10 @@ def _names(directory: Path) -> list[str]:
     return [*found, *(f"{TEMPLATES}/{path.name}" for path in (directory / TEMPLATES).glob("*.jinja"))]
 
 
-def _shards(directory: Path) -> Collection[str]:
+def shards_of(directory: Path) -> Collection[str]:
     """The files that an index names; what is wrong with it is told when the weights are opened."""
-    found = read_json(directory / INDEX).get("weight_map")
+    index = directory / INDEX
+    found = read_json(index).get("weight_map") if index.is_file() else None
     return {name for name in found.values() if isinstance(name, str)} if isinstance(found, dict) else ()
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from orchestrator.artifacts.claims import check_fp8, check_nvfp4
 from orchestrator.artifacts.disk import host_errors
 from orchestrator.artifacts.gguf_claims import check_gguf
+from orchestrator.artifacts.meaning import shards_of
 from orchestrator.core.artifact import GGUF_FILE, FileEntry, Recipe
 from orchestrator.core.progress import Progress
-from orchestrator.core.weights import WANTED
+from orchestrator.core.weights import TEMPLATES, files_that_count
 from orchestrator.errors import SourceError
 
 _CHUNK = 1 << 20
@@ -21,7 +22,7 @@ _CHUNK = 1 << 20
 def copy_in(path: Path, work: Path, expect: Callable[[int], None], progress: Progress) -> tuple[FileEntry, ...]:
     """Copies a file, or of a directory what weights consist of, into `work`, hashing on the way; `expect` is told how
     many bytes will come, and may refuse them."""
-    files = [path] if path.is_file() else sorted(p for p in _list(path) if WANTED.fullmatch(p.name) and p.is_file())
+    files = [path] if path.is_file() else [path / name for name in _counted(path)]
     if not files:
         raise SourceError(f"{path} holds no weights.", "Name a GGUF file, or a directory with safetensors.")
     with host_errors(f"copy {path}"):
@@ -30,14 +31,16 @@ def copy_in(path: Path, work: Path, expect: Callable[[int], None], progress: Pro
         entries = []
         for file in files:
             digest, size = hashlib.sha256(), 0
-            with file.open("rb") as source, (work / file.name).open("wb") as copy:
+            name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+            (work / name).parent.mkdir(exist_ok=True)
+            with file.open("rb") as source, (work / name).open("wb") as copy:
                 while chunk := source.read(_CHUNK):
                     copy.write(chunk)
                     digest.update(chunk)
                     size += len(chunk)
                     progress(f"copying {path.name}", done + size, total)
             done += size
-            entries.append(FileEntry(path=file.name, size=size, sha256=digest.hexdigest()))
+            entries.append(FileEntry(path=name, size=size, sha256=digest.hexdigest()))
         return tuple(entries)
 
 
@@ -63,6 +66,8 @@ def settle(recipe: Recipe, work: Path, files: tuple[FileEntry, ...]) -> tuple[Fi
     return (files[0].model_copy(update={"path": GGUF_FILE}),)
 
 
-def _list(directory: Path) -> list[Path]:
+def _counted(directory: Path) -> tuple[str, ...]:
     with host_errors(f"read {directory}"):
-        return list(directory.iterdir())
+        names = [path.name for path in directory.iterdir() if path.is_file()]
+        templates = [f"{TEMPLATES}/{path.name}" for path in directory.glob(f"{TEMPLATES}/*.jinja")]
+    return files_that_count([*names, *templates], lambda: shards_of(directory))

@@ -49,10 +49,12 @@ def test_only_safetensors_and_their_tokenizer_are_asked_for(tmp_path: Path) -> N
     wanted = {
         *("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"),
         *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"),
-        *("merges.txt", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "adapter_config.json"),
-        "tokenizer.model",
+        *("merges.txt", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
+        "additional_chat_templates/tool_use.jinja",
     }
     others = [
+        # An adapter beside merged weights is not part of them.
+        *("adapter_config.json", "adapter_model.safetensors"),
         *("pytorch_model.bin", "model.pt", "model.pth", "optimizer.pkl", "modeling_mine.py", "README.md", "x.gguf"),
         *(
             "original/model.safetensors",
@@ -69,7 +71,8 @@ def test_only_safetensors_and_their_tokenizer_are_asked_for(tmp_path: Path) -> N
         hub = Hub(server.url)
         entries = hub.fetch(hub.snapshot(HubSource("test/mixed", "main"), timeout=5), tmp_path / "into", silent)
         asked = {request.path.rpartition("/")[2] for request in server.requests if "/resolve/" in request.path}
-    assert {entry.path for entry in entries} == wanted == asked == set(digests(tmp_path / "into"))
+    assert {entry.path for entry in entries} == wanted == set(digests(tmp_path / "into"))
+    assert asked == {path.rpartition("/")[2] for path in wanted}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.core.weights import WANTED, HubFile, HubSource
+from orchestrator.core.weights import INDEX, SINGLE, WANTED, HubFile, HubSource, files_that_count
 from orchestrator.errors import SourceError
 
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ def weights_of(source: HubSource, siblings: Sequence[RepoSibling]) -> tuple[HubF
             "take a repository with *.safetensors at its top level, or convert them yourself and use a local directory"
         )
         raise SourceError(f"{source} {what}.", hint)
-    files = [_stated(source, sibling) for sibling in siblings if WANTED.fullmatch(sibling.rfilename)]
+    # Which shards an index names is known when it is here.
+    counted = files_that_count(names, lambda: names) if {SINGLE, INDEX} & {*names} else filter(WANTED.fullmatch, names)
+    wanted = {*counted}
+    files = [_stated(source, sibling) for sibling in siblings if sibling.rfilename in wanted]
     return tuple(sorted(files, key=lambda file: (file.path.endswith(".safetensors"), file.path)))
 
 
