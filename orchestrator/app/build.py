@@ -43,11 +43,12 @@ if TYPE_CHECKING:
 
 
 def recipes_of(profile: Profile, named: list[str]) -> tuple[Recipe, ...]:
-    """Those that were named, else all that its engines may serve."""
+    """Those that were named, else all that its engines may serve; not the weights themselves."""
     if named:
         return tuple(dict.fromkeys(recipe for name in named if (recipe := recipe_named(name)) is not None))
     settings = (sheet.settings.of(profile, name) for name, sheet in ENGINES.items())
-    return tuple(dict.fromkeys(recipe for engine in settings for recipe in engine.recipes))
+    found = dict.fromkeys(recipe for engine in settings for recipe in engine.recipes)
+    return tuple(recipe for recipe in found if recipe is not Recipe.WEIGHTS)
 
 
 def plan_build(orch: Orchestrator, profile: Profile, recipes: tuple[Recipe, ...], asked: bool = True) -> Plan:

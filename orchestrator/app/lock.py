@@ -72,8 +72,7 @@ def lock_of(orch: Orchestrator, profile: Profile, observed: Observed, ask_hub: b
     weights = weights_facts(orch, profile)
     found = {weights.key: LockedEntry(recipe=Recipe.WEIGHTS, source=weights.source)}
     # The environment that a builder needs is known by its entry's own `builder`.
-    made = [step for step in entries(prerequisites_of(orch, profile, observed)) if step.recipe and step.recipe.portable]
-    found |= {step.key: _locked_entry(orch, step) for step in made}
+    found |= {step.key: _locked_entry(orch, step) for step in entries(prerequisites_of(orch, profile, observed))}
     if ask_hub and weights.fetch is not None and not found[weights.key].files:
         snapshot = orch.hub.snapshot(weights.fetch, 30.0, progress=orch.progress)
         found[weights.key] = found[weights.key].model_copy(update={"files": stated(snapshot.files)})
@@ -90,7 +89,9 @@ def lock_of(orch: Orchestrator, profile: Profile, observed: Observed, ask_hub: b
 def prerequisites_of(orch: Orchestrator, profile: Profile, observed: Observed) -> tuple[Prerequisite, ...]:
     """What it takes to have all that the profile's engines may serve, with its adapters."""
     weights, adapters = weights_facts(orch, profile), _adapters(orch, profile, observed)
-    return needed_by_any_engine(profile, weights, adapters, orch.resolve_context(observed, profile))
+    found = needed_by_any_engine(profile, weights, adapters, orch.resolve_context(observed, profile))
+    # A view means something on this machine only, and is made when it is served.
+    return tuple(step for step in found if step.recipe is None or step.recipe.portable)
 
 
 def plan_missing(orch: Orchestrator, profile: Profile, observed: Observed) -> Plan:

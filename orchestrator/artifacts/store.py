@@ -79,7 +79,7 @@ class Building:
         SourceError if a file is missing or has another size; HostError if the disk fails.
         """
         with host_errors(f"store {self.key}"):
-            found = _scan(self.work)
+            found = _scan(self.work, with_links=recipe is Recipe.VIEW)
             links = {path: str((self.work / path).readlink()) for path, status in found.items() if is_link(status)}
             if files is None:
                 files = hash_all(self.work, progress)
@@ -323,12 +323,12 @@ def _is_held(lock: Path) -> bool:
         return not _try_lock(file.fileno(), shared=True)
 
 
-def _scan(work: Path) -> dict[str, os.stat_result]:
-    """The files of a work directory; SourceError if one could not be part of an artifact."""
+def _scan(work: Path, with_links: bool) -> dict[str, os.stat_result]:
+    """What is in a work directory; SourceError if something could not be part of an artifact."""
     found = files_below(work)
     for path, status in found.items():
-        if not (stat.S_ISREG(status.st_mode) or is_link(status)) or path == MANIFEST:
-            raise SourceError(f"{work / path} cannot be stored: it is neither file nor link, or has a reserved name.")
+        if not (stat.S_ISREG(status.st_mode) or (with_links and is_link(status))) or path == MANIFEST:
+            raise SourceError(f"{work / path} cannot be stored: it is not a regular file, or has a reserved name.")
     return found
 
 

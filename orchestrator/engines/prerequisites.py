@@ -55,7 +55,9 @@ def key_of(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> st
         return ready.key
     if (packed := packed_for(recipe, context)) is not None:
         return artifact_key(recipe, source_with_template(packed[1].source, weights.template))
-    return artifact_key(recipe, _built_source(recipe, weights, context))
+    # Weights that are served as they are, are served by a view of them.
+    made = Recipe.VIEW if recipe is Recipe.WEIGHTS else recipe
+    return artifact_key(made, _built_source(made, weights, context))
 
 
 def _built_source(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> str:
@@ -121,7 +123,6 @@ def artifact_prerequisites(recipe: Recipe, weights: WeightsFacts, context: Resol
         key, template = key_of(recipe, weights, context), weights.template
         repack = BuildArtifact(recipe, key, source, place, weights_key=ready.key, template=template)
         return (_fetch(*packed), repack)
-    # Weights that are served as they are, are served by a view of them.
     made = Recipe.VIEW if recipe is Recipe.WEIGHTS else recipe
     source, pulled = _built_source(made, weights, context), _pulled(weights)
     key = artifact_key(made, source)
@@ -186,7 +187,13 @@ def cannot_be_made(recipe: Recipe, weights: WeightsFacts, context: ResolveContex
     if recipe in context.ready:
         return ""
     packed = packed_for(recipe, context)
-    return cannot_become(recipe, packed[1].shape if packed is not None else weights.shape)
+    if (why := cannot_become(recipe, packed[1].shape if packed is not None else weights.shape)) or packed is not None:
+        return why
+    alone = recipe.streamed and BUILDERS[recipe] == (BuiltBy.ORCH,)
+    what = (
+        context.unknown(weights) if alone and artifact_key(recipe, weights.made_source) not in context.finished else ""
+    )
+    return f"orch's own builder does not know {what}, and no other makes it" if what else ""
 
 
 def needed(

@@ -134,7 +134,7 @@ def _prerequisites(
     deployment, program = resolution.deployment, resolution.image or resolution.environment
     needed = prerequisites_of(sheet, deployment.recipe, weights, program, adapters, context)
     of_weights = deployment.recipe is Recipe.WEIGHTS
-    now = key_of(Recipe.VIEW if of_weights else deployment.recipe, weights, context)
+    now = key_of(deployment.recipe, weights, context)
     if deployment.artifact_key == now:
         return needed
     # Versions without views served the directory of the weights itself.

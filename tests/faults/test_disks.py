@@ -59,6 +59,7 @@ def test_a_disk_that_fills_up_is_told_at_every_stage(tmp_path: Path) -> None:
         assert {key.rpartition("-")[0] for key in sound(place / "home" / "store")} == {
             "weights",
             "gguf-q6_k",
+            "gguf-nvfp4",
             "nvfp4a16",
         }
         assert Store(place / "home" / "store").unfinished() == {}
@@ -83,4 +84,4 @@ def test_a_read_only_disk_is_read_and_told(tmp_path: Path) -> None:
             assert "Traceback" not in ended.said
         remount(place, "rw")
         orch.run("build", "-p", profile)
-        assert len(sound(place / "home" / "store")) == 3
+        assert len(sound(place / "home" / "store")) == 4
