@@ -105,10 +105,10 @@ async def _with_retries(
     until = asyncio.get_running_loop().time() + GIVE_UP_S
     for pause in (*PAUSES, None):
         with await board.admit(call.name) as claim:
-            if not claim.route.takes_patch(path):
-                raise refusals.adapters_lost(call.name, path, claim.route.patch_paths or ())
             if not claim.route.chats and path in CHAT_PATHS:
                 raise refusals.no_chat_template(call.name, path)
+            if not claim.route.takes_patch(path):
+                raise refusals.adapters_lost(call.name, path, claim.route.patch_paths or ())
             own = clients.secrets.headers(claim.route.backend.instance)
             attempt = Attempt(request, path, body, [*headers, *own], claim, board.totals)
             try:
