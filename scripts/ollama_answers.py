@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import aiohttp
 from ollama_runners import Runner, Runners
-from ollama_store import Model
+from ollama_store import CHATML, RAW, Model
 from ollama_words import ApiError, Json, Settings, log, quoted, timestamp
 
 _INTEGERS = (
@@ -241,7 +241,11 @@ class Answers:
         async with self.runners.lease(question.model, context, question.keep_alive_s) as runner:
             loaded = time.monotonic_ns() - began
             if question.truncate:
-                body = await self._fitted(runner, body)
+                body = await self._fitted(question.model, runner, body)
+            # What a form is asked of goes through the GGUF's own template.
+            prompt = self._rendered(question.model, body.get("messages", ())) if not question.format else None
+            if prompt is not None:
+                body = {name: value for name, value in body.items() if name != "messages"} | {"prompt": prompt}
             said, reason = "", "stop"
             final: Json = {}
             async for event in self._events(runner, body | {"lora": runner.lora} if runner.lora else body):
@@ -273,17 +277,17 @@ class Answers:
             raise ApiError(500, _DIED) from None
         raise ApiError(500, _DIED)
 
-    async def _fitted(self, runner: Runner, body: Json) -> Json:
+    async def _fitted(self, model: Model, runner: Runner, body: Json) -> Json:
         """The request with a prompt that fits: old messages are left out, then the middle of the text, in silence."""
         room = runner.num_ctx
         if len(json.dumps(body.get("messages") or body["prompt"])) < room // 2:
             return body  # a token has at least one character, and a template's frame is short
         messages = list(body.get("messages", ()))
-        tokens = await self._tokens(runner, messages, body.get("prompt", ""))
+        tokens = await self._tokens(model, runner, messages, body.get("prompt", ""))
         while len(tokens) > room and len(messages) > 1:
             oldest = next((at for at, message in enumerate(messages[:-1]) if message["role"] != "system"), 0)
             del messages[oldest]
-            tokens = await self._tokens(runner, messages, "")
+            tokens = await self._tokens(model, runner, messages, "")
         if len(tokens) <= room:
             return body | ({"messages": messages} if messages else {})
         limit = (room - _KEPT) // 2 + _KEPT
@@ -292,16 +296,28 @@ class Answers:
         cut = [*tokens[:_KEPT], *tokens[len(tokens) - limit + _KEPT :]]
         return {name: value for name, value in body.items() if name != "messages"} | {"prompt": cut}
 
-    async def _tokens(self, runner: Runner, messages: list[Json], prompt: str) -> list[int]:
-        if messages:
+    def _rendered(self, model: Model, messages: Sequence[Json]) -> str | None:
+        """What one of the Go templates that are known here makes of a chat; None where the GGUF's own template does."""
+        template = model.text("template") if self.settings.go_template and messages else ""
+        if template == RAW:
+            return str(messages[-1]["content"])
+        if template == CHATML:
+            turns = (f"<|im_start|>{one['role']}\n{one['content']}<|im_end|>\n" for one in messages)
+            return f"{''.join(turns)}<|im_start|>assistant\n"
+        return None
+
+    async def _tokens(self, model: Model, runner: Runner, messages: list[Json], prompt: str) -> list[int]:
+        if messages and (rendered := self._rendered(model, messages)) is not None:
+            prompt = rendered
+        elif messages:
             prompt = (await self._call(runner, "/apply-template", {"messages": messages}))["prompt"]
         answer = await self._call(runner, "/tokenize", {"content": prompt, "parse_special": True})
         return list(answer["tokens"])
 
     async def _context(self, runner: Runner, question: Question, said: str) -> tuple[int, ...]:
         """The tokens of the prompt as the template makes it, and of the answer."""
-        prompt = await self._tokens(runner, list(question.messages), "")
-        return (*prompt, *(await self._tokens(runner, [], said)))
+        prompt = await self._tokens(question.model, runner, list(question.messages), "")
+        return (*prompt, *(await self._tokens(question.model, runner, [], said)))
 
     async def _call(self, runner: Runner, path: str, body: Json) -> Json:
         try:

@@ -7,11 +7,10 @@ import time
 from collections.abc import Iterator
 
 from ollama_gguf import Gguf, human, read_gguf
-from ollama_store import Layer, Model, Name, Store, config_of, inherited, merged
+from ollama_store import CHATML, Layer, Model, Name, Store, config_of, inherited, merged
 from ollama_words import ApiError, Json, go_json, log, quoted, timestamp
 
 _QUANTIZERS = ("F32", "F16", "BF16", "Q8_0", "Q4_K_S", "Q4_K_M", "Q4_K")
-_CHATML = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
 _CHATML_STOP = {"stop": ["<|im_start|>", "<|im_end|>"]}
 # Ollama compares a GGUF's template with those that it knows by edit distance; longer ones are like none of them.
 _LONGEST_CHATML = 500
@@ -116,7 +115,7 @@ class Creation:
 
     def _detect_template(self, gguf: Gguf) -> None:
         if "<|im_start|>" in gguf.chat_template and len(gguf.chat_template) < _LONGEST_CHATML:
-            layer, _ = self.store.add("template", _CHATML)
+            layer, _ = self.store.add("template", CHATML)
             self.messages[layer.digest] = "using autodetected template chatml"
             self.layers.append(layer)
             self._put("params", _params(_CHATML_STOP | self.parameters))

@@ -7,6 +7,7 @@ another adapter set or context over the same base lets the requests in flight en
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import sys
@@ -233,6 +234,8 @@ class Runners:
         argv = [sys.executable, "-m", MODULE, f"--model={model.weights}", f"--alias={model.name}", f"--port={port}"]
         argv += [f"--ctx-size={num_ctx * parallel}", f"--parallel={parallel}"]
         argv += [f"--lora={path}" for path in model.adapters]
+        thinks = json.loads(self.settings.template_kwargs or "{}").get("enable_thinking")
+        argv += [f"--enable-thinking={json.dumps(thinks)}"] if thinks is not None else []
         log("INFO", "llama_server.go:433", "starting llama-server", cmd=" ".join(argv))
         process = await asyncio.create_subprocess_exec(
             *argv, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE

@@ -5,8 +5,8 @@
 For machines where Ollama's binary cannot be had. tests/ollama_api is its contract, which the real binary has to pass
 too. It reads Ollama's environment, keeps a store of Ollama's layout and starts orch's llama.cpp server as a child per
 loaded model, so the Python that runs it must have orch installed. It "sees a GPU" where /dev/nvidiactl exists. What it
-leaves out: pulling, quantizing, embedding, tools, images, Go templates (the GGUF's own template is what renders a
-prompt), going on past the end of the context, and /v1/responses and /v1/messages (404).
+leaves out: pulling, quantizing, embedding, tools, images, Go templates but two (with any other the GGUF's own is what
+renders a prompt), going on past the end of the context, and /v1/responses and /v1/messages (404).
 """
 
 from __future__ import annotations

@@ -25,6 +25,9 @@ DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _PRUNED_AFTER_S = 3600
 # What llama-quantize changes in a file that is not its own, so that it is another one: here only its end.
 _REWRITTEN = b"\0" * 20 + b"rewritten..."
+# The Go templates of which the stand-in knows what they mean.
+CHATML = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
+RAW = "{{ .Prompt }}"
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,79}")
 
 

@@ -51,6 +51,8 @@ class Settings:
     kv_cache_type: str
     flash_attention: str
     prune: bool
+    go_template: bool
+    template_kwargs: str
     gpu: bool
     home: Path
     load_s: float = 0.0
@@ -74,6 +76,8 @@ class Settings:
             kv_cache_type=env.get("OLLAMA_KV_CACHE_TYPE", ""),
             flash_attention=_flash(env.get("OLLAMA_FLASH_ATTENTION", "")),
             prune=env.get("OLLAMA_NOPRUNE", "") not in ("1", "true"),
+            go_template=env.get("OLLAMA_GO_TEMPLATE", "").lower() not in ("0", "f", "false"),
+            template_kwargs=env.get("LLAMA_ARG_CHAT_TEMPLATE_KWARGS", ""),
             gpu=gpu,
             home=home,
             load_s=float(env.get("STAND_IN_LOAD_S", "0")),

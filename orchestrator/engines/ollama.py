@@ -135,9 +135,14 @@ class Ollama(EngineDefaults):
             "OLLAMA_NO_CLOUD": "1",
             # It writes a key pair there, and does not start where it cannot.
             "HOME": "{dir}",
+            # A template that is like one that it knows would be replaced by that: here the file's own counts.
+            "OLLAMA_GO_TEMPLATE": "0" if request.chats else "1",
             # Left to itself, its runner keeps prompts in up to 8 GiB of host memory.
             "LLAMA_ARG_CACHE_RAM": str(settings.prompt_cache_mib),
         }
+        if request.thinks is not None:
+            # As on llama.cpp, which is its runner.
+            env["LLAMA_ARG_CHAT_TEMPLATE_KWARGS"] = json.dumps({"enable_thinking": request.thinks})
         if settings.kv_cache_type is not None:
             env["OLLAMA_KV_CACHE_TYPE"] = settings.kv_cache_type
         if settings.flash_attention is not None:
