@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 BEFORE_HANDOVER = "16b9139"
 # The last that keeps API keys as they are.
 BEFORE_DIGESTS = "52f9fa6"
+# The last that gives engines the directory of weights itself, and knows nothing of what a model means.
+BEFORE_MEANING = "22a4997"
 
 
 def with_protocol(place: Path, protocol: int, version: str) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.app.intent import chosen_target, with_listed_adapters
-from orchestrator.app.meaning import learnt
+from orchestrator.app.meaning import learnt, meaning_of_weights
 from orchestrator.app.profiles import named_profile, pinned, weights_facts
 from orchestrator.app.resolution import Take, observed_for, resolve_desired
 from orchestrator.app.runs import Watcher, alone, run_plan
@@ -132,7 +132,8 @@ def _reference(orch: Orchestrator, profile: Profile, one: Candidate) -> Referenc
 
     weights = weights_facts(orch, profile)
     here = Path(weights.path) if weights.size else None
-    known = learnt(orch, weights, one.resolved, ask_hub=False).meaning
+    # Not what this engine serves, which others may have built: that is what is compared with the weights.
+    known = meaning_of_weights(orch, weights) or learnt(orch, weights, one.resolved, ask_hub=False).meaning
     return reference_of(here, known or Meaning())
 
 

@@ -30,7 +30,9 @@ def learnt(orch: Orchestrator, weights: WeightsFacts, resolved: Resolved, ask_hu
     """
     served = Path(resolved.deployment.model_path)
     foreign = any(map(_is_foreign, resolved.prerequisites))
-    theirs = orch.catalog.meaning(Path(weights.path)) if weights.size else None
+    if not served.exists():
+        served = next((Path(place) for place in map(_here, resolved.prerequisites) if place), served)
+    theirs = _own(orch, weights)
     if foreign and served.exists():
         own = orch.catalog.meaning(served)
         if theirs is None:
@@ -41,17 +43,36 @@ def learnt(orch: Orchestrator, weights: WeightsFacts, resolved: Resolved, ask_hu
         theirs = orch.catalog.meaning(served)
     if theirs is None and weights.fetch is not None and ask_hub:
         theirs = _of_hub(orch, weights.fetch)
-    if theirs is not None and weights.template:
-        # Few profiles have a template, and Jinja is loaded for it.
-        from orchestrator.artifacts.meaning import thinks_by_itself
+    return replace(weights, meaning=_as_wanted(weights, theirs))
 
-        theirs = theirs.with_template(weights.template, thinks_by_itself(weights.template))
-    return replace(weights, meaning=theirs)
+
+def meaning_of_weights(orch: Orchestrator, weights: WeightsFacts) -> Meaning | None:
+    """What the weights mean that are here, with the profile's template; None where they are not."""
+    return _as_wanted(weights, _own(orch, weights))
+
+
+def _own(orch: Orchestrator, weights: WeightsFacts) -> Meaning | None:
+    return orch.catalog.meaning(Path(weights.path)) if weights.size else None
+
+
+def _as_wanted(weights: WeightsFacts, meaning: Meaning | None) -> Meaning | None:
+    """With the profile's template, where it has one."""
+    if meaning is None or not weights.template:
+        return meaning
+    # Few profiles have a template, and Jinja is loaded for it.
+    from orchestrator.artifacts.meaning import thinks_by_itself
+
+    return meaning.with_template(weights.template, thinks_by_itself(weights.template))
 
 
 def _is_foreign(step: Prerequisite) -> bool:
     """Whether it has what others have built, or their tools."""
     return isinstance(step, FetchArtifact) or (isinstance(step, BuildArtifact) and step.by is BuiltBy.LLAMA_CPP)
+
+
+def _here(step: Prerequisite) -> str:
+    """Where that lies which others have built, as long as it is not in the store; empty: not on this machine."""
+    return step.path if isinstance(step, FetchArtifact) else ""
 
 
 def _of_hub(orch: Orchestrator, source: HubSource) -> Meaning:

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from docker_orch import DockerOrch
 from meanings import ASKED, Right, lay, right
 from orch_command import ASSETS, Orch, script, stopped_afterwards
 from stand_in_orch import OnStandIn
@@ -397,3 +398,31 @@ def test_the_models_sampling_on_vllm(orch_vllm: Orch, tmp_path: Path) -> None:
     describe(orch, place, sampling="[sampling]\ntemperature = 2.0\n")
     orch.run("up", "-p", str(orch.profile))
     assert len({completion(orch, "Copyright (c) ", seed=seed) for seed in range(4)}) > 1
+
+
+def as_in_a_hubs_cache(place: Path, cache: Path) -> Path:
+    """The same directory as a hub's client keeps it: links to blobs that lie elsewhere."""
+    (cache / "blobs").mkdir(parents=True)
+    snapshot = cache / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(path for path in place.iterdir() if path.is_file())):
+        file.rename(cache / "blobs" / str(number))
+        (snapshot / file.name).symlink_to(Path("../../blobs", str(number)))
+    return snapshot
+
+
+@pytest.mark.docker
+@pytest.mark.vllm
+def test_in_containers_a_view_leads_to_the_weights_wherever_they_lie(orch_docker: DockerOrch, tmp_path: Path) -> None:
+    orch, wanted = orch_docker, right("end-turn-list")
+    cached = as_in_a_hubs_cache(joined(tmp_path / "model"), tmp_path / "cache")
+    describe(orch, cached)
+    up(orch)
+    answers_rightly(orch, cached, wanted)
+    orch.run("migrate", "--to", "vllm")
+    answers_rightly(orch, cached, wanted)
+    orch.run("down")
+    plain = lay("end-turn-list", tmp_path / "plain")
+    describe(orch, plain)
+    orch.run("up", "vllm", "-p", str(orch.profile))
+    answers_rightly(orch, plain, wanted)
