@@ -20,7 +20,7 @@ from orchestrator.core.resolved import Resolved
 from orchestrator.drivers.files import host_errors, write_atomic
 from orchestrator.engines import engine_sheet
 from orchestrator.engines.context import ResolveContext
-from orchestrator.engines.prerequisites import fitted, needed, packed_for
+from orchestrator.engines.prerequisites import fitted, is_rebuilt, needed, packed_for
 from orchestrator.engines.recorded import resolve_recorded, what_is_gone
 from orchestrator.engines.resolve import computes_on, resolve
 from orchestrator.errors import HostError, OrchError, PlanRefused
@@ -98,7 +98,7 @@ def resolve_desired(
     if not gone:
         if resolved.resolution.identity == recorded.identity:
             return again(recorded, *resolved.passed_over), desired
-        if why := _why_not(desired, recorded, resolved.resolution, observed, context, take):
+        if why := _why_not(desired, recorded, resolved.resolution, observed, context, take, weights):
             note = Upgrade(f"upgrade to {_named(resolved.resolution)}", why)
             return again(recorded, *resolved.passed_over, note), desired
     return settled(resolved)
@@ -129,6 +129,7 @@ def _why_not(
     observed: Observed,
     context: ResolveContext,
     take: Take,
+    weights: WeightsFacts,
 ) -> str:
     """Why what is recorded stays, though it would be resolved to something else by now; empty: it does not."""
     before = desired.before.resolution if desired.before is not None else None
@@ -140,6 +141,8 @@ def _why_not(
     asked = (was.recipe, was.accelerator, was.weights_source) != (would.recipe, would.accelerator, would.weights_source)
     if asked or of_its_own:
         return ""
+    if is_rebuilt(was.recipe, was.artifact_key, weights, context):
+        return f"it is available; orch build --recipe {would.recipe.value} makes it, and the next orch up takes it"
     if take is not Take.NEWEST:
         return "it is available; orch up takes it"
     mine = observed.engines_of(was.profile)

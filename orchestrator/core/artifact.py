@@ -121,7 +121,16 @@ def artifact_key(recipe: Recipe, source: str, *, brought: bool = False) -> str:
 
     Output hashes are not part of the key (they stand in the manifest), so a key is known before the build.
     """
-    text = json.dumps([recipe.value, source, _BROUGHT_FORMAT if brought else recipe._format])
+    return _key(recipe, source, _BROUGHT_FORMAT if brought else recipe._format)
+
+
+def earlier_keys(recipe: Recipe, source: str) -> tuple[str, ...]:
+    """The keys of what earlier versions of orch built of the same."""
+    return tuple(_key(recipe, source, earlier) for earlier in range(1, recipe._format))
+
+
+def _key(recipe: Recipe, source: str, builder_format: int) -> str:
+    text = json.dumps([recipe.value, source, builder_format])
     return f"{recipe.value}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestrator.core.artifact import Recipe, artifact_key, source_with_template
+from orchestrator.core.artifact import Recipe, artifact_key, earlier_keys, source_with_template
 from orchestrator.core.builders import BUILDERS, BuiltBy, by_llama_cpp
 from orchestrator.core.deployment import Adapter, DeploymentSpec
 from orchestrator.core.environment import EnvironmentSpec
@@ -58,6 +58,13 @@ def key_of(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> st
     # Weights that are served as they are, are served by a view of them.
     made = Recipe.VIEW if recipe is Recipe.WEIGHTS else recipe
     return artifact_key(made, _built_source(made, weights, context))
+
+
+def is_rebuilt(recipe: Recipe, key: str, weights: WeightsFacts, context: ResolveContext) -> bool:
+    """Whether an earlier version of orch built it of the same weights, and what this one makes of them is not here."""
+    if recipe not in BUILDERS or key_of(recipe, weights, context) in context.finished:
+        return False
+    return key in earlier_keys(recipe, _built_source(recipe, weights, context))
 
 
 def _built_source(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> str:

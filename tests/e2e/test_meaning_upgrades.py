@@ -31,12 +31,18 @@ def key_of(orch: Orch) -> str:
     return str(record["resolution"]["deployment"]["artifact_key"])
 
 
-def settles(orch: Orch, engine: str) -> None:
-    """A look changes nothing and says that there is an upgrade; `up` takes it, and then there is nothing left to do."""
+def settles(orch: Orch, engine: str, build: str = "") -> None:
+    """A look changes nothing and says that there is an upgrade. `up` takes it, if it has not to be built for it, and
+    then there is nothing left to do."""
     ((instance, served),) = orch.engines().items()
     key = key_of(orch)
     told = orch.status().document
     assert any("orch up takes it" in line for line in told["upgrades"])
+    if build:
+        assert any(build in line for line in told["upgrades"])
+        assert orch.actions("up") == []
+        assert orch.engines()[instance]["pid"] == served["pid"]
+        orch.run(*build.split()[1:])
     assert orch.actions("lora", "add", "alpha", str(ASSETS / "lora-a"))
     assert orch.engines()[instance]["pid"] == served["pid"]
     assert key_of(orch) == key
@@ -53,7 +59,7 @@ def settles(orch: Orch, engine: str) -> None:
 
 def test_a_gguf_of_the_program_before(orch: Orch, before: Path) -> None:
     another(orch, before).run("up", "llamacpp", "-p", str(orch.profile))
-    settles(orch, "llamacpp")
+    settles(orch, "llamacpp", "orch build --recipe gguf-q6_k")
 
 
 @pytest.mark.vllm
