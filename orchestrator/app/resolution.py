@@ -17,6 +17,7 @@ from orchestrator.core.pins import Accelerator
 from orchestrator.core.plan import Remark, Skip, Upgrade
 from orchestrator.core.prerequisites import Prerequisite
 from orchestrator.core.resolved import Resolved
+from orchestrator.core.weights import WeightsFacts
 from orchestrator.drivers.files import host_errors, write_atomic
 from orchestrator.engines import engine_sheet
 from orchestrator.engines.context import ResolveContext

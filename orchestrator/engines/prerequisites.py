@@ -120,8 +120,14 @@ def packed_for(recipe: Recipe, context: ResolveContext) -> tuple[Recipe, ReadyFa
 
 def artifact_prerequisites(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> tuple[Prerequisite, ...]:
     """What it takes to have an artifact: it is ready-made, or built from the weights or from what is, or the weights
-    are it."""
+    are it. PlanRefused where the profile asks of what is ready-made what only a build can put into it."""
     if (ready := context.ready.get(recipe)) is not None:
+        if weights.template:
+            raise PlanRefused(
+                f"The profile has a chat template of its own, and {recipe.value} is ready-made: that is taken as it is.",
+                hint="--no-ready-made builds it of the weights with the profile's template; or take chat.template, or "
+                f'[artifacts."{recipe.value}"], out of the profile.',
+            )
         return (_fetch(recipe, ready),)
     fetch: tuple[Prerequisite, ...] = (FetchWeights(weights.fetch, weights.key),) if weights.fetch is not None else ()
     if (packed := packed_for(recipe, context)) is not None:

@@ -75,6 +75,19 @@ def test_a_ready_made_gguf_comes_before_a_ready_made_checkpoint() -> None:
     assert fetch.file == "name-NVFP4.gguf"
 
 
+@pytest.mark.parametrize("recipe", [Recipe.GGUF_Q6_K, Recipe.NVFP4A16])
+def test_the_profiles_template_cannot_be_put_into_what_is_ready_made(recipe: Recipe) -> None:
+    file = {"file": "name.gguf"} if recipe is Recipe.GGUF_Q6_K else {}
+    profile = tiny(weights=HUB, artifacts={recipe.value: PACKED | file})
+    weights = replace(weights_of(profile), template="{{ messages }}")
+    with pytest.raises(PlanRefused, match="chat template of its own"):
+        artifact_prerequisites(recipe, weights, context_of(profile))
+    built = artifact_prerequisites(recipe, weights, context_of(tiny(weights=HUB)))
+    assert [step.template for step in built if isinstance(step, BuildArtifact)] == ["{{ messages }}"]
+    repacked = artifact_prerequisites(Recipe.GGUF_NVFP4, weights, context_of(profile))
+    assert [step.template for step in repacked if isinstance(step, BuildArtifact)] == ["{{ messages }}"]
+
+
 def test_a_lora_beside_it_needs_the_weights_that_it_is_converted_for() -> None:
     profile = tiny(weights=HUB, artifacts={"nvfp4a16": PACKED})
     spec = DeploymentSpec(profile=profile, engine="llamacpp", target="local", recipe=Recipe.GGUF_NVFP4)
