@@ -124,9 +124,9 @@ def artifact_prerequisites(recipe: Recipe, weights: WeightsFacts, context: Resol
     if (ready := context.ready.get(recipe)) is not None:
         if weights.template:
             raise PlanRefused(
-                f"The profile has a chat template of its own, and {recipe.value} is ready-made: that is taken as it is.",
-                hint="--no-ready-made builds it of the weights with the profile's template; or take chat.template, or "
-                f'[artifacts."{recipe.value}"], out of the profile.',
+                f"The profile has a chat template of its own, and {recipe.value} is ready-made: taken as it is.",
+                hint=f'Take [artifacts."{recipe.value}"] out of the profile, or chat.template; where it stands under '
+                "[published], --no-ready-made builds it of the weights.",
             )
         return (_fetch(recipe, ready),)
     fetch: tuple[Prerequisite, ...] = (FetchWeights(weights.fetch, weights.key),) if weights.fetch is not None else ()
