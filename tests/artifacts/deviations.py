@@ -5,6 +5,7 @@ What stands in none of these tables is held equal.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 
@@ -49,6 +50,38 @@ REFUSED = {
     "weights-wrapped": Refusal("missing: model.embed_tokens.weight", _WRAPPED),
 }
 
+_SPLIT = "Transformers makes the tokenizer anew by its class, and splits text otherwise than tokenizer.json says."
+_NO_WORDS = "GGUF has no words for it."
+_SLOW = "Transformers makes tokenizer.json of them, in a way that depends on the class."
+_CLASS = Refusal("splits text as gpt-2 does, Qwen2Tokenizer", _SPLIT)
+
+# By whoever makes a GGUF; vLLM serves them.
+NO_GGUF = {
+    "class-no-config": _CLASS,
+    "class-none": _CLASS,
+    "class-qwen2": _CLASS,
+    "class-qwen2-fast": _CLASS,
+    "end-many": Refusal("at 3 tokens besides its eos", "A GGUF has room for two, and none is to be run over."),
+    "files-none": Refusal("tokenizer.json cannot be read", "There is no tokenizer."),
+    "files-slow": Refusal("has a tokenizer without tokenizer.json", _SLOW),
+    "files-split-special": Refusal("split_special_tokens", _NO_WORDS),
+    "qwen2-foreign": _CLASS,
+    "token-left": Refusal("added token '<|help|>' has lstrip", _NO_WORDS),
+    "token-right": Refusal("added token '<|help|>' has rstrip", _NO_WORDS),
+    "token-normalized": Refusal("normalizer {'type': 'NFKC'}", "llama.cpp takes texts as they come."),
+    "token-word": Refusal("added token 'is' has single_word", _NO_WORDS),
+    "tool-llamafactory-4": _CLASS,
+    "tool-transformers-4-class": _CLASS,
+    "tool-transformers-4-in-config": _CLASS,
+    "tool-transformers-4-resized": _CLASS,
+    "tool-transformers-4-sharded": _CLASS,
+    "tool-transformers-4-slow": Refusal("has a tokenizer without tokenizer.json", _SLOW),
+    "vocabulary-short": Refusal("'<|help|>' has id 4096, config.json says vocab_size 4096", "A prompt may have it."),
+}
+
+# By whoever makes a view for an engine that reads directories.
+NO_VIEW = {"files-none": Refusal("has no tokenizer", "Transformers makes one of a single token.")}
+
 _NO_BOS = "texts to be completed do not begin with"
 _NO_SPACE = "texts to be completed have no space in front"
 _ONE_MORE = "what begins with a space has one space more"
@@ -91,3 +124,19 @@ ALSO_ADDED: dict[str, dict[int, tuple[str, bool]]] = {
 }
 # Transformers makes a tokenizer of its own, of one token.
 NO_TOKENIZER = ("files-none",)
+
+# Texts that the remarks above are about.
+SPACES: dict[str, Callable[[str], bool]] = {
+    _NO_SPACE: lambda text: bool(text),
+    _ONE_MORE: lambda text: text.startswith(" ") or "> " in text,
+    _SPACES: lambda text: text.startswith(" ") or ">" in text,
+}
+
+# Transformers applies an adapter that lies beside weights, once more; orch does not.
+ANSWERS_OF = {"left-adapter": "plain", "tool-torchtune-lora": "plain"}
+
+# What vLLM's transformers (5.19) reads otherwise than the one of the right values (5.24), in a directory and its view
+# alike: it adds <s> and <unk>, behind the last row.
+OTHER_IN_VLLM = {"class-llama-fast": ("added", "texts")}
+# An empty template is none; transformers makes an empty prompt of any chat.
+EMPTY_TEMPLATE = ("template-empty",)
