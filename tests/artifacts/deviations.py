@@ -132,8 +132,17 @@ SPACES: dict[str, Callable[[str], bool]] = {
     _SPACES: lambda text: text.startswith(" ") or ">" in text,
 }
 
-# Transformers applies an adapter that lies beside weights, once more; orch does not.
-ANSWERS_OF = {"left-adapter": "plain", "tool-torchtune-lora": "plain"}
+# Kinds whose answers are those of another: transformers applies an adapter that lies beside weights once more, and
+# heeds of generation_config.json what no engine does. Both are told.
+ANSWERS_OF = {
+    "left-adapter": "tool-peft-merged",
+    "sampling-beams": "plain",
+    "sampling-ngram": "plain",
+    "tool-torchtune-lora": "tool-peft-merged",
+}
+
+# Chats that llama.cpp renders though the template refuses them: it writes the system's words into the user's turn.
+RENDERED = {"template-no-system": ("system",)}
 
 # What vLLM's transformers (5.19) reads otherwise than the one of the right values (5.24), in a directory and its view
 # alike: it adds <s> and <unk>, behind the last row.

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from artifact_files import quantizer
-from deviations import ANSWERS_OF, NO_GGUF, REFUSED, REMARKS, SPACES
+from deviations import ANSWERS_OF, NO_GGUF, REFUSED, REMARKS, RENDERED, SPACES
 from llamacpp_serving import post, serving
 from meanings import ASKED, KINDS, Answer, Right, lay, right
 
@@ -100,7 +100,7 @@ class Served:
             return
         for name, told in self.told.chats.items():
             asked = dict(ASKED["chats"][name])
-            if asked.pop("continue_final_message", False):
+            if asked.pop("continue_final_message", False) or name in RENDERED.get(self.kind, ()):
                 continue
             try:
                 prompt = self._prompt(asked)
