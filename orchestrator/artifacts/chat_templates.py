@@ -40,7 +40,10 @@ def _in_config(config: Path, value: Any) -> tuple[ChatTemplate, ...]:
         isinstance(one, dict) and isinstance(one.get("name"), str) and isinstance(one.get("template"), str)
         for one in entries
     ):
-        raise SourceError(f"{config}: chat_template is neither a text nor a list of named ones.")
+        raise SourceError(
+            f"{config}: chat_template is neither a text nor a list of named ones.",
+            f"Put the template into a file {TEMPLATE} beside it: then that one counts.",
+        )
     named = {one["name"]: _writable(config, one["template"]) for one in entries}
     return tuple(
         ChatTemplate(name=name, text=named[name]) for name in sorted(named, key=lambda name: (name != DEFAULT, name))
@@ -58,5 +61,8 @@ def _text(file: Path) -> str:
 
 def _writable(file: Path, text: str) -> str:
     if any("\ud800" <= char <= "\udfff" for char in text):
-        raise SourceError(f"{file}: chat_template is not Unicode text.")
+        raise SourceError(
+            f"{file}: chat_template is not Unicode text.",
+            f"Put the template into a file {TEMPLATE} beside it: then that one counts.",
+        )
     return text

@@ -65,7 +65,10 @@ def _ids(file: Path) -> list[int]:
     numbers = value if isinstance(value, list) else [] if value is None else [value]
     # -1 stands for none in configurations of the first Llamas.
     if not all(type(number) is int and number >= -1 for number in numbers):
-        raise SourceError(f"{file}: eos_token_id is {value!r}, neither an id nor a list of ids.")
+        raise SourceError(
+            f"{file}: eos_token_id is {value!r}, neither an id nor a list of ids.",
+            "Name the id of the token that ends an answer there: tokenizer.json lists them.",
+        )
     return [number for number in dict.fromkeys(numbers) if number >= 0]
 
 

@@ -72,7 +72,7 @@ def read_meaning(directory: Path, template: str | None = None) -> Meaning:
         remarks=(
             *_of_templates(templates, broken),
             *_of_ends(tokenizer, ends),
-            *_of_texts(tokenizer, templates),
+            *_of_texts(tokenizer, templates, str(config.get("model_type"))),
             *(["generation_config.json says " + ", ".join(ignored) + ", which no engine heeds"] if ignored else []),
             *(["an adapter lies beside the weights, and is not applied: orch lora add"] if ADAPTER in names else []),
         ),
@@ -127,19 +127,24 @@ def _of_ends(tokenizer: TokenizerFiles, ends: tuple[End, ...]) -> list[str]:
     return found
 
 
-def _of_texts(tokenizer: TokenizerFiles, templates: tuple[ChatTemplate, ...]) -> list[str]:
+def _of_texts(tokenizer: TokenizerFiles, templates: tuple[ChatTemplate, ...], model_type: str) -> list[str]:
     """What llama.cpp does otherwise with texts that are to be completed."""
     found = []
     default = next((one.text for one in templates if one.name == DEFAULT), "")
     adds = put_around(tokenizer) or {}
-    if default and adds.get("bos") and not writes_bos(default, tokenizer):
+    bos = tokenizer.named.get("bos")
+    if default and bos and adds.get("bos") and not writes_bos(default, tokenizer):
         found.append(
-            f"texts to be completed do not begin with {tokenizer.named.get('bos')} on llama.cpp and Ollama: there is "
+            f"texts to be completed do not begin with {bos} on llama.cpp and Ollama: there is "
             "one setting, and the chat template does not write it"
         )
-    model = tokenizer.document.get("model")
-    if isinstance(model, dict) and model.get("byte_fallback") and _is_llamas(tokenizer):
-        found.append("what begins with a space has one more on llama.cpp and Ollama, as it had in transformers 4")
+    if tokenizer.is_spm and loses_space(tokenizer, model_type, default):
+        found.append(
+            "texts to be completed have no space in front on llama.cpp and Ollama: there is one setting, and after the "
+            "special token that a chat begins with there is none"
+        )
+    elif tokenizer.is_spm and (where := tokenizer.space_in_front(model_type)) in _ONE_MORE:
+        found.append(f"what {_ONE_MORE[where]} has one space more on llama.cpp and Ollama, as it had in transformers 4")
     return found
 
 
@@ -165,9 +170,11 @@ def writes_bos(template: str, tokenizer: TokenizerFiles) -> bool:
         return True
 
 
-def _is_llamas(tokenizer: TokenizerFiles) -> bool:
-    """Whether transformers 5 makes the tokenizer anew, as that of Llama."""
-    return str(tokenizer.config.get("tokenizer_class", "LlamaTokenizer")).removesuffix("Fast") == "LlamaTokenizer"
+def loses_space(tokenizer: TokenizerFiles, model_type: str, template: str) -> bool:
+    """Whether chats begin with a special token after which no space is put, though one is put in front of other texts:
+    a GGUF has one setting for both, and chats come first."""
+    return tokenizer.space_in_front(model_type) == "first" and bool(template) and writes_bos(template, tokenizer)
 
 
+_ONE_MORE = {"always": "begins with a space", "first": "begins with a space or follows a special token"}
 _HELLO = ({"role": "user", "content": "Hello!"},)

@@ -155,6 +155,7 @@ def opened(source: Path, template: str | None = None) -> Iterator[Weights]:
         families.check(checkpoint, config)
         if config.tie_word_embeddings and head_is_own(checkpoint):
             config, meaning = replace(config, tie_word_embeddings=False), replace(meaning, tied=False)
+            families.check(checkpoint, config)
         shards = {file: number for number, file in enumerate(checkpoint.files)}
         tensors = [checkpoint.tensors[name] for name in families.expected_tensors(config)]
         tensors.sort(key=lambda tensor: (shards[tensor.file], tensor.offset))

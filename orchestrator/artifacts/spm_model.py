@@ -14,6 +14,8 @@ from orchestrator.artifacts.disk import host_errors
 from orchestrator.artifacts.vocabulary import Token, refuse
 from orchestrator.errors import SourceError
 
+# Pieces that stand for no text.
+SPECIAL = (TokenType.UNKNOWN, TokenType.CONTROL)
 _MAX_MODEL = 100_000_000
 
 # sentencepiece_model.proto: field numbers of ModelProto, SentencePiece, TrainerSpec and NormalizerSpec.

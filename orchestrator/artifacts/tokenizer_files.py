@@ -1,17 +1,18 @@
 """A tokenizer's files as transformers 5 reads them together: what is added to the vocabulary, and which tokens have a
 name.
 
-tokenizer.json has the vocabulary. What tokenizer_config.json lists in `added_tokens_decoder` is added to it; where that
-list is missing, special_tokens_map.json and added_tokens.json of older versions are read in its place. A token with a
-name (eos_token) is special, whatever the lists say (transformers/tokenization_utils_base.py, `_from_pretrained`, and
-tokenization_utils_tokenizers.py, `__init__`; all of it seen with transformers 5.24).
+tokenizer.json has the vocabulary, or in its place vocab.json or tokenizer.model. What tokenizer_config.json lists in
+`added_tokens_decoder` is added to it; where that list is missing, special_tokens_map.json and added_tokens.json of
+older versions are read in its place. A token with a name (eos_token) is special, whatever the lists say
+(transformers/tokenization_utils_base.py, `_from_pretrained`, and tokenization_utils_tokenizers.py, `__init__`; all of
+it seen with transformers 5.24).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from orchestrator.errors import SourceError
 
 TOKENIZER = "tokenizer.json"
 PIECES = "tokenizer.model"
+SLOW = "vocab.json"
 CONFIG = "tokenizer_config.json"
 NAMED_SUFFIX = "_token"
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
@@ -38,20 +40,38 @@ class Added:
 @dataclass(frozen=True)
 class TokenizerFiles:
     """`document` is tokenizer.json, empty where there is none; `config` tokenizer_config.json; `named` the texts of the
-    tokens that have a name there, by its first part: bos, eos, pad."""
+    tokens that have a name there, by its first part: bos, eos, pad. `vocabulary` are the learnt tokens with their ids,
+    empty where none of its files lists them by text."""
 
     directory: Path
     document: Mapping[str, Any]
     config: Mapping[str, Any]
     named: Mapping[str, str]
+    vocabulary: Mapping[str, int]
     added: tuple[Added, ...]
 
     @property
-    def vocabulary(self) -> Mapping[str, int]:
-        """The learnt tokens with their ids; empty where tokenizer.json does not list them by text."""
+    def is_spm(self) -> bool:
+        """Whether it is a SentencePiece model, or the translation of one: what no piece covers is told in bytes."""
+        if not self.document:
+            return (self.directory / PIECES).is_file()
         model = self.document.get("model")
-        found = model.get("vocab") if isinstance(model, dict) else None
-        return found if isinstance(found, dict) else {}
+        return isinstance(model, dict) and model.get("type") == "BPE" and model.get("byte_fallback") is True
+
+    def made_as_llama(self, model_type: str) -> bool:
+        """Whether transformers 5 makes it anew as the tokenizer of Llama: of Mistral's it never does."""
+        name = str(self.config.get("tokenizer_class", "")).removesuffix("Fast")
+        return not self.document or (name == "LlamaTokenizer" and model_type != "mistral")
+
+    def space_in_front(self, model_type: str) -> str:
+        """Of what a SentencePiece tokenizer puts a space in front: "never", the "first" part of a text, "always" of all
+        parts between special tokens, or "even" of those that begin with one, as llama.cpp does."""
+        if self.made_as_llama(model_type):
+            # transformers/convert_slow_tokenizer.py, `_get_prepend_scheme`.
+            spaces = self.config.get("add_prefix_space") is not False
+            return ("always" if self.config.get("legacy") else "first") if spaces else "never"
+        split = self.document.get("pre_tokenizer")
+        return str(split.get("prepend_scheme")) if isinstance(split, dict) else "even"
 
     @property
     def ids(self) -> dict[str, int]:
@@ -60,8 +80,8 @@ class TokenizerFiles:
 
     @property
     def digest(self) -> str:
-        """A SHA-256 over all tokens and what becomes of them; empty without tokenizer.json."""
-        if not self.document:
+        """A SHA-256 over all tokens and what becomes of them; empty without a vocabulary."""
+        if not self.vocabulary:
             return ""
         kinds = {token.id: "special" if token.special else "added" for token in self.added}
         digest = hashlib.sha256()
@@ -77,9 +97,34 @@ def read_tokenizer_files(directory: Path) -> TokenizerFiles:
     legacy = "added_tokens_decoder" not in config
     named = _named(config) | (_named(_object(directory / "special_tokens_map.json")) if legacy else {})
     added = _in_document(directory / TOKENIZER, document)
+    vocabulary = _learnt(document) if document else _object(directory / SLOW)
+    if not document and not vocabulary:
+        vocabulary, added = _in_pieces(directory / PIECES)
     lists = _legacy_list(directory, named) if legacy else _list(directory / CONFIG, config)
-    files = TokenizerFiles(directory, document, config, named, added)
-    return TokenizerFiles(directory, document, config, named, _joined(files, lists)) if document else files
+    files = TokenizerFiles(directory, document, config, named, vocabulary, added)
+    return replace(files, added=_joined(files, lists)) if document or vocabulary else files
+
+
+def _learnt(document: Mapping[str, Any]) -> dict[str, int]:
+    model = document.get("model")
+    found = model.get("vocab") if isinstance(model, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _in_pieces(file: Path) -> tuple[dict[str, int], tuple[Added, ...]]:
+    """The pieces of a SentencePiece model, and those that stand for no text; nothing for what is none, or none that a
+    GGUF can have: who builds one says why not."""
+    if not file.is_file():
+        return {}, ()
+    # Few directories need it, and it takes long to import.
+    from orchestrator.artifacts.spm_model import SPECIAL, read_pieces
+
+    try:
+        pieces = read_pieces(file)
+    except SourceError:
+        return {}, ()
+    special = tuple(Added(number, piece.text, True) for number, piece in enumerate(pieces) if piece.kind in SPECIAL)
+    return {piece.text: number for number, piece in enumerate(pieces)}, special
 
 
 def _object(file: Path) -> dict[str, Any]:

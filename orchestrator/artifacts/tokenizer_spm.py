@@ -7,17 +7,15 @@ score for all pieces, with which text is split wrongly. Here the scores are made
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from gguf import TokenType
 
-from orchestrator.artifacts.json_file import read_json
+from orchestrator.artifacts.meaning import loses_space
 from orchestrator.artifacts.spm_model import read_pieces
-from orchestrator.artifacts.tokenizer_files import CONFIG, PIECES, TOKENIZER, Added, TokenizerFiles
+from orchestrator.artifacts.tokenizer_files import CONFIG, PIECES, TOKENIZER, TokenizerFiles
 from orchestrator.artifacts.vocabulary import Token, Tokenizer, Vocabulary, as_token, expressible, read_special, refuse
-from orchestrator.core.meaning import Meaning
+from orchestrator.core.meaning import DEFAULT, Meaning
 from orchestrator.errors import SourceError
 
 SPACE = "\u2581"
@@ -36,25 +34,11 @@ def read_model(files: TokenizerFiles, vocab_size: int, meaning: Meaning) -> Toke
     vocabulary = Vocabulary(file, vocab_size)
     for number, token in enumerate(read_pieces(file)):
         vocabulary.place(number, token)
-    for added in expressible(files) if files.document else _listed(files):
-        vocabulary.put(added.id, as_token(added, _ADDED_SCORE))
+    for added in expressible(files):
+        # What only the pieces know stays as it is there.
+        if files.document or added.id not in vocabulary or vocabulary[added.id].text != added.text:
+            vocabulary.put(added.id, as_token(added, _ADDED_SCORE))
     return _tokenizer(files, vocabulary, meaning)
-
-
-def _listed(files: TokenizerFiles) -> list[Added]:
-    """What is added where there is no tokenizer.json, as llama.cpp's converter finds it."""
-    added = files.directory / "added_tokens.json"
-    found = [Added(number, text, False) for text, number in read_json(added).items()] if added.is_file() else []
-    config = files.directory / CONFIG
-    decoder = files.config.get("added_tokens_decoder", {})
-    if not isinstance(decoder, dict):
-        refuse(config, "added_tokens_decoder is not an object")
-    for key, entry in decoder.items():
-        content = entry.get("content") if isinstance(entry, dict) else None
-        if not key.isascii() or not key.isdecimal() or not isinstance(content, str):
-            refuse(config, f"added_tokens_decoder has {key!r}: {entry!r}")
-        found.append(Added(int(key), content, bool(entry.get("special"))))
-    return found
 
 
 def has_pieces_of(files: TokenizerFiles) -> bool:
@@ -67,12 +51,6 @@ def has_pieces_of(files: TokenizerFiles) -> bool:
     except SourceError:
         return False
     return pieces == files.vocabulary
-
-
-def is_spm(raw: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json is the translation of a SentencePiece model: what no piece covers is told in bytes."""
-    model = raw.get("model")
-    return isinstance(model, dict) and model.get("type") == "BPE" and model.get("byte_fallback") is True
 
 
 def read_json_spm(files: TokenizerFiles, vocab_size: int, meaning: Meaning) -> Tokenizer:
@@ -106,21 +84,23 @@ def _tokenizer(files: TokenizerFiles, vocabulary: Vocabulary, meaning: Meaning) 
         tuple(int(token.kind) for token in padded),
         read_special(files, meaning, vocabulary, ()),
         tuple(token.score for token in padded),
-        _adds_space(files),
+        _adds_space(files, meaning),
     )
 
 
-def _adds_space(files: TokenizerFiles) -> bool:
-    """Whether a space is put in front of each text. SourceError for what llama.cpp would do differently with spaces.
+def _adds_space(files: TokenizerFiles, meaning: Meaning) -> bool:
+    """Whether a space is put in front of each part of a text. SourceError for what llama.cpp would do differently with
+    spaces.
 
     transformers 5 makes the tokenizers of Llama's class anew, and then add_prefix_space decides; else tokenizer.json.
     """
     said = files.config.get("add_prefix_space")
     if said is not None and not isinstance(said, bool):
         refuse(files.directory / CONFIG, f"add_prefix_space is {said!r}")
-    of_llama = str(files.config.get("tokenizer_class", "LlamaTokenizer")).removesuffix("Fast") == "LlamaTokenizer"
     translated = _prepends(files) if files.document else True
-    return said if said is not None and (of_llama or not files.document) else translated
+    if not files.made_as_llama(meaning.model_type):
+        said = translated
+    return said is not False and not loses_space(files, meaning.model_type, meaning.template(DEFAULT))
 
 
 def _prepends(files: TokenizerFiles) -> bool:

@@ -16,6 +16,7 @@ from orchestrator.artifacts.families import FAMILIES
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.meaning import read_meaning
 from orchestrator.artifacts.safetensors import Checkpoint
+from orchestrator.artifacts.tokenizer_files import PIECES, SLOW, TOKENIZER
 from orchestrator.core.meaning import Meaning
 from orchestrator.core.weights import INDEX
 from orchestrator.errors import SourceError
@@ -28,6 +29,8 @@ def build_view(source: Path, work: Path, template: str | None) -> None:
     weights = [name for name in meaning.files if name.endswith(".safetensors")]
     if not weights:
         raise SourceError(f"{source} holds no safetensors files.", "Point to a directory in Hugging Face layout.")
+    if not any(name in meaning.files for name in (TOKENIZER, PIECES, SLOW)):
+        raise SourceError(f"{source} has no tokenizer.", f"Put the model's {TOKENIZER} beside its weights.")
     with host_errors(f"write {work}"):
         for name in weights:
             (work / name).symlink_to(_target(source, work) / name)

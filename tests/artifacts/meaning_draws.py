@@ -32,6 +32,7 @@ ADDED = (
 )
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"num_key_value_heads": 2, "head_dim": 32, "rms_norm_eps": 1e-5, "max_position_embeddings": 1024}
+FLAGS = ("lstrip", "rstrip", "single_word")
 FAMILIES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 FAMILIES |= {"mistral": "MistralForCausalLM"}
 
@@ -95,16 +96,18 @@ class _Drawing:
         qwen = kind == "qwen2" or (kind == "qwen3" and self._choice("as Qwen's", False, True))
         split = "qwen2" if qwen else self._choice("split", "gpt-2", "qwen2", "llama-bpe")
         changes["/pre_tokenizer"] = PRE_TOKENIZERS[split]
+        # As Llama 3 has it: what is a word of the vocabulary is taken whole.
+        changes["/model/ignore_merges"] = split == "llama-bpe"
         if qwen or self._choice("normalizer", None, None, "NFC"):
             changes["/normalizer"] = {"type": "NFC"}
         if self._choice("begins", False, False, True):
             changes["/post_processor"] = BEGINS
             self._named["bos_token"] = "<|endoftext|>"
         self._added = random.sample(ADDED, self._choice("added", 0, 1, 2, 4))
-        flags = ("special", "lstrip", "rstrip", "single_word")
+        flags = self._choice("flags", *(() for _ in range(6)), ("lstrip",), ("rstrip",), ("single_word",))
         tokens = [
-            {"id": 4096 + number, "content": text, "normalized": False}
-            | {flag: random.random() < 0.3 for flag in flags}
+            {"id": 4096 + number, "content": text, "normalized": False, "special": random.random() < 0.3}
+            | {flag: flag in flags for flag in FLAGS}
             for number, text in enumerate(self._added)
         ]
         self.choices["tokens"] = tokens
