@@ -74,7 +74,7 @@ os.environ["PYTHONPATH"] = "{OLLAMA_AT}"
 os.execv(sys.executable, [sys.executable, "{OLLAMA_AT}/{STAND_IN.name}", *sys.argv[1:]])
 """
 TOOLS_AT = "/usr/lib/llama-tools"
-TOOLS_PACKAGES = ("gguf", "xllamacpp")
+TOOLS_PACKAGES = ("gguf", "jinja2", "xllamacpp")
 TOOLS_STAND_IN = ROOT / "scripts" / "tools_stand_in.py"
 TOOLS_PROGRAM = f"""\
 #!{PYTHON}

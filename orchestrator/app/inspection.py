@@ -11,7 +11,7 @@ from orchestrator.artifacts.head import head_is_own
 from orchestrator.artifacts.inspection import Inspection, gguf_in, inspect
 from orchestrator.artifacts.quantization_error import TensorError, compare, relative, sqnr
 from orchestrator.artifacts.safetensors import Checkpoint
-from orchestrator.core.meaning import Meaning, SamplingDefault, sampling_defaults
+from orchestrator.core.meaning import Meaning, SamplingDefault, deviations, sampling_defaults
 from orchestrator.errors import SourceError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ __all__ = [
     "SamplingDefault",
     "TensorError",
     "compare",
+    "deviations",
     "inspect",
     "meaning_of",
     "place_of",

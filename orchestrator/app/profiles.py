@@ -38,7 +38,7 @@ def load_profile(name_or_path: str, observed: Observed) -> Profile:
         known = sorted({*shipped, *observed.desired})
         raise ProfileError(
             f"There is no profile named {name_or_path}.",
-            hint=f"Known: {', '.join(known)}; or give its file: -p FILE.toml",
+            hint=f"Known: {', '.join(known)}; or give its file, FILE.toml",
         )
     return _shipped(shipped[name_or_path])
 

@@ -95,7 +95,7 @@ FAMILIES = {
         writes_vocab_size=True,
     ),
 }
-_QUANTIZED = ("quantization_config", "compression_config")
+QUANTIZED = ("quantization_config", "compression_config")
 _PLAIN = {"use_sliding_window": False, "hidden_act": "silu", "partial_rotary_factor": 1.0}
 
 # llama.cpp's converter gives the vocabulary of CodeLlama special tokens that no file of it names.
@@ -132,7 +132,7 @@ def read_config(directory: Path, quantized: bool = False) -> ModelConfig:
     file = directory / "config.json"
     raw = read_json(file)
     if quantized:
-        raw = {name: value for name, value in raw.items() if name not in _QUANTIZED}
+        raw = {name: value for name, value in raw.items() if name not in QUANTIZED}
     family = _family(file, raw)
     problems = _refusals(raw, family)
     sizes = {name: _size(raw, name, problems) for name in _SIZES}
@@ -234,7 +234,7 @@ def _size(raw: Mapping[str, object], name: str, problems: list[str]) -> int:
 
 def _refusals(raw: dict[str, Any], family: Family) -> list[str]:
     """What makes the weights something else than a plain dense model of this family."""
-    problems = [f"the weights are quantized already ({name})" for name in _QUANTIZED if raw.get(name) is not None]
+    problems = [f"the weights are quantized already ({name})" for name in QUANTIZED if raw.get(name) is not None]
     plain = {**_PLAIN, **family.plain}
     problems += [f"{name} is {raw[name]!r}" for name, value in plain.items() if raw.get(name, value) != value]
     if not isinstance(raw.get("attention_bias", False), bool):

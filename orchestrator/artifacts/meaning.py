@@ -1,7 +1,7 @@
 """What a directory of weights means, by the rules of transformers 5, in one place: see core/meaning.py.
 
-Only small files are read here. Whether a head is another matrix than the embedding, the weights themselves say
-(one_pass.py).
+Of the weights only what stands at the head of their files is read here. Whether a head is another matrix than the
+embedding, they say themselves (head.py).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator.artifacts.chat_rendering import render_chat, template_problem
 from orchestrator.artifacts.chat_templates import read_templates
+from orchestrator.artifacts.contradictions import refuse_contradictions
 from orchestrator.artifacts.generation import read_ends, read_sampling
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.tokenizer_files import TokenizerFiles, put_around, read_tokenizer_files
@@ -49,6 +50,7 @@ def read_meaning(directory: Path, template: str | None = None) -> Meaning:
             f"{directory / 'config.json'} says that its weights are in {named!r} (transformers_weights).",
             f"Give that file the name {SINGLE}, and take transformers_weights out of config.json.",
         )
+    refuse_contradictions(directory, config)
     tokenizer = read_tokenizer_files(directory)
     templates, source = read_templates(directory)
     broken = {one.name: problem for one in templates if (problem := template_problem(one.text))}
@@ -123,6 +125,14 @@ def _of_ends(tokenizer: TokenizerFiles, ends: tuple[End, ...]) -> list[str]:
         found.append(
             f"llama.cpp and Ollama also end an answer at {', '.join(added)}, which the model does not list, and show "
             "clients nothing of it"
+        )
+    special = {one.id for one in tokenizer.added if one.special}
+    shown = [end.text for end in ends if end.text and end.id not in special and end.text not in LLAMA_CPP_ENDS]
+    if shown:
+        texts = ", ".join(map(repr, shown))
+        found.append(
+            f"answers that end at {texts}, which is no special token, have that text last on llama.cpp and Ollama, and "
+            "end before it on vLLM"
         )
     return found
 

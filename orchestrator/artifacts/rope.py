@@ -28,6 +28,28 @@ class Rope:
     original_max_position_embeddings: float = 1.0
 
 
+def rope_contradiction(raw: Mapping[str, Any]) -> str:
+    """What the newer and the older settings of positions say otherwise than each other, whatever the model; empty:
+    nothing."""
+    new, old = raw.get("rope_parameters"), raw.get("rope_scaling")
+    if not isinstance(new, dict) or any(isinstance(value, dict) for value in new.values()):
+        return ""
+    if isinstance(old, dict) and _scaling(old) != _scaling(new):
+        return "rope_scaling and rope_parameters contradict each other"
+    theta, inner = raw.get("rope_theta"), new.get("rope_theta")
+    if theta is not None and inner is not None and theta != inner:
+        return f"rope_theta is {theta}, in rope_parameters {inner}"
+    return ""
+
+
+def _scaling(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """By its newer names, without what stands beside it in older files."""
+    found = {
+        name: value for name, value in settings.items() if name not in ("type", "rope_theta") and value is not None
+    }
+    return {"rope_type": settings.get("type", PLAIN), **found}
+
+
 def read_rope(raw: Mapping[str, Any], known: tuple[str, ...], usual_theta: object, problems: list[str]) -> Rope:
     """From `rope_parameters` of newer configurations, or `rope_scaling` beside `rope_theta` of older ones.
 
@@ -40,13 +62,11 @@ def read_rope(raw: Mapping[str, Any], known: tuple[str, ...], usual_theta: objec
             continue
         if not isinstance(value, dict):
             problems.append(f"{name} is not an object")
-        elif found and found != value:
-            problems.append("rope_scaling and rope_parameters contradict each other")
         else:
             found = value
     theta = number({"rope_theta": usual_theta, **found, **raw}, "rope_theta", problems)
-    if found.get("rope_theta", theta) != theta:
-        problems.append(f"rope_theta is {theta}, in rope_parameters {found['rope_theta']}")
+    if problem := rope_contradiction(raw):
+        problems.append(problem)
     kind = found.get("rope_type", found.get("type", PLAIN))
     if kind not in known or found.keys() - {"rope_type", "type", "rope_theta", *_FIELDS[kind]}:
         problems.append(f"an unknown kind of scaled positions: {found!r}")

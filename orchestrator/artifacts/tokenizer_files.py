@@ -179,9 +179,9 @@ def _legacy_list(directory: Path, named: Mapping[str, str]) -> list[Added]:
 
 def _joined(files: TokenizerFiles, lists: list[Added]) -> tuple[Added, ...]:
     """Those of tokenizer.json, with what the lists and names add to them or know otherwise. A token that is not in the
-    vocabulary is given the next free id, whatever is said of it, so it had better be said that; what has two, whoever
-    makes a vocabulary of them will see."""
+    vocabulary is given the next free id, whatever is said of it, so it had better be said that."""
     found: dict[str, Added] = {}
+    others = {number: text for text, number in files.vocabulary.items() if type(number) is int}
     names = set(files.named.values())
     listed = {token.text: token for token in lists}
     unlisted = [Added(_NEXT, text, True) for text in dict.fromkeys([*files.named.values(), *_further(files.config)])]
@@ -193,6 +193,12 @@ def _joined(files: TokenizerFiles, lists: list[Added]) -> tuple[Added, ...]:
         if token.id > free:
             raise SourceError(
                 f"{files.directory}: {token.text!r} is said to have id {token.id}, and transformers gives it {number}.",
+                "Save the tokenizer again with the version of transformers that it was made with.",
+            )
+        taken = others.get(number) or next((one.text for one in found.values() if one.id == number), "")
+        if token.text not in files.vocabulary and taken:
+            raise SourceError(
+                f"{files.directory}: {token.text!r} and {taken!r} share id {number}.",
                 "Save the tokenizer again with the version of transformers that it was made with.",
             )
         known = listed.get(token.text, token)

@@ -6,13 +6,15 @@ so that there is one meaning. What else lies where the weights are is not there.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.artifacts import one_pass
+from orchestrator.artifacts.contradictions import is_plain
 from orchestrator.artifacts.description import write_description
 from orchestrator.artifacts.disk import host_errors, write_whole
-from orchestrator.artifacts.families import FAMILIES
+from orchestrator.artifacts.families import read_config
+from orchestrator.artifacts.head import head_is_own
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.meaning import read_meaning
 from orchestrator.artifacts.safetensors import Checkpoint
@@ -46,13 +48,21 @@ def _target(source: Path, work: Path) -> Path:
 
 
 def _checked(source: Path, template: str | None) -> Meaning:
-    """The meaning; of weights that are not quantized and of a known family checked against their tensors."""
-    config = read_json(source / "config.json")
-    plain = not any(config.get(name) for name in ("quantization_config", "compression_config"))
-    if plain and config.get("model_type") in FAMILIES:
+    """The meaning; of weights that builders know too checked against their tensors."""
+    if _is_known(source):
         with one_pass.opened(source, template) as weights:
             return weights.meaning
     meaning = read_meaning(source, template)
-    with ExitStack() as stack:
-        stack.enter_context(Checkpoint.open(source))
-    return meaning
+    with Checkpoint.open(source) as checkpoint:
+        own = meaning.tied and is_plain(read_json(source / "config.json")) and head_is_own(checkpoint)
+    return replace(meaning, tied=False) if own else meaning
+
+
+def _is_known(source: Path) -> bool:
+    """Whether all of its config.json is known. Other kinds of positions and sliding windows no builder knows, and
+    engines do."""
+    try:
+        read_config(source)
+    except SourceError:
+        return False
+    return True

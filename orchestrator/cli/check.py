@@ -46,16 +46,21 @@ def check(
 def _tell(screen: Screen, found: Checked) -> None:
     """A row for each check, a column for each engine; then what differs."""
     engines = [one.engine for one in found.answers]
-    titles = {one.engine: f"{one.engine} {one.recipe.value}" for one in found.answers}
-    rows = [
-        {"check": check.name, "as": check.expected} | {titles[one.engine]: _figure(one) for one in check.results}
+    rows = [{"check": "what it serves", "as": ""} | {one.engine: one.recipe.value for one in found.answers}]
+    rows += [
+        {"check": check.name, "as": check.expected} | {one.engine: _figure(one) for one in check.results}
         for check in found.checks
     ]
-    screen.table("The same model?", ("check", "as", *(titles[name] for name in engines)), rows)
+    screen.table("The same model?", ("check", "as", *engines), rows)
     for check in found.checks:
         for one in check.results:
             if one.first_difference:
                 screen.say(f"{check.name}, {one.engine}: {one.first_difference}")
+    if any(check.is_a_share and any(one.same != one.of for one in check.results) for check in found.checks):
+        screen.say(
+            "Two tokens can be nearly as likely: of the same weights most greedy answers have to be equal, of others "
+            "they are a figure."
+        )
     for skip in found.left_out:
         screen.say(f"Not asked: {skip.what.removeprefix('ask ')}: {skip.why}")
     alone = "Only one engine can be asked here." if len(engines) == 1 else ""

@@ -49,7 +49,7 @@ def inspect(
 ) -> None:
     """Show what a GGUF file or a directory of weights holds, and with --against how much quantizing has cost."""
     with session_of(as_json) as session:
-        from orchestrator.app.inspection import compare, meaning_of, place_of
+        from orchestrator.app.inspection import compare, deviations, meaning_of, place_of
         from orchestrator.app.inspection import inspect as inspect_path
 
         if plot is not None and against is None:
@@ -58,20 +58,22 @@ def inspect(
             )
         place = place_of(session.orch, path)
         found, meaning = inspect_path(place), meaning_of(session.orch, place)
+        weights = meaning_of(session.orch, against) if against is not None else None
+        differs = deviations(meaning, weights) if meaning is not None and weights is not None else None
         if not as_json:
-            _tell(session.screen, found, meaning)
+            _tell(session.screen, found, meaning, differs)
         errors = compare(place, against, session.progress) if against is not None else []
         if plot is not None:
             _draw(plot, found, errors)
         if as_json:
-            session.screen.result(_as_json(found, meaning, errors), "")
+            session.screen.result(_as_json(found, meaning, differs, errors), "")
         elif errors:
             _tell_errors(session.screen, errors)
             if plot is not None:
                 session.screen.note({"plot": str(plot)}, f"Drawn into {plot}.")
 
 
-def _tell(screen: Screen, found: Inspection, meaning: Meaning | None) -> None:
+def _tell(screen: Screen, found: Inspection, meaning: Meaning | None, differs: tuple[str, ...] | None) -> None:
     facts = {
         "form": f"{found.form}, {found.file_type}" if found.file_type else found.form,
         "architecture": found.architecture or "not stated",
@@ -79,6 +81,11 @@ def _tell(screen: Screen, found: Inspection, meaning: Meaning | None) -> None:
         "context": f"{found.context:,} tokens" if found.context else "not stated",
         "tokenizer": found.tokenizer or "none",
         **(_meaning_facts(meaning) if meaning is not None else {}),
+        **(
+            {"beside weights": "; ".join(differs) or "template, ends and tokens are the same"}
+            if differs is not None
+            else {}
+        ),
         "tensors": ", ".join(f"{count} {kind}" for kind, count in found.types.items()),
     }
     width = max(map(len, facts))
@@ -182,11 +189,15 @@ def _meaning_json(meaning: Meaning) -> dict[str, Any]:
     return value
 
 
-def _as_json(found: Inspection, meaning: Meaning | None, errors: list[TensorError]) -> dict[str, Any]:
+def _as_json(
+    found: Inspection, meaning: Meaning | None, differs: tuple[str, ...] | None, errors: list[TensorError]
+) -> dict[str, Any]:
     from orchestrator.app.inspection import relative, sqnr
 
     value = dataclasses.asdict(found) | {"bits": found.bits}
     value["meaning"] = _meaning_json(meaning) if meaning is not None else None
+    if differs is not None:
+        value["meaning"]["deviations"] = [*differs]
     value["parts"] = [dataclasses.asdict(part) | {"bits": part.bits} for part in found.parts]
     if errors:
         value["errors"] = [

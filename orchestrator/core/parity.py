@@ -130,6 +130,11 @@ class Check:
     results: tuple[Result, ...]
 
     @property
+    def is_a_share(self) -> bool:
+        """Whether less than all is enough."""
+        return any(one.least < one.of for one in self.results)
+
+    @property
     def holds(self) -> bool:
         """Whether all engines do as they must."""
         return all(one.holds for one in self.results)

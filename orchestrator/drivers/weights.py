@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.core.artifact import Recipe, artifact_key, source_of_files
+from orchestrator.core.artifact import BUILDER_FORMAT, Recipe, artifact_key, source_of_files
 from orchestrator.core.meaning import Meaning
 from orchestrator.core.part import Unfit
 from orchestrator.core.profile import ReadyMade, Weights
@@ -101,10 +101,10 @@ class WeightsCatalog:
         return WeightsFacts(source, key, str(root), None, total, read_shape(root), link_directories(root))
 
     def meaning(self, path: Path) -> Meaning:
-        """What a directory of weights, or a GGUF file, means; read again only where its small files have changed.
+        """What a directory of weights, or a GGUF file, means; read again only where its files have changed.
         SourceError where they contradict each other."""
-        files = [path] if path.is_file() else [file for file in _list(path) if file.suffix != ".safetensors"]
-        stamp = [[file.name, *_stamp(file)] for file in sorted(files) if file.is_file()]
+        files = [path] if path.is_file() else _list(path)
+        stamp = [[BUILDER_FORMAT], *([file.name, *_stamp(file)] for file in sorted(files) if file.is_file())]
         stamp += [[file.name, *_stamp(file)] for file in sorted(path.glob(f"{TEMPLATES}/*.jinja"))]
         cache = self._cache.with_name("meanings.json")
         cached = _read_cache(cache)

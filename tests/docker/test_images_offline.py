@@ -171,9 +171,9 @@ def damage(file: Path, how: str) -> None:
         case "empty":
             file.write_bytes(b"")
         case "another format":
-            file.write_bytes(whole.replace(b'"format": 2,', b'"format": 3,', 1))
+            file.write_bytes(whole.replace(b'"format": 3,', b'"format": 4,', 1))
         case "no JSON":
-            file.write_bytes(whole.replace(b'"format": 2,', b'"format": 2;', 1))
+            file.write_bytes(whole.replace(b'"format": 3,', b'"format": 3;', 1))
         case "a byte of an entry":
             flip(file, next(name for name in lock.members if name.endswith("model.gguf")))
         case _:
@@ -188,7 +188,7 @@ def damage(file: Path, how: str) -> None:
         ("longer", "is damaged"),
         ("foreign", "was not made by orch images save"),
         ("empty", "was not made by orch images save"),
-        ("another format", "the format 3"),
+        ("another format", "the format 4"),
         ("no JSON", "cannot be read"),
         ("a byte of an entry", "model.gguf is not what was saved"),
         ("a byte of an image", "images/0.tar is not what was saved"),

@@ -145,7 +145,7 @@ def chats_are_refused(orch: Orch, model: str) -> None:
             assert answer.status_code == 400, (path, stream, answer.text)
             told = answer.json()["error"]
             assert "no chat template" in told["message"]
-            assert "[chat] template = FILE" in told["message"]
+            assert '[chat] template = "FILE"' in told["message"]
             assert path == "/v1/messages" or told["code"] == "no_chat_template"
 
 
