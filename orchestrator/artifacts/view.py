@@ -27,7 +27,7 @@ from orchestrator.errors import SourceError
 def build_view(source: Path, work: Path, template: str | None) -> None:
     """Makes the view of the directory `source` in `work`. SourceError where its files contradict each other, as far as
     its family is known."""
-    meaning = _checked(source, template)
+    meaning = checked_meaning(source, template)
     weights = [name for name in meaning.files if name.endswith(".safetensors")]
     if not weights:
         raise SourceError(f"{source} holds no safetensors files.", "Point to a directory in Hugging Face layout.")
@@ -47,8 +47,9 @@ def _target(source: Path, work: Path) -> Path:
     return Path("..", source.name) if source.parent == store else source.absolute()
 
 
-def _checked(source: Path, template: str | None) -> Meaning:
-    """The meaning; of weights that builders know too checked against their tensors."""
+def checked_meaning(source: Path, template: str | None) -> Meaning:
+    """What the directory `source` means; of weights that builders know too checked against their tensors. SourceError
+    where its files contradict each other."""
     if _is_known(source):
         with one_pass.opened(source, template) as weights:
             return weights.meaning

@@ -21,23 +21,18 @@ _LOST = "Transformers makes the tensors that it misses anew, at random."
 _LEFT = "Transformers passes over tensors that it has no place for: with another config.json they would count."
 _WRAPPED = "Transformers finds none of the tensors, and makes all of them anew."
 _ROPE = "One of two values was trained with, and which one nobody can tell."
-_POSITIONS = "orch knows linear positions and Llama 3's."
 
 # On every engine.
 REFUSED = {
     "head-tied-only": Refusal("missing: model.embed_tokens.weight", _LOST),
     "head-tied-padded": Refusal("lm_head.weight is [4160, 256]", _BROKEN),
-    "head-unsaid": Refusal("missing: lm_head.weight", _LOST),
-    "head-untied-none": Refusal("missing: lm_head.weight", _LOST),
-    "mistral-window": Refusal("sliding_window is 16", "GGUF has no words for it, and llama.cpp sees all of a context."),
+    "head-unsaid": Refusal("there is none (lm_head.weight)", _LOST),
+    "head-untied-none": Refusal("there is none (lm_head.weight)", _LOST),
     "rope-both-differ": Refusal("rope_theta is 1000000.0, in rope_parameters 10000.0", _ROPE),
-    "rope-dynamic": Refusal("an unknown kind of scaled positions", _POSITIONS),
-    "rope-old-none": Refusal("rope_theta is None", "Transformers takes a value that config.json does not say."),
     "rope-scaling": Refusal("rope_scaling and rope_parameters contradict each other", _ROPE),
-    "rope-scaling-old": Refusal("an unknown kind of scaled positions", _POSITIONS),
     "token-gap": Refusal("is said to have id 4100, and transformers gives it 4096", "The row that it was trained in?"),
-    "vocabulary-wrong": Refusal("model.embed_tokens.weight is [4097, 256], config.json implies [4096, 256]", _BROKEN),
-    "vocabulary-wrong-more": Refusal("model.embed_tokens.weight is [4096, 256]", _BROKEN),
+    "vocabulary-wrong": Refusal("the embedding has 4097 rows", _BROKEN),
+    "vocabulary-wrong-more": Refusal("the embedding has 4096 rows", _BROKEN),
     "weights-compiled": Refusal("missing: model.embed_tokens.weight", _WRAPPED),
     "weights-in-config": Refusal("'tuned.safetensors' (transformers_weights)", "No engine but transformers reads it."),
     "weights-layers": Refusal("unexpected: model.layers.3.", _LEFT),
@@ -53,6 +48,7 @@ REFUSED = {
 _SPLIT = "Transformers makes the tokenizer anew by its class, and splits text otherwise than tokenizer.json says."
 _NO_WORDS = "GGUF has no words for it."
 _SLOW = "Transformers makes tokenizer.json of them, in a way that depends on the class."
+_POSITIONS = Refusal("an unknown kind of scaled positions", "orch knows linear positions and Llama 3's.")
 _CLASS = Refusal("splits text as gpt-2 does, Qwen2Tokenizer", _SPLIT)
 
 # By whoever makes a GGUF; vLLM serves them.
@@ -65,7 +61,11 @@ NO_GGUF = {
     "files-none": Refusal("tokenizer.json cannot be read", "There is no tokenizer."),
     "files-slow": Refusal("has a tokenizer without tokenizer.json", _SLOW),
     "files-split-special": Refusal("split_special_tokens", _NO_WORDS),
+    "mistral-window": Refusal("sliding_window is 16", "GGUF has no words for it, and llama.cpp sees all of a context."),
     "qwen2-foreign": _CLASS,
+    "rope-dynamic": _POSITIONS,
+    "rope-old-none": Refusal("rope_theta is None", "Transformers takes a value that config.json does not say."),
+    "rope-scaling-old": _POSITIONS,
     "token-left": Refusal("added token '<|help|>' has lstrip", _NO_WORDS),
     "token-right": Refusal("added token '<|help|>' has rstrip", _NO_WORDS),
     "token-normalized": Refusal("normalizer {'type': 'NFKC'}", "llama.cpp takes texts as they come."),
@@ -86,6 +86,7 @@ _NO_BOS = "texts to be completed do not begin with"
 _NO_SPACE = "texts to be completed have no space in front"
 _ONE_MORE = "what begins with a space has one space more"
 _SPACES = "what begins with a space or follows a special token has one space more"
+_PLAIN_END = "which is not a special token, have that text last on llama.cpp and Ollama"
 _ADAPTER = "an adapter lies beside the weights, and is not applied"
 
 # What somebody is told who looks at a kind, besides what every test of it finds by itself: that chats are refused, that
@@ -94,6 +95,9 @@ REMARKS = {
     "bos-flag-false": _NO_BOS,
     "bos-flag-fast": _NO_BOS,
     "bos-processor": _NO_BOS,
+    "end-four": _PLAIN_END,
+    "end-many": _PLAIN_END,
+    "end-word": _PLAIN_END,
     "left-adapter": _ADAPTER,
     "llama": _ONE_MORE,
     "llama-3": _NO_BOS,
@@ -146,6 +150,6 @@ RENDERED = {"template-no-system": ("system",)}
 
 # What vLLM's transformers (5.19) reads otherwise than the one of the right values (5.24), in a directory and its view
 # alike: it adds <s> and <unk>, behind the last row.
-OTHER_IN_VLLM = {"class-llama-fast": ("added", "texts")}
+OTHER_IN_VLLM = {"class-llama-fast": ("added", "texts", "chats")}
 # An empty template is none; transformers makes an empty prompt of any chat.
 EMPTY_TEMPLATE = ("template-empty",)

@@ -9,7 +9,7 @@ import pytest
 from deviations import ALSO_ADDED, NO_TOKENIZER, REFUSED, REMARKS
 from meanings import KINDS, Right, lay, right
 
-from orchestrator.artifacts import one_pass
+from orchestrator.artifacts.view import checked_meaning
 from orchestrator.core.meaning import NO_TEMPLATE, Meaning
 from orchestrator.errors import SourceError
 
@@ -22,8 +22,7 @@ HEEDED = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "max_token
 
 
 def meaning_of(kind: str, place: Path) -> Meaning:
-    with one_pass.opened(lay(kind, place)) as weights:
-        return weights.meaning
+    return checked_meaning(lay(kind, place), None)
 
 
 @pytest.mark.parametrize("kind", sorted({*KINDS} - {*REFUSED}))
