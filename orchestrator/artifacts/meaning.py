@@ -131,8 +131,8 @@ def _of_ends(tokenizer: TokenizerFiles, ends: tuple[End, ...]) -> list[str]:
     if shown:
         texts = ", ".join(map(repr, shown))
         found.append(
-            f"answers that end at {texts}, which is not a special token, have that text last on llama.cpp and Ollama, and "
-            "end before it on vLLM"
+            f"answers that end at {texts}, which is not a special token, have that text last on llama.cpp and Ollama, "
+            "and end before it on vLLM"
         )
     return found
 

@@ -4,6 +4,7 @@ they end, are those of transformers. The directories are shaped as tools leave t
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from docker_orch import DockerOrch
+from meaning_draws import FLAGS, Drawn, draw
 from meanings import ASKED, Right, lay, right
 from orch_command import ASSETS, Orch, script, stopped_afterwards
 from stand_in_orch import OnStandIn
@@ -33,6 +35,9 @@ OWN = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{{ '<|im_start|>assistant\n' }}"
 )
+# Of directories drawn at random, as many; differences of logarithms that other arithmetic may turn around.
+DRAWS = 12
+NEARLY = 0.5
 HELLO, GREETED = "Hello!", "Hello! How can I help you today?"
 NO_SAMPLING = "[sampling]\n"
 GREEDY = "[sampling]\ntemperature = 0.0\n"
@@ -353,6 +358,82 @@ def test_every_kind_is_the_same_after_a_migration(orch_vllm: Orch, tmp_path: Pat
     place = lay(kind, tmp_path / kind)
     migrated(orch_vllm, place)
     answers_rightly(orch_vllm, place, right(kind))
+
+
+@pytest.mark.vllm
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(DRAWS))
+def test_what_is_drawn_is_the_same_after_a_migration(orch_vllm: Orch, tmp_path: Path, seed: int) -> None:
+    """Asked of both engines directly: the tokens of all texts are those of tokenizer.json, and greedy ones are the
+    same for as long as no two are nearly as likely."""
+    drawn = drawn_for_gguf(seed, tmp_path / "models")
+    describe(orch_vllm, drawn.place)
+    up(orch_vllm)
+    own = Tokenizer.from_file(str(drawn.place / "tokenizer.json"))
+    texts = [text for text in drawn.texts if text and unicodedata.normalize("NFC", text) == text]
+    expected = [own.encode(text, add_special_tokens=False).ids for text in texts]
+    assert tokens_of(orch_vllm, texts) == expected, drawn.choices
+    prompts = [ids for ids in expected if len(ids) > 1][:5]
+    url, headers = directly(orch_vllm)
+    greedy = [
+        httpx.post(
+            f"{url}/completion",
+            json={"prompt": ids, "n_predict": 16, "temperature": 0, "return_tokens": True},
+            headers=headers,
+            trust_env=False,
+            timeout=60,
+        ).json()["tokens"]
+        for ids in prompts
+    ]
+    orch_vllm.run("migrate", "--to", "vllm")
+    assert tokens_of(orch_vllm, texts) == expected, drawn.choices
+    for ids, found in zip(prompts, greedy, strict=True):
+        firm = firm_on_vllm(orch_vllm, ids)
+        assert found[: len(firm)] == firm, drawn.choices
+
+
+def drawn_for_gguf(seed: int, places: Path) -> Drawn:
+    """The first draw from this seed on that GGUF has words for."""
+    found = (draw(number, places / str(number)) for number in range(1000 * seed, 1000 * (seed + 1)))
+    return next(one for one in found if not any(token[flag] for token in one.choices["tokens"] for flag in FLAGS))
+
+
+def directly(orch: Orch) -> tuple[str, dict[str, str]]:
+    """The address of the engine itself, and what it wants to be told."""
+    (instance,) = orch.engines()
+    secret = (orch.home / "secrets" / instance).read_text().strip()
+    return f"http://127.0.0.1:{orch.record(instance)['port']}", {"Authorization": f"Bearer {secret}"}
+
+
+def tokens_of(orch: Orch, texts: list[str]) -> list[list[int]]:
+    url, headers = directly(orch)
+    name = {"llamacpp": "content", "vllm": "prompt"}[next(iter(orch.engines().values()))["engine"]]
+    bodies = ({"model": "tiny", name: text, "add_special": False, "add_special_tokens": False} for text in texts)
+    return [
+        httpx.post(f"{url}/tokenize", json=body, headers=headers, trust_env=False, timeout=60).json()["tokens"]
+        for body in bodies
+    ]
+
+
+def firm_on_vllm(orch: Orch, ids: list[int]) -> list[int]:
+    """The greedy tokens up to where a second one is nearly as likely, or an answer ends."""
+    url, headers = directly(orch)
+    body = {"model": "tiny", "prompt": ids, "max_tokens": 16, "temperature": 0, "logprobs": 2}
+    answer = httpx.post(
+        f"{url}/v1/completions",
+        json=body | {"return_tokens_as_token_ids": True},
+        headers=headers,
+        trust_env=False,
+        timeout=60,
+    )
+    told = answer.json()["choices"][0]["logprobs"]
+    firm = []
+    for token, likely in zip(told["tokens"], told["top_logprobs"], strict=True):
+        first, second = sorted(likely.values(), reverse=True)[:2]
+        if first - second < NEARLY:
+            break
+        firm.append(int(token.removeprefix("token_id:")))
+    return firm
 
 
 @pytest.mark.vllm
