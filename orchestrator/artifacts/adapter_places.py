@@ -29,10 +29,10 @@ def refuse_other_places(directory: Path) -> None:
     if not found:
         raise SourceError(f"{directory} is not an adapter: it has no {CONFIG}.", _WHAT_IT_IS)
     best = found[0]
-    others = f" Others: {', '.join(path.name for path in found[1:4])}." if len(found) > 1 else ""
-    raise SourceError(
-        f"{directory} is not an adapter: it has no {CONFIG}. There is one below.", f"Name it: {best}.{others}"
-    )
+    more = [*(path.name for path in found[1:4]), *(["..."] if len(found) > 4 else [])]
+    others = f" Others: {', '.join(more)}" if more else ""
+    below = "There is one below" if not more else f"There are {len(found)} below"
+    raise SourceError(f"{directory} is not an adapter: it has no {CONFIG}. {below}.", f"Name it: {best}.{others}")
 
 
 _WHAT_IT_IS = "An adapter is a directory that PEFT has saved: adapter_config.json and adapter_model.safetensors."

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.artifacts.families import FAMILIES, HEAD, QUANTIZED
+from orchestrator.artifacts.families import FAMILIES, HEAD, QUANTIZED, refuse_other_class
 from orchestrator.artifacts.head import EMBEDDING
 from orchestrator.artifacts.rope import rope_contradiction
 from orchestrator.artifacts.safetensors import Checkpoint
@@ -14,12 +14,15 @@ from orchestrator.errors import SourceError
 
 
 def refuse_contradictions(directory: Path, config: Mapping[str, Any]) -> None:
-    """SourceError at the first one: positions are said twice and differently; a head of its own is not there; the
-    embedding has more or fewer rows than there are tokens. Of the weights their headers are read, where they are here.
+    """SourceError at the first one: two models are named; positions are said twice and differently; a head of its own
+    is not there; the embedding has more or fewer rows than there are tokens. Of the weights their headers are read,
+    where they are here.
     """
+    file = directory / "config.json"
+    refuse_other_class(file, config)
     if problem := rope_contradiction(config):
         raise SourceError(
-            f"{directory / 'config.json'}: {problem}.",
+            f"{file}: {problem}.",
             "Take out of config.json what the model was not trained with: rope_parameters, or rope_scaling and "
             "rope_theta beside it.",
         )

@@ -161,7 +161,20 @@ def read_config(directory: Path, quantized: bool = False) -> ModelConfig:
     )
 
 
+def refuse_other_class(file: Path, raw: Mapping[str, object]) -> None:
+    """SourceError where config.json has the model_type of one family and the class of another: transformers goes by the
+    first, vLLM by the second."""
+    family, named = FAMILIES.get(str(raw.get("model_type"))), raw.get("architectures")
+    others = [one.class_name for one in FAMILIES.values() if one is not family]
+    if family is not None and isinstance(named, list) and any(name in others for name in named):
+        raise SourceError(
+            f"{file} says model_type {raw.get('model_type')!r} and architectures {named!r}: different models.",
+            f'If it is the first, its architectures are ["{family.class_name}"]; else correct model_type.',
+        )
+
+
 def _family(file: Path, raw: Mapping[str, object]) -> Family:
+    refuse_other_class(file, raw)
     family = FAMILIES.get(str(raw.get("model_type")))
     if family is None or raw.get("architectures") != [family.class_name]:
         known = ", ".join(one.class_name for one in FAMILIES.values())
@@ -304,8 +317,8 @@ def check(checkpoint: Checkpoint, config: ModelConfig) -> None:
             problems.append(f"wrong type: {name} is {found[name].dtype}, not one of {', '.join(FLOATS)}")
     if problems:
         raise SourceError(
-            f"{checkpoint.files[0].parent}: {len(problems)} tensors do not fit config.json: {problems[0]}"
-            f"{' (and more)' if len(problems) > 1 else ''}.",
+            f"{checkpoint.files[0].parent} does not fit its config.json: {problems[0]}"
+            f"{f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''}.",
             _way_out(checkpoint, config),
             "\n".join(problems),
         )

@@ -31,9 +31,9 @@ def parse_json(file: Path, raw: bytes) -> dict[str, Any]:
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{file} does not hold valid JSON: {error}.", "Download it again.") from error
+        raise SourceError(f"{file} does not hold valid JSON: {error}.", "Correct it, or download it again.") from error
     if not isinstance(value, dict):
-        raise SourceError(f"{file} does not hold a JSON object.", "Download it again.")
+        raise SourceError(f"{file} does not hold a JSON object.", "Correct it, or download it again.")
     return value
 
 

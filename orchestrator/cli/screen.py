@@ -278,7 +278,8 @@ class Human(Screen):
     def error(self, error: OrchError) -> None:
         self._still()
         _write(typer.style("ERROR ", fg="red", bold=True) + _harmless(error.message), sys.stderr)
-        if error.detail:
+        # What one problem is, the message says already.
+        if error.detail and error.detail not in error.message:
             _write(typer.style(_indented(_harmless(error.detail)), dim=True), sys.stderr)
         if error.hint:
             _write(typer.style("TIP ", fg="cyan", bold=True) + _harmless(error.hint), sys.stderr)
