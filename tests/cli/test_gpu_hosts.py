@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from artifact_files import raw_safetensors
 from gpu_machines import (
     DRIVER_NOT_LOADED,
     H100,
@@ -196,12 +197,14 @@ def test_none_visible(machine: Machine) -> None:
 
 @pytest.fixture
 def qwen3_8b(tmp_path: Path) -> Path:
-    """Weights of Qwen3-8B's shape, in a file with nothing in it."""
+    """Weights of Qwen3-8B's shape, in a file with nothing of them in it."""
     directory = tmp_path / "weights"
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(CONFIG))
+    size = 64 * MIB
     with (directory / "model.safetensors").open("wb") as file:
-        file.truncate(64 * MIB)
+        file.write(raw_safetensors({"nothing": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}))
+        file.truncate(file.tell() + size)
     return directory
 
 
