@@ -494,6 +494,7 @@ def as_in_a_hubs_cache(place: Path, cache: Path) -> Path:
 
 @pytest.mark.docker
 @pytest.mark.vllm
+@pytest.mark.long
 def test_in_containers_a_view_leads_to_the_weights_wherever_they_lie(orch_docker: DockerOrch, tmp_path: Path) -> None:
     orch, wanted = orch_docker, right("end-turn-list")
     cached = as_in_a_hubs_cache(joined(tmp_path / "model"), tmp_path / "cache")

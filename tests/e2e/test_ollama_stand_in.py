@@ -158,11 +158,11 @@ def test_a_look_loads_nothing(orch: OnStandIn) -> None:
 
 @pytest.mark.slow
 def test_names_that_give_way_to_each_other_do_not_hang(orch: OnStandIn) -> None:
-    orch.slow(load=2)
+    orch.slow(load=1)
     orch.up()
     orch.run("lora", "add", "alpha", str(ASSETS / "lora-a"))
     load = orch.load("tiny", "alpha", clients=4, tokens=400)
-    wait_until(lambda: load.open_now() > 0, what="an open stream")
+    wait_until(lambda: load.streams, what="a stream")
     for _ in range(6):
         orch.status()
     assert [stream.problem for stream in load.stop() if stream.problem] == []
