@@ -29,8 +29,8 @@ def refuse_other_places(directory: Path) -> None:
     if not found:
         raise SourceError(f"{directory} is not an adapter: it has no {CONFIG}.", _WHAT_IT_IS)
     best = found[0]
-    more = [*(path.name for path in found[1:4]), *(["..."] if len(found) > 4 else [])]
-    others = f" Others: {', '.join(more)}" if more else ""
+    more = ", ".join(path.name for path in found[1:4])
+    others = f" Others: {more}{', ...' if len(found) > 4 else '.'}" if more else ""
     below = "There is one below" if not more else f"There are {len(found)} below"
     raise SourceError(f"{directory} is not an adapter: it has no {CONFIG}. {below}.", f"Name it: {best}.{others}")
 
