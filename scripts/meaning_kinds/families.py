@@ -140,36 +140,27 @@ family(
     QWEN2_TOKENIZER,
     tokenizer_config(tokenizer_class="PreTrainedTokenizerFast"),
 )
+WITH_BEGINNING = TINY_TOKENIZER | {
+    "tokenizer_config.json": {
+        "json": {
+            "bos_token": "<|endoftext|>",
+            "eos_token": "<|im_end|>",
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        }
+    }
+}
 family(
     "llama-3",
     "Llama with a byte-level tokenizer whose post-processor adds a beginning.",
     LLAMA | {"vocab_size": 4096, "bos_token_id": 0},
-    TINY_TOKENIZER
-    | {
-        "tokenizer_config.json": {
-            "json": {
-                "bos_token": "<|endoftext|>",
-                "eos_token": "<|im_end|>",
-                "tokenizer_class": "PreTrainedTokenizerFast",
-            }
-        }
-    },
+    WITH_BEGINNING,
     begins,
 )
 family(
     "llama-3-template",
     "The same with a template that writes the beginning.",
     LLAMA | {"vocab_size": 4096, "bos_token_id": 0},
-    TINY_TOKENIZER
-    | {
-        "tokenizer_config.json": {
-            "json": {
-                "bos_token": "<|endoftext|>",
-                "eos_token": "<|im_end|>",
-                "tokenizer_class": "PreTrainedTokenizerFast",
-            }
-        }
-    },
+    WITH_BEGINNING,
     begins,
     file("chat_template.jinja", "{{ bos_token }}" + CHATML),
 )

@@ -12,6 +12,7 @@ from artifact_files import (
     TINY,
     UNTIED,
     Reader,
+    copy_narrow,
     copy_tiny,
     edit_json,
     gguf_metadata,
@@ -122,13 +123,7 @@ def test_columns_that_no_block_divides_are_bf16_with_the_very_weights_of_the_che
 
 
 def test_columns_that_are_no_multiple_of_16_are_refused(tmp_path: Path) -> None:
-    source = copy_tiny(tmp_path / "source")
-    edit_json(source / "config.json", intermediate_size=40)
-    tensors = read_safetensors(source)
-    for name, tensor in tensors.items():
-        if "mlp" in name:
-            tensors[name] = np.ascontiguousarray(tensor[:, :40] if "down" in name else tensor[:40])
-    write_safetensors(source / "model.safetensors", tensors)
+    source = copy_narrow(tmp_path / "source")
     with pytest.raises(SourceError, match=r"down_proj\.weight \[256, 40\]: NVFP4 needs columns divisible by 16"):
         build(source, tmp_path / "model.gguf")
     assert list(tmp_path.iterdir()) == [source]
