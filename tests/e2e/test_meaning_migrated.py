@@ -81,6 +81,16 @@ def test_every_kind_is_the_same_after_a_migration(orch_vllm: Orch, tmp_path: Pat
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("kind", ["rope-scaling-old", "rope-dynamic"])
+def test_what_a_gguf_has_no_words_for_is_served_by_vllm(orch_vllm: Orch, tmp_path: Path, kind: str) -> None:
+    place = lay(kind, tmp_path / kind)
+    described = ("-p", str(describe(orch_vllm, place)))
+    assert "an unknown kind of scaled positions" in orch_vllm.run("up", "llamacpp", *described, code=10).err
+    orch_vllm.run("up", "vllm", *described)
+    answers_rightly(orch_vllm, place, right(kind))
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(DRAWS))
 def test_what_is_drawn_is_the_same_after_a_migration(orch_vllm: Orch, tmp_path: Path, seed: int) -> None:
     """Asked of both engines directly: the tokens of all texts are those of tokenizer.json, and greedy ones are the
