@@ -145,8 +145,8 @@ def read_config(directory: Path, quantized: bool = False) -> ModelConfig:
     if problems:
         raise SourceError(
             f"{file} cannot be built from: {problems[0]}{' (and more)' if len(problems) > 1 else ''}.",
-            "Use the original, unquantized weights of a dense model, or serve these with vLLM; llama.cpp's own tools make "
-            "a GGUF file of others: orch build gguf DIR -o FILE --in-container, or --tools LLAMA_CPP",
+            "Use the original, unquantized weights of a dense model, or serve these with vLLM; llama.cpp's own tools "
+            "make a GGUF file of others: orch build gguf DIR -o FILE --in-container, or --tools LLAMA_CPP",
             "\n".join(problems),
         )
     return ModelConfig(
