@@ -11,16 +11,19 @@ from dataclasses import asdict, dataclass, field, replace
 from urllib.parse import urlsplit
 
 from orchestrator.core import json_fields as fields
+from orchestrator.core.model_card import ModelCard
 from orchestrator.errors import PlanRefused
 
 # Of what the two sides of the gateway's admin socket say to each other, and of the routes that it keeps on disk. Where
 # no number is told it is 1: no hand-over, one backend to a route, and a field that is not known is an error. Since 2
 # routes are what they are; since 3 the gateway reads digests of keys, and adds what engines ask for; since 4 a route
-# says whether its model chats.
-PROTOCOL = 4
+# says whether its model chats; since 5 it says what is served, and which server's own API is beside OpenAI's.
+PROTOCOL = 5
 ROUTES_SINCE = 2
 FIRST_WITH_DIGESTS = 3
+# The APIs that engines know: those that others have taken up, and those of one server, beside OpenAI's.
 OPENAI, ANTHROPIC, OLLAMA = "openai", "anthropic", "ollama"
+LLAMA_SERVER, VLLM = "llama-server", "vllm"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Route:
     from the public one. `patch` is plain JSON merged over the top level of every request body, `defaults` fills in what
     a request does not say; with neither and no `upstream` bytes pass through as they are. `patch_paths` are the HTTP
     paths on which the engine heeds the patch (None: on all); on others it would answer as if there were none. Without
-    `chats` the model has no chat template, and an engine that is asked to chat would make one up.
+    `chats` the model has no chat template, and an engine that is asked to chat would make one up. `card` says what is
+    served, to clients that ask; an earlier version of orch had none.
     """
 
     name: str
@@ -67,6 +71,7 @@ class Route:
     defaults: Mapping[str, object] = field(default_factory=dict)
     patch_paths: tuple[str, ...] | None = None
     chats: bool = True
+    card: ModelCard | None = None
 
     def __post_init__(self) -> None:
         """Keep copies of `patch` and `defaults` that nobody else can change; ValueError when they are not JSON."""
@@ -82,10 +87,18 @@ class Route:
         return not self.patch or self.patch_paths is None or path in self.patch_paths
 
     @property
+    def answers_as_another(self) -> bool:
+        """Whether its engine may call itself something else than the public name."""
+        return self.upstream is not None or bool(self.patch)
+
+    @property
     def key(self) -> str:
         """The route as canonical JSON: equal routes have equal keys."""
         # Without copies: beside 40 adapters each route has a patch of 40.
-        return json.dumps({**vars(self), "backends": [vars(one) for one in self.backends]}, sort_keys=True)
+        card = vars(self.card) if self.card is not None else None
+        return json.dumps(
+            {**vars(self), "backends": [vars(one) for one in self.backends], "card": card}, sort_keys=True
+        )
 
     def __eq__(self, other: object) -> bool:
         return self.key == other.key if isinstance(other, Route) else NotImplemented
@@ -133,6 +146,7 @@ class Route:
             defaults=fields.mapping(document.get("defaults", {}), "defaults"),
             patch_paths=None if document.get("patch_paths") is None else fields.texts(document, "patch_paths"),
             chats=document.get("chats") is not False,
+            card=None if document.get("card") is None else ModelCard.from_json(document["card"]),
         )
 
 
@@ -146,6 +160,7 @@ class RouteTable:
             if route.name in self._by_name:
                 raise ValueError(f"the name {route.name!r} occurs twice")
             self._by_name[route.name] = route
+        self._alike = {name.casefold(): route for name, route in self._by_name.items()}
 
     def __iter__(self) -> Iterator[Route]:
         return iter(self._by_name.values())
@@ -167,6 +182,10 @@ class RouteTable:
     def find(self, name: str) -> Route | None:
         """The route of a public name, or None."""
         return self._by_name.get(name)
+
+    def find_alike(self, name: str) -> Route | None:
+        """The same without regard to case, where no name is just this."""
+        return self._by_name.get(name) or self._alike.get(name.casefold())
 
     def owned_by(self, owner: str) -> tuple[Route, ...]:
         """The routes of one profile, sorted by name."""

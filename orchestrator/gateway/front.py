@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from aiohttp import HttpVersion11, hdrs, web
 
 from orchestrator.core.gateway_status import Phase
-from orchestrator.gateway import metrics, openai, refusals
-from orchestrator.gateway.answers import refuse
+from orchestrator.gateway import metrics, refusals
 from orchestrator.gateway.bodies import PATIENCE_S, Body, Ledger, check_head
+from orchestrator.gateway.dialects import spoken_at
+from orchestrator.gateway.dialects.base import Dialect, Endpoint, Said, Visit
 from orchestrator.gateway.keys import Keys
 from orchestrator.gateway.origins import Allowed, parse_host, parse_origin
 from orchestrator.gateway.refusals import Refusal
-from orchestrator.gateway.relay import Clients, relay
+from orchestrator.gateway.relay import Arrival, Behind, Clients, relay, respond
 from orchestrator.gateway.succession import Succession
 from orchestrator.gateway.switchboard import Switchboard
 
@@ -56,41 +57,64 @@ class FrontDoor:
         # When a request came, on the loop's clock.
         self.last_at = time.monotonic()
 
-    def application(self) -> web.Application:
-        """One catch-all: the allow-list is here, not in a router that would answer in its own shape."""
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self.answer, expect_handler=self._go_on)
-        app.on_response_prepare.append(self._say_goodbye)
-        return app
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
         path = canonical(request.path)
+        dialect = spoken_at(path)
         self.last_at = asyncio.get_running_loop().time()
         try:
-            self._check(request, path)
-            if path not in openai.RELAYED:
-                return await self._read(path)
-            with Body(self._ledger, self._terms.patience_s) as body:
-                await body.read(request)
-                return await relay(request, path, body, self._board, self._clients)
+            answer = await self._answered(request, path, dialect)
         except Refusal as refusal:
-            return refuse(request, path, refusal)
+            answer = respond(dialect.refused(refusal))
+            if request.can_read_body:
+                # What is left of the body is not wanted, so nothing can follow it on this connection.
+                answer.force_close()
+        if not answer.prepared:
+            self._say_goodbye(answer)
+        return answer
 
-    def _check(self, request: web.Request, path: str) -> None:
+    async def _answered(self, request: web.BaseRequest, path: str, dialect: Dialect) -> web.StreamResponse:
+        """Raises Refusal."""
+        endpoint = self._admitted(request, path, dialect)
+        if hdrs.EXPECT in request.headers:
+            await self._go_on(request)
+        if path == HEALTH:
+            return respond(Said(b'{"status": "ok"}'))
+        if path == METRICS:
+            text = metrics.render(await self._succession.traffic())
+            return respond(Said(text.encode(), content_type=metrics.CONTENT_TYPE))
+        with Body(self._ledger, self._terms.patience_s) as body:
+            if endpoint.relayed or endpoint.reads:
+                await body.read(request)
+            if endpoint.relayed:
+                arrival = Arrival(request, path, dialect, endpoint, body, self._say_goodbye)
+                return await relay(arrival, self._board, self._clients)
+            return respond(
+                await dialect.tell(
+                    Visit(
+                        request.method,
+                        path,
+                        body.data,
+                        self._board.table,
+                        self._started,
+                        lambda route: Behind(route, self._clients),
+                    )
+                )
+            )
+
+    def _admitted(self, request: web.BaseRequest, path: str, dialect: Dialect) -> Endpoint:
         """Everything that a request's head decides; raises Refusal. Who is not admitted learns nothing else."""
         self._admit(request, path)
-        if path in openai.RELAYED:
-            if request.method != "POST":
-                raise refusals.wrong_method(request.path, request.method, "POST")
-            check_head(request)
-        elif path in (HEALTH, METRICS, openai.MODELS) or path.startswith(openai.MODELS + "/"):
-            if request.method not in _READ:
-                raise refusals.wrong_method(request.path, request.method, ", ".join(_READ))
-        else:
+        endpoint = Endpoint() if path in (HEALTH, METRICS) else dialect.endpoint(path)
+        if endpoint is None:
             raise refusals.unknown_path(request.method, request.path)
+        if request.method not in endpoint.methods:
+            raise refusals.wrong_method(request.path, request.method, ", ".join(endpoint.methods))
+        if endpoint.relayed or endpoint.reads:
+            check_head(request)
+        return endpoint
 
-    def _admit(self, request: web.Request, path: str) -> None:
+    def _admit(self, request: web.BaseRequest, path: str) -> None:
         headers, keys, allowed = request.headers, self._terms.keys, self._terms.allowed
         if keys.admit(headers):
             return
@@ -104,33 +128,17 @@ class FrontDoor:
         if origin is not None and not allowed.origin(origin, host):
             raise refusals.foreign_origin(origin, named=parse_origin(origin) is not None)
 
-    async def _go_on(self, request: web.Request) -> web.StreamResponse | None:
-        """Answer an Expect header: a client that waits with its body is not asked for it in vain."""
-        path = canonical(request.path)
-        try:
-            self._check(request, path)
-            if request.version == HttpVersion11:
-                if request.headers[hdrs.EXPECT].lower() != "100-continue":
-                    raise refusals.unknown_expectation()
-                await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                request.writer.output_size = 0  # the head of the answer itself is still to come
-        except Refusal as refusal:
-            return refuse(request, path, refusal)
-        return None
+    async def _go_on(self, request: web.BaseRequest) -> None:
+        """Answer an Expect header: a client that waits with its body is not asked for it in vain. Raises Refusal."""
+        if request.version != HttpVersion11:
+            return
+        if request.headers[hdrs.EXPECT].lower() != "100-continue":
+            raise refusals.unknown_expectation()
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the head of the answer itself is still to come
 
-    async def _say_goodbye(self, _: web.Request, answer: web.StreamResponse) -> None:
+    def _say_goodbye(self, answer: web.StreamResponse) -> None:
         """Clients of a gateway that was replaced come again on a new connection, which is its successor's."""
         if self._succession.phase is Phase.LEAVING:
             answer.force_close()
             answer.headers[hdrs.CONNECTION] = "close"
-
-    async def _read(self, path: str) -> web.Response:
-        table = self._board.table
-        if path == HEALTH:
-            return web.json_response({"status": "ok"})
-        if path == METRICS:
-            text = metrics.render(await self._succession.traffic())
-            return web.Response(text=text, headers={"Content-Type": metrics.CONTENT_TYPE})
-        if path == openai.MODELS:
-            return openai.model_list(table, self._started)
-        return openai.one_model(path.removeprefix(openai.MODELS + "/"), table, self._started)

@@ -1,6 +1,6 @@
 """Why the gateway answers a request by itself: what happened and a way out, whatever API was spoken.
 
-`answers.py` puts a refusal into the shape of that API.
+The dialects put a refusal into the shape of that API.
 """
 
 from __future__ import annotations
@@ -114,6 +114,21 @@ def invalid_body(message: str) -> Refusal:
     return Refusal(400, "invalid_body", message)
 
 
+def unreadable(why: str) -> Refusal:
+    """400 for what is not HTTP."""
+    return Refusal(400, "unreadable", f"The request cannot be read as HTTP: {why or 'it breaks off'}.")
+
+
+def head_too_large(most: int) -> Refusal:
+    """431 with the limit, in bytes."""
+    return Refusal(431, "head_too_large", f"A header of the request is longer than {most >> 10} KiB.")
+
+
+def failed() -> Refusal:
+    """500 for what is no fault of the client's, nor of an engine's."""
+    return Refusal(500, "gateway_failed", "The gateway failed; its log says why (`orch logs gateway`).")
+
+
 def slow_body(seconds: float) -> Refusal:
     """408 for a body of which nothing more comes."""
     return Refusal(408, "slow_body", f"Nothing more of the body came for {seconds:g} s.")
@@ -122,6 +137,11 @@ def slow_body(seconds: float) -> Refusal:
 def too_large(most: int) -> Refusal:
     """413 with the limit, in bytes."""
     return Refusal(413, "body_too_large", f"The body is larger than {most >> 20} MiB, unpacked.")
+
+
+def too_intricate(most: int) -> Refusal:
+    """413 for a body that takes too long to look through."""
+    return Refusal(413, "body_too_intricate", f"The body has more than {most:,} commas and brackets.")
 
 
 def unknown_encoding(encoding: str, known: str) -> Refusal:

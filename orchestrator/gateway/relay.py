@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
 import aiohttp
 from aiohttp import hdrs, web
 
-from orchestrator.gateway import openai, refusals
-from orchestrator.gateway.answers import shape_of
+from orchestrator.core.routes import Route
+from orchestrator.gateway import refusals, upstreams
 from orchestrator.gateway.bodies import PIECE, Body
+from orchestrator.gateway.dialects.base import Call, Dialect, EndedEarlyError, Endpoint, Question, Reply, Said
 from orchestrator.gateway.keys import CREDENTIALS
 from orchestrator.gateway.refusals import Refusal
 from orchestrator.gateway.secrets import EngineSecrets
@@ -32,9 +33,6 @@ LOSSES = 2
 # How long a client that reads slowly may take over the last event of a broken stream.
 FAREWELL_S = 2.0
 
-# Where a request is a chat, and the model's template makes a prompt of it.
-CHAT_PATHS = frozenset({"/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"})
-
 _HOP_BY_HOP = frozenset(
     {
         "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
@@ -42,14 +40,22 @@ _HOP_BY_HOP = frozenset(
     }
 )  # fmt: skip
 # Length, host and expectation belong to one hop too; a compressed body was unpacked; which pages may ask is decided
-# here, and an engine that has another opinion (Ollama) must not be asked for it. What a client shows is not for it.
+# here, and an engine that has another opinion (Ollama) must not be asked for it. What a client shows is not for it,
+# nor are the cookies of whoever stands before the gateway: llama.cpp's server takes 8 KB of a header.
 # The body was read as JSON, so it is sent as JSON: vLLM refuses what llama.cpp takes under any type.
 _NOT_SENT_ON = (
-    _HOP_BY_HOP | CREDENTIALS | {"host", "content-length", "content-encoding", "content-type", "expect", "origin"}
+    _HOP_BY_HOP
+    | CREDENTIALS
+    | {"host", "content-length", "content-encoding", "content-type", "expect", "origin", "cookie"}
 )
+# Characters of a header that an engine may be sent: none has a use for more.
+_LONGEST_SENT = 4096
 # What engines tell browsers: llama.cpp allows every page.
 _CORS = "access-control-"
 _JSON = (hdrs.CONTENT_TYPE, "application/json")
+# Bytes of a whole answer that is read to be changed.
+LARGEST_ANSWER = 64 << 20
+_STREAMS = ("text/event-stream", "application/x-ndjson")
 
 
 def end_to_end(headers: Mapping[str, str], dropped: frozenset[str]) -> list[tuple[str, str]]:
@@ -69,22 +75,35 @@ class BackendLostError(Exception):
         self.final = final
 
 
-async def relay(
-    request: web.Request, path: str, body: Body, board: Switchboard, clients: Clients
-) -> web.StreamResponse:
+@dataclass(frozen=True)
+class Arrival:
+    """A request that an engine is to answer: at which `path`, in whose words, with what body. `depart` is told of the
+    head of an answer before that is sent."""
+
+    request: web.BaseRequest
+    path: str
+    dialect: Dialect
+    endpoint: Endpoint
+    body: Body
+    depart: Callable[[web.StreamResponse], None]
+
+
+async def relay(arrival: Arrival, board: Switchboard, clients: Clients) -> web.StreamResponse:
     """Answer a request from the engine that its public name leads to; raises Refusal while nothing of it is out.
 
     The answer's end is left to the server side, which writes it when the claim is released already: a client that
     does not read the end of a finished answer must not keep the engine in use.
     """
-    call = openai.Call.parse(body.data)
-    if board.table.find(call.name) is None:
-        raise refusals.unknown_name(call.name, board.table)
+    dialect = arrival.dialect
+    call = dialect.parse(arrival.path, arrival.body.data)
+    route = dialect.find(board.table, call.name)
+    if route is None:
+        raise dialect.unknown_name(call.name, arrival.path, board.table)
     board.totals.requests += 1
     try:
-        return await _with_retries(request, path, call, body, board, clients)
+        return await _with_retries(arrival, call, route.name, board, clients)
     except UnknownNameError:
-        raise refusals.unknown_name(call.name, board.table) from None
+        raise dialect.unknown_name(call.name, arrival.path, board.table) from None
     except StoppingError:
         board.totals.errors += 1
         raise refusals.unavailable("The gateway is stopping.") from None
@@ -97,20 +116,18 @@ async def relay(
 
 
 async def _with_retries(
-    request: web.Request, path: str, call: openai.Call, body: Body, board: Switchboard, clients: Clients
+    arrival: Arrival, call: Call, name: str, board: Switchboard, clients: Clients
 ) -> web.StreamResponse:
     losses = 0
-    headers = [*end_to_end(request.headers, _NOT_SENT_ON), _JSON]
+    came = end_to_end(arrival.request.headers, _NOT_SENT_ON)
+    headers = [*(pair for pair in came if len(pair[1]) <= _LONGEST_SENT), _JSON]
     session = clients.fresh if call.streams else clients.kept
     until = asyncio.get_running_loop().time() + GIVE_UP_S
     for pause in (*PAUSES, None):
-        with await board.admit(call.name) as claim:
-            if not claim.route.chats and path in CHAT_PATHS:
-                raise refusals.no_chat_template(call.name, path)
-            if not claim.route.takes_patch(path):
-                raise refusals.adapters_lost(call.name, path, claim.route.patch_paths or ())
-            own = clients.secrets.headers(claim.route.backend.instance)
-            attempt = Attempt(request, path, body, [*headers, *own], claim, board.totals)
+        with await board.admit(name) as claim:
+            if arrival.endpoint.chats and not claim.route.chats:
+                raise refusals.no_chat_template(call.name, arrival.path)
+            attempt = Attempt(arrival, headers, claim, board.totals, Behind(claim.route, clients))
             try:
                 return await attempt.run(session, call, last=pause is None)
             except BackendLostError as lost:
@@ -142,31 +159,60 @@ class Clients:
     secrets: EngineSecrets
 
 
+@dataclass(frozen=True)
+class Behind:
+    """The engine behind a route; see dialects.base.Engine."""
+
+    route: Route
+    clients: Clients
+
+    @property
+    def secret(self) -> Iterable[tuple[str, str]]:
+        """What the engine asks of the gateway."""
+        return self.clients.secrets.headers(self.route.backend.instance)
+
+    async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        """See Engine; raises BackendLostError."""
+        headers = [_JSON, *self.secret]
+        try:
+            async with self.clients.fresh.request(
+                method, f"{self.route.backend.url}{path}", data=body or None, headers=headers, allow_redirects=False
+            ) as answer:
+                return answer.status, await _whole(answer, b"")
+        except (aiohttp.ClientError, OSError) as error:
+            raise BackendLostError("The engine was lost before it answered.", False) from error
+
+
 @dataclass
 class Attempt:
     """One try; the engine is sent `headers`.
 
     `answer` is set once the client has been sent something; from then on there is no other try, and the request's
-    `body` is let go of.
+    body is let go of.
     """
 
-    request: web.Request
-    path: str
-    body: Body
+    arrival: Arrival
     headers: list[tuple[str, str]]
     claim: Claim
     totals: Tally
+    engine: Behind
     answer: web.StreamResponse | None = None
-    _tail: bytes = b""
+    _streaming: bool = False
+    _sent: bytes = b""
 
-    async def run(self, session: aiohttp.ClientSession, call: openai.Call, last: bool) -> web.StreamResponse:
+    async def run(self, session: aiohttp.ClientSession, call: Call, last: bool) -> web.StreamResponse:
         """Send the request and copy the answer; raises BackendLostError, also when the claim is cut, and Refusal.
 
         503 is what llama.cpp's server says while it loads, so it is passed on only by the last try.
         """
         try:
             async with self.claim.cuttable():
-                upstream, first = await self._send(session, call)
+                question = await self._question(call)
+                if isinstance(question, Said):
+                    return respond(question)
+                upstream, first = await self._send(session, question)
+                reply = question.reply
+                del question
                 try:
                     if upstream.status == HTTPStatus.SERVICE_UNAVAILABLE and not last:
                         raise BackendLostError("The engine is not ready.", False)
@@ -175,57 +221,96 @@ class Attempt:
                         log.error("%s refuses the secret that it was sent.", self.claim.route.backend.instance)
                         self.claim.tally.errors += 1
                         raise refusals.engine_refuses()
-                    return await self._copy(upstream, first)
+                    return await self._answer(upstream, first, reply)
                 finally:
                     if not upstream.content.is_eof():
                         upstream.close()  # tells the engine that nobody listens any more
         except TimeoutError as error:
             raise BackendLostError("The request was ended because its engine is being taken away.", True) from error
 
-    async def _send(self, session: aiohttp.ClientSession, call: openai.Call) -> tuple[aiohttp.ClientResponse, bytes]:
-        """Send the request, see `_open`; when it has returned, nothing but `body` holds the bytes any more."""
-        route, came = self.claim.route, self.body.data
-        query = self.request.rel_url.raw_query_string
-        url = f"{route.backend.url}{self.path}?{query}" if query else f"{route.backend.url}{self.path}"
-        sent = call.body_for(route, came)
-        self.body.count(len(came) + (len(sent) if sent is not came else 0))
-        return await _open(session, url, self.headers, sent)
+    async def _question(self, call: Call) -> Question | Said:
+        """What the engine is to be asked; raises Refusal."""
+        arrival, route = self.arrival, self.claim.route
+        question = await arrival.dialect.question(call, arrival.path, arrival.body.data, self.engine)
+        if isinstance(question, Question) and not route.takes_patch(question.path):
+            raise refusals.adapters_lost(call.name, arrival.path, route.patch_paths or ())
+        return question
 
-    async def _copy(self, upstream: aiohttp.ClientResponse, chunk: bytes) -> web.StreamResponse:
+    async def _send(self, session: aiohttp.ClientSession, question: Question) -> tuple[aiohttp.ClientResponse, bytes]:
+        """Send the request, see `_open`; returns its answer's head and first bytes."""
+        arrival, sent = self.arrival, question.body
+        url = f"{self.claim.route.backend.url}{question.path}"
+        if question.path == arrival.path and (query := arrival.request.rel_url.raw_query_string):
+            url = f"{url}?{query}"
+        came = arrival.body.data
+        arrival.body.count(len(came) + (len(sent) if sent is not came else 0))
+        headers = [*self.headers, *self.engine.secret]
+        if not question.reply.passes:
+            headers = [pair for pair in headers if pair[0].lower() != "accept-encoding"]
+        return await _open(session, url, headers, sent)
+
+    async def _answer(self, upstream: aiohttp.ClientResponse, first: bytes, reply: Reply) -> web.StreamResponse:
+        status, route = upstream.status, self.claim.route
+        self._streaming = is_stream(upstream.headers)
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not self._streaming:
+            first = await _whole(upstream, first)
+            if upstreams.lost_its_runner(route, first):
+                raise BackendLostError("The engine lost the model.", True)
+            self.claim.tally.errors += 1
+            self.totals.errors += 1
+        if self._streaming or reply.passes:
+            return await self._copy(upstream, first, reply)
+        said = reply.whole(status, await _whole(upstream, first))
+        self.arrival.body.release()
+        return respond(said)
+
+    async def _copy(self, upstream: aiohttp.ClientResponse, chunk: bytes, reply: Reply) -> web.StreamResponse:
         headers = end_to_end(upstream.headers, _HOP_BY_HOP)
         answer = web.StreamResponse(
             status=upstream.status,
             reason=upstream.reason,
             headers=[pair for pair in headers if not pair[0].lower().startswith(_CORS)],
         )
-        if upstream.status >= 500:
-            self.claim.tally.errors += 1
-            self.totals.errors += 1
-        if is_event_stream(upstream.headers):
+        if self._streaming:
             self.claim.streaming()
             self.totals.streams += 1
+            if reply.stream_type:
+                answer.headers[hdrs.CONTENT_TYPE] = reply.stream_type
         self.answer = answer
-        self.body.release()
-        await answer.prepare(self.request)
+        self.arrival.body.release()
+        self.arrival.depart(answer)
+        await answer.prepare(self.arrival.request)
         content = upstream.content
+        by_itself, tail = self._streaming and upstreams.may_end_by_itself(self.claim.route), b""
         while chunk:
-            await answer.write(chunk)
-            self._tail = chunk
+            sent = reply.part(chunk) if self._streaming else chunk
+            if sent:
+                await answer.write(sent)
+                self._sent = sent
+            if by_itself:
+                tail = (tail + chunk)[-upstreams.TAIL :]
             try:
                 chunk = await content.readany()
             except (aiohttp.ClientError, OSError) as error:
                 raise BackendLostError("The engine was lost while it answered.", True) from error
+        if self._streaming:
+            try:
+                rest = reply.end()
+            except EndedEarlyError as error:
+                if not (by_itself and upstreams.ended_by_itself(tail)):
+                    raise BackendLostError("The engine ended its answer too early.", True) from error
+                rest = b""
+            if rest:
+                await answer.write(rest)
         return answer
 
     async def break_off(self, answer: web.StreamResponse, reason: str) -> web.StreamResponse:
-        """End an answer of which a part is out: an error event in a stream, a cut connection anywhere else."""
-        transport = self.request.transport
-        if is_event_stream(answer.headers):
+        """End an answer of which a part is out: an error in a stream's own words, a cut connection anywhere else."""
+        transport = self.arrival.request.transport
+        if self._streaming:
             try:
                 async with asyncio.timeout(FAREWELL_S):
-                    between = self._tail.endswith((b"\n\n", b"\r\n\r\n"))
-                    last = shape_of(self.path).stream_error(refusals.interrupted(reason))
-                    await answer.write((b"" if between else b"\n\n") + last)
+                    await answer.write(self.arrival.dialect.broken(refusals.interrupted(reason), self._sent))
                 return answer
             except TimeoutError:
                 pass
@@ -235,10 +320,30 @@ class Attempt:
         return answer
 
 
-def is_event_stream(headers: Mapping[str, str]) -> bool:
-    """Whether these are the headers of server-sent events in plain text, into which an event can be written."""
+def respond(said: Said) -> web.Response:
+    """A whole answer, as the server side sends it."""
+    answer = web.Response(status=said.status, body=said.body, headers=dict(said.headers))
+    answer.headers[hdrs.CONTENT_TYPE] = said.content_type
+    return answer
+
+
+def is_stream(headers: Mapping[str, str]) -> bool:
+    """Whether these are the headers of a stream in plain text, into which something can be written."""
     kind = headers.get(hdrs.CONTENT_TYPE, "").lower()
-    return kind.startswith("text/event-stream") and headers.get(hdrs.CONTENT_ENCODING, "identity") == "identity"
+    return kind.startswith(_STREAMS) and headers.get(hdrs.CONTENT_ENCODING, "identity") == "identity"
+
+
+async def _whole(answer: aiohttp.ClientResponse, begun: bytes) -> bytes:
+    """All of an answer that began with these bytes; raises BackendLostError."""
+    read = bytearray(begun)
+    try:
+        while chunk := await answer.content.readany():
+            read += chunk
+            if len(read) > LARGEST_ANSWER:
+                raise BackendLostError(f"The engine's answer is larger than {LARGEST_ANSWER >> 20} MiB.", True, True)
+    except (aiohttp.ClientError, OSError) as error:
+        raise BackendLostError("The engine was lost while it answered.", True) from error
+    return bytes(read)
 
 
 async def _pieces(body: bytes) -> AsyncIterator[memoryview]:

@@ -20,6 +20,7 @@ from orchestrator.core.gateway_status import GatewayState, GatewayStatus, Listen
 from orchestrator.core.routes import PROTOCOL
 from orchestrator.errors import HostError
 from orchestrator.gateway.admin import Admin
+from orchestrator.gateway.connections import PublicServer
 from orchestrator.gateway.front import FrontDoor, Terms
 from orchestrator.gateway.handover import Receiver
 from orchestrator.gateway.keys import Keys
@@ -119,15 +120,7 @@ class Gateway:
         self._bound = _addresses(doors.fronts)
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._door = FrontDoor(self._board, clients, setup.terms, self._succession)
-        # handler_cancellation: a client that goes away ends its request, held or in flight, at once.
-        # No auto_decompress: it would unpack before it is known whose body it is, and without a bound.
-        self._front = web.AppRunner(
-            self._door.application(),
-            access_log=None,
-            auto_decompress=False,
-            handler_cancellation=True,
-            shutdown_timeout=setup.grace + FAREWELL_S + 1,
-        )
+        self._front = web.ServerRunner(PublicServer(self._door), shutdown_timeout=setup.grace + FAREWELL_S + 1)
         admin = Admin(self._succession, setup.terms.keys, self.status).application()
         self._admin = web.AppRunner(admin, access_log=None, shutdown_timeout=1)
 

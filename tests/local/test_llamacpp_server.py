@@ -23,7 +23,7 @@ from orchestrator.core.progress import silent
 from orchestrator.drivers.local import proc
 from orchestrator.drivers.local.processes import LocalTarget
 from orchestrator.engines import ENGINES
-from orchestrator.gateway import openai
+from orchestrator.gateway.dialects import anthropic, openai
 
 pytestmark = pytest.mark.llamacpp
 
@@ -186,7 +186,7 @@ def test_the_paths_on_which_it_heeds_the_scales(target: LocalTarget, gguf: Path,
     """They are those of its sheet: on every other path that the gateway knows, scales would be lost."""
     adapter = tmp_path / "lora-a.gguf"
     lora.build_lora_gguf(ASSETS / "lora-a", families.read_config(ASSETS / "tiny-qwen3"), adapter, silent)
-    assert ASKED.keys() == openai.RELAYED
+    assert ASKED.keys() == openai.RELAYED | {anthropic.MESSAGES}
     heeded = []
     with serve(target, launch(gguf, f"--lora={adapter}", "--temperature=0", context=1024, parallel=1)) as client:
         for path, body in ASKED.items():

@@ -1,0 +1,79 @@
+"""The server side of HTTP: connections, and what is said on one of which a request cannot even be read."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from aiohttp import hdrs, web
+from aiohttp.http_exceptions import LineTooLong
+
+from orchestrator.gateway import refusals
+from orchestrator.gateway.dialects import spoken_at
+from orchestrator.gateway.front import FrontDoor, canonical
+from orchestrator.gateway.refusals import Refusal
+from orchestrator.gateway.relay import respond
+
+log = logging.getLogger("orchestrator.gateway")
+
+# Bytes of a request's first line, and of each header: what stands before a gateway adds cookies of 9 KB and more.
+LONGEST_LINE = 16 << 10
+LONGEST_HEADER = 32 << 10
+_METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"PATCH ", b"OPTIONS ")
+
+
+class Connection(web.RequestHandler):
+    """One connection; what goes wrong on it is told in the words of whoever is on the other side."""
+
+    _begun = b""
+
+    def data_received(self, data: bytes) -> None:
+        """Of a head that cannot be read, its first line is all that tells whose words those are."""
+        if data.startswith(_METHODS):
+            self._begun = data[:256]
+        super().data_received(data)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The answer to a request that could not be read, or whose answer could not be made."""
+        path = request.path
+        if status >= 500:
+            log.error("%s %s cannot be answered: this is a bug in orch.", request.method, path, exc_info=exc)
+            refusal = refusals.failed()
+        else:
+            path = self._begun.split(b" ", 2)[1].decode("latin-1") if b" " in self._begun else path
+            refusal = _unreadable(exc, message)
+        answer = respond(spoken_at(canonical(path.partition("?")[0])).refused(refusal))
+        answer.headers[hdrs.CONNECTION] = "close"
+        answer.force_close()
+        return answer
+
+
+def _unreadable(error: BaseException | None, message: str | None) -> Refusal:
+    if isinstance(error, LineTooLong):
+        return refusals.head_too_large(LONGEST_HEADER)
+    return refusals.unreadable((message or "").partition("\n")[0].rstrip(": "))
+
+
+class PublicServer(web.Server):
+    """Makes them. handler_cancellation: a client that goes away ends its request, held or in flight, at once. Nothing
+    is unpacked before it is known whose it is, and within bounds."""
+
+    def __init__(self, door: FrontDoor) -> None:
+        super().__init__(door.answer, handler_cancellation=True)
+
+    def __call__(self) -> Connection:
+        """A new one."""
+        return Connection(
+            self,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]  # none, as in AppRunner
+            auto_decompress=False,
+            max_line_size=LONGEST_LINE,
+            max_field_size=LONGEST_HEADER,
+        )

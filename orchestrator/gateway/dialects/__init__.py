@@ -1,0 +1,16 @@
+"""The APIs that clients may speak. To add one: a file with its Dialect, and a line here."""
+
+from __future__ import annotations
+
+from orchestrator.gateway.dialects.anthropic import MESSAGES, Anthropic
+from orchestrator.gateway.dialects.base import Dialect
+from orchestrator.gateway.dialects.openai import OpenAI
+
+_OPENAI = OpenAI()
+# By the beginning of a path, whole segments.
+_SPOKEN: dict[str, Dialect] = {MESSAGES: Anthropic()}
+
+
+def spoken_at(path: str) -> Dialect:
+    """The dialect of whoever asks at a path."""
+    return next((dialect for start, dialect in _SPOKEN.items() if f"{path}/".startswith(f"{start}/")), _OPENAI)
