@@ -1,0 +1,65 @@
+"""How Go writes JSON, times and errors, and what Ollama says with them."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import UTC, datetime
+
+import orjson
+
+from orchestrator.gateway.dialects.base import Said
+from orchestrator.gateway.refusals import Refusal
+
+GO_JSON = "application/json; charset=utf-8"
+LINES = "application/x-ndjson"
+_PLAIN = {"unknown_path": b"404 page not found", "wrong_method": b"405 method not allowed"}
+# What Go's encoder escapes in strings, so that JSON may stand in HTML.
+_ESCAPES = {
+    b"<": rb"\u003c",
+    b">": rb"\u003e",
+    b"&": rb"\u0026",
+    "\u2028".encode(): rb"\u2028",
+    "\u2029".encode(): rb"\u2029",
+}
+_ESCAPED = re.compile(b"|".join(_ESCAPES))
+
+
+def go_json(value: object) -> bytes:
+    """JSON as Go's encoder writes it: compact, HTML-safe. Those characters can stand only in strings."""
+    return _ESCAPED.sub(lambda found: _ESCAPES[found[0]], orjson.dumps(value))
+
+
+def timestamp(nanoseconds: int) -> str:
+    """A moment since 1970 as Go writes it in UTC, without zeros at the end of its fraction."""
+    seconds, fraction = divmod(nanoseconds, 1_000_000_000)
+    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    digits = f"{fraction:09d}".rstrip("0")
+    return f"{text}.{digits}Z" if digits else f"{text}Z"
+
+
+def now() -> str:
+    """This moment."""
+    return timestamp(time.time_ns())
+
+
+def error(text: str) -> bytes:
+    """`{"error": text}`."""
+    return go_json({"error": text})
+
+
+def fault(status: int, text: str) -> Refusal:
+    """A refusal in Ollama's own words."""
+    return Refusal(status, "ollama", text)
+
+
+def unknown_name(name: str) -> Refusal:
+    """404 for a model that is not served."""
+    return fault(404, f"model '{name}' not found")
+
+
+def refused(refusal: Refusal) -> Said:
+    """The whole answer to a request that is refused."""
+    if refusal.code in _PLAIN:
+        return Said(_PLAIN[refusal.code], refusal.status, "text/plain", refusal.headers)
+    return Said(error(refusal.message), refusal.status, GO_JSON, refusal.headers)
