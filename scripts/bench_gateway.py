@@ -1,215 +1,186 @@
-"""What the gateway adds: the same requests to a small local engine, directly and through a gateway, side by side.
+"""What the gateway adds to a request and to a stream, beside nginx and HAProxy in the same run.
 
-Run by scripts/bench-gateway. Loopback only, a few seconds, one gateway process. Times on a busy
-machine are noisy; CPU per request and per event (the gateway's own, from /proc/PID/schedstat) is the figure to trust.
-Events that arrive together are passed on together: at full speed an event costs far less than one that comes alone.
+Run by scripts/bench-gateway. One stand-in engine on loopback is asked directly, through nginx and HAProxy (Debian's
+packages; each is left out, and that is said, where it is not installed), and through gateways: the cheapest route (no
+key, nothing changed), one with another name, a patch and a key, and the same in Ollama's API, translated. All take
+turns in rounds, with one worker each, and all but the cheapest check a key. The stand-in and the client have one core,
+what is compared has another. Figures:
+
+- a whole answer and the first event of a stream, over one warm connection: p50, p99, and what of them is added to
+  direct; CPU for each request;
+- paced events: many streams, of which each event comes alone: CPU for each, without how streams begin and end;
+- events at full speed, which are passed on several at a time;
+- memory (PSS), idle and with 200 streams;
+- what the translation adds to the same route untranslated.
+
+`x nginx` is the ratio to nginx in this run. CPU is what the kernel counted for the processes, with their children
+(/proc/PID/task/*/schedstat): the figure to trust. Times on a busy machine are noisy; after each figure stands its least
+and most of all rounds.
+
+    --requests N    whole answers, and a third as many streams, by each way in all (default 600)
+    --rounds N      turns that they are taken in (5)
+    --streams N     paced streams at once, each with 50 events a second (256)
+    --seconds S     that paced events are counted in each round (1)
+    --also CHECKOUT another checkout of orch, whose gateway is compared in the same run, with this one's interpreter
+                    and libraries; may be given several times
+    --realtime      first in line for both cores while measuring, with pauses (root): for machines that others use
+    --soak MINUTES  none of this: --streams paced streams for so long through the gateway, a new one for each that ends,
+                    half of them translated; memory every 30 s, and whether it is flat in the second half (else exit
+                    code 1)
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
+import os
+import resource
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-import uvloop
+from bench_engine import MARK
+from bench_figures import FAST_EVENTS, FAST_STREAMS, MEMORY_STREAMS, Figures, Memory, Report
+from bench_load import BrokenError, ask, at_full_speed, first_events, memory_with, paced, whole_answers
+from bench_soak import soak
+from bench_ways import HERE, OLLAMA_CHAT, Start, Way, Ways, first_in_line, pin
 
-from orchestrator.core.routes import Route
-from orchestrator.drivers.gateway_admin import GatewayAdmin
-
-ANSWER = b'{"id": "x", "choices": [{"index": 0, "message": {"role": "assistant", "content": "hello"}}]}'
-EVENT = b'data: {"id": "x", "choices": [{"index": 0, "delta": {"content": " word"}, "finish_reason": null}]}\n\n'
-CHUNK = b"%x\r\n%s\r\n" % (len(EVENT), EVENT)
-STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-LAST = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+PACE_S = 0.02
 
 
-class Engine(asyncio.Protocol):
-    """Answers at once; a stream's events leave one by one, `pace` seconds apart (0: as fast as the loop turns)."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        self.transport = transport
-        self.data = b""
-        self.may_write = asyncio.Event()
-        self.may_write.set()
-
-    def pause_writing(self) -> None:
-        self.may_write.clear()
-
-    def resume_writing(self) -> None:
-        self.may_write.set()
-
-    def connection_lost(self, _: Exception | None) -> None:
-        self.may_write.set()
-
-    def data_received(self, data: bytes) -> None:
-        self.data += data
-        head, end, body = self.data.partition(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
-        if not end or len(body) < length:
-            return
-        self.data = b""
-        asked = json.loads(body)
-        if "events" not in asked:
-            self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")
-            self.transport.write(b"Content-Length: %d\r\n\r\n%s" % (len(ANSWER), ANSWER))
-            return
-        self.task = asyncio.get_running_loop().create_task(self.stream(asked["events"], asked["pace"]))
-
-    async def stream(self, events: int, pace: float) -> None:
-        self.transport.write(
-            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-        )
-        for _ in range(events):
-            self.transport.write(CHUNK)
-            await asyncio.sleep(pace)
-            await self.may_write.wait()
-            if self.transport.is_closing():
-                return
-        self.transport.write(LAST)
+def fault(way: Way) -> str:
+    """What is wrong with a way, "" when all words of its answers come."""
+    for what in ("", "events=20 pace=0"):
+        with socket.create_connection(("127.0.0.1", way.port), timeout=30) as connection:
+            try:
+                answer, _, _ = ask(connection, way.request(what))
+            except BrokenError as error:
+                return str(error)
+        if answer.count(MARK) != 20:
+            return f"not 20 words: {answer[-300:]!r}"
+    return ""
 
 
-async def serve_engine() -> None:
-    """Serve until killed; the port is the first line of the output."""
-    server = await asyncio.get_running_loop().create_server(Engine, "127.0.0.1", 0)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
+def renames(way: Way) -> bool:
+    """Whether answers come under the name that was asked for."""
+    with socket.create_connection(("127.0.0.1", way.port), timeout=30) as connection:
+        answer, _, _ = ask(connection, way.request())
+    return b'"model":"%s"' % way.model.encode() in answer
 
 
-def request(**fields: object) -> bytes:
-    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi " * 200}], **fields}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
-    return head.encode() + b"Content-Type: application/json\r\n\r\n" + body
+def measure(figures: list[Figures], arguments: argparse.Namespace, engine_process: int) -> None:
+    """Everything, in turns."""
+    answers = max(20, arguments.requests // arguments.rounds)
+    kinds: tuple[Callable[[Figures], None], ...] = (
+        lambda one: one.whole.append(whole_answers(one.way, answers)),
+        lambda one: one.first.append(first_events(one.way, max(20, answers // 3))),
+        lambda one: one.paced.append(paced(one.way, arguments.streams, PACE_S, arguments.seconds)),
+        lambda one: one.fast.append(at_full_speed(one.way, FAST_STREAMS, FAST_EVENTS)),
+    )
+    for turn in range(arguments.rounds):
+        for kind in kinds:
+            # Nobody is always the first, or always after the same one.
+            for one in (figures[turn % len(figures) :] + figures[: turn % len(figures)])[:: 1 - turn % 2 * 2]:
+                with first_in_line([os.getpid(), engine_process, *one.way.processes], arguments.realtime):
+                    kind(one)
+        print(f"round {turn + 1} of {arguments.rounds}", file=sys.stderr, flush=True)
 
 
-def until(connection: socket.socket, end: bytes) -> float:
-    """Read to `end`; returns the time of the first bytes of the body."""
-    data, first = b"", 0.0
-    while not data.endswith(end):
-        got = connection.recv(1 << 16)
-        if not got:
-            raise SystemExit("A connection was closed early.")
-        data += got
-        if not first and b"\r\n\r\n" in data and data.partition(b"\r\n\r\n")[2]:
-            first = time.perf_counter()
-    return first
+def cores() -> tuple[int | None, int | None]:
+    """One for the client and the engine, one for what is compared; none where there is but one."""
+    there = sorted(os.sched_getaffinity(0))
+    return (there[0], there[1]) if len(there) > 1 else (None, None)
 
 
-def latencies(ports: dict[str, int], message: bytes, end: bytes, count: int) -> dict[str, list[float]]:
-    """Microseconds to the first byte of the body, one warm connection each, the two taking turns."""
-    connections = {name: socket.create_connection(("127.0.0.1", port), timeout=10) for name, port in ports.items()}
-    seen: dict[str, list[float]] = {name: [] for name in ports}
-    for turn in range(count + 20):
-        for name, connection in connections.items():
-            start = time.perf_counter()
-            connection.sendall(message)
-            first = until(connection, end)
-            if turn >= 20:
-                seen[name].append((first - start) * 1e6)
-    for connection in connections.values():
-        connection.close()
-    return seen
+@contextmanager
+def engine(core: int | None) -> Iterator[tuple[int, int]]:
+    """The stand-in: its port and its process."""
+    file = Path(__file__).with_name("bench_engine.py")
+    process = subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        pin(process.pid, core)
+        yield port, process.pid
+    finally:
+        process.terminate()
+        process.wait()
 
 
-async def events_per_second(port: int, streams: int, events: int, pace: float) -> float:
-    """Events that arrive in each second over `streams` at once."""
-
-    async def one() -> int:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(request(events=events, pace=pace))
-        count, tail = 0, b""
-        while not tail.endswith(b"0\r\n\r\n"):
-            data = await reader.read(1 << 16)
-            if not data:
-                raise SystemExit("A stream ended early.")
-            count += (tail + data).count(b"data: {") - tail.count(b"data: {")
-            tail = (tail + data)[-6:]
-        writer.close()
-        return count
-
-    start = time.perf_counter()
-    counts = await asyncio.gather(*(one() for _ in range(streams)))
-    if set(counts) != {events}:
-        raise SystemExit(f"Events were lost: {sorted(set(counts))} instead of {events}.")
-    return sum(counts) / (time.perf_counter() - start)
-
-
-def cpu_us(pid: int) -> float:
-    """Microseconds that the process was on a CPU so far, all its threads."""
-    return sum(int(file.read_text().split()[0]) for file in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1000
-
-
-def quantiles(values: list[float]) -> tuple[float, float]:
-    """Median and 99th percentile."""
-    return statistics.median(values), statistics.quantiles(values, n=100)[98]
-
-
-def compare(what: str, unit: str, formula: str, direct: float, through: float) -> None:
-    ratio = through / direct
-    print(f"{what:34} {direct:10,.0f} {through:10,.0f} {unit:9} x {ratio:5.2f}   {formula}")
-
-
-def measure(ports: dict[str, int], pid: int, count: int) -> None:
-    print(f"{'':34} {'direct':>10} {'gateway':>10} {'':9}   {'ratio':5}   how")
-    for what, message, end in (
-        ("whole answer", request(), ANSWER),
-        ("first event of a stream", request(events=3, pace=0), b"\r\n0\r\n\r\n"),
-    ):
-        before = cpu_us(pid)
-        seen = latencies(ports, message, end, count)
-        used = (cpu_us(pid) - before) / (count + 20)
-        (half, late), (half_g, late_g) = quantiles(seen["direct"]), quantiles(seen["gateway"])
-        compare(f"{what}, median", "us", "t(first body byte) - t(request sent), 1 connection", half, half_g)
-        compare(f"{what}, p99", "us", f"added at the median: {half_g - half:.0f} us", late, late_g)
-        print(f"{'':34} {'':10} {used:10,.0f} {'us CPU':9}           gateway CPU / requests")
-    for what, streams, events, pace in (("64 paced streams", 64, 100, 0.01), ("8 streams at full speed", 8, 2500, 0.0)):
-        direct = asyncio.run(events_per_second(ports["direct"], streams, events, pace))
-        before = cpu_us(pid)
-        through = asyncio.run(events_per_second(ports["gateway"], streams, events, pace))
-        used = (cpu_us(pid) - before) / (streams * events)
-        compare(what, "events/s", "events received / wall time, opening included", direct, through)
-        ceiling = f"gateway CPU / events: one core carries {1e6 / used:,.0f} events/s of this kind"
-        print(f"{'':34} {'':10} {used:10,.1f} {'us CPU':9}           {ceiling}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--requests", type=int, default=500, help="of each kind, 20 to 5000")
-    parser.add_argument("--engine", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.engine:
-        uvloop.run(serve_engine())
-        return
-    if not 20 <= arguments.requests <= 5000:
-        parser.error("--requests: 20 to 5000")
-    with tempfile.TemporaryDirectory(prefix="bench") as home:
-        engine = subprocess.Popen([sys.executable, __file__, "--engine"], stdout=subprocess.PIPE, text=True)
-        files = ["--admin", f"{home}/s", "--state", f"{home}/routes.json"]
-        command = [sys.executable, "-m", "orchestrator.gateway", "--listen", "127.0.0.1:0", *files]
-        with Path(home, "log").open("w") as log:
-            gateway = subprocess.Popen(command, stderr=log)
+def alone(ways: Ways, checkouts: Sequence[Path]) -> tuple[list[Start], dict[str, Memory]]:
+    """What there is to compare, and the memory that each way takes by itself; says what is left out, and why."""
+    works_here: list[Start] = []
+    memory: dict[str, Memory] = {}
+    for start in ways.starts(checkouts):
         try:
-            assert engine.stdout is not None
-            port = int(engine.stdout.readline())
-            admin = GatewayAdmin(Path(home) / "s")
-            while (status := admin.status()) is None and gateway.poll() is None:
-                time.sleep(0.01)
-            if status is None:
-                raise SystemExit(f"The gateway did not start: {Path(home, 'log').read_text()}")
-            admin.set_routes("bench", [Route("m", "bench", "bench-g1", f"http://127.0.0.1:{port}")])
-            ports = {"direct": port, "gateway": int(status.listen.rpartition(":")[2])}
-            measure(ports, gateway.pid, arguments.requests)
+            started = start()
+        except FileNotFoundError as error:
+            print(f"{error} is not installed: it is left out.")
+            continue
+        idle = started[0].pss_mb
+        for way in started:
+            if wrong := fault(way):
+                if way.path != OLLAMA_CHAT:
+                    raise SystemExit(f"{way.name} does not work: {wrong}")
+                print(f"{way.name} is left out: the gateway says {wrong}")
+                continue
+            if not renames(way):
+                print(f"{way.name} does less: answers have the engine's own name for the model.")
+            memory[way.name] = Memory(idle, memory_with(way, MEMORY_STREAMS))
+        works_here.append(start)
+        ways.close()
+    return works_here, memory
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--streams", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--also", type=Path, action="append", default=[], metavar="CHECKOUT")
+    parser.add_argument("--realtime", action="store_true")
+    parser.add_argument("--soak", type=float, metavar="MINUTES")
+    arguments = parser.parse_args()
+    for name, least, most in (
+        ("requests", 20, 100_000),
+        ("rounds", 1, 100),
+        ("streams", 1, 2000),
+        ("seconds", 0.2, 60),
+    ):
+        if not least <= getattr(arguments, name) <= most:
+            parser.error(f"--{name}: {least} to {most}")
+    if arguments.soak is not None and not 0.5 <= arguments.soak <= 24 * 60:
+        parser.error("--soak: 0.5 to 1440")
+    for checkout in arguments.also:
+        if not (checkout / "orchestrator" / "gateway").is_dir():
+            parser.error(f"--also: {checkout} is not a checkout of orch")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    mine, theirs = cores()
+    print(f"Cores: client and engine {mine}, compared {theirs}; load average before: {os.getloadavg()[0]:.1f}.")
+    with tempfile.TemporaryDirectory(prefix="bench") as home, engine(mine) as (port, process):
+        ways = Ways(Path(home), port, theirs)
+        try:
+            pin(os.getpid(), mine)
+            if arguments.soak is not None:
+                through = [way for way in ways.named(HERE) if not fault(way)]
+                return 0 if soak(through, arguments.streams, arguments.soak) else 1
+            starts, memory = alone(ways, (HERE, *(checkout.resolve() for checkout in arguments.also)))
+            started = [way for start in starts for way in start() if way.name in memory]
+            figures = [Figures(Way("direct", port), Memory(0, 0)), *(Figures(way, memory[way.name]) for way in started)]
+            begun = time.monotonic()
+            measure(figures, arguments, process)
+            Report(figures).print()
+            print(f"\n{time.monotonic() - begun:.0f} s; load average after: {os.getloadavg()[0]:.1f}")
         finally:
-            for process in (gateway, engine):
-                process.terminate()
-                process.wait()
+            ways.close()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
