@@ -1,4 +1,4 @@
-"""Requests whose heads are long, or cannot be read: the answer is in the words that were spoken, and in nobody else's."""
+"""Requests whose heads are long, or cannot be read: the answer is in the words that were spoken, in nobody else's."""
 
 from __future__ import annotations
 
