@@ -2,7 +2,8 @@
 
 What it is to do stands in the question's own text, so that it comes through every translation: `events=N pace=S` asks
 for a stream of N events, S seconds apart (0: as fast as they are taken). Events that are paced leave one by one; the
-first is at once, and the others of each stream have a phase of their own, as those of real engines do.
+first is at once, and the others of each stream have a phase of their own, as those of real engines do. Connections
+stay open, as vLLM's do; with --closes they are closed after a stream, as llama.cpp's server does.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import json
 import random
 import re
+import sys
 
 import uvloop
 
@@ -62,6 +64,9 @@ _LAST = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
 class Engine(asyncio.Protocol):
     """One connection."""
 
+    def __init__(self, closes: bool) -> None:
+        self._closes = closes
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         self._loop = asyncio.get_running_loop()
@@ -95,6 +100,8 @@ class Engine(asyncio.Protocol):
         if not self._left:
             self._left = -1
             self._transport.write(_STOP + (_USAGE if self._usage else b"") + _LAST)
+            if self._closes:
+                self._transport.close()
             return
         if self._pace:
             self._left -= 1
@@ -120,7 +127,8 @@ class Engine(asyncio.Protocol):
 
 
 async def _serve() -> None:
-    server = await asyncio.get_running_loop().create_server(Engine, "127.0.0.1", 0, backlog=4096)
+    closes = "--closes" in sys.argv
+    server = await asyncio.get_running_loop().create_server(lambda: Engine(closes), "127.0.0.1", 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

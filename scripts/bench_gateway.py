@@ -23,6 +23,8 @@ and most of all rounds.
     --seconds S     that paced events are counted in each round (1)
     --also CHECKOUT another checkout of orch, whose gateway is compared in the same run, with this one's interpreter
                     and libraries; may be given several times
+    --closes        the engine closes each connection after a stream, as llama.cpp's server does; else it keeps them, as
+                    vLLM does
     --realtime      first in line for both cores while measuring, with pauses (root): for machines that others use
     --soak MINUTES  none of this: --streams paced streams for so long through the gateway, a new one for each that ends,
                     half of them translated; memory every 30 s, and whether it is flat in the second half (else exit
@@ -97,10 +99,11 @@ def cores() -> tuple[int | None, int | None]:
 
 
 @contextmanager
-def engine(core: int | None) -> Iterator[tuple[int, int]]:
+def engine(core: int | None, closes: bool) -> Iterator[tuple[int, int]]:
     """The stand-in: its port and its process."""
     file = Path(__file__).with_name("bench_engine.py")
-    process = subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, str(file), *(["--closes"] if closes else [])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         port = int(process.stdout.readline())
@@ -143,6 +146,7 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--also", type=Path, action="append", default=[], metavar="CHECKOUT")
+    parser.add_argument("--closes", action="store_true")
     parser.add_argument("--realtime", action="store_true")
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     arguments = parser.parse_args()
@@ -163,8 +167,8 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     mine, theirs = cores()
     print(f"Cores: client and engine {mine}, compared {theirs}; load average before: {os.getloadavg()[0]:.1f}.")
-    with tempfile.TemporaryDirectory(prefix="bench") as home, engine(mine) as (port, process):
-        ways = Ways(Path(home), port, theirs)
+    with tempfile.TemporaryDirectory(prefix="bench") as home, engine(mine, arguments.closes) as (port, process):
+        ways = Ways(Path(home), port, arguments.closes, theirs)
         try:
             pin(os.getpid(), mine)
             if arguments.soak is not None:

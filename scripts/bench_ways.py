@@ -27,7 +27,7 @@ from pathlib import Path
 from bench_engine import MODEL
 
 from orchestrator.core.keys import ApiKey, KeyRing, digest_of, utc
-from orchestrator.core.routes import Backend, Route
+from orchestrator.core.routes import LLAMA_SERVER, OPENAI, VLLM, Backend, Route
 from orchestrator.drivers.gateway_admin import GatewayAdmin
 
 KEY = "bench-key-0123456789abcdef0123456789abcdef"
@@ -155,10 +155,12 @@ Start = Callable[[], list[Way]]
 
 @dataclass
 class Ways:
-    """Starts them in front of the engine at port `engine`; `close` ends what was started."""
+    """Starts them in front of the engine at port `engine`, which `closes` its connections after a stream or not;
+    `close` ends what was started."""
 
     home: Path
     engine: int
+    closes: bool
     core: int | None
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -181,11 +183,11 @@ class Ways:
 
     def cheapest(self, checkout: Path) -> list[Way]:
         """A gateway of a checkout, with this one's interpreter and libraries: no key, nothing changed."""
-        return [self._gateway(f"gateway{_mark(checkout)}", checkout, Route(MODEL, "bench", self._backends), key="")]
+        return [self._gateway(f"gateway{_mark(checkout)}", checkout, self._route(MODEL), key="")]
 
     def named(self, checkout: Path) -> list[Way]:
         """The same with a key, for a route with a name of its own and a patch; and in Ollama's words."""
-        route = Route(NAMED, "bench", self._backends, upstream=MODEL, patch=PATCH)
+        route = replace(self._route(NAMED), upstream=MODEL, patch=PATCH)
         way = self._gateway(f"patch, key{_mark(checkout)}", checkout, route, KEY)
         return [way, replace(way, name=f"/api/chat{_mark(checkout)}", path=OLLAMA_CHAT)]
 
@@ -202,9 +204,9 @@ class Ways:
             process.wait()
         self.processes.clear()
 
-    @property
-    def _backends(self) -> tuple[Backend, ...]:
-        return (Backend("bench-g1", f"http://127.0.0.1:{self.engine}"),)
+    def _route(self, name: str) -> Route:
+        backend = Backend("bench-g1", f"http://127.0.0.1:{self.engine}")
+        return Route(name, "bench", (backend,), (OPENAI, LLAMA_SERVER if self.closes else VLLM))
 
     def _gateway(self, name: str, checkout: Path, route: Route, key: str) -> Way:
         home, port = self._home("gateway"), _free_port()
