@@ -18,8 +18,9 @@ from orchestrator.gateway import refusals
 from orchestrator.gateway.dialects.base import Call, EndedEarlyError, Said
 
 _SPACE = b" \t\r\n"
-# The text that follows is the JSON of a string; in a string its quotes would be escaped.
-_MODEL = re.compile(rb'"model":"(?:[^"\\]|\\.)*"')
+# In a string its quotes would be escaped.
+_MODEL = b'"model":"'
+_REST = re.compile(rb'(?:[^"\\]|\\.)*"')
 
 
 class _Named(msgspec.Struct):
@@ -109,11 +110,16 @@ class Passing:
 
     def _look(self, data: bytes) -> None:
         seen = self._tail + data
-        self._ended = any(end in seen for end in self._ends)
+        for end in self._ends:
+            if end in seen:
+                self._ended = True
         self._tail = seen[-self._longest :]
 
     def _renamed(self, text: bytes) -> bytes:
-        return _MODEL.sub(lambda _: self._named, text, count=1) if self._named else text
+        """One line, or all of an answer: its first name."""
+        start = text.find(_MODEL) if self._named else -1
+        rest = _REST.match(text, start + len(_MODEL)) if start >= 0 else None
+        return b"".join((text[:start], self._named, text[rest.end() :])) if rest is not None else text
 
 
 class Lines:
@@ -125,6 +131,8 @@ class Lines:
     def take(self, data: bytes) -> bytes:
         """The whole lines that are there by now; what follows the last of them waits for its end."""
         cut = data.rfind(b"\n") + 1
+        if cut == len(data) and not self._begun:
+            return data
         whole = b""
         if cut:
             whole = b"".join((*self._begun, data[:cut]))
