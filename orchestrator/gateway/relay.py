@@ -124,15 +124,16 @@ async def _with_retries(
     losses = 0
     came = end_to_end(arrival.request.headers, _NOT_SENT_ON)
     headers = [*(pair for pair in came if len(pair[1]) <= _LONGEST_SENT), _JSON]
-    session = clients.fresh if call.streams else clients.kept
+    again = False
     until = asyncio.get_running_loop().time() + GIVE_UP_S
     for pause in (*PAUSES, None):
         with await board.admit(name) as claim:
             if arrival.endpoint.chats and not claim.route.chats:
                 raise refusals.no_chat_template(call.name, arrival.path)
+            kept = not again and (not call.streams or upstreams.keeps_connections(claim.route))
             attempt = Attempt(arrival, headers, claim, board.totals, Behind(claim.route, clients))
             try:
-                return await attempt.run(session, call, last=pause is None)
+                return await attempt.run(clients.kept if kept else clients.fresh, call, last=pause is None)
             except BackendLostError as lost:
                 claim.tally.errors += 1
                 losses += lost.sent
@@ -142,7 +143,7 @@ async def _with_retries(
                 late = asyncio.get_running_loop().time() > until
                 if pause is None or late or lost.final or losses > LOSSES:
                     break
-        session = clients.fresh
+        again = True
         # Not claimed while it waits: a drain of the lost backend need not wait for this.
         await asyncio.sleep(pause)
     raise refusals.unavailable(f"The engine behind `{call.name}` does not answer now; try again in a moment.")
@@ -152,8 +153,8 @@ async def _with_retries(
 class Clients:
     """The two ways to an engine: over connections that are kept for the next request, or over a new one each time.
 
-    Streams take a new one: llama.cpp's server closes after a stream, whatever its Keep-Alive header said, and a
-    request that meets a closing connection is lost. So does everything that is tried again: it met one.
+    Streams take a new one where the engine does not keep them; so does everything that is tried again: it met one that
+    was closing.
     `secrets` are what the engines ask for.
     """
 

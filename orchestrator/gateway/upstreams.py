@@ -6,7 +6,7 @@ import re
 
 import msgspec
 
-from orchestrator.core.routes import OLLAMA, Route
+from orchestrator.core.routes import OLLAMA, VLLM, Route
 
 # Ollama asks a process of its own for each model. When that dies or is ended under a request, it says so with a status
 # that says nothing: whoever asks again is given a new process.
@@ -19,6 +19,12 @@ _SAME_TOKENS = 30
 # As many bytes of a stream hold them.
 TAIL = 32 << 10
 _TOKEN = re.compile(rb'"(?:content|response|text|thinking|reasoning)":"((?:[^"\\]|\\.)*)"')
+
+
+def keeps_connections(route: Route) -> bool:
+    """Whether a connection is good for another request after a stream. llama.cpp's server closes it, whatever its
+    Keep-Alive header said, and a request that meets a closing connection is lost."""
+    return VLLM in route.speaks or OLLAMA in route.speaks
 
 
 def lost_its_runner(route: Route, body: bytes) -> bool:

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from gateway_process import wait_until
 
+from orchestrator.core.routes import LLAMA_SERVER, OLLAMA, OPENAI, VLLM
+
 CHAT = "/v1/chat/completions"
 
 
@@ -118,6 +120,29 @@ def test_an_engine_lost_before_the_first_byte_is_tried_again_but_not_for_ever(ga
     # A request that kills its engine must not be fed to every engine that comes up.
     assert len(one.requests) == 3
     assert gateway.status().traffic.totals.errors == 1
+
+
+@pytest.mark.parametrize(("server", "connections"), [(VLLM, 1), (OLLAMA, 1), (LLAMA_SERVER, 3), (OPENAI, 3)])
+def test_streams_share_a_connection_where_the_engine_keeps_it(gateway, engine, stream, server, connections):
+    one = engine("one-g1")
+    one.keeps = True
+    gateway.admin.set_routes("one", [gateway.route("tiny", one, speaks=(OPENAI, server))])
+    for _ in range(3):
+        assert len(stream(model="tiny").rest()) == 4
+        wait_until(lambda: gateway.status().traffic.backends["one-g1"].in_flight == 0)
+    assert (len(one.requests), one.connections) == (3, connections)
+
+
+def test_a_stream_that_meets_a_closing_connection_is_asked_for_again(gateway, engine, stream):
+    one = engine("one-g1")
+    one.keeps = one.one_each = True
+    gateway.admin.set_routes("one", [gateway.route("tiny", one, speaks=(OPENAI, VLLM))])
+    for _ in range(3):
+        assert len(stream(model="tiny").rest()) == 4
+        wait_until(lambda: gateway.status().traffic.backends["one-g1"].in_flight == 0)
+    # The second stream met one that was closing, and took another; that was not kept for the third.
+    assert (len(one.requests), one.connections) == (3, 3)
+    assert gateway.status().traffic.totals.errors == 0
 
 
 def test_an_engine_lost_in_a_stream_ends_it_with_an_error_event(gateway, engine, stream):

@@ -3,7 +3,8 @@
 Fields of the request body: `stream`; `tokens` (how many events or words); `wait` ("head": before anything is sent,
 "body": after the head, "middle": after the first event) waits for the gate; `die` (same places) resets the connection
 there, "inside" in the middle of the second event; `status`; `pace` (seconds between events); `reply_headers`; `gzip`.
-While `loading` is set everything is answered with 503, as llama.cpp's server does.
+While `loading` is set everything is answered with 503, as llama.cpp's server does. With `keeps` connections stay open
+after a stream, as vLLM's do, and with `one_each` what comes second on one of them finds it closed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ class Upstream:
         self.gate = threading.Event()
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
         self.loading = False
+        self.keeps = False
+        self.one_each = False
+        self.connections = 0
         self.disconnects = 0
         self.changed = threading.Condition()
         self._open: set[socket.socket] = set()
@@ -79,6 +83,7 @@ class Upstream:
     def opened(self, connection: socket.socket) -> None:
         with self.changed:
             self._open.add(connection)
+            self.connections += 1
 
     def closed(self, connection: socket.socket) -> None:
         with self.changed:
@@ -115,6 +120,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def do_POST(self) -> None:
+        if self.owner.one_each and hasattr(self, "asked"):
+            reset(self.connection)
+            raise GoneError
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.owner.note((self.path, {key.lower(): value for key, value in self.headers.items()}, body))
         self.asked = json.loads(body)
@@ -178,8 +186,9 @@ class _Handler(BaseHTTPRequestHandler):
                 pause.wait(self.asked["pace"])
         self._chunk(b"data: [DONE]\n\n")
         self._chunk(b"")
-        # Unannounced, as llama.cpp's server does it.
-        self.close_connection = True
+        if not self.owner.keeps:
+            # Unannounced, as llama.cpp's server does it.
+            self.close_connection = True
 
     def _chunk(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
