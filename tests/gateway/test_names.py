@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from orchestrator.core.routes import Backend, Route
 from orchestrator.gateway.dialects.base import EndedEarlyError
 from orchestrator.gateway.dialects.named import Passing
+from orchestrator.gateway.dialects.ollama.passed import Passed
 
 ENDS = (b"\ndata: [DONE]",)
 # A word may look like a name; a nested field may be called so; the engine's own name may have quotes.
@@ -51,3 +53,17 @@ def test_an_end_is_seen_wherever_it_is_cut(name, size):
                 reply.end()
         else:
             reply.end()
+
+
+@pytest.mark.parametrize("size", [1, 9, 1000])
+def test_ollamas_own_errors_name_the_model_as_the_client_does(size):
+    route = Route("tiny", "one", (Backend("one-g1", "http://127.0.0.1:1"),), upstream="adapter-26")
+    lines = (
+        b'{"model":"adapter-26","message":{"content":"{\\"error\\":\\"adapter-26\\"}"},"done":false}\n',
+        b'{"error":"model \'adapter-26\' is gone"}\n',
+        b'{"model":"adapter-26","done":true}\n',
+    )
+    wanted = [line.replace(b'"model":"adapter-26"', b'"model":"Tiny"') for line in lines]
+    wanted[1] = lines[1].replace(b"adapter-26", b"Tiny")
+    reply, data = Passed(route, "Tiny"), b"".join(lines)
+    assert b"".join(reply.part(data[at : at + size]) for at in range(0, len(data), size)) == b"".join(wanted)

@@ -20,7 +20,7 @@ from orchestrator.gateway.dialects.base import Call, EndedEarlyError, Said
 _SPACE = b" \t\r\n"
 # In a string its quotes would be escaped.
 _MODEL = b'"model":"'
-_REST = re.compile(rb'(?:[^"\\]|\\.)*"')
+_REST = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"')
 
 
 class _Named(msgspec.Struct):
@@ -100,7 +100,7 @@ class Passing:
             self._look(data)
         if not self._named:
             return data
-        return b"".join(map(self._renamed, self._lines.take(data).splitlines(keepends=True)))
+        return self._renamed(self._lines.take(data))
 
     def end(self) -> bytes:
         """What came without the end of its line; raises EndedEarlyError where the stream's end did not come."""
@@ -116,10 +116,18 @@ class Passing:
         self._tail = seen[-self._longest :]
 
     def _renamed(self, text: bytes) -> bytes:
-        """One line, or all of an answer: its first name."""
-        start = text.find(_MODEL) if self._named else -1
-        rest = _REST.match(text, start + len(_MODEL)) if start >= 0 else None
-        return b"".join((text[:start], self._named, text[rest.end() :])) if rest is not None else text
+        """Lines, or a whole answer: the first name in each."""
+        if not self._named:
+            return text
+        parts: list[bytes] = []
+        done = 0
+        start = text.find(_MODEL)
+        while start >= 0 and (rest := _REST.match(text, start + len(_MODEL))) is not None:
+            parts += (text[done:start], self._named)
+            done = rest.end()
+            line = text.find(b"\n", done)
+            start = text.find(_MODEL, line) if line >= 0 else -1
+        return b"".join((*parts, text[done:])) if parts else text
 
 
 class Lines:

@@ -10,7 +10,8 @@ from orchestrator.gateway.dialects.named import Passing
 from orchestrator.gateway.dialects.ollama.words import GO_JSON
 
 # A line with an error is an end, too.
-_ENDS = (b'"done":true', b'{"error":')
+_ERROR = b'{"error":'
+_ENDS = (b'"done":true', _ERROR)
 
 
 def body_for(route: Route, body: bytes) -> bytes:
@@ -32,6 +33,9 @@ class Passed(Passing):
         return Said(self._renamed(body), status, GO_JSON)
 
     def _renamed(self, text: bytes) -> bytes:
-        if text.startswith(b'{"error":'):
-            return text.replace(self._theirs, self._ours)
-        return super()._renamed(text)
+        if _ERROR not in text:
+            return super()._renamed(text)
+        return b"".join(map(self._line, text.splitlines(keepends=True)))
+
+    def _line(self, line: bytes) -> bytes:
+        return line.replace(self._theirs, self._ours) if line.startswith(_ERROR) else super()._renamed(line)
