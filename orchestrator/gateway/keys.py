@@ -84,7 +84,7 @@ class Keys:
         self._good: list[tuple[str, float | None]] = []
         self._open_until: float | None = None
         self._issued: dict[str, float] = {}
-        self._used: dict[str, str] = {}
+        self._used: dict[str, float] = {}
         self._changed = False
         if path is not None and (needed or path.exists()):
             self.reload()
@@ -144,7 +144,7 @@ class Keys:
             if hmac.compare_digest(digest, shown) and (until is None or now < until):
                 found = digest
         if found:
-            self._used[found] = utc(datetime.now(UTC))
+            self._used[found] = now
             self._changed = True
             return True
         issued, now = False, time.monotonic()
@@ -155,7 +155,7 @@ class Keys:
     @property
     def used(self) -> Mapping[str, str]:
         """When each key was used last since this gateway started, by its digest."""
-        return dict(self._used)
+        return {digest: utc(datetime.fromtimestamp(at, UTC)) for digest, at in self._used.items()}
 
     async def keep_use(self) -> None:
         """Write down which keys are in use, once a minute at most, for ever."""
@@ -175,7 +175,8 @@ class Keys:
         except (HostError, ValueError):
             said = None
         before = said if isinstance(said, dict) else {}
-        latest = {digest: max(str(before.get(digest, "")), self._used.get(digest, "")) for digest, _ in self._good}
+        used = self.used
+        latest = {digest: max(str(before.get(digest, "")), used.get(digest, "")) for digest, _ in self._good}
         try:
             files.write_json(self._use, {digest: at for digest, at in latest.items() if at}, mode=0o600)
         except HostError as error:
