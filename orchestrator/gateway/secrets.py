@@ -13,6 +13,7 @@ class EngineSecrets:
 
     def __init__(self, directory: Path | None) -> None:
         self._directory = directory
+        self._paths: dict[str, Path] = {}
         self._known: dict[str, tuple[tuple[int, int], str]] = {}
 
     def headers(self, instance: str) -> list[tuple[str, str]]:
@@ -23,7 +24,7 @@ class EngineSecrets:
     def _of(self, instance: str) -> str:
         if self._directory is None:
             return ""
-        path = self._directory / instance
+        path = self._paths.get(instance) or self._paths.setdefault(instance, self._directory / instance)
         try:
             found = path.stat()
             state = (found.st_mtime_ns, found.st_ino)
