@@ -14,7 +14,16 @@ from aiohttp import hdrs, web
 from orchestrator.core.routes import Route
 from orchestrator.gateway import refusals, upstreams
 from orchestrator.gateway.bodies import PIECE, Body
-from orchestrator.gateway.dialects.base import Call, Dialect, EndedEarlyError, Endpoint, Question, Reply, Said
+from orchestrator.gateway.dialects.base import (
+    Call,
+    Dialect,
+    EndedEarlyError,
+    Endpoint,
+    NoAnswerError,
+    Question,
+    Reply,
+    Said,
+)
 from orchestrator.gateway.keys import CREDENTIALS
 from orchestrator.gateway.refusals import Refusal
 from orchestrator.gateway.secrets import EngineSecrets
@@ -66,7 +75,7 @@ def end_to_end(headers: Mapping[str, str], dropped: frozenset[str]) -> list[tupl
     ]
 
 
-class BackendLostError(Exception):
+class BackendLostError(NoAnswerError):
     """The engine could not be reached (`sent` is false) or was lost after it had the request."""
 
     def __init__(self, reason: str, sent: bool, final: bool = False) -> None:
