@@ -53,10 +53,12 @@ class Sampling:
 
 class Server(Protocol):
     """An engine's server. `counts_ahead`: it refuses an answer's limit that would not fit behind the prompt. `parses`:
-    of a chat's answer it takes apart by itself what is thought, said and called."""
+    of a chat's answer it takes apart by itself what is thought, said and called. `repeats`: a whole answer that goes on
+    with a message has its beginning, too."""
 
     counts_ahead: bool
     parses: bool
+    repeats: bool
 
     def sampling(self, wanted: Sampling) -> Json:
         """The fields of a request that say so; raises Refusal for what cannot be done there."""
@@ -64,6 +66,10 @@ class Server(Protocol):
 
     def form(self, schema: msgspec.Raw, chats: bool) -> Json:
         """The fields that have an answer be JSON of a schema."""
+        ...
+
+    def going_on(self) -> Json:
+        """What is added to a chat whose last message is the model's own, and is to be gone on with."""
         ...
 
     async def chat_fields(self, engine: Engine, calls: bool, thinks: bool) -> Json:
@@ -88,6 +94,7 @@ class LlamaServer:
 
     counts_ahead = False
     parses = True
+    repeats = True
 
     def sampling(self, wanted: Sampling) -> Json:
         said = wanted.said
@@ -95,6 +102,9 @@ class LlamaServer:
 
     def form(self, schema: msgspec.Raw, chats: bool) -> Json:
         return {"response_format": _schema(schema)} if chats else {"json_schema": schema}
+
+    def going_on(self) -> Json:
+        return {}
 
     async def chat_fields(self, engine: Engine, calls: bool, thinks: bool) -> Json:
         return {}
@@ -115,6 +125,7 @@ class Vllm:
 
     counts_ahead = True
     parses = False
+    repeats = False
 
     def __init__(self) -> None:
         # Whether it was started with a parser for calls of tools, by instance and address.
@@ -145,6 +156,9 @@ class Vllm:
             said["top_k"] = 1
         if said.get("top_p", 1) > 1:
             said["top_p"] = 1.0
+        if "max_tokens" in said:
+            # As llama.cpp does it: one token there always is.
+            said["max_tokens"] = max(1, said["max_tokens"])
         if said.get("min_p", 0) < 0:
             said["min_p"] = 0.0
         if said.get("temperature", 0) < 0:
@@ -153,6 +167,9 @@ class Vllm:
 
     def form(self, schema: msgspec.Raw, chats: bool) -> Json:
         return {"response_format": _schema(schema)}
+
+    def going_on(self) -> Json:
+        return {"continue_final_message": True, "add_generation_prompt": False}
 
     async def chat_fields(self, engine: Engine, calls: bool, thinks: bool) -> Json:
         fields: Json = {"return_prompt_text": True} if thinks else {}

@@ -95,13 +95,14 @@ class Reading:
     """How an answer is to be read. `thinks`, `calls`: the engine leaves it to the gateway to take apart what is
     thought, and what tools are called with; `begun`: the prompt ends within a thought. `tops`: how many other tokens
     are told for each, None where no token is. `tokens` finds the tokens of prompt and answer at the end, where they
-    are told."""
+    are told. `beginning` is what a whole answer repeats of the last message."""
 
     thinks: bool = False
     begun: bool = False
     calls: bool = False
     tops: int | None = None
     tokens: Callable[[str], Awaitable[list[int]]] | None = None
+    beginning: str = ""
 
 
 @dataclass
@@ -189,7 +190,8 @@ class Answer:
             return refused(HTTPStatus.INTERNAL_SERVER_ERROR, body)
         piece = self._taken(event)
         rest = self._rest()
-        piece = Piece(piece.text + rest.text, piece.thought + rest.thought, piece.calls + rest.calls, piece.logprobs)
+        text = (piece.text + rest.text).removeprefix(self._reading.beginning)
+        piece = Piece(text, piece.thought + rest.thought, piece.calls + rest.calls, piece.logprobs)
         self._first = 0
         return Said(self._last(piece, await self._tokens()), HTTPStatus.OK, GO_JSON)
 

@@ -210,7 +210,8 @@ class _Reader:
         return asked
 
     def value(self, name: str) -> Any:
-        return _lenient(msgspec.json.decode, bytes(self.fields.get(name, b"null")))
+        raw = self.fields.get(name)
+        return None if raw is None else _lenient(msgspec.json.decode, bytes(raw))
 
     def text(self, name: str) -> str:
         return str(self._of_type(self.value(name), str, name, "string") or "")

@@ -127,6 +127,10 @@ class _Translation:
             chat["tools"] = asked.tools
         if kwargs := self._template_kwargs(schema):
             chat["chat_template_kwargs"] = kwargs
+        last = chat["messages"][-1]
+        goes_on = last["role"] == "assistant" and "tool_calls" not in last
+        if goes_on:
+            chat |= server.going_on()
         tokens = await self._fitted(chat)
         if tokens is not None and (asked.context or len(tokens) > self._most()):
             return await self._completion([*(asked.context or ()), *tokens], schema)
@@ -143,6 +147,7 @@ class _Translation:
             calls=leaves and body.get("tool_choice") == "none",
             tops=asked.top_logprobs if asked.logprobs else None,
             tokens=self._all_tokens(tokens if tokens is not None else chat),
+            beginning=last["content"] if goes_on and server.repeats else "",
         )
         return self._asking(_CHAT, body, reading)
 
