@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -24,6 +24,9 @@ log = logging.getLogger("orchestrator.gateway")
 
 Json = dict[str, Any]
 _MS = 1_000_000
+# What Go has room for.
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+_Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 
 
 class _Function(msgspec.Struct):
@@ -47,7 +50,7 @@ class _Message(msgspec.Struct):
 class _Token(msgspec.Struct):
     token: str = ""
     logprob: float | None = None
-    bytes: list[int] | None = None
+    bytes: list[_Count] | None = None
     top_logprobs: list[_Token] | None = None
 
 
@@ -69,13 +72,13 @@ class _Choice(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int | None = 0
+    prompt_tokens: _Count = 0
+    completion_tokens: _Count | None = 0
 
 
 class _Timings(msgspec.Struct):
-    prompt_ms: float | None = None
-    predicted_ms: float | None = None
+    prompt_ms: _Milliseconds | None = None
+    predicted_ms: _Milliseconds | None = None
 
 
 class _Event(msgspec.Struct):
@@ -165,14 +168,11 @@ class Answer:
 
     async def end(self) -> bytes:
         """See Reply: a last line with the figures."""
-        lines: list[bytes] = []
-        rest = self._lines.last()
-        if rest.startswith(b"data:"):
-            self._read(rest[5:].strip(), lines)
         if self._failed:
-            return b"".join(lines)
-        if not self._done:
+            return b""
+        if not self._done and self._lines.last().removeprefix(b"data:").strip() != b"[DONE]":
             raise EndedEarlyError
+        lines: list[bytes] = []
         if piece := self._rest():
             lines += self._written(piece)
         lines.append(self._last(Piece(), await self._tokens()) + b"\n")
