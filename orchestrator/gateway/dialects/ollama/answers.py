@@ -25,7 +25,7 @@ log = logging.getLogger("orchestrator.gateway")
 Json = dict[str, Any]
 _MS = 1_000_000
 # What Go has room for.
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**63)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 
 
