@@ -300,8 +300,8 @@ class Answer:
         return [line + b"\n" for line in lines]
 
     def _line(self, text: str, thought: str, calls: list[ToolCall], logprobs: list[Json]) -> bytes:
-        more = go_json({"done": False, **({"logprobs": logprobs} if logprobs else {})})
-        return b"".join((self._begin(text, thought, calls), b",", memoryview(more)[1:]))
+        told = (b',"logprobs":', go_json(logprobs)) if logprobs else ()
+        return b"".join((self._begin(text, thought, calls), b',"done":false', *told, b"}"))
 
     def _begin(self, text: str, thought: str, calls: list[ToolCall]) -> bytes:
         """An object up to what was said, without an end."""
