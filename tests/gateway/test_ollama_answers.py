@@ -95,6 +95,10 @@ def test_thoughts_are_told_apart() -> None:
         assert read([stream({name: "I"}, {name: " see"}, {"content": "Yes"})], APART)[:-1] == wanted
     pieces = ("<th", "ink>\n", "I", " see", "\n</thi", "nk>\n", "\n", "Yes")
     assert read([stream(*texts(*pieces))], APART)[:-1] == wanted
+    # An engine that tells them apart, and leaves the blanks.
+    pieces_apart = ({"reasoning": "\nI"}, {"reasoning": " see"}, {"content": "\n\n"}, {"content": " Yes"})
+    assert read([stream(*pieces_apart)], APART)[:-1] == wanted
+    assert whole({"content": "\n\nHi", "reasoning": "\nHm"}, APART)["message"] == chat("Hi", thinking="Hm")["message"]
     # A prompt that ends within a thought.
     assert read([stream(*texts(*pieces[2:]))], Reading(thinks=True, begun=True))[:-1] == wanted
     prompted = json.loads(event({"content": ""}).removeprefix(b"data: ")) | {"prompt_text": "...<think>\n"}

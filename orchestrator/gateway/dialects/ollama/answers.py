@@ -143,6 +143,7 @@ class Answer:
         self._plain = not (reading.thinks or reading.calls or reading.tops is not None)
         self._thoughts = Thoughts(reading.begun) if reading.thinks else None
         self._calls = Calls() if reading.calls else None
+        self._thinks = self._trims = False
         self._gathered = _Gathered()
         self._told = 0
         self._said: list[str] = []
@@ -249,8 +250,13 @@ class Answer:
         said = choice.delta or choice.message or _NOTHING
         text, thought = choice.text or said.content or "", said.reasoning_content or said.reasoning or ""
         if thought:
-            # The engine takes it apart after all.
+            # The engine takes it apart after all, but may leave the blanks around it.
             self._thoughts = None
+            thought = thought if self._thinks else thought.lstrip()
+            self._thinks, self._trims = self._thinks or bool(thought), True
+        if text and self._trims:
+            text = text.lstrip()
+            self._trims = not text
         piece = self._apart(text, thought)
         for call in said.tool_calls or ():
             piece.calls += self._gathered.take(call)
