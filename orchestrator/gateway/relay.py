@@ -14,7 +14,16 @@ from aiohttp import hdrs, web
 from orchestrator.core.routes import Route
 from orchestrator.gateway import refusals, upstreams
 from orchestrator.gateway.bodies import PIECE, Body
-from orchestrator.gateway.dialects.base import Call, Dialect, EndedEarlyError, Endpoint, Question, Reply, Said
+from orchestrator.gateway.dialects.base import (
+    Call,
+    Dialect,
+    EndedEarlyError,
+    Endpoint,
+    NoAnswerError,
+    Question,
+    Reply,
+    Said,
+)
 from orchestrator.gateway.keys import CREDENTIALS
 from orchestrator.gateway.refusals import Refusal
 from orchestrator.gateway.secrets import EngineSecrets
@@ -66,7 +75,7 @@ def end_to_end(headers: Mapping[str, str], dropped: frozenset[str]) -> list[tupl
     ]
 
 
-class BackendLostError(Exception):
+class BackendLostError(NoAnswerError):
     """The engine could not be reached (`sent` is false) or was lost after it had the request."""
 
     def __init__(self, reason: str, sent: bool, final: bool = False) -> None:
@@ -264,7 +273,7 @@ class Attempt:
             self.totals.errors += 1
         if self._streaming or reply.passes:
             return await self._copy(upstream, first, reply)
-        said = reply.whole(status, await _whole(upstream, first))
+        said = await reply.whole(status, await _whole(upstream, first))
         self.arrival.body.release()
         return respond(said)
 
@@ -299,7 +308,7 @@ class Attempt:
                 raise BackendLostError("The engine was lost while it answered.", True) from error
         if self._streaming:
             try:
-                rest = reply.end()
+                rest = await reply.end()
             except EndedEarlyError as error:
                 if not (by_itself and upstreams.ended_by_itself(tail)):
                     raise BackendLostError("The engine ended its answer too early.", True) from error

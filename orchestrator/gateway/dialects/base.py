@@ -52,6 +52,10 @@ class EndedEarlyError(Exception):
     """An engine's stream is over, and was not at its end."""
 
 
+class NoAnswerError(Exception):
+    """An engine was asked, and has not answered."""
+
+
 class Reply(Protocol):
     """How one answer of an engine becomes the client's.
 
@@ -65,7 +69,7 @@ class Reply(Protocol):
     @property
     def stream_type(self) -> str: ...
 
-    def whole(self, status: int, body: bytes) -> Said:
+    async def whole(self, status: int, body: bytes) -> Said:
         """The answer to one that came in one piece; where it `passes`, nobody asks."""
         ...
 
@@ -73,8 +77,8 @@ class Reply(Protocol):
         """What some bytes of a stream, cut anywhere, add to the client's; nothing, where they wait for what follows."""
         ...
 
-    def end(self) -> bytes:
-        """What comes after the last of them; raises EndedEarlyError."""
+    async def end(self) -> bytes:
+        """What comes after the last of them, which the engine may be asked for; raises EndedEarlyError."""
         ...
 
 
@@ -94,7 +98,8 @@ class Engine(Protocol):
     def route(self) -> Route: ...
 
     async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
-        """The status and the whole answer. Where it is lost, the request that this is for is tried again."""
+        """The status and the whole answer; raises NoAnswerError, after which, unless that is seen to, the request that
+        this is for is tried again."""
         ...
 
 
