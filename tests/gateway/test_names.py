@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -29,7 +30,8 @@ LAST = b"data: [DONE]\n\n"
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 11, 64, 1000])
 def test_a_stream_cut_anywhere_comes_under_the_clients_name(size):
     reply, data = Passing(ENDS, "p\xe4t"), b"".join((*LINES, LAST))
-    came = b"".join(reply.part(data[start : start + size]) for start in range(0, len(data), size)) + reply.end()
+    came = b"".join(reply.part(data[start : start + size]) for start in range(0, len(data), size))
+    came += asyncio.run(reply.end())
     assert came == b"".join((*RENAMED, LAST))
 
 
@@ -37,7 +39,7 @@ def test_a_stream_cut_anywhere_comes_under_the_clients_name(size):
 def test_a_whole_answer_does(line, renamed):
     data, wanted = (text.split(b"\n")[0].removeprefix(b"data: ").strip() for text in (line, renamed))
     json.loads(data)
-    assert Passing((), "p\xe4t").whole(200, data).body == wanted
+    assert asyncio.run(Passing((), "p\xe4t").whole(200, data)).body == wanted
 
 
 @pytest.mark.parametrize("name", ["", "p\xe4t"])
@@ -50,9 +52,9 @@ def test_an_end_is_seen_wherever_it_is_cut(name, size):
             reply.part(begun[start : start + size])
         if cut:
             with pytest.raises(EndedEarlyError):
-                reply.end()
+                asyncio.run(reply.end())
         else:
-            reply.end()
+            asyncio.run(reply.end())
 
 
 @pytest.mark.parametrize("size", [1, 9, 1000])
