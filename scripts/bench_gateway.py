@@ -176,7 +176,8 @@ def main() -> int:
                 return 0 if soak(through, arguments.streams, arguments.soak) else 1
             starts, memory = alone(ways, (HERE, *(checkout.resolve() for checkout in arguments.also)))
             started = [way for start in starts for way in start() if way.name in memory]
-            figures = [Figures(Way("direct", port), Memory(0, 0)), *(Figures(way, memory[way.name]) for way in started)]
+            direct = Way("direct", port, closes=arguments.closes)
+            figures = [Figures(direct, Memory(0, 0)), *(Figures(way, memory[way.name]) for way in started)]
             begun = time.monotonic()
             measure(figures, arguments, process)
             Report(figures).print()

@@ -94,7 +94,7 @@ backend engine
 @dataclass(frozen=True)
 class Way:
     """One way to the engine, and the processes that are on it (none: direct). `path`, `model` and `key` are what a
-    client asks with; `pinned` says which checkout's gateway it is, where it is not this one's."""
+    client asks with; `closes`: a connection is good for one stream."""
 
     name: str
     port: int
@@ -102,6 +102,7 @@ class Way:
     path: str = CHAT
     model: str = MODEL
     key: str = KEY
+    closes: bool = False
 
     def request(self, what: str = "", **fields: object) -> bytes:
         """A chat of 1 KB, in which `what` tells the engine what to do."""
