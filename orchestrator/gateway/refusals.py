@@ -139,9 +139,9 @@ def too_large(most: int) -> Refusal:
     return Refusal(413, "body_too_large", f"The body is larger than {most >> 20} MiB, unpacked.")
 
 
-def too_intricate(most: int) -> Refusal:
+def too_intricate(most: int, of: str = "commas and brackets") -> Refusal:
     """413 for a body that takes too long to look through."""
-    return Refusal(413, "body_too_intricate", f"The body has more than {most:,} commas and brackets.")
+    return Refusal(413, "body_too_intricate", f"The body has more than {most:,} {of}.")
 
 
 def unknown_encoding(encoding: str, known: str) -> Refusal:

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.core.model_card import ModelCard
 from orchestrator.core.routes import LLAMA_SERVER, OPENAI, Backend, Route
 
-CARD = ModelCard("0" * 64, context=512, template="{{ messages }}")
+CARD = ModelCard(digest="0" * 64, context=512, template="{{ messages }}")
 ROUTE = Route("tiny", "one", (Backend("tiny-1", "http://127.0.0.1:1"),), (OPENAI, LLAMA_SERVER), card=CARD)
 
 
