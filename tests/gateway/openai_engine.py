@@ -22,6 +22,10 @@ class Counting:
     route: Route = ROUTE
     asked: list[tuple[str, Any]] = field(default_factory=list)
 
+    @property
+    def card(self) -> ModelCard | None:
+        return self.route.card
+
     async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         said = json.loads(body)
         self.asked.append((path, said))
@@ -40,7 +44,7 @@ class Counting:
 
 def counting(*speaks: str, **card: object) -> Counting:
     """One whose model has this on its card."""
-    return Counting(replace(ROUTE, speaks=(OPENAI, *speaks), card=replace(CARD, **card)))
+    return Counting(replace(ROUTE, speaks=(OPENAI, *speaks), card=CARD.model_copy(card)))
 
 
 def event(delta: object = None, **more: object) -> bytes:
