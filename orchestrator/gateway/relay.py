@@ -138,8 +138,8 @@ async def _with_retries(
     until = asyncio.get_running_loop().time() + GIVE_UP_S
     for pause in (*PAUSES, None):
         with await board.admit(name) as claim:
-            if arrival.endpoint.chats and not claim.route.chats:
-                raise refusals.no_chat_template(call.name, arrival.path)
+            if (instead := arrival.endpoint.instead_of_chats) and not claim.route.chats:
+                raise refusals.no_chat_template(call.name, arrival.path, instead)
             attempt = Attempt(arrival, headers, claim, board.totals, Behind(claim.route, clients, board.table))
             try:
                 return await attempt.run(session, call, last=pause is None)

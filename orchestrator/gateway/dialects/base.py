@@ -22,13 +22,13 @@ EVENTS = "text/event-stream"
 @dataclass(frozen=True)
 class Endpoint:
     """A path of an API and the methods that it is for. `relayed`: the engine behind the model that the body names
-    answers; else the gateway does, and `reads` the body for it or not. `chats`: it asks for a turn in a conversation,
-    which a model without a chat template cannot give."""
+    answers; else the gateway does, and `reads` the body for it or not. `instead_of_chats`: what is asked for is a turn
+    in a conversation, which a model without a chat template cannot give; there it can be asked to complete a text."""
 
     methods: tuple[str, ...] = ("GET", "HEAD")
     relayed: bool = False
     reads: bool = False
-    chats: bool = False
+    instead_of_chats: str = ""
 
 
 @dataclass(frozen=True)

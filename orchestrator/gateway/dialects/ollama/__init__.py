@@ -22,7 +22,12 @@ EMBED, EMBEDDINGS = "/api/embed", "/api/embeddings"
 # Of these one asks for a model, and what comes back is the answer of the engine behind it.
 _RELAYED = Endpoint(("POST",), relayed=True)
 _LARGE = 64 << 10
-_ENDPOINTS = {CHAT: _RELAYED, GENERATE: _RELAYED, EMBED: _RELAYED, EMBEDDINGS: _RELAYED}
+_ENDPOINTS = {
+    CHAT: Endpoint(("POST",), relayed=True, instead_of_chats=GENERATE),
+    GENERATE: _RELAYED,
+    EMBED: _RELAYED,
+    EMBEDDINGS: _RELAYED,
+}
 
 
 class Ollama:

@@ -10,7 +10,6 @@ import msgspec
 
 from orchestrator.core.model_card import ModelCard
 from orchestrator.core.routes import Route
-from orchestrator.gateway import refusals
 from orchestrator.gateway.dialects.base import Engine, Question, Said
 from orchestrator.gateway.dialects.ollama import words
 from orchestrator.gateway.dialects.ollama.answers import Answer, Reading, loaded
@@ -113,8 +112,6 @@ class _Translation:
         if asked.template:
             return await self._completion(self._rendered(), schema, before=asked.context or ())
         if not self.engine.route.chats:
-            if asked.chats:
-                raise refusals.no_chat_template(asked.model, asked.path)
             if asked.system:
                 raise words.fault(
                     400, f"{words.quoted(asked.model)} has no template, so there is no place for `system`"
