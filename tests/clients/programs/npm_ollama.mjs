@@ -1,0 +1,90 @@
+// The official JavaScript client of Ollama.
+
+import { Ollama } from "ollama";
+import { answer } from "./asking.mjs";
+import { GREEDY, SCHEMA, TOOLS, said } from "./questions.mjs";
+
+const client = ({ url, headers }) => new Ollama({ host: url, headers });
+
+const chat = (asked, more = {}) =>
+  client(asked).chat({ model: asked.model, messages: said(asked.question), options: GREEDY, ...more });
+
+async function* stream(asked) {
+  let last = null;
+  const parts = await chat(asked, { stream: true });
+  try {
+    for await (const part of parts) {
+      if (part.message.content) yield part.message.content;
+      last = part;
+    }
+    return last;
+  } finally {
+    parts.abort();
+  }
+}
+
+async function* generateStream(asked) {
+  let last = null;
+  const { model, prompt } = asked;
+  for await (const part of await client(asked).generate({ model, prompt, options: GREEDY, stream: true })) {
+    if (part.response) yield part.response;
+    last = part;
+  }
+  return last;
+}
+
+async function tools(asked) {
+  const messages = said(asked.question);
+  const ask = async () => (await client(asked).chat({ model: asked.model, messages, options: GREEDY, tools: TOOLS })).message;
+  const first = await ask();
+  messages.push(first);
+  for (const call of first.tool_calls ?? []) {
+    messages.push({ role: "tool", content: asked.result, tool_name: call.function.name });
+  }
+  return { calls: first.tool_calls ?? [], then: (await ask()).content };
+}
+
+async function* toolsStream(asked) {
+  const calls = [];
+  for await (const part of await chat(asked, { tools: TOOLS, stream: true })) {
+    if (part.message.content) yield part.message.content;
+    calls.push(...(part.message.tool_calls ?? []));
+  }
+  return calls;
+}
+
+async function thinking(asked) {
+  const { message } = await chat(asked, { think: asked.think ?? true });
+  return { thinking: message.thinking ?? "", content: message.content };
+}
+
+async function* thinkingStream(asked) {
+  let thought = "";
+  for await (const part of await chat(asked, { think: asked.think ?? true, stream: true })) {
+    thought += part.message.thinking ?? "";
+    if (part.message.content) yield part.message.content;
+  }
+  return thought;
+}
+
+await answer(
+  {
+    chat,
+    generate: (asked) => client(asked).generate({ model: asked.model, prompt: asked.prompt, options: GREEDY }),
+    schema: async (asked) => (await chat(asked, { format: SCHEMA })).message.content,
+    tools,
+    thinking,
+    embed: (asked) => client(asked).embed({ model: asked.model, input: asked.text }),
+    bad_option: (asked) => chat(asked, { options: { num_ctx: "many" } }),
+    list: (asked) => client(asked).list(),
+    ps: (asked) => client(asked).ps(),
+    show: (asked) => client(asked).show({ model: asked.model }),
+    delete: (asked) => client(asked).delete({ model: asked.model }),
+    pull: async (asked) => {
+      const lines = [];
+      for await (const line of await client(asked).pull({ model: asked.model, stream: true })) lines.push(line);
+      return lines;
+    },
+  },
+  { stream, generate_stream: generateStream, tools_stream: toolsStream, thinking_stream: thinkingStream },
+);
