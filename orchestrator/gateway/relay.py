@@ -260,7 +260,7 @@ class Attempt:
             self.totals.errors += 1
         if self._streaming or reply.passes:
             return await self._copy(upstream, first, reply)
-        said = reply.whole(status, await _whole(upstream, first))
+        said = await reply.whole(status, await _whole(upstream, first))
         self.arrival.body.release()
         return respond(said)
 
@@ -295,7 +295,7 @@ class Attempt:
                 raise BackendLostError("The engine was lost while it answered.", True) from error
         if self._streaming:
             try:
-                rest = reply.end()
+                rest = await reply.end()
             except EndedEarlyError as error:
                 if not (by_itself and upstreams.ended_by_itself(tail)):
                     raise BackendLostError("The engine ended its answer too early.", True) from error

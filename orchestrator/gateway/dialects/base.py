@@ -65,7 +65,7 @@ class Reply(Protocol):
     @property
     def stream_type(self) -> str: ...
 
-    def whole(self, status: int, body: bytes) -> Said:
+    async def whole(self, status: int, body: bytes) -> Said:
         """The answer to one that came in one piece; where it `passes`, nobody asks."""
         ...
 
@@ -73,8 +73,8 @@ class Reply(Protocol):
         """What some bytes of a stream, cut anywhere, add to the client's; nothing, where they wait for what follows."""
         ...
 
-    def end(self) -> bytes:
-        """What comes after the last of them; raises EndedEarlyError."""
+    async def end(self) -> bytes:
+        """What comes after the last of them, which the engine may be asked for; raises EndedEarlyError."""
         ...
 
 

@@ -89,7 +89,7 @@ class Passing:
         """Whether a whole answer does."""
         return not self._named
 
-    def whole(self, status: int, body: bytes) -> Said:
+    async def whole(self, status: int, body: bytes) -> Said:
         """The same under the client's name for the model."""
         return Said(self._renamed(body), status)
 
@@ -101,7 +101,7 @@ class Passing:
             return data
         return b"".join(map(self._renamed, self._lines.take(data).splitlines(keepends=True)))
 
-    def end(self) -> bytes:
+    async def end(self) -> bytes:
         """What came without the end of its line; raises EndedEarlyError where the stream's end did not come."""
         if not self._ended:
             raise EndedEarlyError

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+import secrets
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from orchestrator.gateway import refusals
 from orchestrator.gateway.dialects.base import Call
-from orchestrator.gateway.dialects.ollama import words
+from orchestrator.gateway.dialects.ollama import durations, words
+from orchestrator.gateway.dialects.ollama.options import Options, options_of
 from orchestrator.gateway.refusals import Refusal
 
 # Names of fields in a body, at all depths.
 MOST_NAMES = 50_000
+# Halves of characters, whole ones, and backslashes that begin none.
+_SURROGATES = re.compile(
+    rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
+_ALONE = len(rb"\ud800")
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _STRUCTS = {
     "/api/chat": "ChatRequest",
@@ -32,7 +42,7 @@ def fields_of(path: str, body: bytes) -> dict[str, msgspec.Raw]:
     if body.count(b'":') - body.count(b'\\":') > MOST_NAMES:
         raise refusals.too_intricate(MOST_NAMES)
     try:
-        found = _FIELDS.decode(body)
+        found: dict[str, msgspec.Raw] = _lenient(_FIELDS.decode, body)
     except msgspec.ValidationError as error:
         raise words.fault(
             400, f"json: cannot unmarshal {_kind(body)} into Go value of type api.{_STRUCTS[path]}"
@@ -44,6 +54,20 @@ def fields_of(path: str, body: bytes) -> dict[str, msgspec.Raw]:
     return {name.lower(): value for name, value in found.items()}
 
 
+def _lenient(decode: Callable[[bytes], Any], text: bytes) -> Any:
+    """What JSON says; as Go has it, what is no character in a string is the one that stands for such."""
+    try:
+        return decode(text)
+    except msgspec.ValidationError:
+        raise
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        readable = text.decode("utf-8", "replace").encode()
+        readable = _SURROGATES.sub(lambda found: found[0] if len(found[0]) != _ALONE else rb"\ufffd", readable)
+        if readable == text:
+            raise
+        return decode(readable)
+
+
 def text_of(fields: dict[str, msgspec.Raw], path: str, name: str) -> str:
     """A string, "" where it is not there or null; raises Refusal."""
     value = bytes(fields.get(name, b"null"))
@@ -51,7 +75,7 @@ def text_of(fields: dict[str, msgspec.Raw], path: str, name: str) -> str:
         return ""
     if not value.startswith(b'"'):
         raise wrong_type(path, name, value, "string")
-    return str(msgspec.json.decode(value))
+    return str(_lenient(msgspec.json.decode, value))
 
 
 def truth_of(fields: dict[str, msgspec.Raw], path: str, name: str, default: bool) -> bool:
@@ -90,13 +114,229 @@ def _malformed(message: str, body: bytes) -> Refusal:
     return words.fault(400, f"invalid character '{letter}' looking for beginning of value")
 
 
+_ID_LETTERS = string.ascii_lowercase + string.digits
+_LEVELS = ("high", "medium", "low", "max")
+_THINK = 'boolean or string ("high", "medium", "low", "max", true, or false)'
+_MOST_LOGPROBS = 20
+_OBJECT = "map[string]interface {}"
+
+
+def call_id() -> str:
+    """A new name for a tool's call, as Ollama makes them."""
+    return "call_" + "".join(secrets.choice(_ID_LETTERS) for _ in range(8))
+
+
 @dataclass(frozen=True)
 class Asked:
-    """TO BE DONE."""
+    """A question in Ollama's API. `messages` and `tools` are written as OpenAI's API has them. `think` is None where
+    nothing is said, `keep_alive` too (nanoseconds). `form` is a JSON schema, or "json". `images`: there are some."""
 
-    fields: dict[str, Any]
+    path: str
+    model: str
+    streams: bool = True
+    messages: tuple[dict[str, Any], ...] = ()
+    prompt: str = ""
+    system: str = ""
+    template: str = ""
+    suffix: str = ""
+    context: tuple[int, ...] | None = None
+    raw: bool = False
+    images: bool = False
+    tools: tuple[dict[str, Any], ...] = ()
+    form: msgspec.Raw | None = None
+    given_options: Mapping[str, object] = field(default_factory=dict)
+    think: bool | str | None = None
+    keep_alive: int | None = None
+    truncate: bool = True
+    logprobs: bool = False
+    top_logprobs: int = 0
+    input: object = None
+
+    @property
+    def chats(self) -> bool:
+        """Whether it is /api/chat's."""
+        return self.path == "/api/chat"
+
+    @property
+    def options(self) -> Options:
+        """What it says of sampling; raises Refusal."""
+        return options_of(self.given_options)
 
     @classmethod
     def read(cls, path: str, body: bytes) -> Asked:
         """The whole of it; raises Refusal."""
-        return cls(dict(fields_of(path, body)))
+        try:
+            return _Reader(path, fields_of(path, body)).asked()
+        except RecursionError as error:
+            raise words.fault(400, "exceeded max depth") from error
+        except (msgspec.DecodeError, ValueError) as error:
+            raise words.fault(400, f"invalid character in a string: {error}") from error
+
+
+class _Reader:
+    """Reads the fields, each as Go would."""
+
+    def __init__(self, path: str, fields: dict[str, msgspec.Raw]) -> None:
+        self.path = path
+        self.fields = fields
+        self.pictured = False
+
+    def asked(self) -> Asked:
+        messages = self.messages()
+        asked = Asked(
+            path=self.path,
+            model=self.text("model"),
+            streams=self.truth("stream", default=True),
+            messages=messages,
+            prompt=self.text("prompt"),
+            system=self.text("system"),
+            template=self.text("template"),
+            suffix=self.text("suffix"),
+            context=self.context(),
+            raw=self.truth("raw"),
+            images=self.has_images(self.value("images"), "images") or self.pictured,
+            tools=self.tools(),
+            form=self.form(),
+            given_options=self.options(),
+            think=self.think(),
+            keep_alive=self.keep_alive(),
+            truncate=self.truth("truncate", default=True),
+            logprobs=self.truth("logprobs"),
+            top_logprobs=self.whole("top_logprobs"),
+            input=self.value("input"),
+        )
+        if not 0 <= asked.top_logprobs <= _MOST_LOGPROBS:
+            raise words.fault(400, f"top_logprobs must be between 0 and {_MOST_LOGPROBS}")
+        return asked
+
+    def value(self, name: str) -> Any:
+        raw = self.fields.get(name)
+        return None if raw is None else _lenient(msgspec.json.decode, bytes(raw))
+
+    def text(self, name: str) -> str:
+        return str(self._of_type(self.value(name), str, name, "string") or "")
+
+    def truth(self, name: str, default: bool = False) -> bool:
+        value = self._of_type(self.value(name), bool, name, "bool")
+        return default if value is None else bool(value)
+
+    def whole(self, name: str) -> int:
+        value = self.value(name)
+        if isinstance(value, bool) or not isinstance(value, int | None):
+            raise self.wrong(name, value, "int")
+        return value or 0
+
+    def context(self) -> tuple[int, ...] | None:
+        value = self._of_type(self.value("context"), list, "context", "[]int")
+        if value is None:
+            return None
+        for one in value:
+            if type(one) is not int:
+                raise self.wrong("context", one, "int")
+        return tuple(value)
+
+    def options(self) -> dict[str, object]:
+        value: dict[str, object] | None = self._of_type(self.value("options"), dict, "options", _OBJECT)
+        return value or {}
+
+    def form(self) -> msgspec.Raw | None:
+        raw = bytes(self.fields.get("format", b"null"))
+        return None if raw in (b"null", b'""') else msgspec.Raw(raw)
+
+    def think(self) -> bool | str | None:
+        value = self.value("think")
+        if isinstance(value, str) and value not in _LEVELS:
+            raise words.fault(
+                400,
+                f'invalid think value: {words.quoted(value)} (must be "high", "medium", "low", "max", true, or false)',
+            )
+        if not isinstance(value, bool | str | None):
+            raise words.fault(400, f"think must be a {_THINK}")
+        return value
+
+    def keep_alive(self) -> int | None:
+        value = self.value("keep_alive")
+        return None if value is None else durations.keep_alive(value)
+
+    def has_images(self, value: Any, name: str) -> bool:
+        images = self._of_type(value, list, name, "[]api.ImageData")
+        for one in images or ():
+            self._of_type(one, str, name, "api.ImageData")
+        return bool(images)
+
+    def tools(self) -> tuple[dict[str, Any], ...]:
+        found = []
+        for one in self._of_type(self.value("tools"), list, "tools", "api.Tools") or ():
+            tool = _low(self._of_type(one, dict, "tools", "api.Tool") or {})
+            function = self._of_type(tool.get("function"), dict, "tools.function", "api.ToolFunction")
+            function = _low(function or {})
+            for name in ("name", "description"):
+                self._of_type(function.get(name), str, f"tools.function.{name}", "string")
+            parameters = self._of_type(
+                function.get("parameters"), dict, "tools.function.parameters", "api.ToolFunctionParameters"
+            )
+            function = {key: value for key, value in function.items() if value is not None}
+            function |= {"name": function.get("name", "")} | ({"parameters": parameters} if parameters else {})
+            found.append({"type": "function", "function": function})
+        return tuple(found)
+
+    def messages(self) -> tuple[dict[str, Any], ...]:
+        found: list[dict[str, Any]] = []
+        # Calls that no result was given for yet: their names and ids.
+        waiting: list[tuple[str, str]] = []
+        for one in self._of_type(self.value("messages"), list, "messages", "[]api.Message") or ():
+            given = _low(self._of_type(one, dict, "messages", "api.Message") or {})
+            texts = {}
+            for name in ("role", "content", "thinking", "tool_name", "tool_call_id"):
+                texts[name] = self._of_type(given.get(name), str, f"messages.{name}", "string") or ""
+            message: dict[str, Any] = {"role": texts["role"].lower(), "content": texts["content"]}
+            self.pictured |= self.has_images(given.get("images"), "messages.images")
+            if texts["thinking"]:
+                message["reasoning_content"] = texts["thinking"]
+            calls = self.calls(given.get("tool_calls"))
+            if calls:
+                message["tool_calls"] = calls
+                waiting += [(call["function"]["name"], call["id"]) for call in calls]
+            if message["role"] == "tool":
+                message |= _result_of(texts["tool_name"], texts["tool_call_id"], waiting)
+            found.append(message)
+        return tuple(found)
+
+    def calls(self, value: Any) -> list[dict[str, Any]]:
+        place = "messages.tool_calls"
+        found = []
+        for one in self._of_type(value, list, place, "[]api.ToolCall") or ():
+            call = _low(self._of_type(one, dict, place, "api.ToolCall") or {})
+            place_in = f"{place}.function"
+            function = _low(self._of_type(call.get("function"), dict, place_in, "api.ToolCallFunction") or {})
+            name = self._of_type(function.get("name"), str, f"{place_in}.name", "string") or ""
+            arguments = self._of_type(
+                function.get("arguments"), dict, f"{place_in}.arguments", "api.ToolCallFunctionArguments"
+            )
+            known = self._of_type(call.get("id"), str, f"{place}.id", "string") or call_id()
+            text = msgspec.json.encode(arguments or {}).decode()
+            found.append({"id": known, "type": "function", "function": {"name": name, "arguments": text}})
+        return found
+
+    def _of_type(self, value: Any, kind: type, name: str, wanted: str) -> Any:
+        """The value, or None for null."""
+        if value is not None and type(value) is not kind:
+            raise self.wrong(name, value, wanted)
+        return value
+
+    def wrong(self, name: str, value: Any, wanted: str) -> Refusal:
+        shown = b"1" if isinstance(value, int | float) and not isinstance(value, bool) else msgspec.json.encode(value)
+        return wrong_type(self.path, name, shown, wanted)
+
+
+def _low(value: dict[str, Any]) -> dict[str, Any]:
+    """Fields by names in lower case."""
+    return {name.lower(): one for name, one in value.items()}
+
+
+def _result_of(name: str, given: str, waiting: list[tuple[str, str]]) -> dict[str, str]:
+    """Which call a tool's result answers: the one that it names, else the first that waits for one of this tool."""
+    found = next((one for one in waiting if (one[1] == given if given else name in ("", one[0]))), None)
+    if found is not None:
+        waiting.remove(found)
+    return {"tool_call_id": given or (found[1] if found else call_id()), **({"name": name} if name else {})}

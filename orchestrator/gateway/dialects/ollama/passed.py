@@ -27,7 +27,7 @@ class Passed(Passing):
         self._theirs = (route.upstream or route.name).encode()
         self._ours = name.encode()
 
-    def whole(self, status: int, body: bytes) -> Said:
+    async def whole(self, status: int, body: bytes) -> Said:
         """See Reply."""
         return Said(self._renamed(body), status, GO_JSON)
 

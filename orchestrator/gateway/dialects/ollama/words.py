@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 import time
 from datetime import UTC, datetime
@@ -30,12 +32,21 @@ def go_json(value: object) -> bytes:
     return _ESCAPED.sub(lambda found: _ESCAPES[found[0]], orjson.dumps(value))
 
 
+def quoted(text: str) -> str:
+    """A text in quotes, as Go's %q writes it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+@functools.lru_cache(maxsize=16)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
 def timestamp(nanoseconds: int) -> str:
     """A moment since 1970 as Go writes it in UTC, without zeros at the end of its fraction."""
     seconds, fraction = divmod(nanoseconds, 1_000_000_000)
-    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     digits = f"{fraction:09d}".rstrip("0")
-    return f"{text}.{digits}Z" if digits else f"{text}Z"
+    return f"{_second(seconds)}.{digits}Z" if digits else f"{_second(seconds)}Z"
 
 
 def now() -> str:
@@ -51,6 +62,14 @@ def error(text: str) -> bytes:
 def fault(status: int, text: str) -> Refusal:
     """A refusal in Ollama's own words."""
     return Refusal(status, "ollama", text)
+
+
+def full_name(name: str) -> str:
+    """A model's name as Ollama keeps it: with a host, a namespace and a tag."""
+    start, _, last = name.rpartition("/")
+    parts = [*start.split("/")] if start else []
+    whole = [*("registry.ollama.ai", "library")[: max(0, 2 - len(parts))], *parts]
+    return "/".join([*whole, last if ":" in last else f"{last}:latest"])
 
 
 def unknown_name(name: str) -> Refusal:
