@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from orchestrator.core.builders import BuiltBy
-from orchestrator.core.meaning import Meaning, deviations
+from orchestrator.core.meaning import DEFAULT, Meaning, deviations
 from orchestrator.core.prerequisites import BuildArtifact, FetchArtifact, Prerequisite
 from orchestrator.core.resolved import Resolved
 from orchestrator.core.weights import HubSnapshot, HubSource, WeightsFacts
@@ -60,9 +60,10 @@ def _as_wanted(weights: WeightsFacts, meaning: Meaning | None) -> Meaning | None
     if meaning is None or not weights.template:
         return meaning
     # Few profiles have a template, and Jinja is loaded for it.
-    from orchestrator.artifacts.meaning import thinks_by_itself
+    from orchestrator.artifacts.meaning import takes_tools, thinks_by_itself
 
-    return meaning.with_template(weights.template, thinks_by_itself(weights.template))
+    template = weights.template
+    return meaning.with_template(template, thinks_by_itself(template), takes_tools({DEFAULT: template}))
 
 
 def _is_foreign(step: Prerequisite) -> bool:

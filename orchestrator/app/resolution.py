@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from enum import Enum, auto
 from pathlib import Path
@@ -22,7 +23,7 @@ from orchestrator.drivers.files import host_errors, write_atomic
 from orchestrator.engines import engine_sheet
 from orchestrator.engines.context import ResolveContext
 from orchestrator.engines.prerequisites import fitted, is_rebuilt, needed, packed_for
-from orchestrator.engines.recorded import resolve_recorded, what_is_gone
+from orchestrator.engines.recorded import card_of_recorded, resolve_recorded, what_is_gone
 from orchestrator.engines.resolve import computes_on, resolve
 from orchestrator.errors import HostError, OrchError, PlanRefused
 
@@ -66,9 +67,19 @@ def resolve_desired(
     def anew() -> Resolved:
         return resolve(spec, adapters, weights, observed.host, context, to_run)
 
-    def again(resolution: Resolution, *notes: Skip) -> Resolved:
+    def again(resolution: Resolution, *notes: Skip) -> tuple[Resolved, Desired]:
+        """As it is recorded; what clients are told of it is learnt where an earlier version has not recorded that."""
         found = resolve_recorded(spec, resolution, adapters, weights, observed.host, context, to_run)
-        return replace(found, passed_over=notes)
+        if not learn or resolution.deployment.card is not None:
+            return replace(found, passed_over=notes), desired
+        # What serves is not refused for what it could say of itself.
+        with suppress(OrchError):
+            known = learnt(orch, weights, found, ask_hub=False)
+            if (card := card_of_recorded(spec, resolution, known, context)) is not None:
+                told = resolution.deployment.model_copy({"card": card})
+                resolution = resolution.model_copy({"deployment": told})
+                found = resolve_recorded(spec, resolution, adapters, weights, observed.host, context, to_run)
+        return replace(found, passed_over=notes), desired.model_copy({"resolution": resolution})
 
     def settled(resolved: Resolved) -> tuple[Resolved, Desired]:
         """What is taken is resolved with what the model says of itself, wherever that has to be asked for."""
@@ -81,7 +92,7 @@ def resolve_desired(
         return settled(anew())
     asked = take is Take.RECORDED or observed.host.gpus_asked
     if (note := None if asked else _computes_elsewhere(desired, recorded, observed)) is not None:
-        return again(recorded, note), desired
+        return again(recorded, note)
     gone = what_is_gone(spec, recorded, weights, observed.host, context)
     if take is Take.RECORDED:
         if gone:
@@ -89,19 +100,19 @@ def resolve_desired(
                 f"{spec.profile.name} cannot go back to {spec.engine}: {gone}.",
                 hint=f"orch migrate --to {spec.engine} serves with what there is now.",
             )
-        return again(recorded), desired
+        return again(recorded)
     try:
         resolved = anew()
     except OrchError as error:
         if gone:
             raise
-        return again(recorded, Remark("look for an upgrade", error.message)), desired
+        return again(recorded, Remark("look for an upgrade", error.message))
     if not gone:
         if resolved.resolution.identity == recorded.identity:
-            return again(recorded, *resolved.passed_over), desired
+            return again(recorded, *resolved.passed_over)
         if why := _why_not(desired, recorded, resolved.resolution, observed, context, take, weights):
             note = Upgrade(f"upgrade to {_named(resolved.resolution)}", why)
-            return again(recorded, *resolved.passed_over, note), desired
+            return again(recorded, *resolved.passed_over, note)
     return settled(resolved)
 
 

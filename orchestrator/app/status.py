@@ -399,8 +399,8 @@ def _dead(profile: str, observed: Observed) -> str:
 
 def _tidies(step: Step, present: Desired) -> bool:
     """It clears away a gateway that was replaced and has left, or what is spare in an engine's store, or writes down
-    what an earlier version of orch did not: nothing is wrong as long as nobody does."""
-    if isinstance(step, TidyStore):
+    or tells what an earlier version of orch did not: nothing is wrong as long as nobody does."""
+    if isinstance(step, TidyStore) or (isinstance(step, SetRoute) and step.only_tells):
         return True
     if isinstance(step, RecordDesired) and step.desired is not None:
         return present.resolution is None and step.desired.model_copy({"resolution": None}) == present

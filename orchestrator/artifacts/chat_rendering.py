@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.exceptions import TemplateRuntimeError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -53,6 +53,14 @@ def template_problem(template: str) -> str:
     except TemplateSyntaxError as error:
         return f"line {error.lineno}: {error.message}"
     return ""
+
+
+def asked_of(template: str) -> frozenset[str]:
+    """The variables that a template reads and does not set itself; none where it is no template."""
+    try:
+        return frozenset(meta.find_undeclared_variables(_environment().parse(template)))
+    except TemplateError:
+        return frozenset()
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

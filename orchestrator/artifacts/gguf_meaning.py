@@ -10,8 +10,8 @@ import numpy as np
 from gguf import TokenType
 
 from orchestrator.artifacts.gguf_reader import GgufFile
-from orchestrator.artifacts.meaning import LLAMA_CPP_ENDS, thinks_by_itself
-from orchestrator.core.meaning import DEFAULT, NO_TEMPLATE, AddedToken, ChatTemplate, End, Meaning
+from orchestrator.artifacts.meaning import LLAMA_CPP_ENDS, takes_tools, thinks_by_itself
+from orchestrator.core.meaning import DEFAULT, NO_TEMPLATE, SIZES, AddedToken, ChatTemplate, End, Meaning
 
 _TEMPLATE = "tokenizer.chat_template"
 _ENDS = ("eos", "eot", "eom")
@@ -21,6 +21,17 @@ _SAMPLING = {
     "top_k": "top_k",
     "min_p": "min_p",
     "repeat_penalty": "penalty_repeat",
+}
+_SIZES = {
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
 }
 _ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED)
 
@@ -47,6 +58,9 @@ def read_gguf_meaning(path: Path) -> Meaning:
         templates=templates,
         template_source=_TEMPLATE if templates else "",
         thinks=thinks_by_itself(next((one.text for one in templates if one.name == DEFAULT), "")),
+        takes_tools=takes_tools({one.name: one.text for one in templates}),
+        sizes=_sizes(fields, len(tokens)),
+        tokenizer=str(fields.get("tokenizer.ggml.model") or ""),
         ends=ends,
         ends_by_text=tuple(sorted(LLAMA_CPP_ENDS.intersection(tokens))),
         sampling={
@@ -61,6 +75,14 @@ def read_gguf_meaning(path: Path) -> Meaning:
 def _texts(fields: Any) -> list[str]:
     found = fields.get("tokenizer.ggml.tokens")
     return [str(text) for text in found] if isinstance(found, list) else []
+
+
+def _sizes(fields: Any, tokens: int) -> dict[str, float]:
+    """What describes the architecture, by the names of config.json."""
+    architecture = fields.get("general.architecture")
+    found = {name: fields.get(f"{architecture}.{key}") for name, key in _SIZES.items()}
+    found["vocab_size"] = tokens
+    return {name: float(found[name]) for name in SIZES if type(found.get(name)) in (int, float)}
 
 
 def _ends(fields: Any, tokens: list[str]) -> tuple[End, ...]:

@@ -10,13 +10,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.artifacts.chat_rendering import render_chat, template_problem
+from orchestrator.artifacts.chat_rendering import asked_of, render_chat, template_problem
 from orchestrator.artifacts.chat_templates import read_templates
 from orchestrator.artifacts.contradictions import refuse_contradictions
 from orchestrator.artifacts.generation import read_ends, read_sampling
 from orchestrator.artifacts.json_file import read_json
 from orchestrator.artifacts.tokenizer_files import TokenizerFiles, put_around, read_tokenizer_files
-from orchestrator.core.meaning import DEFAULT, NO_TEMPLATE, AddedToken, ChatTemplate, End, Meaning
+from orchestrator.core.meaning import DEFAULT, NO_TEMPLATE, SIZES, TOOL_USE, AddedToken, ChatTemplate, End, Meaning
 from orchestrator.core.weights import INDEX, SINGLE, TEMPLATES, files_left_out, files_that_count
 from orchestrator.errors import SourceError
 
@@ -69,6 +69,10 @@ def read_meaning(directory: Path, template: str | None = None) -> Meaning:
         templates=templates,
         template_source=source,
         thinks=thinks_by_itself(next((one.text for one in templates if one.name == DEFAULT), "")),
+        takes_tools=takes_tools({one.name: one.text for one in templates}),
+        sizes=_sizes(config),
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or ""),
+        tokenizer="llama" if tokenizer.is_spm else "gpt2",
         ends=ends,
         sampling=sampling,
         remarks=(
@@ -79,7 +83,9 @@ def read_meaning(directory: Path, template: str | None = None) -> Meaning:
             *(["an adapter lies beside the weights, and is not applied: orch lora add"] if ADAPTER in names else []),
         ),
     )
-    return found.with_template(template, thinks_by_itself(template)) if template is not None else found
+    if template is None:
+        return found
+    return found.with_template(template, thinks_by_itself(template), takes_tools({DEFAULT: template}))
 
 
 def _names(directory: Path) -> list[str]:
@@ -168,6 +174,18 @@ def thinks_by_itself(template: str) -> bool | None:
     except SourceError:
         return None
     return next((value for value, text in said.items() if said[True] != said[False] and text == unsaid), None)
+
+
+def takes_tools(templates: Mapping[str, str]) -> bool:
+    """Whether chats may name tools: the default template, of these by name, heeds them, or another one is for them."""
+    return DEFAULT in templates and (TOOL_USE in templates or "tools" in asked_of(templates[DEFAULT]))
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a config.json that describe its architecture."""
+    rope = config.get("rope_parameters")
+    known = {**(rope if isinstance(rope, dict) else {}), **config}
+    return {name: float(known[name]) for name in SIZES if type(known.get(name)) in (int, float)}
 
 
 def writes_bos(template: str, tokenizer: TokenizerFiles) -> bool:

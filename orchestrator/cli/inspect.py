@@ -26,6 +26,10 @@ _LAYER_PARTS = {
     "up": "up_proj",
     "down": "down_proj",
 }
+# Of a meaning: it is told elsewhere, or of use to engines only.
+_NOT_SHOWN = (
+    "architecture", "model_type", "thinks", "takes_tools", "sizes", "tokenizer", "dtype", "files", "ends_by_text"
+)  # fmt: skip
 _ENDS = {"embed_tokens": "embedding", "lm_head": "head"}
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _BAR_CELLS = 16
@@ -183,7 +187,7 @@ def _draw(file: Path, found: Inspection, errors: list[TensorError]) -> None:
 def _meaning_json(meaning: Meaning) -> dict[str, Any]:
     from orchestrator.app.inspection import sampling_defaults
 
-    value = meaning.model_dump(exclude=("architecture", "model_type", "thinks", "files", "ends_by_text"))
+    value = meaning.model_dump(exclude=_NOT_SHOWN)
     value["templates"] = {template.name: template.text for template in meaning.templates}
     value["sampling"] = [vars(one) for one in sampling_defaults({}, meaning)]
     return value

@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.launch import Launch
+from orchestrator.core.model_card import ModelCard
 from orchestrator.core.part import Part
 from orchestrator.core.pins import Accelerator, ImagePin
 from orchestrator.core.profile import Profile, ReadSettings
@@ -47,6 +48,8 @@ class Deployment(Part):
     with commas between, empty where there is no choice; its container is given them `gpu_way`, and by name the device
     nodes `gpu_nodes`. `own_store`: what it serves must be imported into it. Without `chats` the model has no chat
     template; `defaults` is what the gateway fills into requests that do not say (None: as earlier versions did).
+    `card` is what clients are told of it (None: nothing of that was known yet); it is recorded with what is wanted, and
+    what runs neither bears it nor differs by it.
     """
 
     profile: str
@@ -75,6 +78,7 @@ class Deployment(Part):
     hot_adapters: bool = False
     chats: bool = True
     defaults: dict[str, Any] | None = None
+    card: ModelCard | None = None
 
     @property
     def store(self) -> str:
@@ -112,13 +116,13 @@ class Deployment(Part):
     def fingerprint(self) -> str:
         """Equal for two deployments that one process can serve: all but generation, GPUs, adapters and aliases."""
         of_adapters = {"adapters", "adapter_args", "adapter_lines", "adapter_loads"}
-        left_out = {"generation", "public_names", "gpu", "gpu_way", "gpu_nodes"} | of_adapters
+        left_out = {"generation", "public_names", "gpu", "gpu_way", "gpu_nodes", "card"} | of_adapters
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
 
     @property
     def label(self) -> str:
-        """All of it, as what runs bears it."""
-        return to_record(self)
+        """All of it, as what runs bears it; of a container's labels a chat template would be most."""
+        return to_record(self.model_copy({"card": None}))
 
     @classmethod
     def from_label(cls, label: str) -> Deployment:
@@ -211,6 +215,14 @@ class Desired(Part):
     def served(self) -> Served:
         """What `rollback` returns to once something else is served."""
         return Served(spec=self.spec, resolution=self.resolution)
+
+    @property
+    def without_card(self) -> Desired:
+        """As a version of orch has recorded it that had nothing to tell clients of a model."""
+        if self.resolution is None:
+            return self
+        untold = self.resolution.deployment.model_copy({"card": None})
+        return self.model_copy({"resolution": self.resolution.model_copy({"deployment": untold})})
 
     @property
     def stores(self) -> frozenset[str]:

@@ -13,6 +13,20 @@ from orchestrator.core.part import Part
 # By these names transformers chooses: for chats with tools the second, where it is there.
 DEFAULT, TOOL_USE = "default", "tool_use"
 
+# Of an architecture's numbers those that clients are told, by the names that config.json has for them.
+SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+)
+
 # What is said of sampling where nobody says it: the model's own distribution, as OpenAI's API has it.
 NEUTRAL: Mapping[str, float | int] = {
     "temperature": 1.0,
@@ -55,6 +69,9 @@ class Meaning(Part):
     """What a directory of weights, or a GGUF file, says of how to use it.
 
     `thinks`: what the chat template takes for enable_thinking where nobody says it; None where it does not ask.
+    `takes_tools`: it asks for tools, or there is another one for them. `sizes` are the architecture's numbers by the
+    names of config.json, `tokenizer` is what llama.cpp calls its kind, `dtype` what
+    its weights are said to be.
 
     `files` are those of a directory that count, `left_out` what lies beside them and reaches no engine; `vocabulary` is
     a SHA-256 over the tokens, empty where there is no tokenizer. `sampling` is by the names of a profile's. `tied`: the
@@ -72,6 +89,10 @@ class Meaning(Part):
     templates: tuple[ChatTemplate, ...] = ()
     template_source: str = ""
     thinks: bool | None = None
+    takes_tools: bool = False
+    sizes: dict[str, float] = field(default_factory=dict)
+    tokenizer: str = ""
+    dtype: str = ""
     ends: tuple[End, ...] = ()
     ends_by_text: tuple[str, ...] = ()
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -82,13 +103,14 @@ class Meaning(Part):
         """Whether it says how a chat becomes a prompt."""
         return any(template.name == DEFAULT for template in self.templates)
 
-    def with_template(self, text: str, thinks: bool | None) -> Meaning:
+    def with_template(self, text: str, thinks: bool | None, takes_tools: bool) -> Meaning:
         """The same with another chat template than its own."""
         return self.model_copy(
             {
                 "templates": (ChatTemplate(name=DEFAULT, text=text),),
                 "template_source": "the profile",
                 "thinks": thinks,
+                "takes_tools": takes_tools,
                 "remarks": tuple(remark for remark in self.remarks if NO_TEMPLATE not in remark),
             }
         )

@@ -21,9 +21,11 @@ from orchestrator.errors import PlanRefused
 PROTOCOL = 5
 ROUTES_SINCE = 2
 FIRST_WITH_DIGESTS = 3
+FIRST_WITH_CARDS = 5
 # The APIs that engines know: those that others have taken up, and those of one server, beside OpenAI's.
 OPENAI, ANTHROPIC, OLLAMA = "openai", "anthropic", "ollama"
 LLAMA_SERVER, VLLM = "llama-server", "vllm"
+_OF_ONE_SERVER = (LLAMA_SERVER, VLLM)
 
 
 @dataclass(frozen=True)
@@ -117,10 +119,18 @@ class Route:
 
     def known_to(self, protocol: int) -> Route:
         """As much of it as can be said in an earlier protocol; all, where what is left out would change an answer."""
-        if protocol >= ROUTES_SINCE or (self.patch and self.patch_paths is not None):
+        if protocol >= FIRST_WITH_CARDS:
             return self
+        known = replace(self, card=None, speaks=tuple(name for name in self.speaks if name not in _OF_ONE_SERVER))
+        if protocol >= ROUTES_SINCE or (self.patch and self.patch_paths is not None):
+            return known
         placeless = replace(self.backend, place="")
-        return replace(self, backends=(placeless,), speaks=(OPENAI,), patch_paths=None)
+        return replace(known, backends=(placeless,), speaks=(OPENAI,), patch_paths=None)
+
+    @property
+    def as_planned(self) -> Route:
+        """Without what of its card is known only once the artifact is there."""
+        return self if self.card is None else replace(self, card=self.card.as_planned)
 
     def to_json(self) -> dict[str, object]:
         """The route as a plain JSON object."""

@@ -311,11 +311,13 @@ class RecordDesired(Step):
 
 @dataclass(frozen=True)
 class SetRoute(Step):
-    """Point all names of a profile at an instance, in one switch; each Route's url is filled in when it is done."""
+    """Point all names of a profile at an instance, in one switch; each Route's url is filled in when it is done, and
+    what its card says of the artifact. `only_tells`: they lead there already, and the gateway is told more of them."""
 
     target: str
     owner: str
     routes: tuple[Route, ...]
+    only_tells: bool = False
 
     @property
     def what(self) -> str:

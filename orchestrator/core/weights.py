@@ -132,6 +132,14 @@ class Shape:
         return self.vocab * self.hidden * (1 if self.tied else 2)
 
     @property
+    def parameters(self) -> int:
+        """All weights; beside the matrices norms, and the biases that its family has."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        more = {"qwen2": queries + 2 * keys, "qwen3": 2 * self.head_dim}.get(self.model_type, 0)
+        norms = self.hidden + self.layers * (2 * self.hidden + more)
+        return self.layer_parameters + self.end_parameters + norms
+
+    @property
     def lora_elements(self) -> int:
         """Elements of a LoRA per rank, if it adapts all that vLLM makes room for, which is what a slot takes.
 

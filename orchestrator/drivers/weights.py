@@ -30,6 +30,8 @@ from orchestrator.drivers.files import read_json, write_json
 from orchestrator.errors import HostError, SourceError, why
 
 CHUNK = 1 << 20
+# Of what is kept of meanings: raised when more is read of the same files.
+MEANING_FORMAT = 2
 
 
 class WeightsCatalog:
@@ -104,7 +106,10 @@ class WeightsCatalog:
         """What a directory of weights, or a GGUF file, means; read again only where its files have changed.
         SourceError where they contradict each other."""
         files = [path] if path.is_file() else _list(path)
-        stamp = [[BUILDER_FORMAT], *([file.name, *_stamp(file)] for file in sorted(files) if file.is_file())]
+        stamp = [
+            [BUILDER_FORMAT, MEANING_FORMAT],
+            *([file.name, *_stamp(file)] for file in sorted(files) if file.is_file()),
+        ]
         stamp += [[file.name, *_stamp(file)] for file in sorted(path.glob(f"{TEMPLATES}/*.jinja"))]
         cache = self._cache.with_name("meanings.json")
         cached = _read_cache(cache)

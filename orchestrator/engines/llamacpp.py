@@ -16,6 +16,7 @@ from orchestrator.core.parity import Chat, Tokens
 from orchestrator.core.part import Must
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
+from orchestrator.core.routes import ANTHROPIC, LLAMA_SERVER, OPENAI
 from orchestrator.core.weights import Shape
 from orchestrator.engines.base import (
     EngineCall,
@@ -62,6 +63,7 @@ class Llamacpp(StaticAdapters):
     settings: type[EngineSettings] = LlamacppSettings
     takes_gpu = False
     in_containers = False
+    speaks: tuple[str, ...] = (OPENAI, ANTHROPIC, LLAMA_SERVER)
     # It turns requests of other APIs into chats, and keeps of them only what it knows: /v1/messages loses the scales,
     # and what such a request leaves in a slot's cache is mixed into the next one's answer.
     patch_paths: tuple[str, ...] | None = ("/v1/chat/completions", "/v1/completions", "/v1/responses")

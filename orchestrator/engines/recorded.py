@@ -6,13 +6,16 @@ from orchestrator.core.artifact import Recipe
 from orchestrator.core.deployment import Adapter, Deployment, DeploymentSpec, Resolution
 from orchestrator.core.host import Gpu, Host
 from orchestrator.core.launch import DOCKER
+from orchestrator.core.meaning import sampling_defaults
 from orchestrator.core.memory import memory_pools
+from orchestrator.core.model_card import ModelCard
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.prerequisites import Prerequisite
 from orchestrator.core.resolved import Resolved
 from orchestrator.core.weights import WeightsFacts
 from orchestrator.engines import engine_sheet
 from orchestrator.engines.base import EngineSheet
+from orchestrator.engines.cards import card_of
 from orchestrator.engines.context import ResolveContext
 from orchestrator.engines.gpus import gpus_for, seen_by
 from orchestrator.engines.prerequisites import key_of, prerequisites_of
@@ -85,6 +88,18 @@ def resolve_recorded(
         import_size=import_size,
         import_peak=sheet.import_peak(import_size),
     )
+
+
+def card_of_recorded(
+    spec: DeploymentSpec, resolution: Resolution, weights: WeightsFacts, context: ResolveContext
+) -> ModelCard | None:
+    """The card that earlier versions of orch have not recorded; None where that is not of these weights any more, or
+    they are not here."""
+    deployment = resolution.deployment
+    if not _sources_are_the_same(deployment, weights, context):
+        return None
+    sampling = sampling_defaults(dict(spec.profile.sampling.said), weights.meaning)
+    return card_of(deployment, spec.profile, weights, sampling, finished_size(deployment, context))
 
 
 def what_is_gone(

@@ -22,6 +22,7 @@ from orchestrator.core.routes import Backend, Route
 from orchestrator.core.weights import ReadyFacts, WeightsFacts
 from orchestrator.engines import engine_sheet
 from orchestrator.engines.base import EngineSheet, LaunchRequest, LaunchSpec, Pins
+from orchestrator.engines.cards import card_of, card_of_route
 from orchestrator.engines.context import ResolveContext
 from orchestrator.engines.driver_support import driver_cannot
 from orchestrator.engines.gpus import gpus_for, gpus_left_out, seen_by
@@ -87,6 +88,7 @@ def resolve(
         }
     )
     finished = finished_size(deployment, context)
+    deployment = deployment.model_copy({"card": card_of(deployment, profile, weights, sampling, finished)})
     memory_fit = memory_fit_of(
         sheet, spec, recipe, finished, weights, accelerator, memory_pools(host, gpus), len(adapters), ready
     )
@@ -370,6 +372,7 @@ def routes_of(sheet: EngineSheet, deployment: Deployment, profile: Profile) -> t
                 defaults=_defaults(sheet, deployment, profile),
                 chats=deployment.chats,
                 patch_paths=sheet.patch_paths,
+                card=card_of_route(deployment, adapter),
             )
         )
     return tuple(routes)

@@ -18,6 +18,7 @@ from orchestrator.core.parity import Chat
 from orchestrator.core.part import Must
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
+from orchestrator.core.routes import ANTHROPIC, OPENAI, VLLM
 from orchestrator.core.weights import Shape
 from orchestrator.engines.base import (
     Digest,
@@ -127,6 +128,7 @@ class Vllm(EngineDefaults):
     settings: type[EngineSettings] = VllmSettings
     hot_adapters = True
     takes_gpu = True
+    speaks: tuple[str, ...] = (OPENAI, ANTHROPIC, VLLM)
 
     def accelerator(self, host: Host) -> Accelerator:
         return Accelerator.CUDA if host.gpus else Accelerator.CPU

@@ -17,9 +17,9 @@ from orchestrator.gateway import refusals
 
 # Bytes of one body, as sent and unpacked, and the commas and brackets in it: what is within both is looked through
 # in less than 50 ms, for as long as which nobody else is answered.
-LARGEST_BODY = 16 << 20
+LARGEST_BODY = 8 << 20
 MOST_PARTS = 500_000
-# Bytes of all bodies together: 16 of the largest, or 250 requests of a megabyte that wait for their first token.
+# Bytes of all bodies together: 32 of the largest, or 250 requests of a megabyte that wait for their first token.
 MOST_HELD = 256 << 20
 # Seconds without a byte after which a body is given up: what it holds is others' too.
 PATIENCE_S = 60.0

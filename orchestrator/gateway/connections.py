@@ -46,7 +46,7 @@ class Connection(web.RequestHandler):
             log.error("%s %s cannot be answered: this is a bug in orch.", request.method, path, exc_info=exc)
             refusal = refusals.failed()
         else:
-            path = self._begun.split(b" ", 2)[1].decode("latin-1") if b" " in self._begun else path
+            path = self._begun.split(b" ", 2)[1].decode("latin-1") if self._begun else "/v1"
             refusal = _unreadable(exc, message)
         answer = respond(spoken_at(canonical(path.partition("?")[0])).refused(refusal))
         answer.headers[hdrs.CONNECTION] = "close"

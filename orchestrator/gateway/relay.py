@@ -14,7 +14,16 @@ from aiohttp import hdrs, web
 from orchestrator.core.routes import Route
 from orchestrator.gateway import refusals, upstreams
 from orchestrator.gateway.bodies import PIECE, Body
-from orchestrator.gateway.dialects.base import Call, Dialect, EndedEarlyError, Endpoint, Question, Reply, Said
+from orchestrator.gateway.dialects.base import (
+    Call,
+    Dialect,
+    EndedEarlyError,
+    Endpoint,
+    NoAnswerError,
+    Question,
+    Reply,
+    Said,
+)
 from orchestrator.gateway.keys import CREDENTIALS
 from orchestrator.gateway.refusals import Refusal
 from orchestrator.gateway.secrets import EngineSecrets
@@ -66,7 +75,7 @@ def end_to_end(headers: Mapping[str, str], dropped: frozenset[str]) -> list[tupl
     ]
 
 
-class BackendLostError(Exception):
+class BackendLostError(NoAnswerError):
     """The engine could not be reached (`sent` is false) or was lost after it had the request."""
 
     def __init__(self, reason: str, sent: bool, final: bool = False) -> None:
@@ -96,6 +105,9 @@ async def relay(arrival: Arrival, board: Switchboard, clients: Clients) -> web.S
     """
     dialect = arrival.dialect
     call = dialect.parse(arrival.path, arrival.body.data)
+    if len(arrival.body.data) > PIECE:
+        # Looked through once, and to be looked through again: others have their turn between.
+        await asyncio.sleep(0)
     route = dialect.find(board.table, call.name)
     if route is None:
         raise dialect.unknown_name(call.name, arrival.path, board.table)

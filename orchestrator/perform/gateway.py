@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from orchestrator.core.gateway_status import GatewayState, gateway_label
 from orchestrator.core.launch import Instance, InstanceState
+from orchestrator.core.model_card import ModelCard
 from orchestrator.core.progress import Progress
 from orchestrator.core.routes import FIRST_WITH_DIGESTS, Route
 from orchestrator.core.steps import (
@@ -199,9 +200,19 @@ def set_route(step: SetRoute, world: World, progress: Progress) -> None:
 
     def led(route: Route) -> Route:
         backend = route.backend
-        return route.led_to(replace(backend, url=urls.get(backend.instance, backend.url)))
+        there = route.led_to(replace(backend, url=urls.get(backend.instance, backend.url)))
+        return there if route.card is None else replace(there, card=_as_stored(route.card, world))
 
     world.gateway.set_routes(step.owner, tuple(map(led, step.routes)))
+
+
+def _as_stored(card: ModelCard, world: World) -> ModelCard:
+    """With what the store says of the artifact, now that it is there. A view's size is that of the weights."""
+    manifest = world.store.get(card.key) if card.key else None
+    if manifest is None:
+        return card
+    size = card.size if manifest.links or card.base else manifest.size
+    return card.model_copy({"size": size, "made_at": manifest.created})
 
 
 @perform.register

@@ -15,7 +15,7 @@ from orchestrator.core.observed import EngineObserved, Observed
 from orchestrator.core.plan import Action, Plan, Remark, Skip
 from orchestrator.core.resolved import Resolved
 from orchestrator.core.routes import FIRST_WITH_DIGESTS, PROTOCOL, Backend
-from orchestrator.core.steps import EnsureEngine, LoadAdapter, StopEngine
+from orchestrator.core.steps import EnsureEngine, LoadAdapter, SetRoute, Step, StopEngine
 from orchestrator.planning.keys import dropped_items, kept_items, read_items
 from orchestrator.planning.parts import (
     Limits,
@@ -86,8 +86,9 @@ def plan_deploy(
     starts = [*end_of_hanging, *engine_start_items(chosen, match, resolved.memory_fit, limits)]
     readies = list(engine_ready_items(resolved, chosen, match, serving, limits))
     loads = list(adapters_to_load(chosen, match)) if match is not None else []
-    switch = list(switch_items(chosen, routes, match, observed))
-    recorded = record_item(desired, observed)
+    spoken = observed.gateway.status.protocol if observed.gateway.status is not None else PROTOCOL
+    switch = list(switch_items(chosen, routes, match, observed, spoken))
+    recorded = record_item(desired, observed, spoken)
     changes = any(isinstance(item, Action) for item in (*before, *starts, *readies, *loads, recorded, *switch))
     # It is told and asked in this program's protocol: where nothing changes, an older gateway may stay. One that does
     # not go by the digests that are kept was to be replaced by somebody who was killed.
@@ -95,13 +96,17 @@ def plan_deploy(
     protocol = PROTOCOL if changes or not observed.gateway.well else least
     for_gateway = list(gateway_items(gateway, observed, protocol, limits))
     gateway_starts = any(isinstance(item, Action) for item in for_gateway)
+    if gateway_starts:
+        # It knows of routes what the one before could not.
+        switch = list(switch_items(chosen, routes, match, observed, PROTOCOL))
+        recorded = record_item(desired, observed, PROTOCOL)
     before += kept_items(gateway.keys, taken_over=gateway_starts)
     before += for_gateway
     before += [] if gateway_starts else read_items(gateway.keys, observed)
     before += [*starts, *gateway_ready_items(for_gateway), *readies, *loads]
     before.append(recorded)
     before += switch
-    if any(isinstance(item, Action) for item in before):
+    if any(isinstance(item, Action) and not _only_tells(item.step) for item in before):
         steps = (item.step for item in loads if isinstance(item, Action))
         loading = {step.adapter.name for step in steps if isinstance(step, LoadAdapter)}
         before.append(verify_item(chosen, names_to_verify(chosen, routes, match, loading, observed), limits))
@@ -119,6 +124,11 @@ def plan_deploy(
     after += dropped_items(gateway.keys) if gateway_starts or gateway.keys.written else ()
     plan = Plan(verb, (*before, *after), len(before))
     return plan if match is not None else replace(plan, memory_fit=resolved.memory_fit, sampling=resolved.sampling)
+
+
+def _only_tells(step: Step) -> bool:
+    """Whether it changes no answer of a model."""
+    return isinstance(step, SetRoute) and step.only_tells
 
 
 def _other_weights(wanted: Deployment, serving: EngineObserved | None) -> Iterator[Skip]:

@@ -16,7 +16,7 @@ from orchestrator.core.memory import MemoryFit
 from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
 from orchestrator.core.plan import Action, Remark, Skip
 from orchestrator.core.resolved import Resolved
-from orchestrator.core.routes import PROTOCOL, Backend, Route
+from orchestrator.core.routes import FIRST_WITH_CARDS, PROTOCOL, Backend, Route
 from orchestrator.core.steps import (
     AwaitGateway,
     AwaitMemory,
@@ -246,36 +246,38 @@ def spare_in_store(chosen: Deployment, match: EngineObserved) -> Iterator[Action
         yield Action(TidyStore(chosen, (*replaced, *match.spare)))
 
 
-def record_item(desired: Desired, observed: Observed) -> Action | Skip:
-    """What is wanted, written down."""
+def record_item(desired: Desired, observed: Observed, protocol: int) -> Action | Skip:
+    """What is wanted, written down. What clients are told of it can wait for a gateway, of this protocol, that can tell
+    them."""
     profile = desired.spec.profile.name
     step = RecordDesired(profile, desired)
     present = observed.desired.get(profile)
-    if present == desired:
+    if present == desired or (protocol < FIRST_WITH_CARDS and present == desired.without_card):
         return Skip(step.what, "recorded")
     return Action(step, (RecordDesired(profile, present),))
 
 
 def switch_items(
-    chosen: Deployment, routes: tuple[Route, ...], match: EngineObserved | None, observed: Observed
+    chosen: Deployment, routes: tuple[Route, ...], match: EngineObserved | None, observed: Observed, protocol: int
 ) -> Iterator[Action | Skip]:
-    """All names of the profile on the generation that was chosen."""
+    """All names of the profile on the generation that was chosen, as a gateway of this protocol knows them."""
     step = SetRoute(chosen.target, chosen.profile, routes)
     present = observed.routes_of(chosen.profile)
     if match is not None and match.running and match.instance.port is not None:
         at = Backend(chosen.instance, match.instance.url, chosen.target)
         live = sorted((route.led_to(at) for route in routes), key=lambda route: route.name)
-        if _alike(live, present, observed):
+        if _alike(live, present, protocol):
             yield Skip(step.what, "already so")
             return
+        step = replace(step, only_tells=_alike(live, present, FIRST_WITH_CARDS - 1))
     back = SetRoute(chosen.target, chosen.profile, present) if present else RemoveRoute(chosen.profile)
     yield Action(step, (back,))
 
 
-def _alike(wanted: Iterable[Route], present: Iterable[Route], observed: Observed) -> bool:
-    """Whether the routes are the same, as far as the gateway that has them can tell them apart."""
-    protocol = observed.gateway.status.protocol if observed.gateway.status is not None else PROTOCOL
-    return [route.known_to(protocol) for route in wanted] == [route.known_to(protocol) for route in present]
+def _alike(wanted: Iterable[Route], present: Iterable[Route], protocol: int) -> bool:
+    """Whether the routes are the same, as far as a gateway of this protocol can tell them apart."""
+    known = [[route.known_to(protocol).as_planned for route in routes] for routes in (wanted, present)]
+    return known[0] == known[1]
 
 
 def names_to_verify(
@@ -296,13 +298,17 @@ def names_to_verify(
         return (chosen.served_name,)
     goes_on = match is not None and match.running and match.answers
     before = {route.name: route for route in observed.routes_of(chosen.profile)} if goes_on else {}
+    protocol = observed.gateway.status.protocol if observed.gateway.status is not None else PROTOCOL
+    # What is told of a model changes none of its answers.
+    protocol = min(protocol, FIRST_WITH_CARDS - 1)
     asked: dict[str, str] = {}
     for route in routes:
         led = before.get(route.name)
-        same = led is not None and _alike([route.led_to(led.backend)], [led], observed)
+        same = led is not None and _alike([route.led_to(led.backend)], [led], protocol)
         moved = led is not None and led.backend.instance != route.backend.instance
         if not same or moved or route.name in loading:
-            asked.setdefault(replace(route, name="-", upstream=route.upstream or route.name).key, route.name)
+            alike = replace(route, name="-", upstream=route.upstream or route.name, card=None)
+            asked.setdefault(alike.key, route.name)
     return tuple(asked.values()) or (chosen.served_name,)
 
 

@@ -33,6 +33,8 @@ pytestmark = [pytest.mark.llamacpp, pytest.mark.vllm]
 
 # Of directories drawn at random, as many; differences of logarithms that other arithmetic may turn around.
 DRAWS = 12
+# Their end is no special token. vLLM leaves it out of the answer all the same; the plan says so.
+SHOWN_ENDS = ("end-word",)
 NEARLY = 0.5
 
 
@@ -77,7 +79,7 @@ def test_several_kinds_at_once_are_the_same_after_a_migration(orch_vllm: Orch, t
 def test_every_kind_is_the_same_after_a_migration(orch_vllm: Orch, tmp_path: Path, kind: str) -> None:
     place = lay(kind, tmp_path / kind)
     migrated(orch_vllm, place)
-    answers_rightly(orch_vllm, place, right(kind))
+    answers_rightly(orch_vllm, place, right(kind), shows_end=kind not in SHOWN_ENDS)
 
 
 @pytest.mark.long

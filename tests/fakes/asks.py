@@ -327,4 +327,4 @@ def plan_of(
 def plan_status(profile: Profile, observed: Observed, docker: DockerFacts = DAEMON) -> Plan:
     """What `status` asks: the plan to what is recorded."""
     orch = MadeUpOrchestrator(observed.host, docker)
-    return plan_to(orch, "status", observed.desired[profile.name], observed, Options())
+    return plan_to(orch, "status", observed.desired[profile.name], observed, Options(), learn=False)

@@ -10,12 +10,12 @@ from orchestrator.core.plan import Plan
 
 
 def what_serves(observed: Observed) -> dict[str, Any]:
-    """Who is there, what is routed where, and what is wanted."""
+    """Who is there, what is routed where, and what is wanted; not what the store says of artifacts."""
     status = observed.gateway.status
     return {
         "engines": [engine.instance.name for engine in observed.engines],
         "gateway": observed.gateway.instance is not None,
-        "routes": tuple(status.routes) if status is not None else None,
+        "routes": tuple(route.as_planned for route in status.routes) if status is not None else None,
         "desired": dict(observed.desired),
     }
 

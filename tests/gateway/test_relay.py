@@ -233,22 +233,22 @@ def test_a_compressed_body_reaches_the_engine_unpacked(gateway, engine):
     assert (status, json.loads(answer)["error"]["code"]) == (400, "invalid_body")
 
 
-def test_bodies_up_to_16_mib(gateway, engine):
+def test_bodies_up_to_8_mib(gateway, engine):
     one = engine("one-g1")
     gateway.admin.set_routes("one", [gateway.route("tiny", one)])
     start = b'{"model": "tiny", "x": "'
-    largest = start + b"x" * ((16 << 20) - len(start) - 2) + b'"}'
+    largest = start + b"x" * ((8 << 20) - len(start) - 2) + b'"}'
     assert gateway.ask(CHAT, largest)[0] == 200
-    assert len(one.requests[0][2]) == 16 << 20
+    assert len(one.requests[0][2]) == 8 << 20
     status, _, answer = gateway.ask(CHAT, iter([largest, b" "]))
     assert (status, json.loads(answer)["error"]["code"]) == (413, "body_too_large")
     assert len(one.requests) == 1
 
 
-def test_a_declared_length_beyond_16_mib_is_refused_before_it_is_sent(gateway):
+def test_a_declared_length_beyond_8_mib_is_refused_before_it_is_sent(gateway):
     connection = gateway.connect()
     connection.putrequest("POST", CHAT)
-    connection.putheader("Content-Length", str((16 << 20) + 1))
+    connection.putheader("Content-Length", str((8 << 20) + 1))
     connection.endheaders()
     response = connection.getresponse()
     assert (response.status, json.loads(response.read())["error"]["code"]) == (413, "body_too_large")

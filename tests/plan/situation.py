@@ -44,7 +44,7 @@ from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
 from orchestrator.core.plan import Action, Plan, Skip
 from orchestrator.core.prerequisites import EnsureEnvironment, ImportAdapter
 from orchestrator.core.resolved import Resolved
-from orchestrator.core.routes import PROTOCOL, Backend, Route, RouteTable
+from orchestrator.core.routes import FIRST_WITH_CARDS, PROTOCOL, Backend, Route, RouteTable
 from orchestrator.errors import HostError, OrchError
 
 HOSTS: dict[str, Host] = {
@@ -88,7 +88,8 @@ class Situation:
     generation: `ENGINE gN [RECIPE] [target=docker] [backoff|stopped] [unsupervised] [silent|hangs]
     [drift=paused|renamed] [spare=MODEL] [context=N] [aliases=X,Y] [adapters=A,B] [loaded=A,B] [loads=N]`; without words
     it runs, is supervised and answers, with its adapters loaded. `routes` (to which generation all names lead),
-    `desired` and `previous` are written the same way. `gateway` is well (where there are engines), absent, silent,
+    `desired` and `previous` are written the same way; `untold`: by a version of orch that told clients nothing of
+    models. `gateway` is well (where there are engines), absent, silent,
     unsupervised or renamed, `gateway_target` where it is, `gateway_name`, `gateway_protocol` and `gateway_version`
     which one; `other_gateways` has lines `NAME waiting|leaving|silent|stopped`, `in_flight` counts requests by
     instance; `foreign` are public names of another profile.
@@ -174,7 +175,8 @@ class Situation:
 
     def _engine(self, line: str, index: int) -> EngineObserved:
         words = line.split()
-        deployment = self._deployment(words)
+        # As what runs tells it.
+        deployment = Deployment.from_label(self._deployment(words).label)
         state = next((InstanceState(word) for word in words if word in list(InstanceState)), InstanceState.RUNNING)
         running, in_docker = state is InstanceState.RUNNING, deployment.target == DOCKER
         drift = next((DRIFTS[word] for word in words if word in DRIFTS), "")
@@ -260,6 +262,8 @@ class Situation:
         url = urls.get(deployment.instance, f"http://127.0.0.1:{DEAD_PORT}")
         backend = Backend(deployment.instance, url, deployment.target)
         protocol = self._case.get("gateway_protocol", PROTOCOL)
+        if "untold" in text.split():
+            protocol = FIRST_WITH_CARDS - 1
         return [route.led_to(backend).known_to(protocol) for route in self._resolved(desired).routes]
 
     def _foreign_routes(self) -> list[Route]:
@@ -279,7 +283,8 @@ class Situation:
         """With what it came to, as far as this host can tell."""
         desired = self._desired_of(line.split())
         try:
-            return desired.model_copy({"resolution": self._resolved(desired).resolution})
+            found = desired.model_copy({"resolution": self._resolved(desired).resolution})
+            return found.without_card if "untold" in line.split() else found
         except OrchError:
             return desired
 

@@ -52,6 +52,10 @@ class EndedEarlyError(Exception):
     """An engine's stream is over, and was not at its end."""
 
 
+class NoAnswerError(Exception):
+    """An engine was asked, and has not answered."""
+
+
 class Reply(Protocol):
     """How one answer of an engine becomes the client's.
 
@@ -94,7 +98,8 @@ class Engine(Protocol):
     def route(self) -> Route: ...
 
     async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
-        """The status and the whole answer. Where it is lost, the request that this is for is tried again."""
+        """The status and the whole answer; raises NoAnswerError, after which, unless that is seen to, the request that
+        this is for is tried again."""
         ...
 
 

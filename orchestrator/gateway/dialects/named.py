@@ -1,6 +1,6 @@
 """Bodies of which the gateway reads the model's name, and little else: all the rest goes on as the bytes that it is.
 
-Read whole, 16 MiB of JSON can become gigabytes; put together again, numbers beyond 2^53 would lose digits. So what is
+Read whole, 8 MiB of JSON can become gigabytes; put together again, numbers beyond 2^53 would lose digits. So what is
 nested is only looked through for its end, and what a route changes is added at the end of the object: of two fields
 with one name every engine takes the last, those that do not care for case too.
 """

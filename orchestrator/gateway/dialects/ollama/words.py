@@ -54,6 +54,18 @@ def now() -> str:
     return timestamp(time.time_ns())
 
 
+def quoted(text: str) -> str:
+    """A text as Go's %#v writes it, in quotes."""
+    return orjson.dumps(text).decode()
+
+
+def of_modelfile(text: str) -> str:
+    """A value as it stands in a Modelfile: in quotes only where it would else be read otherwise."""
+    if "\n" in text:
+        return f'"""{text}"""'
+    return f'"{text}"' if text != text.strip() else text
+
+
 def error(text: str) -> bytes:
     """`{"error": text}`."""
     return go_json({"error": text})
