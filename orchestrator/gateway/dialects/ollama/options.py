@@ -69,7 +69,7 @@ def options_of(given: Mapping[str, object]) -> Options:
         elif name not in _DEPRECATED:
             tell(f"An option that Ollama does not know is ignored: {name[:_LONGEST_NAME]!r}.")
         if name in _AT_LOAD and value is not None:
-            tell(f"The option {name} is for loading a model; a served one is loaded, so it is ignored.")
+            tell(f"The option {name} is for loading a model, and a served one is loaded: it is ignored.")
     for name in _AT_LOAD:
         known.pop(name, None)
     context, keep, most = (known.pop(name, None) for name in ("num_ctx", "num_keep", "num_predict"))
