@@ -96,7 +96,6 @@ NAMES_ENGINES = {
     "core.routes": "an API that is called after one",
     "gateway.dialects.ollama": "the API that is called after one",
     "gateway.refusals": "an example in an answer",
-    "gateway.dialects.ollama": "its own API",
 }
 
 UNUSED_WORDS = {"runtime", "manager", "service", "handler", "util", "utils", "common", "helper", "helpers"}

@@ -54,11 +54,6 @@ def now() -> str:
     return timestamp(time.time_ns())
 
 
-def quoted(text: str) -> str:
-    """A text as Go's %#v writes it, in quotes."""
-    return orjson.dumps(text).decode()
-
-
 def of_modelfile(text: str) -> str:
     """A value as it stands in a Modelfile: in quotes only where it would else be read otherwise."""
     if "\n" in text:
