@@ -9,28 +9,31 @@ const client = ({ url, headers }) => new Ollama({ host: url, headers });
 const chat = (asked, more = {}) =>
   client(asked).chat({ model: asked.model, messages: said(asked.question), options: GREEDY, ...more });
 
-async function* stream(asked) {
-  let last = null;
-  const parts = await chat(asked, { stream: true });
+// The texts of a stream, and what `rest` makes of all its parts. Who leaves has to say so to the client, too.
+async function* texts(parts, textOf, rest) {
+  const all = [];
   try {
     for await (const part of parts) {
-      if (part.message.content) yield part.message.content;
-      last = part;
+      if (textOf(part)) yield textOf(part);
+      all.push(part);
     }
-    return last;
+    return rest(all);
   } finally {
     parts.abort();
   }
 }
 
+const ofChat = (part) => part.message.content;
+const last = (parts) => parts.at(-1);
+
+async function* stream(asked) {
+  return yield* texts(await chat(asked, { stream: true }), ofChat, last);
+}
+
 async function* generateStream(asked) {
-  let last = null;
   const { model, prompt } = asked;
-  for await (const part of await client(asked).generate({ model, prompt, options: GREEDY, stream: true })) {
-    if (part.response) yield part.response;
-    last = part;
-  }
-  return last;
+  const parts = await client(asked).generate({ model, prompt, options: GREEDY, stream: true });
+  return yield* texts(parts, (part) => part.response, last);
 }
 
 async function tools(asked) {
@@ -45,12 +48,8 @@ async function tools(asked) {
 }
 
 async function* toolsStream(asked) {
-  const calls = [];
-  for await (const part of await chat(asked, { tools: TOOLS, stream: true })) {
-    if (part.message.content) yield part.message.content;
-    calls.push(...(part.message.tool_calls ?? []));
-  }
-  return calls;
+  const calls = (parts) => parts.flatMap((part) => part.message.tool_calls ?? []);
+  return yield* texts(await chat(asked, { tools: TOOLS, stream: true }), ofChat, calls);
 }
 
 async function thinking(asked) {
@@ -59,12 +58,8 @@ async function thinking(asked) {
 }
 
 async function* thinkingStream(asked) {
-  let thought = "";
-  for await (const part of await chat(asked, { think: asked.think ?? true, stream: true })) {
-    thought += part.message.thinking ?? "";
-    if (part.message.content) yield part.message.content;
-  }
-  return thought;
+  const thought = (parts) => parts.map((part) => part.message.thinking ?? "").join("");
+  return yield* texts(await chat(asked, { think: asked.think ?? true, stream: true }), ofChat, thought);
 }
 
 await answer(

@@ -32,12 +32,17 @@ def stream(url: str, model: str, question: str) -> Stream:
 def tools(url: str, model: str, question: str, result: str) -> Any:
     calls: list[Any] = []
 
-    def get_weather(city: str) -> str:
+    def get_weather(city: str, days: int) -> str:
         """The weather in a city"""
-        calls.append({"function": {"name": "get_weather", "arguments": {"city": city}}})
+        calls.append({"function": {"name": "get_weather", "arguments": {"city": city, "days": days}}})
         return result
 
-    chain = asked(url, model).chain(question, tools=[get_weather], options=GREEDY, stream=False)
+    def get_time(zone: str) -> str:
+        """The time in a zone"""
+        calls.append({"function": {"name": "get_time", "arguments": {"zone": zone}}})
+        return result
+
+    chain = asked(url, model).chain(question, tools=[get_weather, get_time], options=GREEDY, stream=False)
     return {"then": chain.text(), "calls": calls}
 
 

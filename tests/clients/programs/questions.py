@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-TOKENS = 40
+TOKENS = 200
 GREEDY: dict[str, Any] = {"temperature": 0, "seed": 1, "num_predict": TOKENS}
+# One that any model keeps to in a few tokens, blanks included.
 SCHEMA: dict[str, Any] = {
     "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 8}, "size": {"type": "integer"}},
-    "required": ["name", "size"],
+    "properties": {"weather": {"type": "string", "enum": ["sunny", "rainy"]}},
+    "required": ["weather"],
 }
-TOOLS: list[dict[str, Any]] = [
-    {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "description": "The weather in a city",
-            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-        },
+
+
+def _function(name: str, description: str, **properties: str) -> dict[str, Any]:
+    parameters = {
+        "type": "object",
+        "properties": {key: {"type": kind} for key, kind in properties.items()},
+        "required": [*properties],
     }
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+
+
+TOOLS = [
+    _function("get_weather", "The weather in a city", city="string", days="integer"),
+    _function("get_time", "The time in a zone", zone="string"),
 ]
 
 
