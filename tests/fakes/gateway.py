@@ -73,7 +73,9 @@ class FakeGateway:
     def set_routes(self, owner: str, routes: tuple[Route, ...]) -> None:
         with self._faults.call(f"gateway.set_routes {owner}"):
             process = self._answering()
-            process.routes = process.routes.replaced(owner, routes)
+            # What its protocol does not have, it does not keep.
+            known = [route.known_to(process.protocol) for route in routes]
+            process.routes = process.routes.replaced(owner, known)
 
     def remove_routes(self, owner: str) -> None:
         with self._faults.call(f"gateway.remove_routes {owner}"):

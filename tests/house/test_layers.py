@@ -94,7 +94,6 @@ HOME = {"settings", "app.profiles", "core.profile"}
 NAMES_ENGINES = {
     "cli": "examples in --help",
     "core.routes": "an API that is called after one",
-    "gateway.dialects.ollama": "the API that is called after one",
     "gateway.refusals": "an example in an answer",
 }
 

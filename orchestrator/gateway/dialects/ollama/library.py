@@ -39,7 +39,7 @@ _BLOB = Endpoint(("HEAD", "POST"))
 _VERBS = {
     "/api/create": "`orch up` serves another model, `orch lora add` an adapter",
     "/api/copy": "`public_names` in a profile gives a model another name, with `orch up`",
-    "/api/push": "nothing is published from here; `orch artifacts` shows what there is",
+    "/api/push": "nothing is published from here; `orch artifacts ls` shows what there is",
     "/api/delete": "`orch down` ends a model, `orch lora rm` an adapter",
     BLOBS: "`orch pull` and `orch build` bring files, `orch lora add` an adapter's",
 }
@@ -213,9 +213,12 @@ def _pull(visit: Visit) -> Said:
         raise words.fault(400, "invalid model name")
     route = find(visit.table, name)
     if route is None:
-        told = "orch serves fixed models, and brings others with `orch up`"
-        names = ", ".join(map(tagged, visit.table.names))
-        raise words.fault(403, f"pull model manifest: {name} is not served here: {told}. Served: {names or 'nothing'}")
+        names = ", ".join(tagged(one.name) for one in _listed(visit.table))
+        raise words.fault(
+            403,
+            f"pull model manifest: {name} is not served here, and clients cannot change that: `orch up` serves another "
+            f"model. Served: {names or 'nothing'}",
+        )
     if not streams:
         return _said({"status": "success"})
     one = _described(visit, route)
