@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -24,6 +24,9 @@ log = logging.getLogger("orchestrator.gateway")
 
 Json = dict[str, Any]
 _MS = 1_000_000
+# What Go has room for.
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 
 
 class _Function(msgspec.Struct):
@@ -47,7 +50,7 @@ class _Message(msgspec.Struct):
 class _Token(msgspec.Struct):
     token: str = ""
     logprob: float | None = None
-    bytes: list[int] | None = None
+    bytes: list[_Count] | None = None
     top_logprobs: list[_Token] | None = None
 
 
@@ -69,13 +72,13 @@ class _Choice(msgspec.Struct):
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int | None = 0
+    prompt_tokens: _Count = 0
+    completion_tokens: _Count | None = 0
 
 
 class _Timings(msgspec.Struct):
-    prompt_ms: float | None = None
-    predicted_ms: float | None = None
+    prompt_ms: _Milliseconds | None = None
+    predicted_ms: _Milliseconds | None = None
 
 
 class _Event(msgspec.Struct):
@@ -140,6 +143,7 @@ class Answer:
         self._plain = not (reading.thinks or reading.calls or reading.tops is not None)
         self._thoughts = Thoughts(reading.begun) if reading.thinks else None
         self._calls = Calls() if reading.calls else None
+        self._thinks = self._trims = False
         self._gathered = _Gathered()
         self._told = 0
         self._said: list[str] = []
@@ -165,14 +169,11 @@ class Answer:
 
     async def end(self) -> bytes:
         """See Reply: a last line with the figures."""
-        lines: list[bytes] = []
-        rest = self._lines.last()
-        if rest.startswith(b"data:"):
-            self._read(rest[5:].strip(), lines)
         if self._failed:
-            return b"".join(lines)
-        if not self._done:
+            return b""
+        if not self._done and self._lines.last().removeprefix(b"data:").strip() != b"[DONE]":
             raise EndedEarlyError
+        lines: list[bytes] = []
         if piece := self._rest():
             lines += self._written(piece)
         lines.append(self._last(Piece(), await self._tokens()) + b"\n")
@@ -249,8 +250,13 @@ class Answer:
         said = choice.delta or choice.message or _NOTHING
         text, thought = choice.text or said.content or "", said.reasoning_content or said.reasoning or ""
         if thought:
-            # The engine takes it apart after all.
+            # The engine takes it apart after all, but may leave the blanks around it.
             self._thoughts = None
+            thought = thought if self._thinks else thought.lstrip()
+            self._thinks, self._trims = self._thinks or bool(thought), True
+        if text and self._trims:
+            text = text.lstrip()
+            self._trims = not text
         piece = self._apart(text, thought)
         for call in said.tool_calls or ():
             piece.calls += self._gathered.take(call)
@@ -300,8 +306,8 @@ class Answer:
         return [line + b"\n" for line in lines]
 
     def _line(self, text: str, thought: str, calls: list[ToolCall], logprobs: list[Json]) -> bytes:
-        more = go_json({"done": False, **({"logprobs": logprobs} if logprobs else {})})
-        return b"".join((self._begin(text, thought, calls), b",", memoryview(more)[1:]))
+        told = (b',"logprobs":', go_json(logprobs)) if logprobs else ()
+        return b"".join((self._begin(text, thought, calls), b',"done":false', *told, b"}"))
 
     def _begin(self, text: str, thought: str, calls: list[ToolCall]) -> bytes:
         """An object up to what was said, without an end."""

@@ -336,8 +336,8 @@ class _Run:
         dot = scope[""]
         for key, one in pairs:
             scope[""] = one
-            for name, said in zip(node.names, (key, one) if len(node.names) == 2 else (one,), strict=True):
-                scope[name] = said
+            said = (key, one) if len(node.names) == 2 else (one,) * len(node.names)
+            scope.update(zip(node.names, said, strict=True))
             self._all(node.body, scope)
         scope[""] = dot
         if not pairs:

@@ -76,6 +76,8 @@ def _check(asked: Asked, card: ModelCard | None) -> None:
         raise words.fault(400, "raw mode does not support template, system, or context")
     if card is not None and asked.think and not card.thinks:
         raise words.fault(400, f"{words.quoted(asked.model)} does not support thinking")
+    if any(not 0 <= token <= _MOST_TOKEN for token in asked.context or ()):
+        raise words.fault(400, "context: there is no such token")
     lacks = "tools" if card is not None and asked.tools and not card.takes_tools else ""
     lacks = "insert" if asked.suffix else lacks
     if lacks:
@@ -171,8 +173,6 @@ class _Translation:
     ) -> Question:
         """The question for a prompt that is written already; `told`: its tokens are told at the end."""
         asked, server = self.asked, self.server
-        if any(not 0 <= one <= _MOST_TOKEN for one in before):
-            raise words.fault(400, "context: there is no such token")
         if isinstance(prompt, str) and (before or not self._surely_fits(len(prompt.encode()), always=True)):
             prompt = [*before, *await server.tokens(self.engine, prompt, begins=not before)]
         if not isinstance(prompt, str):
