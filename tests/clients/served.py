@@ -35,6 +35,12 @@ class Served:
         return "tiny" if self.tiny else "chain"
 
     @property
+    def blanks_end(self) -> bool:
+        """Whether a model comes to the end of its JSON: vLLM's grammars let it put in blanks for ever, and the tiny
+        one likes to."""
+        return self.chain or self.orch.engine == "ollama"
+
+    @property
     def answer(self) -> str:
         """What that says to anything, greedy."""
         return ANSWER if self.tiny else chain_model.SAID
