@@ -184,7 +184,7 @@ def takes_tools(templates: Mapping[str, str]) -> bool:
 def _sizes(config: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a config.json that describe its architecture."""
     rope = config.get("rope_parameters")
-    known = {**(rope if isinstance(rope, dict) else {}), **config}
+    known = {**config, **(rope if isinstance(rope, dict) else {})}
     return {name: float(known[name]) for name in SIZES if type(known.get(name)) in (int, float)}
 
 

@@ -41,17 +41,19 @@ MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
 class Served:
     """The chain model on one engine, as `chain`, and without its capabilities as `tiny`."""
 
-    def __init__(self, orch: Orch, word: str) -> None:
+    def __init__(self, orch: Orch, parsers: str) -> None:
+        self.engine = orch.engine
         weights = chain_model.write(orch.home / "weights")
         orch.profile.write_text(
             f'name = "chain"\npublic_names = ["chain", "tiny"]\n[weights]\npath = "{weights}"\n[serving]\n'
-            'context = 512\nparallel = 2\n[engines.llamacpp]\nthreads = 1\nrecipes = ["gguf-bf16"]\n'
+            f'context = 512\nparallel = 2\n{parsers}[engines.llamacpp]\nthreads = 1\nrecipes = ["gguf-bf16"]\n'
             "[engines.vllm]\nkv_cache_mib = 64\n"
         )
         orch.run("up", orch.engine, "-p", str(orch.profile))
         self.url = f"http://{orch.listen}"
         template = (weights / "chat_template.jinja").read_text()
         able = replace(CARD, template=template, takes_tools=True, thinks=True)
+        word = {"llamacpp": LLAMA_SERVER, "vllm": VLLM}[orch.engine]
         with_cards(orch, word, {"chain": able, "tiny": replace(CARD, template=template)})
 
     def post(self, path: str, body: dict[str, Any] | bytes, method: str = "POST") -> httpx.Response:
@@ -80,14 +82,22 @@ def with_cards(orch: Orch, word: str, cards: dict[str, ModelCard]) -> None:
     gateways.set_routes(routes[0].owner, known)
 
 
-@pytest.fixture(scope="module", params=["llamacpp", pytest.param("vllm", marks=pytest.mark.vllm)])
+PARSERS = 'tool_parser = "hermes"\nreasoning_parser = "qwen3"\n'
+ENGINES = [
+    pytest.param(("llamacpp", ""), id="llamacpp"),
+    pytest.param(("vllm", ""), id="vllm", marks=pytest.mark.vllm),
+    pytest.param(("vllm", PARSERS), id="vllm that parses", marks=[pytest.mark.vllm, pytest.mark.long]),
+]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     orch = Orch(tmp_path_factory.mktemp("served") / "home")
-    orch.engine = request.param
+    orch.engine, parsers = request.param
     with stopped_afterwards(orch):
         if orch.engine == "vllm":
             with_environments(orch, request.getfixturevalue("environments"))
-        yield Served(orch, {"llamacpp": LLAMA_SERVER, "vllm": VLLM}[orch.engine])
+        yield Served(orch, parsers)
 
 
 def shape(value: Any, known: frozenset[str]) -> Any:
@@ -200,11 +210,11 @@ def test_options_are_taken(served: Served) -> None:
     assert served.whole(messages=ASKED, think=False, options={"num_predict": 0})["eval_count"] == 1
 
 
-def test_what_the_engine_cannot_do_is_refused_or_done(served: Served, request: pytest.FixtureRequest) -> None:
+def test_what_the_engine_cannot_do_is_refused_or_done(served: Served) -> None:
     for options in ({"typical_p": 0.5}, {"repeat_penalty": 1.2, "repeat_last_n": 8}):
         answer = served.post("/api/chat", {"model": "chain", "messages": ASKED, "options": options})
         if answer.status_code != 200:
-            assert request.node.callspec.params["served"] == "vllm"
+            assert served.engine == "vllm"
             assert (answer.status_code, "is not supported by the engine" in answer.json()["error"]) == (400, True)
 
 

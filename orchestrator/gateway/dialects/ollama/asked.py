@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import string
@@ -121,9 +122,11 @@ _MOST_LOGPROBS = 20
 _OBJECT = "map[string]interface {}"
 
 
-def call_id() -> str:
-    """A new name for a tool's call, as Ollama makes them."""
-    return "call_" + "".join(secrets.choice(_ID_LETTERS) for _ in range(8))
+def call_id(place: str = "") -> str:
+    """A name for a tool's call, as Ollama makes them: a new one, or that of a place in a chat, which is the same
+    whenever the chat is sent. Templates may write it, and a prompt that changes is in no engine's cache."""
+    drawn = hashlib.sha256(place.encode()).digest() if place else secrets.token_bytes(8)
+    return "call_" + "".join(_ID_LETTERS[one % len(_ID_LETTERS)] for one in drawn[:8])
 
 
 @dataclass(frozen=True)
@@ -284,7 +287,7 @@ class _Reader:
         found: list[dict[str, Any]] = []
         # Calls that no result was given for yet: their names and ids.
         waiting: list[tuple[str, str]] = []
-        for one in self._of_type(self.value("messages"), list, "messages", "[]api.Message") or ():
+        for number, one in enumerate(self._of_type(self.value("messages"), list, "messages", "[]api.Message") or ()):
             given = _low(self._of_type(one, dict, "messages", "api.Message") or {})
             texts = {}
             for name in ("role", "content", "thinking", "tool_name", "tool_call_id"):
@@ -293,18 +296,18 @@ class _Reader:
             self.pictured |= self.has_images(given.get("images"), "messages.images")
             if texts["thinking"]:
                 message["reasoning_content"] = texts["thinking"]
-            calls = self.calls(given.get("tool_calls"))
+            calls = self.calls(given.get("tool_calls"), number)
             if calls:
                 message["tool_calls"] = calls
                 waiting += [(call["function"]["name"], call["id"]) for call in calls]
             if message["role"] == "tool":
-                message |= _result_of(texts["tool_name"], texts["tool_call_id"], waiting)
+                message |= _result_of(number, texts["tool_name"], texts["tool_call_id"], waiting)
             found.append(message)
         return tuple(found)
 
-    def calls(self, value: Any) -> list[dict[str, Any]]:
+    def calls(self, value: Any, message: int) -> list[dict[str, Any]]:
         place = "messages.tool_calls"
-        found = []
+        found: list[dict[str, Any]] = []
         for one in self._of_type(value, list, place, "[]api.ToolCall") or ():
             call = _low(self._of_type(one, dict, place, "api.ToolCall") or {})
             place_in = f"{place}.function"
@@ -313,7 +316,7 @@ class _Reader:
             arguments = self._of_type(
                 function.get("arguments"), dict, f"{place_in}.arguments", "api.ToolCallFunctionArguments"
             )
-            known = self._of_type(call.get("id"), str, f"{place}.id", "string") or call_id()
+            known = self._of_type(call.get("id"), str, f"{place}.id", "string") or call_id(f"{message}.{len(found)}")
             text = msgspec.json.encode(arguments or {}).decode()
             found.append({"id": known, "type": "function", "function": {"name": name, "arguments": text}})
         return found
@@ -334,9 +337,9 @@ def _low(value: dict[str, Any]) -> dict[str, Any]:
     return {name.lower(): one for name, one in value.items()}
 
 
-def _result_of(name: str, given: str, waiting: list[tuple[str, str]]) -> dict[str, str]:
+def _result_of(message: int, name: str, given: str, waiting: list[tuple[str, str]]) -> dict[str, str]:
     """Which call a tool's result answers: the one that it names, else the first that waits for one of this tool."""
     found = next((one for one in waiting if (one[1] == given if given else name in ("", one[0]))), None)
     if found is not None:
         waiting.remove(found)
-    return {"tool_call_id": given or (found[1] if found else call_id()), **({"name": name} if name else {})}
+    return {"tool_call_id": given or (found[1] if found else call_id(str(message))), **({"name": name} if name else {})}
