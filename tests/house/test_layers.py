@@ -95,6 +95,7 @@ NAMES_ENGINES = {
     "cli": "examples in --help",
     "core.routes": "an API that is called after one",
     "gateway.refusals": "an example in an answer",
+    "gateway.dialects.ollama": "its own API",
 }
 
 UNUSED_WORDS = {"runtime", "manager", "service", "handler", "util", "utils", "common", "helper", "helpers"}
