@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from orchestrator.core.model_card import ModelCard
 from orchestrator.core.routes import Route, RouteTable
 from orchestrator.gateway.refusals import Refusal
 
@@ -96,6 +97,11 @@ class Engine(Protocol):
 
     @property
     def route(self) -> Route: ...
+
+    @property
+    def card(self) -> ModelCard | None:
+        """What is served there, if that is known; for an adapter its base's, which it is like in all but its name."""
+        ...
 
     async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         """The status and the whole answer; raises NoAnswerError, after which, unless that is seen to, the request that

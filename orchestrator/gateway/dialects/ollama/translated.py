@@ -47,7 +47,7 @@ async def translated(asked: Asked, path: str, engine: Engine) -> Question | Said
     empty = not (asked.messages if asked.chats else asked.prompt)
     if empty and asked.keep_alive == 0:
         return loaded(asked.model, asked.chats, unloads=True)
-    card = engine.route.card
+    card = engine.card
     _check(asked, card)
     options = asked.options
     if empty:
@@ -98,7 +98,7 @@ class _Translation:
         self.engine = engine
         self.server = server
         self.began = began
-        self.card = engine.route.card
+        self.card = engine.card
         self.served = self.card.context if self.card is not None else 0
         self.room = _room(options.context, self.served)
         self.fields = server.sampling(options.sampling)
