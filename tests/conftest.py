@@ -22,12 +22,12 @@ import pytest
 GIB = 2**30
 # Folders whose tests run real parts (sockets, processes, environments); their tests belong to the level `parts`.
 PARTS = ("cli", "contract", "faults", "gateway", "hub", "local")
-# What is made beside the tests in CI (images, vLLM's environment): tests that need it come last.
-MADE_BESIDE = ("docker", "vllm")
+# What is made beside the tests in CI (images, vLLM's environment, the clients'): tests that need it come last.
+MADE_BESIDE = ("docker", "vllm", "clients")
 # The files that take longest, the longest first: no process is to be left alone with one at the end.
 SLOWEST = (
     *("e2e/test_vllm.py", "e2e/test_vllm_faults.py", "e2e/test_kills.py", "docker/test_container_faults.py"),
-    *("e2e/test_gateway_upgrades.py", "e2e/test_main_job.py"),
+    *("clients/test_ollama_clients.py", "e2e/test_gateway_upgrades.py", "e2e/test_main_job.py"),
     *("docker/test_images_offline.py", "e2e/test_faults.py", "e2e/test_execs.py", "docker/test_tools.py"),
     *("local/test_environments.py", "faults/test_two_hundred_kills.py", "faults/test_power_cut.py"),
     *("run/test_accidents.py", "artifacts/test_build_gguf.py", "plan/test_properties.py", "plan/test_memory.py"),
@@ -40,10 +40,18 @@ def _llamacpp() -> str:
 
 
 def _vllm() -> str:
+    return _room("vLLM's environment", 8)
+
+
+def _clients() -> str:
+    return _room("the clients' environment", 2)
+
+
+def _room(what: str, gib: int) -> str:
     if kept := os.environ.get("ORCH_TEST_ENVIRONMENTS"):
         Path(kept).mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(kept or "/tmp").free
-    return "" if free > 8 * GIB else f"vLLM's environment needs 8 GiB of disk, {free / GIB:.1f} are free"
+    return "" if free > gib * GIB else f"{what} needs {gib} GiB of disk, {free / GIB:.1f} are free"
 
 
 def _docker() -> str:
@@ -79,6 +87,7 @@ LEVELS: dict[str, Callable[[], str]] = {
     "build": _nothing,
     "llamacpp": _llamacpp,
     "vllm": _vllm,
+    "clients": _clients,
     "docker": _docker,
     "groups": _groups,
     "ollama": _ollama,

@@ -193,6 +193,11 @@ class RouteTable:
         """The route of a public name, or None."""
         return self._by_name.get(name)
 
+    def card_of(self, route: Route) -> ModelCard | None:
+        """What there is to say of the model behind a route: an adapter is nearly all that its base is."""
+        base = self.find(route.card.base) if route.card is not None and route.card.base else None
+        return base.card if base is not None else route.card
+
     def find_alike(self, name: str) -> Route | None:
         """The same without regard to case, where no name is just this."""
         return self._by_name.get(name) or self._alike.get(name.casefold())

@@ -29,7 +29,8 @@ PIECE = 256 << 10
 ENCODINGS = "gzip, deflate"
 _GZIP = frozenset({"gzip", "x-gzip"})
 _PACKED = _GZIP | {"deflate"}
-_PARTS = (b",", b"[", b"{")
+# What tells how long a parser takes.
+PARTS = (b",", b"[", b"{")
 _GZIP_BITS = 16 + zlib.MAX_WBITS
 
 
@@ -100,7 +101,7 @@ class Body:
                         raise refusals.too_large(LARGEST_BODY)
                     self.count(len(data) + len(piece))
                     data += piece
-                    parts += sum(map(piece.count, _PARTS))
+                    parts += sum(map(piece.count, PARTS))
                     if parts > MOST_PARTS:
                         raise refusals.too_intricate(MOST_PARTS)
                     if unpacking is not None:

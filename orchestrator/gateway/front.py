@@ -97,7 +97,7 @@ class FrontDoor:
                         body.data,
                         self._board.table,
                         self._started,
-                        lambda route: Behind(route, self._clients),
+                        lambda route: Behind(route, self._clients, self._board.table),
                     )
                 )
             )

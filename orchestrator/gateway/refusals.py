@@ -100,11 +100,11 @@ def adapters_lost(name: str, path: str, kept_on: Iterable[str]) -> Refusal:
     return Refusal(400, "adapters_not_on_this_path", message, "model")
 
 
-def no_chat_template(name: str, path: str) -> Refusal:
+def no_chat_template(name: str, path: str, instead: str) -> Refusal:
     """400 for a chat with a model that does not say how one becomes a prompt."""
     message = (
         f"`{_echo(name)}` has no chat template, so {path} cannot ask it. Ask it for a completion of a text at "
-        '/v1/completions; or its operator can name a template in its profile ([chat] template = "FILE").'
+        f'{instead}; or its operator can name a template in its profile ([chat] template = "FILE").'
     )
     return Refusal(400, "no_chat_template", message, "model")
 
@@ -139,9 +139,9 @@ def too_large(most: int) -> Refusal:
     return Refusal(413, "body_too_large", f"The body is larger than {most >> 20} MiB, unpacked.")
 
 
-def too_intricate(most: int) -> Refusal:
+def too_intricate(most: int, of: str = "commas and brackets") -> Refusal:
     """413 for a body that takes too long to look through."""
-    return Refusal(413, "body_too_intricate", f"The body has more than {most:,} commas and brackets.")
+    return Refusal(413, "body_too_intricate", f"The body has more than {most:,} {of}.")
 
 
 def unknown_encoding(encoding: str, known: str) -> Refusal:

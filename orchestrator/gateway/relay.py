@@ -11,7 +11,8 @@ from http import HTTPStatus
 import aiohttp
 from aiohttp import hdrs, web
 
-from orchestrator.core.routes import Route
+from orchestrator.core.model_card import ModelCard
+from orchestrator.core.routes import Route, RouteTable
 from orchestrator.gateway import refusals, upstreams
 from orchestrator.gateway.bodies import PIECE, Body
 from orchestrator.gateway.dialects.base import (
@@ -137,10 +138,10 @@ async def _with_retries(
     until = asyncio.get_running_loop().time() + GIVE_UP_S
     for pause in (*PAUSES, None):
         with await board.admit(name) as claim:
-            if arrival.endpoint.chats and not claim.route.chats:
-                raise refusals.no_chat_template(call.name, arrival.path)
+            if (instead := arrival.endpoint.instead_of_chats) and not claim.route.chats:
+                raise refusals.no_chat_template(call.name, arrival.path, instead)
             kept = not again and (not call.streams or upstreams.keeps_connections(claim.route))
-            attempt = Attempt(arrival, headers, claim, board.totals, Behind(claim.route, clients))
+            attempt = Attempt(arrival, headers, claim, board.totals, Behind(claim.route, clients, board.table))
             try:
                 return await attempt.run(clients.kept if kept else clients.fresh, call, last=pause is None)
             except BackendLostError as lost:
@@ -178,6 +179,12 @@ class Behind:
 
     route: Route
     clients: Clients
+    table: RouteTable
+
+    @property
+    def card(self) -> ModelCard | None:
+        """See Engine."""
+        return self.table.card_of(self.route)
 
     @property
     def secret(self) -> Iterable[tuple[str, str]]:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.llamacpp
 RECORDED: dict[str, dict[str, Any]] = json.loads((ASSETS / "ollama-answers.json").read_text())
 # The models of the recorded answers that took tools, or thought.
 CAPABLE = ("tpl", "tools", "tools2", "think2")
-CARD = ModelCard("0" * 64, context=512)
+CARD = ModelCard(digest="0" * 64, context=512)
 ASKED = [{"role": "user", "content": "How is the weather?"}]
 LONG = "word " * 1200
 OBJECT = {"type": "object"}
@@ -52,9 +52,9 @@ class Served:
         orch.run("up", orch.engine, "-p", str(orch.profile))
         self.url = f"http://{orch.listen}"
         template = (weights / "chat_template.jinja").read_text()
-        able = replace(CARD, template=template, takes_tools=True, thinks=True)
+        able = CARD.model_copy({"template": template, "takes_tools": True, "thinks": True})
         word = {"llamacpp": LLAMA_SERVER, "vllm": VLLM}[orch.engine]
-        with_cards(orch, word, {"chain": able, "tiny": replace(CARD, template=template)})
+        with_cards(orch, word, {"chain": able, "tiny": CARD.model_copy({"template": template})})
 
     def post(self, path: str, body: dict[str, Any] | bytes, method: str = "POST") -> httpx.Response:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()

@@ -57,7 +57,7 @@ class Gateway:
         """Start, by the program `by` if there is one, and wait until it answers."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen([*by, *self.command(listen, *more)], stderr=log, stdout=log)
-        wait_until(lambda: self.process.poll() is not None or self.admin.status() is not None)
+        wait_until(lambda: self.process.poll() is not None or self.admin.status() is not None, 20)
         assert self.process.poll() is None, self.log.read_text()
         self.listen = self.status().listen
         self.port = int(self.listen.rpartition(":")[2])

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.core.model_card import ModelCard
 from orchestrator.core.routes import LLAMA_SERVER, OPENAI, Backend, Route
 
-CARD = ModelCard("0" * 64, context=512, template="{{ messages }}")
+CARD = ModelCard(digest="0" * 64, context=512, template="{{ messages }}")
 ROUTE = Route("tiny", "one", (Backend("tiny-1", "http://127.0.0.1:1"),), (OPENAI, LLAMA_SERVER), card=CARD)
 
 
@@ -21,6 +21,10 @@ class Counting:
 
     route: Route = ROUTE
     asked: list[tuple[str, Any]] = field(default_factory=list)
+
+    @property
+    def card(self) -> ModelCard | None:
+        return self.route.card
 
     async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         said = json.loads(body)
@@ -40,7 +44,7 @@ class Counting:
 
 def counting(*speaks: str, **card: object) -> Counting:
     """One whose model has this on its card."""
-    return Counting(replace(ROUTE, speaks=(OPENAI, *speaks), card=replace(CARD, **card)))
+    return Counting(replace(ROUTE, speaks=(OPENAI, *speaks), card=CARD.model_copy(card)))
 
 
 def event(delta: object = None, **more: object) -> bytes:

@@ -41,6 +41,7 @@ def served(running_gateway: Gateway) -> Gateway:
         running_gateway.route("plain", one),
         running_gateway.route("patched", one, patch={"lora": []}, defaults={"temperature": 0.5}),
         running_gateway.route("inner", one, upstream="inner-1234", speaks=("openai", "ollama")),
+        running_gateway.route("translated", one, speaks=("openai", "llama-server")),
     ]
     running_gateway.admin.set_routes("one", routes)
     yield running_gateway
@@ -75,7 +76,7 @@ def longest_wait(gateway: Gateway, path: str, body: bytes, headers: dict[str, st
 @pytest.mark.parametrize("filling", FILLINGS)
 def test_no_body_keeps_others_waiting(served: Gateway, filling: str, packed: bool) -> None:
     for path in PATHS:
-        for name in (b"nope", b"plain", b"patched", b"inner"):
+        for name in (b"nope", b"plain", b"patched", b"inner", b"translated"):
             body = START.replace(b"NAME", name) + FILLINGS[filling] + b"]}"
             headers = {}
             if packed:

@@ -8,11 +8,12 @@ from orchestrator.core.routes import Route, RouteTable
 from orchestrator.gateway import refusals
 from orchestrator.gateway.dialects.base import Call, Endpoint, Engine, Question, Said, Visit
 from orchestrator.gateway.dialects.named import Passing, body_for, call_of
-from orchestrator.gateway.dialects.openai import end_of_event
+from orchestrator.gateway.dialects.openai import COMPLETIONS, end_of_event
 from orchestrator.gateway.refusals import Refusal
 
 MESSAGES = "/v1/messages"
 
+_MESSAGES = Endpoint(("POST",), relayed=True, instead_of_chats=COMPLETIONS)
 _KINDS = {
     401: "authentication_error",
     403: "permission_error",
@@ -27,7 +28,7 @@ class Anthropic:
     """See Dialect."""
 
     def endpoint(self, path: str) -> Endpoint | None:
-        return Endpoint(("POST",), relayed=True, chats=True) if path == MESSAGES else None
+        return _MESSAGES if path == MESSAGES else None
 
     def parse(self, path: str, body: bytes) -> Call:
         return call_of(body)

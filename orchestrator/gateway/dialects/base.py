@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from orchestrator.core.model_card import ModelCard
 from orchestrator.core.routes import Route, RouteTable
 from orchestrator.gateway.refusals import Refusal
 
@@ -21,13 +22,13 @@ EVENTS = "text/event-stream"
 @dataclass(frozen=True)
 class Endpoint:
     """A path of an API and the methods that it is for. `relayed`: the engine behind the model that the body names
-    answers; else the gateway does, and `reads` the body for it or not. `chats`: it asks for a turn in a conversation,
-    which a model without a chat template cannot give."""
+    answers; else the gateway does, and `reads` the body for it or not. `instead_of_chats`: what is asked for is a turn
+    in a conversation, which a model without a chat template cannot give; there it can be asked to complete a text."""
 
     methods: tuple[str, ...] = ("GET", "HEAD")
     relayed: bool = False
     reads: bool = False
-    chats: bool = False
+    instead_of_chats: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ class Engine(Protocol):
 
     @property
     def route(self) -> Route: ...
+
+    @property
+    def card(self) -> ModelCard | None:
+        """What is served there, if that is known; for an adapter its base's, which it is like in all but its name."""
+        ...
 
     async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         """The status and the whole answer; raises NoAnswerError, after which, unless that is seen to, the request that

@@ -15,9 +15,9 @@ CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/r
 
 # What is passed on to an engine. Anything that is not named here, such as an engine's admin verbs, is out of reach.
 _ENDPOINTS = {
-    CHAT: Endpoint(("POST",), relayed=True, chats=True),
+    CHAT: Endpoint(("POST",), relayed=True, instead_of_chats=COMPLETIONS),
     COMPLETIONS: Endpoint(("POST",), relayed=True),
-    RESPONSES: Endpoint(("POST",), relayed=True, chats=True),
+    RESPONSES: Endpoint(("POST",), relayed=True, instead_of_chats=COMPLETIONS),
     "/v1/embeddings": Endpoint(("POST",), relayed=True),
     MODELS: Endpoint(),
 }

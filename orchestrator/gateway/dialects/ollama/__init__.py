@@ -7,6 +7,8 @@ library: lists and descriptions.
 
 from __future__ import annotations
 
+import asyncio
+
 from orchestrator.core.routes import OLLAMA, Route, RouteTable
 from orchestrator.gateway.dialects.base import Call, Endpoint, Engine, Question, Said, Visit
 from orchestrator.gateway.dialects.ollama import library, words
@@ -19,7 +21,13 @@ CHAT, GENERATE = "/api/chat", "/api/generate"
 EMBED, EMBEDDINGS = "/api/embed", "/api/embeddings"
 # Of these one asks for a model, and what comes back is the answer of the engine behind it.
 _RELAYED = Endpoint(("POST",), relayed=True)
-_ENDPOINTS = {CHAT: _RELAYED, GENERATE: _RELAYED, EMBED: _RELAYED, EMBEDDINGS: _RELAYED}
+_LARGE = 64 << 10
+_ENDPOINTS = {
+    CHAT: Endpoint(("POST",), relayed=True, instead_of_chats=GENERATE),
+    GENERATE: _RELAYED,
+    EMBED: _RELAYED,
+    EMBEDDINGS: _RELAYED,
+}
 
 
 class Ollama:
@@ -38,7 +46,9 @@ class Ollama:
         route = engine.route
         if OLLAMA in route.speaks:
             return Question(path, body_for(route, body), Passed(route, call.name))
-        return await translated(Asked.read(path, body), path, engine)
+        # A large one takes a while, in which others are to be answered.
+        asked = Asked.read(path, body) if len(body) < _LARGE else await asyncio.to_thread(Asked.read, path, body)
+        return await translated(asked, path, engine)
 
     async def tell(self, visit: Visit) -> Said:
         return await library.tell(visit)

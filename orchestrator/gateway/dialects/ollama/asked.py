@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import secrets
 import string
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import msgspec
 
 from orchestrator.gateway import refusals
+from orchestrator.gateway.bodies import PARTS
 from orchestrator.gateway.dialects.base import Call
 from orchestrator.gateway.dialects.ollama import durations, words
 from orchestrator.gateway.dialects.ollama.options import Options, options_of
@@ -20,10 +22,15 @@ from orchestrator.gateway.refusals import Refusal
 
 # Names of fields in a body, at all depths.
 MOST_NAMES = 50_000
+# Bytes of a body that is read whole and written anew, and commas and brackets: half a million tokens, in 40 ms.
+LARGEST_READ = 2 << 20
+MOST_PARTS_READ = 150_000
 # Halves of characters, whole ones, and backslashes that begin none.
 _SURROGATES = re.compile(
     rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
 )
+# It takes long: 2 us for each that is none.
+_MOST_REPAIRED = 256 << 10
 _ALONE = len(rb"\ud800")
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _STRUCTS = {
@@ -41,7 +48,7 @@ def fields_of(path: str, body: bytes) -> dict[str, msgspec.Raw]:
     if not body or body.isspace():
         raise words.fault(400, "missing request body")
     if (names := body.count(b'":')) > MOST_NAMES and names - body.count(b'\\":') > MOST_NAMES:
-        raise refusals.too_intricate(MOST_NAMES)
+        raise refusals.too_intricate(MOST_NAMES, "names of fields")
     try:
         found: dict[str, msgspec.Raw] = _lenient(_FIELDS.decode, body)
     except msgspec.ValidationError as error:
@@ -62,6 +69,8 @@ def _lenient(decode: Callable[[bytes], Any], text: bytes) -> Any:
     except msgspec.ValidationError:
         raise
     except (msgspec.DecodeError, UnicodeDecodeError):
+        if len(text) > _MOST_REPAIRED:
+            raise
         readable = text.decode("utf-8", "replace").encode()
         readable = _SURROGATES.sub(lambda found: found[0] if len(found[0]) != _ALONE else rb"\ufffd", readable)
         if readable == text:
@@ -119,6 +128,10 @@ _ID_LETTERS = string.ascii_lowercase + string.digits
 _LEVELS = ("high", "medium", "low", "max")
 _THINK = 'boolean or string ("high", "medium", "low", "max", true, or false)'
 _MOST_LOGPROBS = 20
+_OBJECT_OR_NONE = dict[str, msgspec.Raw] | None
+# What msgspec found in place of what it was to find, and JSON of that kind.
+_GOT = re.compile(r"got `(\w+)`")
+_SHOWN = {"array": b"[", "object": b"{", "str": b'"', "bool": b"t"}
 _OBJECT = "map[string]interface {}"
 
 
@@ -132,7 +145,8 @@ def call_id(place: str = "") -> str:
 @dataclass(frozen=True)
 class Asked:
     """A question in Ollama's API. `messages` and `tools` are written as OpenAI's API has them. `think` is None where
-    nothing is said, `keep_alive` too (nanoseconds). `form` is a JSON schema, or "json". `images`: there are some."""
+    nothing is said, `keep_alive` too (nanoseconds). `form` is a JSON schema, or "json". `images`: there are some.
+    `size` are the bytes of all."""
 
     path: str
     model: str
@@ -154,6 +168,7 @@ class Asked:
     logprobs: bool = False
     top_logprobs: int = 0
     input: object = None
+    size: int = 0
 
     @property
     def chats(self) -> bool:
@@ -168,8 +183,12 @@ class Asked:
     @classmethod
     def read(cls, path: str, body: bytes) -> Asked:
         """The whole of it; raises Refusal."""
+        if len(body) > LARGEST_READ:
+            raise refusals.too_large(LARGEST_READ)
+        if sum(map(body.count, PARTS)) > MOST_PARTS_READ:
+            raise refusals.too_intricate(MOST_PARTS_READ)
         try:
-            return _Reader(path, fields_of(path, body)).asked()
+            return replace(_Reader(path, fields_of(path, body)).asked(), size=len(body))
         except RecursionError as error:
             raise words.fault(400, "exceeded max depth") from error
         except (msgspec.DecodeError, ValueError) as error:
@@ -230,13 +249,21 @@ class _Reader:
         return value or 0
 
     def context(self) -> tuple[int, ...] | None:
-        value = self._of_type(self.value("context"), list, "context", "[]int")
-        if value is None:
-            return None
-        for one in value:
-            if type(one) is not int:
-                raise self.wrong("context", one, "int")
-        return tuple(value)
+        value = self.listed("context", "[]int", int, "int")
+        return None if value is None else tuple(value)
+
+    def listed(self, name: str, wanted: str, kind: Any, wanted_each: str) -> list[Any] | None:
+        """A list of values of one kind, of which the first that is another one is all that is looked at."""
+        raw = bytes(self.fields.get(name, b"null"))
+        if not raw.startswith(b"["):
+            return cast("list[Any] | None", self._of_type(self.value(name), list, name, wanted))
+        try:
+            return cast("list[Any]", _lenient(functools.partial(msgspec.json.decode, type=list[kind]), raw))
+        except msgspec.ValidationError as error:
+            found = _GOT.search(str(error))
+            if found is None:
+                raise
+            raise wrong_type(self.path, name, _SHOWN.get(found[1], b"1"), wanted_each) from error
 
     def options(self) -> dict[str, object]:
         value: dict[str, object] | None = self._of_type(self.value("options"), dict, "options", _OBJECT)
@@ -287,8 +314,8 @@ class _Reader:
         found: list[dict[str, Any]] = []
         # Calls that no result was given for yet: their names and ids.
         waiting: list[tuple[str, str]] = []
-        for number, one in enumerate(self._of_type(self.value("messages"), list, "messages", "[]api.Message") or ()):
-            given = _low(self._of_type(one, dict, "messages", "api.Message") or {})
+        for number, one in enumerate(self.listed("messages", "[]api.Message", _OBJECT_OR_NONE, "api.Message") or ()):
+            given = {key: _lenient(msgspec.json.decode, bytes(value)) for key, value in _low(one or {}).items()}
             texts = {}
             for name in ("role", "content", "thinking", "tool_name", "tool_call_id"):
                 texts[name] = self._of_type(given.get(name), str, f"messages.{name}", "string") or ""

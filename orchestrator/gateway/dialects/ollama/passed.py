@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from orchestrator.core.routes import Route
 from orchestrator.gateway.dialects.base import Said
 from orchestrator.gateway.dialects.named import Passing
-from orchestrator.gateway.dialects.ollama.words import GO_JSON
+from orchestrator.gateway.dialects.ollama.words import GO_JSON, full_name
 
 # A line with an error is an end, too.
 _ERROR = b'{"error":'
@@ -25,8 +27,11 @@ class Passed(Passing):
 
     def __init__(self, route: Route, name: str) -> None:
         super().__init__(_ENDS, name)
-        self._theirs = (route.upstream or route.name).encode()
-        self._ours = name.encode()
+        theirs = route.upstream or route.name
+        # Errors have a name as it was asked for, or whole; it may be a part of other words, "tiny" of "destiny" too.
+        self._ours = {theirs.encode(): name.encode(), full_name(theirs).encode(): full_name(name).encode()}
+        either = b"|".join(map(re.escape, sorted(self._ours, key=len, reverse=True)))
+        self._theirs = re.compile(rb"(?<![\w./:-])(?:" + either + rb")(?![\w/:-]|\.\w)")
 
     async def whole(self, status: int, body: bytes) -> Said:
         """See Reply."""
@@ -38,4 +43,6 @@ class Passed(Passing):
         return b"".join(map(self._line, text.splitlines(keepends=True)))
 
     def _line(self, line: bytes) -> bytes:
-        return line.replace(self._theirs, self._ours) if line.startswith(_ERROR) else super()._renamed(line)
+        if line.startswith(_ERROR):
+            return self._theirs.sub(lambda found: self._ours[found[0]], line)
+        return super()._renamed(line)

@@ -10,7 +10,6 @@ import msgspec
 
 from orchestrator.core.model_card import ModelCard
 from orchestrator.core.routes import Route
-from orchestrator.gateway import refusals
 from orchestrator.gateway.dialects.base import Engine, Question, Said
 from orchestrator.gateway.dialects.ollama import words
 from orchestrator.gateway.dialects.ollama.answers import Answer, Reading, loaded
@@ -47,7 +46,7 @@ async def translated(asked: Asked, path: str, engine: Engine) -> Question | Said
     empty = not (asked.messages if asked.chats else asked.prompt)
     if empty and asked.keep_alive == 0:
         return loaded(asked.model, asked.chats, unloads=True)
-    card = engine.route.card
+    card = engine.card
     _check(asked, card)
     options = asked.options
     if empty:
@@ -76,7 +75,7 @@ def _check(asked: Asked, card: ModelCard | None) -> None:
         raise words.fault(400, "raw mode does not support template, system, or context")
     if card is not None and asked.think and not card.thinks:
         raise words.fault(400, f"{words.quoted(asked.model)} does not support thinking")
-    if any(not 0 <= token <= _MOST_TOKEN for token in asked.context or ()):
+    if asked.context and not 0 <= min(asked.context) <= max(asked.context) <= _MOST_TOKEN:
         raise words.fault(400, "context: there is no such token")
     lacks = "tools" if card is not None and asked.tools and not card.takes_tools else ""
     lacks = "insert" if asked.suffix else lacks
@@ -98,7 +97,7 @@ class _Translation:
         self.engine = engine
         self.server = server
         self.began = began
-        self.card = engine.route.card
+        self.card = engine.card
         self.served = self.card.context if self.card is not None else 0
         self.room = _room(options.context, self.served)
         self.fields = server.sampling(options.sampling)
@@ -113,8 +112,6 @@ class _Translation:
         if asked.template:
             return await self._completion(self._rendered(), schema, before=asked.context or ())
         if not self.engine.route.chats:
-            if asked.chats:
-                raise refusals.no_chat_template(asked.model, asked.path)
             if asked.system:
                 raise words.fault(
                     400, f"{words.quoted(asked.model)} has no template, so there is no place for `system`"
@@ -249,7 +246,8 @@ class _Translation:
         """Leaves out old messages until it fits, by Ollama's rules; the tokens, if they had to be looked at, which are
         more than there is room for where one message is too long."""
         asked, messages = self.asked, chat["messages"]
-        size = len(msgspec.json.encode(chat)) + _FRAME * len(messages) + self._template_size()
+        # What is written in JSON is not shorter than what it says.
+        size = asked.size + _FRAME * len(messages) + self._template_size()
         if not asked.context and self._surely_fits(size):
             return None
         tokens = await self._prompt(chat)
