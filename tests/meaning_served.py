@@ -87,6 +87,9 @@ def chats_are_refused(orch: Orch, model: str) -> None:
             assert "no chat template" in told["message"]
             assert '[chat] template = "FILE"' in told["message"]
             assert path == "/v1/messages" or told["code"] == "no_chat_template"
+    told = post(orch, "/api/chat", model=model, messages=messages)
+    assert (told.status_code, told.json().keys()) == (400, {"error"})
+    assert "at /api/generate" in told.json()["error"]
 
 
 def prompt_tokens(orch: Orch) -> int:

@@ -134,7 +134,6 @@ def test_images_are_refused_as_by_llama_cpp() -> None:
 def test_a_model_without_a_template_is_asked_for_completions_only() -> None:
     engine = counting(LLAMA_SERVER)
     engine.route = replace(engine.route, chats=False)
-    assert refused(engine, messages=HELLO)[0] == 400
     assert refused(engine, "/api/generate", prompt="x", system="s")[0] == 400
     assert question(engine, "/api/generate", prompt="Once", stream=False) == (
         COMPLETION,

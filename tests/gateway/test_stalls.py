@@ -5,10 +5,11 @@ from __future__ import annotations
 import gzip
 import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from gateway_process import Gateway
-from upstream import Upstream
 
 from orchestrator.gateway.bodies import LARGEST_BODY, MOST_PARTS
 
@@ -34,9 +35,34 @@ def fields(count: int) -> bytes:
     return b",".join(b'"%x":1' % number for number in range(count))
 
 
+class Unread(ThreadingHTTPServer):
+    """An engine that answers without a look at what it is asked: a parser of this process would keep it waiting."""
+
+    name = "one-g1"
+
+    class Answer(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), self.Answer)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        threading.Thread(target=self.serve_forever, args=(0.02,)).start()
+
+
 @pytest.fixture(scope="module")
-def served(running_gateway: Gateway) -> Gateway:
-    one = Upstream("one-g1")
+def served(running_gateway: Gateway) -> Iterator[Gateway]:
+    one = Unread()
     routes = [
         running_gateway.route("plain", one),
         running_gateway.route("patched", one, patch={"lora": []}, defaults={"temperature": 0.5}),
@@ -46,7 +72,8 @@ def served(running_gateway: Gateway) -> Gateway:
     running_gateway.admin.set_routes("one", routes)
     yield running_gateway
     running_gateway.admin.remove_routes("one")
-    one.close()
+    one.shutdown()
+    one.server_close()
 
 
 def longest_wait(gateway: Gateway, path: str, body: bytes, headers: dict[str, str]) -> float:
