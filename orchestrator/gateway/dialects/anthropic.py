@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import orjson
 
-from orchestrator.core.routes import Route, RouteTable
 from orchestrator.gateway import refusals
-from orchestrator.gateway.dialects.base import Call, Endpoint, Engine, Question, Said, Visit
-from orchestrator.gateway.dialects.named import Passing, body_for, call_of
+from orchestrator.gateway.dialects.base import Endpoint, Said, Visit
+from orchestrator.gateway.dialects.named import ByName
 from orchestrator.gateway.dialects.openai import COMPLETIONS, end_of_event
 from orchestrator.gateway.refusals import Refusal
 
@@ -21,31 +20,19 @@ _KINDS = {
     413: "request_too_large",
     503: "overloaded_error",
 }
-_ENDS = (b'"type":"message_stop"', b'"type": "message_stop"', b"event: error")
+_ENDS = {MESSAGES: (b'"type":"message_stop"', b'"type": "message_stop"', b"event: error")}
 
 
-class Anthropic:
+class Anthropic(ByName):
     """See Dialect."""
+
+    ends = _ENDS
 
     def endpoint(self, path: str) -> Endpoint | None:
         return _MESSAGES if path == MESSAGES else None
 
-    def parse(self, path: str, body: bytes) -> Call:
-        return call_of(body)
-
-    def find(self, table: RouteTable, name: str) -> Route | None:
-        return table.find(name)
-
-    async def question(self, call: Call, path: str, body: bytes, engine: Engine) -> Question:
-        route = engine.route
-        reply = Passing(_ENDS, call.name if route.answers_as_another else "")
-        return Question(path, body_for(route, call.name, body), reply)
-
     async def tell(self, visit: Visit) -> Said:
         raise refusals.unknown_path(visit.method, visit.path)
-
-    def unknown_name(self, name: str, path: str, table: RouteTable) -> Refusal:
-        return refusals.unknown_name(name, table)
 
     def refused(self, refusal: Refusal) -> Said:
         """`{"type": "error", "error": {type, message}}`."""

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 
 import msgspec
 
-from orchestrator.core.routes import Route
+from orchestrator.core.routes import Route, RouteTable
 from orchestrator.gateway import refusals
-from orchestrator.gateway.dialects.base import Call, EndedEarlyError, Said
+from orchestrator.gateway.dialects.base import Call, EndedEarlyError, Engine, Question, Said
+from orchestrator.gateway.refusals import Refusal
 
 _SPACE = b" \t\r\n"
 # In a string its quotes would be escaped.
@@ -154,3 +155,28 @@ class Lines:
         rest = b"".join(self._begun)
         self._begun = []
         return rest
+
+
+class ByName:
+    """What dialects have in common that pass: a model goes by its public name, in the field `model`. `ends`: what a
+    whole stream has at its end, by path."""
+
+    ends: Mapping[str, tuple[bytes, ...]] = {}
+
+    def parse(self, path: str, body: bytes) -> Call:
+        """See Dialect."""
+        return call_of(body)
+
+    def find(self, table: RouteTable, name: str) -> Route | None:
+        """See Dialect."""
+        return table.find(name)
+
+    def unknown_name(self, name: str, path: str, table: RouteTable) -> Refusal:
+        """See Dialect."""
+        return refusals.unknown_name(name, table)
+
+    async def question(self, call: Call, path: str, body: bytes, engine: Engine) -> Question:
+        """See Dialect."""
+        route = engine.route
+        reply = Passing(self.ends.get(path, ()), call.name if route.answers_as_another else "")
+        return Question(path, body_for(route, call.name, body), reply)

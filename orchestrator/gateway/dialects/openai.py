@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import orjson
 
-from orchestrator.core.routes import Route, RouteTable
-from orchestrator.gateway import refusals
-from orchestrator.gateway.dialects.base import Call, Endpoint, Engine, Question, Said, Visit
-from orchestrator.gateway.dialects.named import Passing, body_for, call_of
+from orchestrator.core.routes import Route
+from orchestrator.gateway.dialects.base import Endpoint, Said, Visit
+from orchestrator.gateway.dialects.named import ByName
 from orchestrator.gateway.refusals import Refusal
 
 MODELS = "/v1/models"
@@ -31,24 +30,15 @@ _ENDS = {
 }
 
 
-class OpenAI:
+class OpenAI(ByName):
     """See Dialect. It is spoken wherever no other dialect is."""
+
+    ends = _ENDS
 
     def endpoint(self, path: str) -> Endpoint | None:
         if path.startswith(MODELS + "/"):
             return _ENDPOINTS[MODELS]
         return _ENDPOINTS.get(path)
-
-    def parse(self, path: str, body: bytes) -> Call:
-        return call_of(body)
-
-    def find(self, table: RouteTable, name: str) -> Route | None:
-        return table.find(name)
-
-    async def question(self, call: Call, path: str, body: bytes, engine: Engine) -> Question:
-        route = engine.route
-        reply = Passing(_ENDS.get(path, ()), call.name if route.answers_as_another else "")
-        return Question(path, body_for(route, call.name, body), reply)
 
     async def tell(self, visit: Visit) -> Said:
         if visit.path == MODELS:
@@ -59,9 +49,6 @@ class OpenAI:
         if route is None:
             raise self.unknown_name(name, visit.path, visit.table)
         return Said(orjson.dumps(_entry(route, visit.started)))
-
-    def unknown_name(self, name: str, path: str, table: RouteTable) -> Refusal:
-        return refusals.unknown_name(name, table)
 
     def refused(self, refusal: Refusal) -> Said:
         """`{"error": {message, type, param, code}}`."""
