@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from itertools import repeat
 from typing import Annotated, Any
 
 import msgspec
@@ -435,7 +436,7 @@ def loaded(model: str, chats: bool, unloads: bool) -> Said:
 def _logprobs(given: _Logprobs, tops: int) -> list[Json]:
     tokens = given.content
     if tokens is None:
-        both = zip(given.tokens or (), given.token_logprobs or (), given.top_logprobs or [None] * 10**6, strict=False)
+        both = zip(given.tokens or (), given.token_logprobs or (), given.top_logprobs or repeat(None), strict=False)
         tokens = [
             _Token(token, logprob, top_logprobs=[_Token(*one) for one in (others or {}).items()])
             for token, logprob, others in both
