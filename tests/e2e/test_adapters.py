@@ -23,7 +23,7 @@ def as_peft_answers(kind: str, question: str) -> str:
     return str(tokenizer.decode(ORACLES["answers"][kind][question]))
 
 
-@pytest.mark.parametrize("engine", ["llamacpp", pytest.param("vllm", marks=pytest.mark.vllm)])
+@pytest.mark.parametrize("engine", ["llamacpp", pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.long])])
 def test_engines_answer_as_peft(engine: str, request: pytest.FixtureRequest) -> None:
     orch: Orch = request.getfixturevalue("orch_vllm" if engine == "vllm" else "orch")
     listed = "".join(f'[[adapters]]\nname = "{kind}"\npath = "{ADAPTERS / kind}"\n' for kind in KINDS)

@@ -85,7 +85,7 @@ def with_cards(orch: Orch, word: str, cards: dict[str, ModelCard]) -> None:
 PARSERS = 'tool_parser = "hermes"\nreasoning_parser = "qwen3"\n'
 ENGINES = [
     pytest.param(("llamacpp", ""), id="llamacpp"),
-    pytest.param(("vllm", ""), id="vllm", marks=pytest.mark.vllm),
+    pytest.param(("vllm", ""), id="vllm", marks=[pytest.mark.vllm, pytest.mark.long]),
     pytest.param(("vllm", PARSERS), id="vllm that parses", marks=[pytest.mark.vllm, pytest.mark.long]),
 ]
 

@@ -53,6 +53,7 @@ def test_a_migration_interrupted_while_vllm_starts_is_taken_back_at_once(served:
     served.status()
 
 
+@pytest.mark.long
 def test_weights_that_vllm_cannot_load_fail_with_its_own_words(served: Orch) -> None:
     weights = served.home / "weights"
     shutil.copytree(ASSETS / "tiny-qwen3", weights)

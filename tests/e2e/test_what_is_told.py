@@ -75,6 +75,7 @@ def test_what_an_earlier_version_has_not_recorded(orch: Orch) -> None:
     assert orch.says() == ANSWER
 
 
+@pytest.mark.long
 @pytest.mark.vllm
 def test_another_engine_serves_something_else_under_the_name(orch_vllm: Orch) -> None:
     orch = orch_vllm
