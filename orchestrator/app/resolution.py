@@ -22,7 +22,7 @@ from orchestrator.core.weights import WeightsFacts
 from orchestrator.drivers.files import host_errors, write_atomic
 from orchestrator.engines import engine_sheet
 from orchestrator.engines.context import ResolveContext
-from orchestrator.engines.prerequisites import fitted, is_rebuilt, needed, packed_for
+from orchestrator.engines.prerequisites import fitted, is_rebuilt, key_of, needed, packed_for
 from orchestrator.engines.recorded import card_of_recorded, resolve_recorded, what_is_gone
 from orchestrator.engines.resolve import computes_on, resolve
 from orchestrator.errors import HostError, OrchError, PlanRefused
@@ -63,9 +63,11 @@ def resolve_desired(
     adapters = tuple(fitted(a.name, a.digest, a.rank, a.origin, weights, context) for a in desired.adapters)
     desired = desired.model_copy({"adapters": adapters})
     spec, recorded = desired.spec, desired.resolution
+    context, rebuilt = _kept(recorded, weights, context)
 
     def anew() -> Resolved:
-        return resolve(spec, adapters, weights, observed.host, context, to_run)
+        found = resolve(spec, adapters, weights, observed.host, context, to_run)
+        return replace(found, passed_over=(*found.passed_over, *rebuilt))
 
     def again(resolution: Resolution, *notes: Skip) -> tuple[Resolved, Desired]:
         """As it is recorded; what clients are told of it is learnt where an earlier version has not recorded that."""
@@ -86,6 +88,7 @@ def resolve_desired(
         known = learnt(orch, weights, resolved, ask_hub=to_run) if learn else weights
         if known.meaning is not None:
             resolved = resolve(spec, adapters, known, observed.host, context, to_run)
+            resolved = replace(resolved, passed_over=(*resolved.passed_over, *rebuilt))
         return resolved, desired.resolved_anew(resolved.resolution)
 
     if recorded is None:
@@ -110,7 +113,7 @@ def resolve_desired(
     if not gone:
         if resolved.resolution.identity == recorded.identity:
             return again(recorded, *resolved.passed_over)
-        if why := _why_not(desired, recorded, resolved.resolution, observed, context, take, weights):
+        if why := _why_not(desired, recorded, resolved.resolution, observed, context, take):
             note = Upgrade(f"upgrade to {_named(resolved.resolution)}", why)
             return again(recorded, *resolved.passed_over, note)
     return settled(resolved)
@@ -134,6 +137,21 @@ def _computes_elsewhere(desired: Desired, recorded: Resolution, observed: Observ
     )
 
 
+def _kept(
+    recorded: Resolution | None, weights: WeightsFacts, context: ResolveContext
+) -> tuple[ResolveContext, tuple[Skip, ...]]:
+    """What an earlier version of orch has built serves on until somebody builds it anew, whatever else is taken; with
+    that, what there is to say of it."""
+    if recorded is None or recorded.deployment.artifact_key not in context.finished:
+        return context, ()
+    recipe, key = recorded.deployment.recipe, recorded.deployment.artifact_key
+    if not is_rebuilt(recipe, key, weights, context):
+        return context, ()
+    why = f"it is available; orch build --recipe {recipe.value} makes it, and the next orch up takes it"
+    note = Upgrade(f"upgrade to {key_of(recipe, weights, context)}", why)
+    return replace(context, kept={recipe: key}), (note,)
+
+
 def _why_not(
     desired: Desired,
     recorded: Resolution,
@@ -141,7 +159,6 @@ def _why_not(
     observed: Observed,
     context: ResolveContext,
     take: Take,
-    weights: WeightsFacts,
 ) -> str:
     """Why what is recorded stays, though it would be resolved to something else by now; empty: it does not."""
     before = desired.before.resolution if desired.before is not None else None
@@ -153,8 +170,6 @@ def _why_not(
     asked = (was.recipe, was.accelerator, was.weights_source) != (would.recipe, would.accelerator, would.weights_source)
     if asked or of_its_own:
         return ""
-    if is_rebuilt(was.recipe, was.artifact_key, weights, context):
-        return f"it is available; orch build --recipe {would.recipe.value} makes it, and the next orch up takes it"
     if take is not Take.NEWEST:
         return "it is available; orch up takes it"
     mine = observed.engines_of(was.profile)

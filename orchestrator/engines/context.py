@@ -18,8 +18,9 @@ from orchestrator.engines.base import Pins, Render
 @dataclass(frozen=True)
 class ResolveContext:
     """Pins, templates, the store's layout and its finished sizes; for containers the daemon and the images that it
-    has; the profile's ready-made artifacts; what its 4-bit activations are calibrated with, where they are; what of
-    weights orch's own GGUF builder does not know (empty: nothing, as far as is known), and llama.cpp's own tools."""
+    has; the profile's ready-made artifacts; the keys of what an earlier version of orch has built, which serves until
+    it is built anew; what its 4-bit activations are calibrated with, where they are; what of weights orch's own GGUF
+    builder does not know (empty: nothing, as far as is known), and llama.cpp's own tools."""
 
     pins: Pins
     render: Render
@@ -29,6 +30,7 @@ class ResolveContext:
     docker: DockerFacts | None = None
     images: Mapping[str, ImageFacts] = field(default_factory=dict)
     ready: Mapping[Recipe, ReadyFacts] = field(default_factory=dict)
+    kept: Mapping[Recipe, str] = field(default_factory=dict)
     calibration: Callable[[], Calibration] = field(kw_only=True)
     unknown: Callable[[WeightsFacts], str] = field(kw_only=True)
     tools: Callable[[], Tools] = field(kw_only=True)

@@ -55,6 +55,8 @@ def key_of(recipe: Recipe, weights: WeightsFacts, context: ResolveContext) -> st
         return ready.key
     if (packed := packed_for(recipe, context)) is not None:
         return artifact_key(recipe, source_with_template(packed[1].source, weights.template))
+    if (kept := context.kept.get(recipe)) is not None:
+        return kept
     # Weights that are served as they are, are served by a view of them.
     made = Recipe.VIEW if recipe is Recipe.WEIGHTS else recipe
     return artifact_key(made, _built_source(made, weights, context))
@@ -136,6 +138,8 @@ def artifact_prerequisites(recipe: Recipe, weights: WeightsFacts, context: Resol
         key, template = key_of(recipe, weights, context), weights.template
         repack = BuildArtifact(recipe, key, source, place, weights_key=ready.key, template=template)
         return (_fetch(*packed), repack)
+    if recipe in context.kept:
+        return ()  # it is here, or would not be kept
     made = Recipe.VIEW if recipe is Recipe.WEIGHTS else recipe
     source, pulled = _built_source(made, weights, context), _pulled(weights)
     key = artifact_key(made, source)
