@@ -60,8 +60,9 @@ class Server(Protocol):
     parses: bool
     repeats: bool
 
-    def sampling(self, wanted: Sampling) -> Json:
-        """The fields of a request that say so; raises Refusal for what cannot be done there."""
+    def sampling(self, wanted: Sampling, context: int) -> Json:
+        """The fields of a request that say so, of `context` tokens at most (0: nobody knows); raises Refusal for what
+        cannot be done there."""
         ...
 
     def form(self, schema: msgspec.Raw, chats: bool) -> Json:
@@ -96,9 +97,15 @@ class LlamaServer:
     parses = True
     repeats = True
 
-    def sampling(self, wanted: Sampling) -> Json:
+    def sampling(self, wanted: Sampling, context: int) -> Json:
         said = wanted.said
-        return said | ({"seed": said["seed"] % _SEEDS} if "seed" in said else {})
+        if "seed" in said:
+            said["seed"] %= _SEEDS
+        last = said.get("repeat_last_n", 0)
+        if last < 0 or last > (context or last):
+            # The whole context, which it takes as a number only, and has room made for.
+            said["repeat_last_n"] = context or _LOOK_BACK
+        return said
 
     def form(self, schema: msgspec.Raw, chats: bool) -> Json:
         return {"response_format": _schema(schema)} if chats else {"json_schema": schema}
@@ -131,7 +138,7 @@ class Vllm:
         # Whether it was started with a parser for calls of tools, by instance and address.
         self._parse_calls: dict[tuple[str, str], bool] = {}
 
-    def sampling(self, wanted: Sampling) -> Json:
+    def sampling(self, wanted: Sampling, context: int) -> Json:
         said = wanted.said
         last = said.pop("repeat_last_n", _LOOK_BACK)
         penalties = {name: said.pop(name) for name in _PENALTIES if name in said}

@@ -15,6 +15,7 @@ import socket
 import struct
 import threading
 import time
+from abc import ABC, abstractmethod
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -132,7 +133,7 @@ def _event(document: object, name: str = "") -> bytes:
     return f"{head}data: {json.dumps(document, separators=(',', ':'))}\n\n".encode()
 
 
-class _Says:
+class _Says(ABC):
     """One API's words."""
 
     content_type = "text/event-stream"
@@ -143,15 +144,17 @@ class _Says:
     def begin(self) -> bytes:
         return b""
 
+    @abstractmethod
     def word(self, text: str) -> bytes:
-        raise NotImplementedError
+        """An event with this text."""
 
     def end(self) -> bytes:
         return b"data: [DONE]\n\n"
 
     @classmethod
     def whole(cls, model: str) -> object:
-        raise NotImplementedError
+        """An answer in one piece; None where nobody asks for one."""
+        return None
 
 
 class _Chat(_Says):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from orchestrator.gateway.dialects.ollama.asked import Asked
+from orchestrator.gateway.dialects.ollama.asked import Asked, call_of
 from orchestrator.gateway.dialects.ollama.durations import FOREVER, parsed
 from orchestrator.gateway.dialects.ollama.options import options_of
 from orchestrator.gateway.dialects.ollama.words import full_name
@@ -103,6 +104,41 @@ def test_names_of_fields_are_taken_in_any_case_and_the_last_counts() -> None:
     assert (asked.model, asked.prompt, asked.options.context) == ("a", "last", 8)
 
 
+@pytest.mark.parametrize(
+    ("names", "counts"),
+    [
+        (("model", "Model", "model"), 2),
+        (("Model", "model", "Model"), 2),
+        (("model", "MODEL"), 1),
+        (("MODEL", "model", "mOdel", "MODEL"), 3),
+    ],
+)
+def test_of_names_that_differ_in_case_the_last_in_the_body_counts(names: tuple[str, ...], counts: int) -> None:
+    body = "{" + ",".join(f'"{name}": "m{number}"' for number, name in enumerate(names)) + "}"
+    assert call_of("/api/chat", body.encode()).name == f"m{counts}"
+
+
+def test_fields_of_other_questions_are_none() -> None:
+    """Ollama does not know them there: a template that a chat brings would take the place of its messages."""
+    other = {"template": "x", "system": "s", "context": [1], "raw": True, "prompt": "p", "suffix": "z", "input": "i"}
+    asked = read(messages=[{"role": "user", "content": "Hi"}], **other)
+    assert replace(asked, size=0) == replace(read(messages=[{"role": "user", "content": "Hi"}]), size=0)
+    asked = read("/api/generate", prompt="p", messages=[{"role": "user", "content": "Hi"}], tools=[{}])
+    assert (asked.prompt, asked.messages, asked.tools) == ("p", (), ())
+
+
+def test_what_is_no_object() -> None:
+    assert call_of("/api/chat", b" null ").name == ""
+    for body, text in [
+        (b'{"model": "a"} garbage', "invalid character 'g' after top-level value"),
+        (b'{"model": "a"}{"model": "b"}', "invalid character '{' after top-level value"),
+        (b"[]", "json: cannot unmarshal array into Go value of type api.ChatRequest"),
+    ]:
+        with pytest.raises(Refusal) as refusal:
+            call_of("/api/chat", body)
+        assert (refusal.value.status, refusal.value.message) == (400, text)
+
+
 def test_what_is_no_text_is_read_as_by_go() -> None:
     asked = Asked.read(
         "/api/generate", b'{"model": "a", "prompt": "\xff \\ud83d \\ud83d\\ude00 \\\\ud800", "system": "\\udc00"}'
@@ -170,7 +206,12 @@ def test_no_limit(limit: object) -> None:
 
 def test_llama_cpp_takes_all_options_by_their_names() -> None:
     sampling = Sampling(1, -2, 3, 4, 0.5, 0.6, 0.7, 0.8, 1.1, 0.1, 0.2, ("x",))
-    assert LlamaServer().sampling(sampling) == {**vars(sampling), "seed": 2**32 - 2}
+    assert LlamaServer().sampling(sampling, 0) == {**vars(sampling), "seed": 2**32 - 2}
+
+
+@pytest.mark.parametrize(("last", "context", "sent"), [(-1, 512, 512), (-1, 0, 64), (10**9, 512, 512), (7, 512, 7)])
+def test_llama_cpp_looks_back_on_no_more_than_there_is(last: int, context: int, sent: int) -> None:
+    assert LlamaServer().sampling(Sampling(repeat_last_n=last), context) == {"repeat_last_n": sent}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +232,7 @@ def test_llama_cpp_takes_all_options_by_their_names() -> None:
     ],
 )
 def test_vllm_is_told_in_its_own_words(wanted: Sampling, sent: dict[str, object]) -> None:
-    assert Vllm().sampling(wanted) == sent
+    assert Vllm().sampling(wanted, 0) == sent
 
 
 @pytest.mark.parametrize(
@@ -204,5 +245,5 @@ def test_vllm_is_told_in_its_own_words(wanted: Sampling, sent: dict[str, object]
 )
 def test_what_vllm_cannot_do_is_refused(wanted: Sampling, option: str) -> None:
     with pytest.raises(Refusal, match=f'option "{option}" is not supported') as refusal:
-        Vllm().sampling(wanted)
+        Vllm().sampling(wanted, 0)
     assert refusal.value.status == 400

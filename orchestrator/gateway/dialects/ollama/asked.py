@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import re
 import secrets
 import string
@@ -41,12 +42,23 @@ _STRUCTS = {
     "/api/show": "ShowRequest",
     "/api/pull": "PullRequest",
 }
+# What each asks for; a field of another is one that Ollama does not know, and does not look at.
+_ALL = frozenset({"model", "options", "keep_alive", "truncate"})
+_ANSWERS = _ALL | {"stream", "format", "think", "logprobs", "top_logprobs"}
+_KNOWN = {
+    "/api/chat": _ANSWERS | {"messages", "tools"},
+    "/api/generate": _ANSWERS | {"prompt", "suffix", "system", "template", "context", "raw", "images"},
+    "/api/embed": _ALL | {"input"},
+    "/api/embeddings": _ALL | {"prompt"},
+}
 
 
 def fields_of(path: str, body: bytes) -> dict[str, msgspec.Raw]:
     """The top level of a body by names in lower case; raises Refusal in Go's words."""
     if not body or body.isspace():
         raise words.fault(400, "missing request body")
+    if body.strip() == b"null":
+        return {}
     if (names := body.count(b'":')) > MOST_NAMES and names - body.count(b'\\":') > MOST_NAMES:
         raise refusals.too_intricate(MOST_NAMES, "names of fields")
     try:
@@ -59,7 +71,19 @@ def fields_of(path: str, body: bytes) -> dict[str, msgspec.Raw]:
         raise words.fault(400, "exceeded max depth") from error
     except (msgspec.DecodeError, ValueError) as error:
         raise _malformed(str(error), body) from error
-    return {name.lower(): value for name, value in found.items()}
+    lowered = {name.lower(): value for name, value in found.items()}
+    return lowered if len(lowered) == len(found) else _in_order(found, body)
+
+
+def _in_order(found: dict[str, msgspec.Raw], body: bytes) -> dict[str, msgspec.Raw]:
+    """The same where names differ in case only: the last of them counts, wherever its like stood before."""
+    if len(body) > _MOST_REPAIRED:
+        raise words.fault(400, "names of fields differ in case only")
+    try:
+        pairs = json.loads(body.decode("utf-8", "replace"), object_pairs_hook=list)
+    except RecursionError as error:
+        raise words.fault(400, "exceeded max depth") from error
+    return {name.lower(): found[name] for name, _ in pairs if name in found}
 
 
 def _lenient(decode: Callable[[bytes], Any], text: bytes) -> Any:
@@ -118,6 +142,9 @@ def _kind(value: bytes) -> str:
 def _malformed(message: str, body: bytes) -> Refusal:
     """What Go says of JSON that is none."""
     place = message.rpartition("(byte ")[2].rstrip(")")
+    if "trailing characters" in message and place.isdigit() and int(place) <= len(body):
+        letter = body[int(place) - 1 :].decode("utf-8", "replace")[0]
+        return words.fault(400, f"invalid character '{letter}' after top-level value")
     if "truncated" in message or not place.isdigit() or int(place) >= len(body):
         return words.fault(400, "unexpected EOF")
     letter = body[int(place) :].decode("utf-8", "replace")[0]
@@ -192,7 +219,7 @@ class Asked:
         except RecursionError as error:
             raise words.fault(400, "exceeded max depth") from error
         except (msgspec.DecodeError, ValueError) as error:
-            raise words.fault(400, f"invalid character in a string: {error}") from error
+            raise words.fault(400, f"the body cannot be read: {error}") from error
 
 
 class _Reader:
@@ -200,7 +227,7 @@ class _Reader:
 
     def __init__(self, path: str, fields: dict[str, msgspec.Raw]) -> None:
         self.path = path
-        self.fields = fields
+        self.fields = {name: value for name, value in fields.items() if name in _KNOWN[path]}
         self.pictured = False
 
     def asked(self) -> Asked:

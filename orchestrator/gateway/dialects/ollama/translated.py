@@ -100,7 +100,7 @@ class _Translation:
         self.card = engine.card
         self.served = self.card.context if self.card is not None else 0
         self.room = _room(options.context, self.served)
-        self.fields = server.sampling(options.sampling)
+        self.fields = server.sampling(options.sampling, self.served)
         self.thinks = asked.think is not False and (self.card is None or self.card.thinks)
 
     async def question(self) -> Question:
