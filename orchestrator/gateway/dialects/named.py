@@ -84,6 +84,8 @@ class Passing:
         self._tail = b"\n"
         self._ended = not ends
         self._named = b'"model":' + msgspec.json.encode(name) if name else b""
+        # As the engine wrote it last; all through a stream it does the same.
+        self._written = b""
         self._lines = Lines()
 
     @property
@@ -117,15 +119,18 @@ class Passing:
         self._tail = seen[-self._longest :]
 
     def _renamed(self, text: bytes) -> bytes:
-        """Lines, or a whole answer: the first name in each."""
+        """Lines, or a whole answer: the first name in each, and what is the same."""
         if not self._named:
             return text
+        if self._written and text.count(_MODEL) == text.count(self._written):
+            return text.replace(self._written, self._named)
         parts: list[bytes] = []
         done = 0
         start = text.find(_MODEL)
         while start >= 0 and (rest := _REST.match(text, start + len(_MODEL))) is not None:
             parts += (text[done:start], self._named)
             done = rest.end()
+            self._written = text[start:done]
             line = text.find(b"\n", done)
             start = text.find(_MODEL, line) if line >= 0 else -1
         return b"".join((*parts, text[done:])) if parts else text
