@@ -41,8 +41,9 @@ class Connection(web.RequestHandler):
         if data.startswith(_METHODS):
             self._head, self._head_is_whole = b"", False
         if not self._head_is_whole:
-            self._head, end, _ = (self._head + data[:_KEPT])[:_KEPT].partition(b"\r\n\r\n")
-            self._head_is_whole = bool(end)
+            head = self._head + data[:_KEPT]
+            end = head.find(b"\r\n\r\n")
+            self._head, self._head_is_whole = head[: _KEPT if end < 0 else end], end >= 0
         super().data_received(data)
 
     def handle_error(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
 
@@ -17,11 +18,13 @@ from orchestrator.gateway.bodies import PATIENCE_S, Body, Ledger, check_head
 from orchestrator.gateway.dialects import spoken_at
 from orchestrator.gateway.dialects.base import Dialect, Endpoint, Said, Visit
 from orchestrator.gateway.keys import CREDENTIALS, Keys
-from orchestrator.gateway.origins import Allowed, parse_host, parse_origin
+from orchestrator.gateway.origins import Allowed, parse_host, parse_origin, parse_patterns
 from orchestrator.gateway.refusals import Refusal
 from orchestrator.gateway.relay import Arrival, Behind, Clients, relay, respond
 from orchestrator.gateway.succession import Succession
 from orchestrator.gateway.switchboard import Switchboard
+
+log = logging.getLogger("orchestrator.gateway")
 
 HEALTH = "/health"
 METRICS = "/metrics"
@@ -33,7 +36,7 @@ def canonical(path: str) -> str:
     return "/" + "/".join(part for part in path.split("/") if part)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Terms:
     """Who may come in, and how long for.
 
@@ -45,6 +48,13 @@ class Terms:
     keys: Keys
     allowed: Allowed
     patience_s: float = PATIENCE_S
+
+    def let_in(self, origins: Iterable[str]) -> None:
+        """From now on pages of these besides the gateway's own; nothing changes where one of them cannot be read."""
+        try:
+            self.allowed = replace(self.allowed, added=parse_patterns(origins))
+        except ValueError as error:
+            log.warning("The origins that were added before stay: %s.", error)
 
     def shut_out(self, headers: Mapping[str, str]) -> Refusal | None:
         """Why a gateway without keys does not serve whoever asks with these headers."""

@@ -5,6 +5,7 @@ The page can be of two origins: of this machine, and of a site elsewhere, whose 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -155,5 +156,9 @@ class _Answering(BaseHTTPRequestHandler):
         if status != 204:
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        if kind == TYPES[".mjs"]:
+            # Hundreds of files, for each origin once.
+            self.send_header("Cache-Control", "max-age=600")
+        with contextlib.suppress(ConnectionError):
+            self.end_headers()
+            self.wfile.write(body)

@@ -79,7 +79,7 @@ def test_pages_of_other_sites_are_let_in_by_orch_origins(orch: Orch) -> None:
     orch.env["ORCH_ORIGINS"] = "chrome-extension://*"
     told = orch.run("up", "--json", code=5).lines[-1]
     assert "orch up --gateway" in told["hint"]
-    assert f"pages of {site} may no longer use the gateway" in orch.run("up", "--gateway").out
+    assert f"pages of {site} may no longer use the gateway" in orch.run("up", "--gateway").err
     orch.run("up")
     assert ask(orch, "/v1/completions", body, Origin=site).status_code == 403
     assert ask(orch, "/v1/completions", body, Origin="chrome-extension://abcdef").status_code == 200
@@ -91,3 +91,4 @@ def test_pages_of_other_sites_are_let_in_by_orch_origins(orch: Orch) -> None:
     orch.run("up")
     assert ask(orch, "/v1/completions", body, Origin=site).status_code == 200
     orch.status()
+    assert f"--origin={site}" in orch.run("render", "compose", "ollama", "-p", str(orch.profile)).out

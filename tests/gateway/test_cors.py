@@ -7,10 +7,12 @@ import json
 import socket
 
 import pytest
-from gateway_process import Gateway, key_ring, write_keys
+from gateway_process import Gateway, key_ring, wait_until, write_keys
 
+from orchestrator.core.gateway_status import Phase
 from orchestrator.core.model_card import ModelCard
 from orchestrator.core.routes import LLAMA_SERVER, OPENAI
+from orchestrator.drivers.gateway_admin import GatewayAdmin
 
 PAGE, STRANGER = "http://localhost:3000", "https://evil.example.com"
 CHAT, MESSAGES, OLLAMA_CHAT = "/v1/chat/completions", "/v1/messages", "/api/chat"
@@ -338,3 +340,30 @@ def test_pages_that_were_added(idle_gateway, engine, added):
     status, head, _ = idle_gateway.ask(CHAT, {"model": "tiny"}, headers={"Origin": STRANGER})
     assert (status, head["access-control-allow-origin"], "vary" in head) == (200, named, added != "*")
     assert (preflight(idle_gateway, origin="null")[0] == 204) is (added == "*")
+
+
+@pytest.mark.parametrize("turn", [1, -1], ids=["let in", "let in no longer"])
+def test_a_connection_that_was_open_before_goes_by_the_gateway_that_took_over(idle_gateway, home, turn):
+    """A browser keeps the one on which its page was refused."""
+    ways = [((), 403), ((f"--origin={STRANGER}",), 200)][::turn]
+    (before, first), (after, then) = ways
+    idle_gateway.start(*before)
+    client = idle_gateway.connect()
+    client.request("GET", "/v1/models", headers={"Origin": STRANGER})
+    answer = client.getresponse()
+    assert (answer.status, bool(answer.read()), client.sock is not None) == (first, True, True)
+    new = Gateway(home)
+    new.socket, new.state = home / "gateway-g2.sock", home / "routes-g2.json"
+    new.admin = GatewayAdmin(new.socket)
+    waits = home / "take-over.sock"
+    try:
+        new.start("--take-over", str(waits), *after, listen=idle_gateway.listen)
+        idle_gateway.admin.hand_over(waits)
+        wait_until(lambda: new.status().phase is Phase.SERVING)
+        client.request("GET", "/v1/models", headers={"Origin": STRANGER})
+        answer = client.getresponse()
+        assert (answer.status, answer.headers["Connection"]) == (then, "close")
+        client.close()
+        assert idle_gateway.process.wait(10) == 0
+    finally:
+        new.close()
