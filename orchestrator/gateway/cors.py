@@ -18,7 +18,7 @@ ANYBODY = "*"
 # Ollama's: all of them, on every path, and for twelve hours (Chromium remembers two of them).
 _METHODS = "GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS"
 _MAX_AGE_S = 12 * 3600
-# For pages of public sites, and a gateway on the user's own machine.
+# For pages of public sites, and a gateway on the user's own machine. Chromium 156 asks its user instead.
 _ASKS_FOR_PRIVATE_NETWORK = "Access-Control-Request-Private-Network"
 _ALLOW_PRIVATE_NETWORK = "Access-Control-Allow-Private-Network"
 

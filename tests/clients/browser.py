@@ -137,6 +137,11 @@ class _Answering(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def handle(self) -> None:
+        # A browser that is ended, or goes to another page, waits for nothing.
+        with contextlib.suppress(ConnectionError):
+            super().handle()
+
     def do_GET(self) -> None:
         if self.path == "/next":
             question = self.owner.next_question()
@@ -159,6 +164,5 @@ class _Answering(BaseHTTPRequestHandler):
         if kind == TYPES[".mjs"]:
             # Hundreds of files, for each origin once.
             self.send_header("Cache-Control", "max-age=600")
-        with contextlib.suppress(ConnectionError):
-            self.end_headers()
-            self.wfile.write(body)
+        self.end_headers()
+        self.wfile.write(body)
