@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.parts, pytest.mark.clients, pytest.mark.browser]
 
 KEY = "sk-orch-0123456789abcdef0123456789abcdef"
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
+SAID = [{"role": "user", "content": "Count."}]
 COUNT = {"model": "tiny", "question": "Count."}
 # In whose words, and of which model: one that is passed on, and for Ollama's one that is translated too.
 SDKS = [("openai", "tiny"), ("ollama", "tiny"), ("ollama", "translated")]
@@ -103,7 +104,7 @@ def streams(page: Browser, url: str, key: str | None = None) -> None:
     for sdk, model in SDKS:
         told = page.ask(sdk, url, model=model, question="Count.", key=key).good()
         assert (told["text"], told["parts"]) == (TEXT, len(WORDS)), sdk
-    asked = {"model": "tiny", "messages": [{"role": "user", "content": "Count."}], "max_tokens": 9, "stream": True}
+    asked = {"model": "tiny", "messages": SAID, "max_tokens": 9, "stream": True}
     told = page.ask("bytes", f"{url}{MESSAGES}", **posted(**asked) | {"headers": OF_ANTHROPICS}).good()
     assert '"type":"message_stop"' in told["text"]
 
@@ -148,7 +149,7 @@ def test_its_script_has_the_text_of_every_error(here: Browser, engine: ScriptedE
         (413, CHAT, {"method": "POST", "size": 9 << 20}, "body_too_large"),
         (431, CHAT, {"method": "POST", "repeat": 40_000}, "head_too_large"),
         (431, "/api/chat", {"method": "POST", "repeat": 40_000}, "A header of the request is longer"),
-        (503, CHAT, posted(model="gone"), "backend_unavailable"),
+        (503, CHAT, posted(model="gone", messages=SAID), "backend_unavailable"),
         (200, "/", {}, "Ollama is running"),
         (200, "/health", {}, "ok"),
         (200, "/metrics", {}, "# HELP"),
