@@ -77,6 +77,7 @@ class Passing:
     """
 
     stream_type = ""
+    gathers = done = False
 
     def __init__(self, ends: tuple[bytes, ...] = (), name: str = "") -> None:
         self._ends = ends
@@ -175,7 +176,7 @@ class ByName:
         """See Dialect."""
         return refusals.unknown_name(name, table)
 
-    async def question(self, call: Call, path: str, body: bytes, engine: Engine) -> Question:
+    async def question(self, call: Call, path: str, body: bytes, engine: Engine) -> Question | Said:
         """See Dialect."""
         route = engine.route
         reply = Passing(self.ends.get(path, ()), call.name if route.answers_as_another else "")
