@@ -288,12 +288,12 @@ class Attempt:
 
     async def _gathered(self, upstream: aiohttp.ClientResponse, chunk: bytes, reply: Reply) -> Said:
         read = 0
-        while chunk and not reply.done:
+        while chunk:
             reply.part(chunk)
             read += len(chunk)
             if read > LARGEST_ANSWER:
                 raise _oversized()
-            chunk = await _more(upstream)
+            chunk = b"" if reply.done else await _more(upstream)
         try:
             said = Said(await reply.end())
         except EndedEarlyError as error:
@@ -323,11 +323,9 @@ class Attempt:
             if sent:
                 await answer.write(sent)
                 self._sent = sent
-            if reply.done:
-                break
             if by_itself:
                 tail = (tail + chunk)[-upstreams.TAIL :]
-            chunk = await _more(upstream)
+            chunk = b"" if reply.done else await _more(upstream)
         if self._streaming:
             try:
                 rest = await reply.end()

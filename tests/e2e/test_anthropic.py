@@ -33,10 +33,14 @@ PARAMETERS = {
     "required": ["path"],
     "additionalProperties": False,
 }
-NAMES = (*(f"tool_{number}" for number in range(20)), *(name for name, _ in chain_model.CALLS))
-TOOLS = [{"name": name, "description": f"Does {name}.", "input_schema": PARAMETERS} for name in NAMES]
+NAMES = (*(f"tool_{number}" for number in range(6)), *(name for name, _ in chain_model.CALLS))
+# What the model calls takes anything: engines hold calls to their schemas, and it says always the same.
+TOOLS: list[Json] = [
+    {"name": name, "description": f"Does {name}.", "input_schema": PARAMETERS if "tool" in name else {"type": "object"}}
+    for name in NAMES
+]
 FUNCTIONS = [
-    {"type": "function", "function": {"name": one["name"], "description": one["description"], "parameters": PARAMETERS}}
+    {"type": "function", "function": {"name": one["name"], "description": one["description"], "parameters": one["input_schema"]}}
     for one in TOOLS
 ]
 SYSTEM = [
@@ -56,7 +60,7 @@ class Served:
         self.orch = orch
         weights = chain_model.write(orch.home / "weights")
         orch.profile.write_text(
-            f'name = "chain"\npublic_names = ["chain"]\n[weights]\npath = "{weights}"\n[serving]\ncontext = 8192\n'
+            f'name = "chain"\npublic_names = ["chain"]\n[weights]\npath = "{weights}"\n[serving]\ncontext = 2048\n'
             'parallel = 2\ntool_parser = "hermes"\nreasoning_parser = "qwen3"\n[sampling]\ntemperature = 0.0\n'
             "[engines.llamacpp]\nthreads = 1\n[engines.vllm]\nkv_cache_mib = 64\n"
         )
@@ -198,19 +202,28 @@ def test_a_series_as_a_coding_agent_sends_it(served: Served) -> None:
 
 
 def test_tools_that_have_to_be_called(served: Served) -> None:
-    tools = [{"name": name, "input_schema": {"type": "object"}} for name, _ in chain_model.CALLS]
-    asked: Json = {"messages": [FIRST], "tools": tools, "max_tokens": 100, "thinking": {"type": "disabled"}}
+    schema = {"type": "object", "properties": {}, "additionalProperties": False}
+    first, other = (name for name, _ in chain_model.CALLS)
+    asked: Json = {
+        "messages": [FIRST],
+        "tools": [{"name": name, "input_schema": schema} for name in (first, other)],
+        "max_tokens": 100,
+        "thinking": {"type": "disabled"},
+    }
     for stream in (True, False):
-        for choice, names in (
-            ({"type": "any"}, {one["name"] for one in tools}),
-            ({"type": "tool", "name": "get_time"}, {"get_time"}),
+        for choice, wanted in (
+            ({"type": "any"}, {first, other}),
+            ({"type": "tool", "name": first}, {first}),
+            ({"type": "any", "disable_parallel_tool_use": True}, {first}),
         ):
             answer = served.ask(**asked, tool_choice=choice, stream=stream)
             message = message_of(answer) if stream else answer.json()
-            found = [name for name, _ in called(message)]
-            assert found, message
-            assert {*found} <= names
+            names = [name for name, _ in called(message)]
+            assert {*names} == wanted, message
+            assert len(names) == 1 or "disable_parallel_tool_use" not in choice
             assert message["stop_reason"] in ("tool_use", "max_tokens")
+        none = served.ask(**asked, tool_choice={"type": "none"}, stream=stream)
+        assert texts(message_of(none) if stream else none.json()) == chain_model.SAID
 
 
 def test_an_answer_that_is_cut_says_so(served: Served) -> None:
@@ -223,11 +236,11 @@ def test_an_answer_that_is_cut_says_so(served: Served) -> None:
 
 
 def test_an_answer_that_is_begun_goes_on(served: Served) -> None:
-    begun = {"role": "assistant", "content": "\n\n"}
+    begun = {"role": "assistant", "content": "It is sunny "}
     for stream in (True, False):
         answer = served.ask(messages=[FIRST, begun], max_tokens=100, stream=stream)
         message = message_of(answer) if stream else answer.json()
-        assert texts(message) == chain_model.SAID
+        assert texts(message) == "in Paris."
 
 
 def test_an_answer_has_the_form_that_is_asked_for(served: Served) -> None:
@@ -241,7 +254,7 @@ def test_an_answer_has_the_form_that_is_asked_for(served: Served) -> None:
 def test_what_is_wrong_is_told_in_its_shape(served: Served) -> None:
     for stream in (True, False):
         for body, words in (
-            ({"messages": [{"role": "user", "content": "word " * 20_000}], "max_tokens": 5}, "tokens > 8191 maximum"),
+            ({"messages": [{"role": "user", "content": "word " * 5_000}], "max_tokens": 5}, "tokens > 2047 maximum"),
             ({"messages": [FIRST]}, "max_tokens: a number of tokens is needed"),
             (
                 {"messages": [{"role": "user", "content": [{"type": "image"}]}], "max_tokens": 5},
