@@ -36,6 +36,8 @@ def all_along(
     asked = [*program, f"http://{orch.listen}", *words]
     with subprocess.Popen(asked, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as asking:
         try:
+            assert asking.stdout is not None
+            assert asking.stdout.readline() == "begun\n"
             for move in moves:
                 orch.run(*move)
             told = asking.communicate(timeout=120)[0]

@@ -40,7 +40,10 @@ TOOLS: list[Json] = [
     for name in NAMES
 ]
 FUNCTIONS = [
-    {"type": "function", "function": {"name": one["name"], "description": one["description"], "parameters": one["input_schema"]}}
+    {
+        "type": "function",
+        "function": {"name": one["name"], "description": one["description"], "parameters": one["input_schema"]},
+    }
     for one in TOOLS
 ]
 SYSTEM = [
@@ -219,7 +222,8 @@ def test_tools_that_have_to_be_called(served: Served) -> None:
             answer = served.ask(**asked, tool_choice=choice, stream=stream)
             message = message_of(answer) if stream else answer.json()
             names = [name for name, _ in called(message)]
-            assert {*names} == wanted, message
+            assert first in names, message
+            assert {*names} <= wanted
             assert len(names) == 1 or "disable_parallel_tool_use" not in choice
             assert message["stop_reason"] in ("tool_use", "max_tokens")
         none = served.ask(**asked, tool_choice={"type": "none"}, stream=stream)

@@ -1,5 +1,6 @@
-"""What scripts do that go on while all is moved under them: ask over and over until their input ends, then print how
-often they asked what, each shape and each text that they were answered with, and everything that failed.
+"""What scripts do that go on while all is moved under them: print a line once all was asked, ask over and over until
+their input ends, then print how often they asked what, each shape and each text that they were answered with, and
+everything that failed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def shape(value: Any) -> Any:
 
 def ask_all_along(questions: Callable[[], Questions]) -> None:
     """Ask them all; each thread has its own."""
-    over = threading.Event()
+    begun, over = threading.Event(), threading.Event()
     asked: Counter[str] = Counter()
     shapes: dict[str, set[str]] = defaultdict(set)
     texts: dict[str, set[str]] = defaultdict(set)
@@ -45,10 +46,14 @@ def ask_all_along(questions: Callable[[], Questions]) -> None:
                 except Exception as error:  # noqa: BLE001
                     failed.append(f"{what}: {type(error).__name__}: {error}")
                 asked[what] += 1
+            begun.set()
 
     threads = [threading.Thread(target=ask) for _ in range(THREADS)]
     for one in threads:
         one.start()
+    begun.wait()
+    sys.stdout.write("begun\n")
+    sys.stdout.flush()
     sys.stdin.read()
     over.set()
     for one in threads:
