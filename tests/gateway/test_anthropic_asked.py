@@ -222,7 +222,7 @@ def test_sequences_that_end_it_are_looked_for_by_the_gateway(server: str) -> Non
             "input: an",
         ),
         ({"messages": [{"role": "assistant", "content": [{"type": "server_tool_use"}]}]}, "`server_tool_use` is not"),
-        ({"system": [{"type": "image"}]}, "system.content.0: images are not supported"),
+        ({"system": [{"type": "image"}]}, "system.0: images are not supported"),
         ({"tools": [{"name": "f"}]}, "tools.0.input_schema: a JSON schema is needed"),
         (
             {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},

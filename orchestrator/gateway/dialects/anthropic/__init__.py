@@ -1,9 +1,10 @@
 """Anthropic's API, in front of every engine: in front of Ollama it passes, elsewhere it is translated to chats.
 
-llama.cpp and vLLM know it, too, and each differently: llama.cpp loses what a route adds (adapters), tells no end of
-thoughts, and takes a tool that is asked for by name for any; vLLM has other counts, other errors, other names. So the
-same program would see another API after a migration. words: its errors and events; asked: what a request means;
-translated: the same as a chat, and how many tokens it has; answers: a chat's answer back.
+llama.cpp and vLLM know it, too, and each differently, so that a program would see another API after a migration.
+llama.cpp loses what a route adds (adapters), `thinking`, documents, and which tool is to be called, and ends all blocks
+of a stream at its end; vLLM refuses a `max_tokens` above the context and any small budget, and has other errors. words:
+errors and events; asked: what a request means; translated: the same as a chat, and how many tokens it has; blocks and
+answers: a chat's answer back.
 """
 
 from __future__ import annotations

@@ -180,19 +180,22 @@ def _messages(said: _Body) -> Iterable[Json]:
         yield {"role": "system", "content": system}
     for number, message in enumerate(said.messages):
         place = f"messages.{number}"
-        blocks = [_Block("text", message.content)] if isinstance(message.content, str) else message.content
-        if message.role == "user":
-            yield from _of_user(blocks, place)
-        elif message.role == "assistant":
-            yield _of_assistant(blocks, place)
-        elif message.role == "system":
-            yield {"role": "system", "content": _text(blocks, place)}
+        role, content = message.role, message.content
+        if role not in ("user", "assistant", "system"):
+            raise words.invalid(f"{place}.role: `user` or `assistant` is needed, not `{role[:40]}`", "messages")
+        if isinstance(content, str):
+            yield {"role": role, "content": content}
+        elif role == "user":
+            yield from _of_user(content, place)
+        elif role == "assistant":
+            yield _of_assistant(content, place)
         else:
-            raise words.invalid(f"{place}.role: `user` or `assistant` is needed, not `{message.role[:40]}`", "messages")
+            yield {"role": role, "content": _text(content, place)}
 
 
 def _system(given: str | list[_Block] | None) -> str:
-    texts = [given] if isinstance(given, str) else [_text([one], "system") for one in given or ()]
+    blocks = [_Block("text", given)] if isinstance(given, str) else given or ()
+    texts = [_said(one, f"system.{number}") for number, one in enumerate(blocks)]
     return "".join(text.partition("\n")[2] if text.startswith(_BILLING) else text for text in texts)
 
 
