@@ -77,8 +77,8 @@ class Reply(Protocol):
     @property
     def done(self) -> bool: ...
 
-    async def whole(self, status: int, body: bytes) -> Said:
-        """The answer to one that came in one piece; where it `passes`, nobody asks."""
+    async def whole(self, status: int, body: bytes) -> Said | Question:
+        """The answer to one that came in one piece, or what to ask in its place; where it `passes`, nobody asks."""
         ...
 
     def part(self, data: bytes) -> bytes:

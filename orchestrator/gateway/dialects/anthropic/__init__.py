@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import asyncio
 
-from orchestrator.core.routes import OLLAMA
+from orchestrator.core.routes import OLLAMA, Route, RouteTable
 from orchestrator.gateway import refusals
 from orchestrator.gateway.dialects.anthropic import words
 from orchestrator.gateway.dialects.anthropic.asked import Asked
 from orchestrator.gateway.dialects.anthropic.passed import counted_by_ollama, passed
 from orchestrator.gateway.dialects.anthropic.translated import counted, translated
 from orchestrator.gateway.dialects.base import Call, Endpoint, Engine, Question, Said, Visit
-from orchestrator.gateway.dialects.named import ByName
-from orchestrator.gateway.dialects.openai import COMPLETIONS, end_of_event
+from orchestrator.gateway.dialects.named import call_of
+from orchestrator.gateway.dialects.openai import end_of_event
+from orchestrator.gateway.dialects.openai.asked import COMPLETIONS
 from orchestrator.gateway.refusals import Refusal
 from orchestrator.gateway.servers import server_of
 
@@ -31,11 +32,17 @@ _ENDPOINTS = {MESSAGES: _ENDPOINT, COUNT_TOKENS: _ENDPOINT}
 _LARGE = 64 << 10
 
 
-class Anthropic(ByName):
+class Anthropic:
     """See Dialect."""
 
     def endpoint(self, path: str) -> Endpoint | None:
         return _ENDPOINTS.get(path)
+
+    def parse(self, path: str, body: bytes) -> Call:
+        return call_of(body)
+
+    def find(self, table: RouteTable, name: str) -> Route | None:
+        return table.find(name)
 
     async def question(self, call: Call, path: str, body: bytes, engine: Engine) -> Question | Said:
         route = engine.route
@@ -53,6 +60,9 @@ class Anthropic(ByName):
 
     async def tell(self, visit: Visit) -> Said:
         raise refusals.unknown_path(visit.method, visit.path)
+
+    def unknown_name(self, name: str, path: str, table: RouteTable) -> Refusal:
+        return refusals.unknown_name(name, table)
 
     def refused(self, refusal: Refusal) -> Said:
         """`{"type": "error", "error": {type, message}}`."""

@@ -12,6 +12,7 @@ from orchestrator.gateway.dialects.anthropic import blocks, words
 from orchestrator.gateway.dialects.anthropic.blocks import Blocks, Step, folded
 from orchestrator.gateway.dialects.base import EVENTS, EndedEarlyError, Said
 from orchestrator.gateway.dialects.named import Lines
+from orchestrator.gateway.dialects.openai.answers import refusal_of
 from orchestrator.gateway.refusals import Refusal
 from orchestrator.gateway.servers import reason_in
 
@@ -118,7 +119,8 @@ class Answer:
     async def _refusal(self, status: int, body: bytes) -> Refusal:
         if status == HTTPStatus.BAD_REQUEST and self._too_long is not None and (refusal := await self._too_long()):
             return refusal
-        return Refusal(_STATUSES.get(status, 400 if status < 500 else 500), "engine_refused", reason_in(body))
+        said = refusal_of(status, body, 0)
+        return Refusal(_STATUSES.get(said.status, 400 if said.status < 500 else 500), said.code, said.message)
 
     def _line(self, line: bytes) -> None:
         if self._ended or self._failure is not None:

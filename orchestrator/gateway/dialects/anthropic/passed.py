@@ -29,8 +29,14 @@ class _TooLong(msgspec.Struct):
     n_prompt_tokens: int
 
 
-class _Refused(msgspec.Struct):
+class _TooLongSaid(msgspec.Struct):
     error: _TooLong
+
+
+class _Refused(msgspec.Struct):
+    """What llama.cpp's server said, as a text."""
+
+    error: str
 
 
 def passed(route: Route, call: Call, path: str, body: bytes, card: ModelCard | None) -> Question:
@@ -51,14 +57,14 @@ async def counted_by_ollama(asked: Asked, engine: Engine) -> Said:
     if asked.thinks is not None and (engine.card is None or engine.card.thinks):
         body["think"] = asked.thinks
     status, answer = await engine.ask("POST", "/api/chat", msgspec.json.encode(engine.route.filled(body)))
-    reason = reason_in(answer)
     try:
         if status == HTTPStatus.OK:
             tokens = msgspec.json.decode(answer, type=_Counted).prompt_eval_count
         else:
-            tokens = msgspec.json.decode(reason, type=_Refused).error.n_prompt_tokens
+            said = msgspec.json.decode(answer, type=_Refused).error
+            tokens = msgspec.json.decode(said, type=_TooLongSaid).error.n_prompt_tokens
     except (msgspec.DecodeError, ValueError) as error:
-        raise Refusal(min(status, 500) if status >= 400 else 500, "engine_refused", reason) from error
+        raise Refusal(min(status, 500) if status >= 400 else 500, "engine_refused", reason_in(answer)) from error
     return Said(orjson.dumps({"input_tokens": tokens}))
 
 

@@ -12,7 +12,7 @@ from orchestrator.gateway.dialects.anthropic.answers import Answer
 from orchestrator.gateway.dialects.anthropic.asked import Asked
 from orchestrator.gateway.dialects.anthropic.blocks import Blocks
 from orchestrator.gateway.dialects.base import Engine, NoAnswerError, Question, Said
-from orchestrator.gateway.dialects.openai import CHAT
+from orchestrator.gateway.dialects.openai.asked import CHAT
 from orchestrator.gateway.refusals import Refusal
 from orchestrator.gateway.servers import Server
 
