@@ -88,6 +88,10 @@ class Route:
         """Whether the engine heeds the patch, if there is one, of a request for `path`."""
         return not self.patch or self.patch_paths is None or path in self.patch_paths
 
+    def filled(self, body: Mapping[str, object]) -> dict[str, object]:
+        """A body that was made for this route: under the engine's name for the model, with what the route adds."""
+        return {**self.defaults, **body, "model": self.upstream or self.name, **self.patch}
+
     @property
     def answers_as_another(self) -> bool:
         """Whether its engine may call itself something else than the public name."""

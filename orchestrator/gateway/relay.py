@@ -288,6 +288,8 @@ class Attempt:
                 raise BackendLostError("The engine lost the model.", True)
             self.claim.tally.errors += 1
             self.totals.errors += 1
+        if self._streaming and reply.gathers:
+            return respond(await self._gathered(upstream, first, reply))
         if self._streaming or reply.passes:
             return await self._copy(upstream, first, reply)
         said = await reply.whole(status, await _whole(upstream, first))
@@ -295,6 +297,21 @@ class Attempt:
             return said
         self.arrival.body.release()
         return respond(said)
+
+    async def _gathered(self, upstream: aiohttp.ClientResponse, chunk: bytes, reply: Reply) -> Said:
+        read = 0
+        while chunk:
+            reply.part(chunk)
+            read += len(chunk)
+            if read > LARGEST_ANSWER:
+                raise _oversized()
+            chunk = b"" if reply.done else await _more(upstream)
+        try:
+            said = Said(await reply.end())
+        except EndedEarlyError as error:
+            raise BackendLostError("The engine ended its answer too early.", True) from error
+        self.arrival.body.release()
+        return said
 
     async def _copy(self, upstream: aiohttp.ClientResponse, chunk: bytes, reply: Reply) -> web.StreamResponse:
         headers = end_to_end(upstream.headers, _HOP_BY_HOP)
@@ -312,7 +329,6 @@ class Attempt:
         self.arrival.body.release()
         self.arrival.depart(answer)
         await answer.prepare(self.arrival.request)
-        content = upstream.content
         by_itself, tail = self._streaming and upstreams.may_end_by_itself(self.claim.route), b""
         while chunk:
             sent = reply.part(chunk) if self._streaming else chunk
@@ -321,10 +337,7 @@ class Attempt:
                 self._sent = sent
             if by_itself:
                 tail = (tail + chunk)[-upstreams.TAIL :]
-            try:
-                chunk = await content.readany()
-            except (aiohttp.ClientError, OSError) as error:
-                raise BackendLostError("The engine was lost while it answered.", True) from error
+            chunk = b"" if reply.done else await _more(upstream)
         if self._streaming:
             try:
                 rest = await reply.end()
@@ -368,14 +381,23 @@ def is_stream(headers: Mapping[str, str]) -> bool:
 async def _whole(answer: aiohttp.ClientResponse, begun: bytes) -> bytes:
     """All of an answer that began with these bytes; raises BackendLostError."""
     read = bytearray(begun)
+    while chunk := await _more(answer):
+        read += chunk
+        if len(read) > LARGEST_ANSWER:
+            raise _oversized()
+    return bytes(read)
+
+
+async def _more(answer: aiohttp.ClientResponse) -> bytes:
+    """What came of an answer, b"" at its end; raises BackendLostError."""
     try:
-        while chunk := await answer.content.readany():
-            read += chunk
-            if len(read) > LARGEST_ANSWER:
-                raise BackendLostError(f"The engine's answer is larger than {LARGEST_ANSWER >> 20} MiB.", True, True)
+        return await answer.content.readany()
     except (aiohttp.ClientError, OSError) as error:
         raise BackendLostError("The engine was lost while it answered.", True) from error
-    return bytes(read)
+
+
+def _oversized() -> BackendLostError:
+    return BackendLostError(f"The engine's answer is larger than {LARGEST_ANSWER >> 20} MiB.", True, True)
 
 
 async def _pieces(body: bytes) -> AsyncIterator[memoryview]:
