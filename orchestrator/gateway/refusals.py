@@ -109,9 +109,19 @@ def no_chat_template(name: str, path: str, instead: str) -> Refusal:
     return Refusal(400, "no_chat_template", message, "model")
 
 
-def invalid_body(message: str) -> Refusal:
+def invalid_body(message: str, param: str | None = None) -> Refusal:
     """400 for a body in which no model can be found."""
-    return Refusal(400, "invalid_body", message)
+    return Refusal(400, "invalid_body", message, param)
+
+
+def invalid_value(name: str, why: str) -> Refusal:
+    """400 for a field of a body that is not what it has to be."""
+    return Refusal(400, "invalid_value", f"`{_echo(name)}`: {why}.", name)
+
+
+def not_supported(name: str, why: str) -> Refusal:
+    """400 for what is asked for in a field, and cannot be had."""
+    return Refusal(400, "unsupported_value", f"`{_echo(name)}`: {why}.", name)
 
 
 def unreadable(why: str) -> Refusal:
