@@ -18,7 +18,7 @@ from orchestrator.core.plan import Remark
 from orchestrator.core.prerequisites import BuildImage, Prerequisite, PullImage
 from orchestrator.core.routes import PROTOCOL
 from orchestrator.errors import HostError, PlanRefused, UsageError
-from orchestrator.gateway.origins import parse_patterns
+from orchestrator.gateway.origins import parse_pattern, parse_patterns
 
 if TYPE_CHECKING:
     from orchestrator.app.orchestrator import Orchestrator
@@ -31,18 +31,24 @@ KEY_FORM = "A key is ASCII letters, digits and signs, without spaces, and does n
 
 
 def gateway_spec(
-    orch: Orchestrator, observed: Observed, asked: str | None, target: str, renew: bool = False
+    orch: Orchestrator,
+    observed: Observed,
+    asked: str | None,
+    target: str,
+    renew: bool = False,
+    more_origins: tuple[str, ...] = (),
 ) -> GatewaySpec:
     """The gateway as it is, or is to be; with an API key where others than this machine can reach it. `renew`: by this
-    program, where another one runs."""
+    program, where another one runs; so it is for the sake of `more_origins`, where that one does not let them in."""
     gateway = observed.gateway
     listen = address(orch, observed, asked)
     listeners = gateway.listeners or (Listener(listen),)
     running = gateway.instance
     where = running.target if running is not None else target
-    origins = orch.settings.origins if orch.settings.origins is not None else _origins(observed)
+    origins = wanted_origins(orch, observed, more_origins)
     keys = kept_keys(orch, observed)
-    differs = renew and _differs(orch, observed, origins)
+    lets_in = set(gateway.status.origins) if gateway.status is not None else set()
+    differs = (renew or (bool(more_origins) and lets_in != {*origins})) and _differs(orch, observed, origins)
     if gateway.well and gateway.status is not None and gateway.status.protocol >= PROTOCOL and not differs:
         return GatewaySpec(listeners, where, origins=origins, keys=keys)
     if running is None and not is_loopback(listen) and not keys.wanted.keys:
@@ -80,6 +86,17 @@ def passed_over_key(orch: Orchestrator, observed: Observed) -> Remark | None:
         "take the API key in ORCH_API_KEY",
         "it is only for a new gateway without keys; printenv ORCH_API_KEY | orch keys add NAME --stdin adds it",
     )
+
+
+def wanted_origins(orch: Orchestrator, observed: Observed, more: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Whose pages the gateway is to let in: those that ORCH_ORIGINS says, else those that it has; and `more`."""
+    origins = list(orch.settings.origins if orch.settings.origins is not None else _origins(observed))
+    known = set(parse_patterns(origins))
+    for origin in more:
+        if (pattern := parse_pattern(origin)) not in known:
+            known.add(pattern)
+            origins.append(origin)
+    return tuple(origins)
 
 
 def _origins(observed: Observed) -> tuple[str, ...]:
@@ -146,19 +163,21 @@ def check_api_key(orch: Orchestrator) -> None:
         raise UsageError("ORCH_API_KEY is not a valid API key.", hint=KEY_FORM)
 
 
-def check_each_origin(said: tuple[str, ...]) -> None:
-    """UsageError when one of ORCH_ORIGINS is none."""
+def check_each_origin(said: tuple[str, ...], by: str, how: str) -> None:
+    """UsageError when one of them is none; `by` whom they are said, and `how` several are."""
     try:
         parse_patterns(said)
     except ValueError as error:
-        hint = "Separate them with commas, without paths; * allows any page."
-        raise UsageError(f"ORCH_ORIGINS: {error}.", hint=hint) from error
+        raise UsageError(f"{by}: {error}.", hint=f"{how}, without paths; * allows any page.") from error
 
 
-def check_origins(orch: Orchestrator, observed: Observed, renew: bool) -> None:
-    """ORCH_ORIGINS, if it is given, must be what the gateway that runs was started with, unless it is replaced."""
+def check_origins(orch: Orchestrator, observed: Observed, more: tuple[str, ...], renew: bool) -> None:
+    """ORCH_ORIGINS, if it is given, must be what the gateway that runs was started with, unless it is replaced; `more`
+    may be added to both."""
     wanted, status = orch.settings.origins, observed.gateway.status
-    if wanted is not None and not renew and status is not None and set(status.origins) != set(wanted):
+    if wanted is None or renew or status is None:
+        return
+    if {*status.origins} - {*more} != {*wanted} - {*more}:
         raise PlanRefused(
             f"The running gateway allows these origins besides its own: {', '.join(status.origins) or 'none'}; "
             f"ORCH_ORIGINS says {', '.join(wanted) or 'none'}.",

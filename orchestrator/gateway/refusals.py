@@ -47,11 +47,10 @@ def unauthorized() -> Refusal:
 
 
 def foreign_origin(origin: str, named: bool) -> Refusal:
-    """403 for a page that may not use a gateway without keys; `named`: ORCH_ORIGINS can allow its origin."""
+    """403 for a page that may not use a gateway without keys; `named`: its origin can be allowed."""
     if named:
         message = (
-            f"Pages of {_echo(origin)} may not use this gateway. To allow them, add {_echo(origin)} to ORCH_ORIGINS, "
-            "and have the gateway replaced: `orch up --gateway`."
+            f"Pages of {_echo(origin)} may not use this gateway. To allow them: `orch up --origin {_echo(origin)}`."
         )
     else:
         message = (
@@ -62,13 +61,10 @@ def foreign_origin(origin: str, named: bool) -> Refusal:
 
 
 def foreign_host(host: str, named: bool) -> Refusal:
-    """403 for a name that a gateway on loopback is not known by; `named`: ORCH_ORIGINS can allow it."""
+    """403 for a name that a gateway on loopback is not known by; `named`: it can be allowed."""
     message = f"This gateway does not answer to the name {_echo(host)}. Ask it as localhost."
     if named:
-        message += (
-            f" Or, to allow the name, add http://{_echo(host)} to ORCH_ORIGINS, and have the gateway replaced: "
-            "`orch up --gateway`."
-        )
+        message += f" Or, to allow the name: `orch up --origin http://{_echo(host)}`."
     return Refusal(403, "host_not_allowed", message)
 
 

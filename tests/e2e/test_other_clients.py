@@ -59,19 +59,36 @@ def test_pages_of_other_sites_are_let_in_by_orch_origins(orch: Orch) -> None:
     page = ask(orch, "/v1/completions", body, Origin="http://localhost:3000")
     assert page.status_code == 200
     # llama.cpp lets every page in.
-    assert "access-control-allow-origin" not in page.headers
+    assert page.headers["access-control-allow-origin"] == "http://localhost:3000"
 
-    # As the refusal says: added, and the gateway replaced. One that runs does not change, and that is told.
-    orch.env["ORCH_ORIGINS"] = f" {site}, chrome-extension://*"
+    # As the refusal says.
+    assert f"orch up --origin {site}" in refused.json()["error"]["message"]
+    wrong = orch.run("up", "--origin", f"{site}/x", "--json", code=2).lines[-1]
+    assert ("is not a valid origin" in wrong["error"], "without paths" in wrong["hint"]) == (True, True)
+    planned = orch.run("up", "--origin", site, "--plan").out
+    assert f"open to pages of {site}" in planned
+    assert ask(orch, "/v1/completions", body, Origin=site).status_code == 403
+    told = orch.run("up", "--origin", site, "--json").steps("done")
+    assert told[:1] == ["ReplaceGateway"]
+    served = ask(orch, "/v1/completions", body, Origin=site)
+    assert (served.status_code, served.headers["access-control-allow-origin"]) == (200, site)
+    # Again: nothing is done, as it stays so without being said.
+    assert orch.actions("up", "--origin", site) == orch.actions("up") == []
+
+    # All of them are said by ORCH_ORIGINS. One that runs does not change for it, and that is told.
+    orch.env["ORCH_ORIGINS"] = "chrome-extension://*"
     told = orch.run("up", "--json", code=5).lines[-1]
     assert "orch up --gateway" in told["hint"]
-    orch.run("up", "--gateway")
+    assert f"pages of {site} may no longer use the gateway" in orch.run("up", "--gateway").err
     orch.run("up")
-    assert ask(orch, "/v1/completions", body, Origin=site).status_code == 200
+    assert ask(orch, "/v1/completions", body, Origin=site).status_code == 403
     assert ask(orch, "/v1/completions", body, Origin="chrome-extension://abcdef").status_code == 200
+    orch.run("up", "--origin", site)
+    assert ask(orch, "/v1/completions", body, Origin=site).status_code == 200
     assert ask(orch, "/v1/completions", body, Origin="https://other.example.org").status_code == 403
     # It stands in the gateway's own record: a later command need not say it again.
     del orch.env["ORCH_ORIGINS"]
     orch.run("up")
     assert ask(orch, "/v1/completions", body, Origin=site).status_code == 200
     orch.status()
+    assert f"--origin={site}" in orch.run("render", "compose", "ollama", "-p", str(orch.profile)).out

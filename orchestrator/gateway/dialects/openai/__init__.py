@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import orjson
 
@@ -10,7 +10,7 @@ from orchestrator.core.model_card import ModelCard
 from orchestrator.core.routes import Route, RouteTable
 from orchestrator.gateway import refusals
 from orchestrator.gateway.dialects.base import Call, Endpoint, Engine, Question, Said, Visit
-from orchestrator.gateway.dialects.named import body_for
+from orchestrator.gateway.dialects.named import Passing, body_for
 from orchestrator.gateway.dialects.openai import counted
 from orchestrator.gateway.dialects.openai.answers import Answer, error_of
 from orchestrator.gateway.dialects.openai.asked import (
@@ -63,19 +63,21 @@ class OpenAI:
 
     async def question(self, call: Call, path: str, body: bytes, engine: Engine) -> Question | Said:
         assert isinstance(call, Asked)
-        check(call.question)
-        if path == INPUT_TOKENS:
-            assert isinstance(call.question, Responses)
-            return await counted.told(call.question, engine)
-        route, card = engine.route, engine.card
-        fitting = fitting_of(route)(card, body)
-        changes = fitting.changes(call.question)
-        longest = fitting.longest(call.question)
+        route, question = engine.route, call.question
         name = call.name if route.answers_as_another else ""
+        fitting = fitting_of(route)
+        if fitting is None:
+            return Question(path, body_for(route, call.name, body), Passing(_ENDS.get(path, ()), name))
+        check(question)
+        if path == INPUT_TOKENS:
+            assert isinstance(question, Responses)
+            return await counted.told(question, engine)
+        fit = fitting(engine.card, body)
+        changes, longest = fit.changes(question), fit.longest(question)
 
-        def asking(more: dict[str, object], instead: Callable[[], Question] | None = None) -> Question:
-            answer = Answer(path, _ENDS.get(path, ()), name, fitting.context, instead)
-            return Question(path, body_for(route, call.name, body, changes | more), answer)
+        def asking(more: Mapping[str, object], instead: Callable[[], Question] | None = None) -> Question:
+            answer = Answer(path, _ENDS.get(path, ()), name, fit.context, instead)
+            return Question(path, body_for(route, call.name, body, {**changes, **more}), answer)
 
         return asking({}, (lambda: asking(longest)) if longest is not None else None)
 

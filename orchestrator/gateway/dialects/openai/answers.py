@@ -34,7 +34,12 @@ class Answer(Passing):
     that so long an answer has no room in it."""
 
     def __init__(
-        self, path: str, ends: tuple[bytes, ...], name: str, context: int, instead: Callable[[], Question] | None
+        self,
+        path: str,
+        ends: tuple[bytes, ...],
+        name: str,
+        context: int,
+        instead: Callable[[], Question] | None,
     ) -> None:
         self._path = path
         # Of each choice the characters whose probabilities were told.

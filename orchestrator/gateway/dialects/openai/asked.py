@@ -80,7 +80,7 @@ class Sampled(msgspec.Struct, kw_only=True):
 class Chat(Sampled, kw_only=True):
     """See CHAT."""
 
-    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    messages: list[Message] | None = None
     logprobs: bool | None = None
     top_logprobs: _Tops = None
     tools: list[dict[str, msgspec.Raw]] | None = None
@@ -93,7 +93,7 @@ class Chat(Sampled, kw_only=True):
 class Completion(Sampled, kw_only=True):
     """See COMPLETIONS."""
 
-    prompt: str | list[str | int | list[int]]
+    prompt: str | list[str | int | list[int]] | None = None
     logprobs: _Tops = None
     echo: bool | None = None
     suffix: str | None = None
@@ -103,7 +103,7 @@ class Responses(msgspec.Struct, kw_only=True):
     """See RESPONSES, and INPUT_TOKENS."""
 
     model: str
-    input: str | list[dict[str, msgspec.Raw]]
+    input: str | list[dict[str, msgspec.Raw]] | None = None
     instructions: str | None = None
     stream: bool | None = None
     max_output_tokens: _Limit = None
@@ -131,7 +131,7 @@ class Embeddings(msgspec.Struct, kw_only=True):
     """See EMBEDDINGS."""
 
     model: str
-    input: str | list[str | int | list[int]]
+    input: str | list[str | int | list[int]] | None = None
 
 
 Question = Chat | Completion | Responses | Embeddings
@@ -146,7 +146,6 @@ _DECODERS: Mapping[str, msgspec.json.Decoder[Question]] = {
     path: msgspec.json.Decoder(kind) for path, kind in _KINDS.items()
 }
 _SAID = re.compile(r"(?P<fault>.*?)(?: - at (?:`key` in )?`\$\.?(?P<place>[^`]*)`)?", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(\w+)`")
 
 
 @dataclass(frozen=True)
@@ -176,11 +175,8 @@ def _wrong(said: str) -> Refusal:
     """400 for a field that is not what it has to be."""
     found = _SAID.fullmatch(said)
     fault, place = (found["fault"], found["place"] or "") if found is not None else (said, "")
-    if missing := _MISSING.fullmatch(fault):
-        name = f"{place}.{missing[1]}" if place else missing[1]
-        return refusals.invalid_value(name, "it is missing")
-    if not place:
-        return refusals.invalid_body(f"The body must be a JSON object: {fault[:1].lower()}{fault[1:]}.")
+    if place in ("", "model"):
+        return refusals.invalid_body("The body must be a JSON object with a string as its field `model`.")
     return refusals.invalid_value(place, f"{fault[:1].lower()}{fault[1:]}")
 
 

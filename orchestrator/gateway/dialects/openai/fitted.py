@@ -36,7 +36,10 @@ _SEEDS = 2**32 - 1
 
 
 def check(question: Question) -> None:
-    """Raises Refusal for what can be had of no engine."""
+    """Raises Refusal for what can be had of no engine that is known here."""
+    for name in ("messages", "prompt", "input"):
+        if not getattr(question, name, name):
+            raise refusals.invalid_value(name, "it is missing, or empty")
     if isinstance(question, Embeddings):
         raise refusals.not_supported("model", "it completes texts, and embeds none")
     if isinstance(question, Responses):
@@ -52,13 +55,11 @@ def check(question: Question) -> None:
         raise refusals.invalid_value("top_logprobs", "`logprobs` has to be true with it")
     if isinstance(question.tool_choice, dict) and question.tools and not _chosen(question):
         raise refusals.invalid_value("tool_choice", "there is no such function among the tools")
-    for place, message in enumerate(question.messages):
+    for place, message in enumerate(question.messages or ()):
         _check_parts(f"messages[{place}].content", message.content)
 
 
-def _check_prompt(prompt: str | list[str | int | list[int]]) -> None:
-    if not prompt:
-        raise refusals.invalid_value("prompt", "it is empty")
+def _check_prompt(prompt: str | list[str | int | list[int]] | None) -> None:
     if isinstance(prompt, list) and len({type(one) for one in prompt}) > 1:
         raise refusals.invalid_value("prompt", "it has to be a text or tokens, or a list of one or the other")
 
@@ -142,7 +143,7 @@ class Fitting:
     def plain(self, chat: Chat) -> bool:
         """Whether the messages have to be written anew."""
         return any(one.role == "developer" or (one.role != "assistant" and is_nothing(one.content))
-                   for one in chat.messages)  # fmt: skip
+                   for one in chat.messages or ())  # fmt: skip
 
     def completion(self, completion: Completion) -> Json:
         """See `changes`."""
@@ -289,11 +290,11 @@ class ForOllama(Fitting):
 
     def plain(self, chat: Chat) -> bool:
         # It makes a message of each part.
-        return super().plain(chat) or any(in_parts(one.content) for one in chat.messages)
+        return super().plain(chat) or any(in_parts(one.content) for one in chat.messages or ())
 
     def completion(self, completion: Completion) -> Json:
         prompt = completion.prompt
-        if not isinstance(prompt, str):
+        if isinstance(prompt, list):
             if len(prompt) > 1 or not isinstance(prompt[0], str):
                 raise refusals.not_supported("prompt", "the engine of this model takes one text")
             return super().completion(completion) | {"prompt": prompt[0]}
@@ -308,9 +309,9 @@ _DROPPED_IF_NOT = {"repeat_penalty": (None, 1), "repetition_penalty": (None, 1),
 SERVERS: Mapping[str, type[Fitting]] = {LLAMA_SERVER: ForLlamaServer, VLLM: ForVllm, OLLAMA: ForOllama}
 
 
-def fitting_of(route: Route) -> type[Fitting]:
-    """What the server behind a route wants."""
-    return next((SERVERS[one] for one in route.speaks if one in SERVERS), Fitting)
+def fitting_of(route: Route) -> type[Fitting] | None:
+    """What the server behind a route wants; None where nobody knows, and it is for that to say."""
+    return next((SERVERS[one] for one in route.speaks if one in SERVERS), None)
 
 
 def _plain(message: Any) -> Any:
