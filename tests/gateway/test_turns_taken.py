@@ -15,6 +15,7 @@ from upstream import Upstream
 from orchestrator.core.routes import ANTHROPIC, LLAMA_SERVER, OLLAMA, OPENAI, VLLM, Route
 
 CHAT = "/v1/chat/completions"
+HI = {"messages": [{"role": "user", "content": "Hi"}]}
 BATCHES, PROCESSES, TOGETHER = (OPENAI, ANTHROPIC, LLAMA_SERVER), (OPENAI, ANTHROPIC, OLLAMA), (OPENAI, VLLM)
 
 
@@ -66,11 +67,11 @@ def shared(gateway: Gateway, engine: Callable[..., Upstream]) -> Upstream:
 def test_other_adapters_wait_for_what_is_in_flight(gateway, engine, stream, pool, speaks) -> None:
     one = engine("one-g1")
     gateway.admin.set_routes("one", names(gateway, one, speaks))
-    begun = stream(model="tiny", wait="middle")
+    begun = stream(**HI, model="tiny", wait="middle")
     begun.event()
     # Another name of the same adapters is the same turn.
-    assert gateway.ask(CHAT, {"model": "tiny:latest"})[0] == 200
-    other = pool.submit(gateway.ask, CHAT, {"model": "alpha"})
+    assert gateway.ask(CHAT, {**HI, "model": "tiny:latest"})[0] == 200
+    other = pool.submit(gateway.ask, CHAT, {**HI, "model": "alpha"})
     wait_until(lambda: waiting(gateway) == {"alpha": 1})
     load = gateway.status().traffic.backends["one-g1"]
     assert (load.in_flight, len(one.requests)) == (1, 2), "who waits has no claim"
@@ -89,7 +90,9 @@ def test_what_is_computed_together_never_waits(gateway, engine, stream) -> None:
     # Nor does an engine without adapters, however many it is asked.
     bare = [gateway.route(name, two, owner="two", speaks=BATCHES, at_once=1) for name in ("bare", "bare:latest")]
     gateway.admin.set_routes("two", bare)
-    streams = [stream(model=name, wait="middle") for name in ("tiny", "alpha", "bravo", "bare", "bare:latest", "bare")]
+    streams = [
+        stream(**HI, model=name, wait="middle") for name in ("tiny", "alpha", "bravo", "bare", "bare:latest", "bare")
+    ]
     for begun in streams:
         begun.event()
     assert waiting(gateway) == {}
@@ -104,7 +107,7 @@ def test_a_full_load_for_one_name_does_not_keep_another_waiting(gateway, shared,
     def client() -> int:
         count = 0
         while not over.is_set():
-            assert gateway.ask(CHAT, {"model": "tiny", "stream": True, "tokens": 4, "pace": 0.05})[0] == 200
+            assert gateway.ask(CHAT, {**HI, "model": "tiny", "stream": True, "tokens": 4, "pace": 0.05})[0] == 200
             count += 1
         return count
 
@@ -113,7 +116,7 @@ def test_a_full_load_for_one_name_does_not_keep_another_waiting(gateway, shared,
     waited = []
     for name in ("alpha", "bravo", "alpha"):
         began = time.monotonic()
-        assert gateway.ask(CHAT, {"model": name})[0] == 200
+        assert gateway.ask(CHAT, {**HI, "model": name})[0] == 200
         waited.append(time.monotonic() - began)
     over.set()
     assert sum(one.result() for one in clients) > 20
@@ -126,7 +129,7 @@ def test_a_full_load_for_one_name_does_not_keep_another_waiting(gateway, shared,
 def test_never_more_at_once_than_the_engine_computes_and_first_come_first_served(gateway, shared, pool) -> None:
     asked = []
     for number in range(6):
-        asked.append(pool.submit(gateway.ask, CHAT, {"model": "tiny", "wait": "head", "number": number}))
+        asked.append(pool.submit(gateway.ask, CHAT, {**HI, "model": "tiny", "wait": "head", "number": number}))
         wait_until(lambda number=number: gateway.status().traffic.in_flight == number + 1)
     assert len(shared.requests) == 2
     assert waiting(gateway) == {"tiny": 4}
@@ -138,12 +141,12 @@ def test_never_more_at_once_than_the_engine_computes_and_first_come_first_served
 
 
 def test_a_client_that_leaves_has_no_turn(gateway, shared, stream, pool) -> None:
-    begun = stream(model="tiny", wait="middle")
+    begun = stream(**HI, model="tiny", wait="middle")
     begun.event()
     connection = gateway.connect()
-    connection.request("POST", CHAT, b'{"model": "alpha"}')
+    connection.request("POST", CHAT, json.dumps({**HI, "model": "alpha"}))
     wait_until(lambda: waiting(gateway) == {"alpha": 1})
-    other = pool.submit(gateway.ask, CHAT, {"model": "bravo"})
+    other = pool.submit(gateway.ask, CHAT, {**HI, "model": "bravo"})
     wait_until(lambda: waiting(gateway) == {"alpha": 1, "bravo": 1})
     connection.close()
     wait_until(lambda: waiting(gateway) == {"bravo": 1})
@@ -154,9 +157,9 @@ def test_a_client_that_leaves_has_no_turn(gateway, shared, stream, pool) -> None
 
 @pytest.mark.parametrize("speaks", [TOGETHER, BATCHES])
 def test_a_switch_sends_who_waits_straight_on(gateway, shared, engine, stream, pool, speaks) -> None:
-    begun = stream(model="tiny", wait="middle")
+    begun = stream(**HI, model="tiny", wait="middle")
     begun.event()
-    asked = [pool.submit(gateway.ask, CHAT, {"model": name}) for name in ("alpha", "bravo", "alpha", "bravo")]
+    asked = [pool.submit(gateway.ask, CHAT, {**HI, "model": name}) for name in ("alpha", "bravo", "alpha", "bravo")]
     wait_until(lambda: waiting(gateway) == {"alpha": 2, "bravo": 2})
     two = engine("one-g2")
     gateway.admin.set_routes("one", names(gateway, two, speaks))
@@ -170,9 +173,9 @@ def test_a_switch_sends_who_waits_straight_on(gateway, shared, engine, stream, p
 
 
 def test_a_name_that_goes_while_requests_wait_for_it(gateway, shared, stream, pool) -> None:
-    begun = stream(model="tiny", wait="middle")
+    begun = stream(**HI, model="tiny", wait="middle")
     begun.event()
-    asked = [pool.submit(gateway.ask, CHAT, {"model": name}) for name in ("alpha", "bravo")]
+    asked = [pool.submit(gateway.ask, CHAT, {**HI, "model": name}) for name in ("alpha", "bravo")]
     wait_until(lambda: waiting(gateway) == {"alpha": 1, "bravo": 1})
     left = [route for route in names(gateway, shared) if route.name != "alpha"]
     gateway.admin.set_routes("one", left)
@@ -187,23 +190,23 @@ def test_adapters_that_come_while_the_engine_serves(gateway, engine, stream, poo
     one = engine("one-g1")
     base = [route for route in names(gateway, one, PROCESSES) if route.name.startswith("tiny")]
     gateway.admin.set_routes("one", base)
-    begun = stream(model="tiny", wait="middle")
+    begun = stream(**HI, model="tiny", wait="middle")
     begun.event()
     gateway.admin.set_routes("one", names(gateway, one, PROCESSES))
-    other = pool.submit(gateway.ask, CHAT, {"model": "alpha"})
+    other = pool.submit(gateway.ask, CHAT, {**HI, "model": "alpha"})
     wait_until(lambda: waiting(gateway) == {"alpha": 1})
     # Without adapters there are no turns any more.
     gateway.admin.set_routes("one", base)
     assert other.result()[0] == 404
     one.gate.set()
     assert begun.rest()[-1] == "[DONE]"
-    assert gateway.ask(CHAT, {"model": "tiny"})[0] == 200
+    assert gateway.ask(CHAT, {**HI, "model": "tiny"})[0] == 200
 
 
 def test_a_pause_holds_those_that_wait_for_their_turn_too(gateway, shared, stream, pool) -> None:
-    begun = stream(model="tiny", wait="middle")
+    begun = stream(**HI, model="tiny", wait="middle")
     begun.event()
-    asked = [pool.submit(gateway.ask, CHAT, {"model": name}) for name in ("alpha", "bravo")]
+    asked = [pool.submit(gateway.ask, CHAT, {**HI, "model": name}) for name in ("alpha", "bravo")]
     wait_until(lambda: waiting(gateway) == {"alpha": 1, "bravo": 1})
     gateway.admin.pause("one", 60)
     wait_until(lambda: gateway.status().traffic.held == 2)
@@ -220,9 +223,9 @@ def test_what_waits_is_answered_when_the_gateway_stops(idle_gateway, engine, poo
     one = engine("one-g1")
     idle_gateway.start("--grace", "0.3")
     idle_gateway.admin.set_routes("one", names(idle_gateway, one))
-    begun = pool.submit(idle_gateway.ask, CHAT, {"model": "tiny", "stream": True, "wait": "middle"})
+    begun = pool.submit(idle_gateway.ask, CHAT, {**HI, "model": "tiny", "stream": True, "wait": "middle"})
     one.wait_for_requests(1)
-    asked = pool.submit(idle_gateway.ask, CHAT, {"model": "alpha"})
+    asked = pool.submit(idle_gateway.ask, CHAT, {**HI, "model": "alpha"})
     wait_until(lambda: waiting(idle_gateway) == {"alpha": 1})
     assert idle_gateway.end() == 0
     status, headers, body = asked.result()
@@ -232,16 +235,16 @@ def test_what_waits_is_answered_when_the_gateway_stops(idle_gateway, engine, poo
 
 
 def test_an_engine_that_is_lost_gives_its_turn_to_others(gateway, shared, stream, pool) -> None:
-    begun = stream(model="tiny", wait="middle", die="middle")
+    begun = stream(**HI, model="tiny", wait="middle", die="middle")
     begun.event()
-    asked = [pool.submit(gateway.ask, CHAT, {"model": "alpha"}) for _ in range(2)]
+    asked = [pool.submit(gateway.ask, CHAT, {**HI, "model": "alpha"}) for _ in range(2)]
     wait_until(lambda: waiting(gateway) == {"alpha": 2})
     shared.gate.set()
     assert [one.result()[0] for one in asked] == [200] * 2
     assert "stream_interrupted" in begun.rest()[-1]
     # One that never answers is tried again in its own turn, and the others are not kept from theirs.
-    dying = pool.submit(gateway.ask, CHAT, {"model": "bravo", "die": "head"})
-    assert [gateway.ask(CHAT, {"model": name})[0] for name in ("alpha", "tiny")] == [200] * 2
+    dying = pool.submit(gateway.ask, CHAT, {**HI, "model": "bravo", "die": "head"})
+    assert [gateway.ask(CHAT, {**HI, "model": name})[0] for name in ("alpha", "tiny")] == [200] * 2
     assert dying.result()[0] == 503
     assert waiting(gateway) == {}
 
@@ -249,9 +252,9 @@ def test_an_engine_that_is_lost_gives_its_turn_to_others(gateway, shared, stream
 def test_a_try_again_is_not_given_up_because_its_request_has_waited(gateway, engine, stream, pool) -> None:
     one = engine("one-g1")
     gateway.admin.set_routes("one", names(gateway, one))
-    begun = stream(model="tiny", wait="middle")
+    begun = stream(**HI, model="tiny", wait="middle")
     begun.event()
-    asked = pool.submit(gateway.ask, CHAT, {"model": "alpha"})
+    asked = pool.submit(gateway.ask, CHAT, {**HI, "model": "alpha"})
     wait_until(lambda: waiting(gateway) == {"alpha": 1})
     # Longer than tries and pauses may take together.
     time.sleep(6.5)
@@ -266,10 +269,9 @@ def test_a_try_again_is_not_given_up_because_its_request_has_waited(gateway, eng
 def test_every_api_takes_turns(gateway, engine, stream, pool, path) -> None:
     one = engine("one-g1")
     gateway.admin.set_routes("one", names(gateway, one, PROCESSES))
-    begun = stream(model="tiny", wait="middle")
+    begun = stream(**HI, model="tiny", wait="middle")
     begun.event()
-    messages = [{"role": "user", "content": "Hi"}]
-    asked = pool.submit(gateway.ask, path, {"model": "alpha", "max_tokens": 1, "messages": messages, "stream": False})
+    asked = pool.submit(gateway.ask, path, {**HI, "model": "alpha", "max_tokens": 1, "stream": False})
     wait_until(lambda: waiting(gateway) == {"alpha": 1})
     assert len(one.requests) == 1
     one.gate.set()
@@ -279,18 +281,18 @@ def test_every_api_takes_turns(gateway, engine, stream, pool, path) -> None:
 def test_too_many_that_wait_are_told_to_come_again(gateway, shared, stream) -> None:
     from orchestrator.gateway.turns import MOST_WAITING
 
-    begun = stream(model="tiny", wait="middle")
+    begun = stream(**HI, model="tiny", wait="middle")
     begun.event()
     connections = []
     for _ in range(MOST_WAITING):
         connection = gateway.connect()
-        connection.request("POST", CHAT, b'{"model": "alpha"}')
+        connection.request("POST", CHAT, json.dumps({**HI, "model": "alpha"}))
         connections.append(connection)
     wait_until(lambda: waiting(gateway) == {"alpha": MOST_WAITING}, 30)
-    status, headers, body = gateway.ask(CHAT, {"model": "alpha"})
+    status, headers, body = gateway.ask(CHAT, {**HI, "model": "alpha"})
     assert (status, headers["retry-after"], json.loads(body)["error"]["code"]) == (503, "2", "too_many_waiting")
     for connection in connections:
         connection.close()
     wait_until(lambda: waiting(gateway) == {}, 30)
     shared.gate.set()
-    assert gateway.ask(CHAT, {"model": "alpha"})[0] == 200
+    assert gateway.ask(CHAT, {**HI, "model": "alpha"})[0] == 200
