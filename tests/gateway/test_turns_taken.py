@@ -249,6 +249,7 @@ def test_an_engine_that_is_lost_gives_its_turn_to_others(gateway, shared, stream
     assert waiting(gateway) == {}
 
 
+@pytest.mark.long
 def test_a_try_again_is_not_given_up_because_its_request_has_waited(gateway, engine, stream, pool) -> None:
     one = engine("one-g1")
     gateway.admin.set_routes("one", names(gateway, one))
