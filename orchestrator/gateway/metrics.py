@@ -47,5 +47,7 @@ def render(traffic: Traffic) -> str:
         ("open_streams", "gauge", "Open streams.",
          [({"backend": name}, load.open_streams) for name, load in backends.items()]),
         ("held_requests", "gauge", "Requests that wait for a pause to end.", [({}, traffic.held)]),
+        ("waiting_requests", "gauge", "Requests that wait for their turn on an engine.",
+         [({"model": name}, count) for name, count in traffic.waiting.items()]),
     ]  # fmt: skip
     return "".join(_family(f"orch_gateway_{name}", kind, what, samples) for name, kind, what, samples in families)

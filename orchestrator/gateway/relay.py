@@ -28,14 +28,22 @@ from orchestrator.gateway.dialects.base import (
 from orchestrator.gateway.keys import CREDENTIALS
 from orchestrator.gateway.refusals import Refusal
 from orchestrator.gateway.secrets import EngineSecrets
-from orchestrator.gateway.switchboard import Claim, StoppingError, Switchboard, Tally, UnknownNameError
+from orchestrator.gateway.switchboard import (
+    Claim,
+    CrowdedError,
+    StoppingError,
+    Switchboard,
+    Tally,
+    UnknownNameError,
+)
 
 log = logging.getLogger("orchestrator.gateway")
 
 # Seconds before each new try of a request of which the client has seen nothing yet: about 3 s in all.
 # The first is at once: an idle connection that the engine was just closing is the usual cause.
 PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.4)
-# When no new try is begun: an address that nobody has (a container that was stopped) costs 3 s a try.
+# Seconds of tries and pauses after which no new try is begun: an address that nobody has (a container that was stopped)
+# costs 3 s a try.
 GIVE_UP_S = 6.0
 # How often an engine may be lost after it was sent a request. A request that kills every engine it meets
 # must not be handed on and on.
@@ -120,6 +128,9 @@ async def relay(arrival: Arrival, board: Switchboard, clients: Clients) -> web.S
     except StoppingError:
         board.totals.errors += 1
         raise refusals.unavailable("The gateway is stopping.") from None
+    except CrowdedError:
+        board.totals.errors += 1
+        raise refusals.crowded(call.name) from None
     except Refusal as refusal:
         board.totals.errors += refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         raise
@@ -135,9 +146,11 @@ async def _with_retries(
     came = end_to_end(arrival.request.headers, _NOT_SENT_ON)
     headers = [*(pair for pair in came if len(pair[1]) <= _LONGEST_SENT), _JSON]
     again = False
-    until = asyncio.get_running_loop().time() + GIVE_UP_S
+    clock = asyncio.get_running_loop().time
+    arrived, patience = clock(), GIVE_UP_S
     for pause in (*PAUSES, None):
-        with await board.admit(name) as claim:
+        with await board.admit(name, arrived, again) as claim:
+            began = clock()
             if (instead := arrival.endpoint.instead_of_chats) and not claim.route.chats:
                 raise refusals.no_chat_template(call.name, arrival.path, instead)
             kept = not again and (not call.streams or upstreams.keeps_connections(claim.route))
@@ -150,10 +163,11 @@ async def _with_retries(
                 if attempt.answer is not None:
                     board.totals.errors += 1
                     return await attempt.break_off(attempt.answer, str(lost))
-                late = asyncio.get_running_loop().time() > until
-                if pause is None or late or lost.final or losses > LOSSES:
+                patience -= clock() - began
+                if pause is None or patience < 0 or lost.final or losses > LOSSES:
                     break
         again = True
+        patience -= pause
         # Not claimed while it waits: a drain of the lost backend need not wait for this.
         await asyncio.sleep(pause)
     raise refusals.unavailable(f"The engine behind `{call.name}` does not answer now; try again in a moment.")
@@ -255,6 +269,8 @@ class Attempt:
             log.error("%s refuses the secret that it was sent.", self.claim.route.backend.instance)
             self.claim.tally.errors += 1
             raise refusals.engine_refuses()
+        if upstream.status < HTTPStatus.BAD_REQUEST:
+            self.claim.answered()
 
     async def _question(self, call: Call) -> Question | Said:
         """What the engine is to be asked; raises Refusal."""
