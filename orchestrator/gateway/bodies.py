@@ -41,6 +41,9 @@ _GZIP_BITS = 16 + zlib.MAX_WBITS
 
 def check_names(body: bytes) -> None:
     """Raises Refusal when there are too many names of fields in a body."""
+    if body.count(b",") + body.count(b"{") <= MOST_NAMES:
+        # Each but the first of an object follows a comma; and these are faster to count.
+        return
     if (names := body.count(b'":')) > MOST_NAMES and names - body.count(b'\\":') > MOST_NAMES:
         raise refusals.too_intricate(MOST_NAMES, "names of fields")
 

@@ -37,7 +37,8 @@ _ENDPOINTS = {
     EMBEDDINGS: Endpoint(("POST",), relayed=True),
     MODELS: Endpoint(),
 }
-RELAYED = frozenset(path for path, endpoint in _ENDPOINTS.items() if endpoint.relayed)
+# Tokens are counted here, by what engines have for it.
+RELAYED = frozenset(path for path, endpoint in _ENDPOINTS.items() if endpoint.relayed) - {INPUT_TOKENS}
 _DONE = (b"\ndata: [DONE]",)
 # What a whole stream has at its end.
 _ENDS: dict[str, tuple[bytes, ...]] = {

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from functools import cached_property
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 
 from orchestrator.gateway import refusals
+from orchestrator.gateway.bodies import check_names
 from orchestrator.gateway.dialects.base import Call
 from orchestrator.gateway.refusals import Refusal
 
@@ -24,6 +26,8 @@ EMBEDDINGS = "/v1/embeddings"
 # As many as OpenAI takes.
 _MOST_CHOICES, _MOST_LOGPROBS = 128, 20
 _NOTHING = msgspec.Raw()
+# What a message's content begins with.
+TEXT, PARTS, NOTHING = b'"', b"[", (b"n", b"")
 _Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 _Limit = int | float | None
 _Number = float | None
@@ -77,10 +81,10 @@ class Sampled(msgspec.Struct, kw_only=True):
         return {name: value for name, value in said.items() if value is not None}
 
 
-class Chat(Sampled, kw_only=True):
-    """See CHAT."""
+class Chat(Sampled, kw_only=True, dict=True):
+    """See CHAT. `messages` are only looked through at first: a text in the place of one would be read whole."""
 
-    messages: list[Message] | None = None
+    messages: msgspec.Raw = _NOTHING
     logprobs: bool | None = None
     top_logprobs: _Tops = None
     tools: list[dict[str, msgspec.Raw]] | None = None
@@ -88,6 +92,16 @@ class Chat(Sampled, kw_only=True):
     parallel_tool_calls: bool | None = None
     reasoning_effort: _Effort | None = None
     chat_template_kwargs: dict[str, msgspec.Raw] | None = None
+
+    @property
+    def turns(self) -> list[Message]:
+        """The messages, once they have been read."""
+        return cast("list[Message]", self.messages)
+
+    @cached_property
+    def kinds(self) -> frozenset[tuple[str, bytes]]:
+        """Who speaks, and in what; of many messages there are few."""
+        return frozenset((one.role, kind_of(one.content)) for one in self.turns)
 
 
 class Completion(Sampled, kw_only=True):
@@ -145,6 +159,8 @@ _KINDS: Mapping[str, type[Question]] = {
 _DECODERS: Mapping[str, msgspec.json.Decoder[Question]] = {
     path: msgspec.json.Decoder(kind) for path, kind in _KINDS.items()
 }
+_NO_OBJECT = re.compile(rb"\[\s*[^{\]\s]")
+_MESSAGES = msgspec.json.Decoder(list[Message])
 _SAID = re.compile(r"(?P<fault>.*?)(?: - at (?:`key` in )?`\$\.?(?P<place>[^`]*)`)?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 
@@ -158,8 +174,11 @@ class Asked(Call):
 
 def read(path: str, body: bytes) -> Asked:
     """What a body asks for; raises Refusal."""
+    check_names(body)
     try:
         found = _DECODERS[path].decode(body)
+        if isinstance(found, Chat):
+            found.messages = cast(Any, _messages(found.messages))
     except msgspec.ValidationError as error:
         raise _wrong(str(error)) from error
     except RecursionError as error:
@@ -172,10 +191,22 @@ def read(path: str, body: bytes) -> Asked:
     return Asked(found.model, bool(getattr(found, "stream", None)), found)
 
 
+def _messages(given: msgspec.Raw) -> list[Message]:
+    if bytes(given) in (b"", b"null"):
+        return []
+    if not bytes(given).startswith(b"["):
+        raise refusals.invalid_value("messages", "it has to be a list")
+    if _NO_OBJECT.match(bytes(given)):
+        raise refusals.invalid_value("messages[0]", "it has to be an object")
+    return _MESSAGES.decode(given)
+
+
 def _wrong(said: str) -> Refusal:
     """400 for a field that is not what it has to be."""
     found = _SAID.fullmatch(said)
     fault, place = (found["fault"], found["place"] or "") if found is not None else (said, "")
+    if place.startswith("["):
+        place = f"messages{place}"
     if missing := _MISSING.fullmatch(fault):
         place, fault = (f"{place}.{missing[1]}" if place else missing[1]), "it is missing"
     if place in ("", "model"):
@@ -183,20 +214,15 @@ def _wrong(said: str) -> Refusal:
     return refusals.invalid_value(place, f"{fault[:1].lower()}{fault[1:]}")
 
 
-def in_parts(content: msgspec.Raw) -> bool:
-    """Whether a message's content is a list, and no text."""
-    return bytes(memoryview(content)[:1]) == b"["
-
-
-def is_nothing(content: msgspec.Raw) -> bool:
-    """Whether it is null, or not there."""
-    return bytes(memoryview(content)[:1]) in (b"", b"n")
+def kind_of(content: msgspec.Raw) -> bytes:
+    """TEXT, PARTS, one of NOTHING, or what nobody takes for a content."""
+    return bytes(content)[:1]
 
 
 def decoded(value: Any) -> Any:
     """Plain JSON of what was only looked through; raises Refusal."""
     try:
-        return msgspec.json.decode(msgspec.json.encode(value))
+        return msgspec.json.decode(value if isinstance(value, msgspec.Raw) else msgspec.json.encode(value))
     except RecursionError as error:
         raise refusals.invalid_body("The body is nested too deeply.") from error
     except (msgspec.DecodeError, ValueError) as error:

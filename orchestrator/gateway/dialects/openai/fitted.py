@@ -16,6 +16,9 @@ from orchestrator.core.model_card import ModelCard
 from orchestrator.core.routes import LLAMA_SERVER, OLLAMA, VLLM, Route
 from orchestrator.gateway import refusals, servers
 from orchestrator.gateway.dialects.openai.asked import (
+    NOTHING,
+    PARTS,
+    TEXT,
     Chat,
     Completion,
     Embeddings,
@@ -23,8 +26,7 @@ from orchestrator.gateway.dialects.openai.asked import (
     Responses,
     Sampled,
     decoded,
-    in_parts,
-    is_nothing,
+    kind_of,
 )
 from orchestrator.gateway.servers import Json, Sampling
 
@@ -55,8 +57,9 @@ def check(question: Question) -> None:
         raise refusals.invalid_value("top_logprobs", "`logprobs` has to be true with it")
     if isinstance(question.tool_choice, dict) and question.tools and not _chosen(question):
         raise refusals.invalid_value("tool_choice", "there is no such function among the tools")
-    for place, message in enumerate(question.messages or ()):
-        _check_parts(f"messages[{place}].content", message.content)
+    if {kind for _, kind in question.kinds} - {TEXT, *NOTHING}:
+        for place, message in enumerate(question.turns):
+            _check_parts(f"messages[{place}].content", message.content)
 
 
 def _check_prompt(prompt: str | list[str | int | list[int]] | None) -> None:
@@ -77,16 +80,17 @@ def _check_form(form: Mapping[str, msgspec.Raw] | None) -> None:
 
 
 def _check_parts(place: str, content: msgspec.Raw) -> None:
-    if not in_parts(content):
-        if not (is_nothing(content) or bytes(memoryview(content)[:1]) == b'"'):
+    kind = kind_of(content)
+    if kind != PARTS:
+        if kind != TEXT and kind not in NOTHING:
             raise refusals.invalid_value(place, "it has to be a string, or a list of parts")
         return
     for number, part in enumerate(decoded(content)):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in _TEXTS:
+        said = part.get("type") if isinstance(part, dict) else None
+        if said not in _TEXTS:
             raise refusals.not_supported(f"{place}[{number}].type", "the model reads text, no images, sounds or files")
-        if not isinstance(part.get(_TEXTS[kind]), str):
-            raise refusals.invalid_value(f"{place}[{number}].{_TEXTS[kind]}", "it has to be a string")
+        if not isinstance(part.get(_TEXTS[said]), str):
+            raise refusals.invalid_value(f"{place}[{number}].{_TEXTS[said]}", "it has to be a string")
 
 
 def _check_responses(question: Responses) -> None:
@@ -144,8 +148,7 @@ class Fitting:
 
     def plain(self, chat: Chat) -> bool:
         """Whether the messages have to be written anew."""
-        return any(one.role == "developer" or (one.role != "assistant" and is_nothing(one.content))
-                   for one in chat.messages or ())  # fmt: skip
+        return any(role == "developer" or (role != "assistant" and kind in NOTHING) for role, kind in chat.kinds)
 
     def completion(self, completion: Completion) -> Json:
         """See `changes`."""
@@ -292,7 +295,7 @@ class ForOllama(Fitting):
 
     def plain(self, chat: Chat) -> bool:
         # It makes a message of each part.
-        return super().plain(chat) or any(in_parts(one.content) for one in chat.messages or ())
+        return super().plain(chat) or any(kind == PARTS for _, kind in chat.kinds)
 
     def completion(self, completion: Completion) -> Json:
         prompt = completion.prompt
