@@ -139,7 +139,10 @@ def _listen(orch: Orchestrator, observed: Observed) -> str:
 
 def _gateway(orch: Orchestrator, listen: str) -> Launch:
     """The gateway as orch starts it, but that nobody has to reach its admin socket: its routes stand in a file."""
-    launch = orch.gateway_launch(DOCKER, GATEWAY, (Listener(listen),), orch.settings.origins or (), take_over=False)
+    said = orch.settings
+    launch = orch.gateway_launch(
+        DOCKER, GATEWAY, (Listener(listen),), said.origins or (), said.limits or (), take_over=False
+    )
     if launch.container is None:
         raise TypeError("the gateway's launch on Docker is one of a container")
     keys, asks = orch.settings.keys, bool(orch.keys.read().keys)

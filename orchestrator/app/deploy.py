@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from orchestrator.app.gateway import check_api_key, check_origins, gateway_spec, passed_over_key
+from orchestrator.app.gateway import check_api_key, check_limits, check_origins, gateway_spec, passed_over_key
 from orchestrator.app.intent import GoBack, Intent, MoveTo, Serve, desired_for, why_not_docker
 from orchestrator.app.resolution import Take, observed_for, resolve_desired
 from orchestrator.core.deployment import Desired
@@ -77,6 +77,7 @@ def plan_up(orch: Orchestrator, intent: Serve, observed: Observed, options: Opti
     _refuse_other_engine(desired, observed)
     check_api_key(orch)
     check_origins(orch, observed, options.renew_gateway)
+    check_limits(orch, observed, options.renew_gateway)
     why = why_not_docker(orch, intent.target, desired, observed)
     plan = _without_docker(orch, why, lambda: plan_to(orch, "up", desired, observed, options, _take(intent)))
     if (no_key := passed_over_key(orch, observed)) is not None:

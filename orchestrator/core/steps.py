@@ -54,6 +54,7 @@ class EnsureGateway(Step):
     listeners: tuple[Listener, ...]
     instance: str = GATEWAY
     origins: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
 
     @property
     def what(self) -> str:
@@ -119,6 +120,7 @@ class ReplaceGateway(Step):
     new: str
     listeners: tuple[Listener, ...]
     origins: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
 
     @property
     def what(self) -> str:
@@ -137,6 +139,7 @@ class RestartGateway(Step):
     listeners: tuple[Listener, ...]
     timeout_s: float
     origins: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
 
     @property
     def what(self) -> str:

@@ -121,6 +121,8 @@ class Switchboard:
         self.table = table
         self.totals = Tally()
         self.held = 0
+        # Clients that took too much, or too long, by what was done about it.
+        self.turned_away: Counter[str] = Counter()
         # A name per generation that was ever deployed: a drained backend's counts stay readable.
         self._backends: dict[str, Backend] = {}
         self._holds: dict[str, Hold] = {}
@@ -203,7 +205,7 @@ class Switchboard:
         for route in self.table:
             self._backend(route.backend.instance)
         loads = {name: backend.load() for name, backend in self._backends.items()}
-        return Traffic(loads, self.totals.frozen(), self.held)
+        return Traffic(loads, self.totals.frozen(), self.held, dict(self.turned_away))
 
     @property
     def paused(self) -> dict[str, float]:

@@ -18,6 +18,7 @@ _KINDS = {
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
+    429: "rate_limit_error",
     503: "overloaded_error",
 }
 _ENDS = {MESSAGES: (b'"type":"message_stop"', b'"type": "message_stop"', b"event: error")}
