@@ -111,7 +111,7 @@ def _limits(said: Iterable[str]) -> Limits:
         counts = f"{limits.connections} connections and {limits.requests} requests take {limits.files} open files"
         if any(text.startswith(("connections=", "requests=")) for text in said):
             raise HostError(f"{counts}; {files} are allowed here.", hint="Raise that (ulimit -Hn), or say fewer.")
-        log.info("%s; %d are allowed here, so it is %d and %d.", counts, files, fitting.connections, fitting.requests)
+        log.info("%s; %d are allowed here, hence %d and %d.", counts, files, fitting.connections, fitting.requests)
     return fitting
 
 
