@@ -106,7 +106,7 @@ def _limits(said: Iterable[str]) -> Limits:
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     limits = parse_limits(said)
-    fitting = limits.within(files)
+    fitting = limits if files == resource.RLIM_INFINITY else limits.within(files)
     if fitting != limits:
         counts = f"{limits.connections} connections and {limits.requests} requests take {limits.files} open files"
         if any(text.startswith(("connections=", "requests=")) for text in said):
