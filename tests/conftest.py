@@ -22,8 +22,8 @@ import pytest
 GIB = 2**30
 # Folders whose tests run real parts (sockets, processes, environments); their tests belong to the level `parts`.
 PARTS = ("cli", "contract", "faults", "gateway", "hub", "local")
-# What is made beside the tests in CI (images, vLLM's environment, the clients'): tests that need it come last.
-MADE_BESIDE = ("docker", "vllm", "clients")
+# What is made beside the tests in CI (images, environments, a browser): tests that need it come last.
+MADE_BESIDE = ("docker", "vllm", "clients", "browser")
 # The files that take longest, the longest first: no process is to be left alone with one at the end.
 SLOWEST = (
     *("e2e/test_vllm.py", "e2e/test_vllm_faults.py", "e2e/test_kills.py", "docker/test_container_faults.py"),
@@ -45,6 +45,11 @@ def _vllm() -> str:
 
 def _clients() -> str:
     return _room("the clients' environment", 2)
+
+
+def _browser() -> str:
+    there = "ORCH_BROWSER_MADE" in os.environ or shutil.which("chromium")
+    return "" if there else "there is no chromium on PATH"
 
 
 def _room(what: str, gib: int) -> str:
@@ -88,6 +93,7 @@ LEVELS: dict[str, Callable[[], str]] = {
     "llamacpp": _llamacpp,
     "vllm": _vllm,
     "clients": _clients,
+    "browser": _browser,
     "docker": _docker,
     "groups": _groups,
     "ollama": _ollama,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator import resources
 from orchestrator.app import compose_file
-from orchestrator.app.gateway import checked_address, is_loopback
+from orchestrator.app.gateway import checked_address, is_loopback, wanted_limits, wanted_origins
 from orchestrator.app.intent import Serve, desired_for
 from orchestrator.app.profiles import weights_facts
 from orchestrator.app.resolution import observed_for
@@ -76,7 +76,7 @@ def compose_project(orch: Orchestrator, intent: Serve) -> Project:
     )
     user = f"{os.getuid()}:{os.getgid()}"
     threads = cgroups.threads(orch.docker_facts.cpus or orch.host.cpus)
-    body = compose_file.document(deployment.launch, loading, _gateway(orch, listen), user, threads, at)
+    body = compose_file.document(deployment.launch, loading, _gateway(orch, observed, listen), user, threads, at)
     models = _models(deployment)
     values = {
         "profile": deployment.profile,
@@ -137,12 +137,11 @@ def _listen(orch: Orchestrator, observed: Observed) -> str:
     return listen
 
 
-def _gateway(orch: Orchestrator, listen: str) -> Launch:
+def _gateway(orch: Orchestrator, observed: Observed, listen: str) -> Launch:
     """The gateway as orch starts it, but that nobody has to reach its admin socket: its routes stand in a file."""
-    said = orch.settings
-    launch = orch.gateway_launch(
-        DOCKER, GATEWAY, (Listener(listen),), said.origins or (), said.limits or (), take_over=False
-    )
+    origins = wanted_origins(orch, observed)
+    limits = wanted_limits(orch, observed)
+    launch = orch.gateway_launch(DOCKER, GATEWAY, (Listener(listen),), origins, limits, take_over=False)
     if launch.container is None:
         raise TypeError("the gateway's launch on Docker is one of a container")
     keys, asks = orch.settings.keys, bool(orch.keys.read().keys)

@@ -6,7 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from orchestrator.app.gateway import check_api_key, check_limits, check_origins, gateway_spec, passed_over_key
+from orchestrator.app.gateway import (
+    check_api_key,
+    check_each_origin,
+    check_limits,
+    check_origins,
+    gateway_spec,
+    passed_over_key,
+)
 from orchestrator.app.intent import GoBack, Intent, MoveTo, Serve, desired_for, why_not_docker
 from orchestrator.app.resolution import Take, observed_for, resolve_desired
 from orchestrator.core.deployment import Desired
@@ -25,14 +32,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Options:
     """How a plan is made: where the gateway is to listen (None: where it does), how many seconds an engine has until it
-    answers and requests in flight have to end, whether by a new generation whatever runs, and whether by a gateway of
-    this program, where another one runs."""
+    answers and requests in flight have to end, whether by a new generation whatever runs, whether by a gateway of this
+    program, where another one runs, and whose pages that is to let in besides."""
 
     listen: str | None = None
     ready_s: float = 900.0
     drain_s: float = 300.0
     fresh: bool = False
     renew_gateway: bool = False
+    more_origins: tuple[str, ...] = ()
 
 
 def plan_for(orch: Orchestrator, verb: str, intent: Intent, observed: Observed, options: Options) -> Plan:
@@ -65,7 +73,8 @@ def plan_to(
     of itself: such a plan is only looked at."""
     observed = observed_for(orch, desired, observed)
     resolved, desired = resolve_desired(orch, desired, observed, take=take, learn=learn)
-    gateway = gateway_spec(orch, observed, options.listen, desired.spec.target, options.renew_gateway)
+    target, renew, more = desired.spec.target, options.renew_gateway, options.more_origins
+    gateway = gateway_spec(orch, observed, options.listen, target, renew, more)
     limits = Limits(options.ready_s, options.drain_s)
     return plan_deploy(verb, resolved, desired, observed, gateway, limits, options.fresh)
 
@@ -73,10 +82,11 @@ def plan_to(
 def plan_up(orch: Orchestrator, intent: Serve, observed: Observed, options: Options) -> Plan:
     """The plan of `up`, which moves nothing that serves to another engine; with a lock, only what is in the store as it
     is locked is served."""
+    check_each_origin(options.more_origins, "--origin", "Give each an --origin of its own")
     desired = desired_for(orch, intent, observed)
     _refuse_other_engine(desired, observed)
     check_api_key(orch)
-    check_origins(orch, observed, options.renew_gateway)
+    check_origins(orch, observed, options.more_origins, options.renew_gateway)
     check_limits(orch, observed, options.renew_gateway)
     why = why_not_docker(orch, intent.target, desired, observed)
     plan = _without_docker(orch, why, lambda: plan_to(orch, "up", desired, observed, options, _take(intent)))

@@ -19,7 +19,7 @@ from orchestrator.core.prerequisites import BuildImage, Prerequisite, PullImage
 from orchestrator.core.routes import PROTOCOL
 from orchestrator.errors import HostError, PlanRefused, UsageError
 from orchestrator.gateway.limits import parse_limits
-from orchestrator.gateway.origins import parse_patterns
+from orchestrator.gateway.origins import parse_pattern, parse_patterns
 
 if TYPE_CHECKING:
     from orchestrator.app.orchestrator import Orchestrator
@@ -33,19 +33,25 @@ KEY_FORM = "A key is ASCII letters, digits and signs, without spaces, and does n
 
 
 def gateway_spec(
-    orch: Orchestrator, observed: Observed, asked: str | None, target: str, renew: bool = False
+    orch: Orchestrator,
+    observed: Observed,
+    asked: str | None,
+    target: str,
+    renew: bool = False,
+    more_origins: tuple[str, ...] = (),
 ) -> GatewaySpec:
     """The gateway as it is, or is to be; with an API key where others than this machine can reach it. `renew`: by this
-    program, where another one runs."""
+    program, where another one runs; so it is for the sake of `more_origins`, where that one does not let them in."""
     gateway = observed.gateway
     listen = address(orch, observed, asked)
     listeners = gateway.listeners or (Listener(listen),)
     running = gateway.instance
     where = running.target if running is not None else target
-    origins = orch.settings.origins if orch.settings.origins is not None else _started_with(ORIGIN, observed)
-    limits = orch.settings.limits if orch.settings.limits is not None else _started_with(LIMIT, observed)
+    origins = wanted_origins(orch, observed, more_origins)
+    limits = wanted_limits(orch, observed)
     keys = kept_keys(orch, observed)
-    differs = renew and _differs(orch, observed, origins, limits)
+    lets_in = set(gateway.status.origins) if gateway.status is not None else set()
+    differs = (renew or (bool(more_origins) and lets_in != {*origins})) and _differs(orch, observed, origins, limits)
     if gateway.well and gateway.status is not None and gateway.status.protocol >= PROTOCOL and not differs:
         return GatewaySpec(listeners, where, origins=origins, keys=keys, limits=limits)
     if running is None and not is_loopback(listen) and not keys.wanted.keys:
@@ -85,11 +91,27 @@ def passed_over_key(orch: Orchestrator, observed: Observed) -> Remark | None:
     )
 
 
-def _started_with(word: str, observed: Observed) -> tuple[str, ...]:
-    """What the gateway was told with this word: as long as nothing else is said, it stays."""
+def wanted_origins(orch: Orchestrator, observed: Observed, more: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Whose pages the gateway is to let in: those that ORCH_ORIGINS says, else those that it has; and `more`."""
+    origins = list(orch.settings.origins if orch.settings.origins is not None else _told(ORIGIN, observed))
+    known = set(parse_patterns(origins))
+    for origin in more:
+        if (pattern := parse_pattern(origin)) not in known:
+            known.add(pattern)
+            origins.append(origin)
+    return tuple(origins)
+
+
+def wanted_limits(orch: Orchestrator, observed: Observed) -> tuple[str, ...]:
+    """What clients may take of the gateway: what ORCH_LIMITS says, else what it was started with."""
+    return orch.settings.limits if orch.settings.limits is not None else _told(LIMIT, observed)
+
+
+def _told(option: str, observed: Observed) -> tuple[str, ...]:
+    """What the gateway was started with: as long as nothing else is said, it stays."""
     instance = observed.gateway.instance
     words = instance.launch.argv if instance is not None else ()
-    return tuple(said.removeprefix(word) for said in words if said.startswith(word))
+    return tuple(word.removeprefix(option) for word in words if word.startswith(option))
 
 
 def _differs(orch: Orchestrator, observed: Observed, origins: tuple[str, ...], limits: tuple[str, ...]) -> bool:
@@ -149,13 +171,12 @@ def check_api_key(orch: Orchestrator) -> None:
         raise UsageError("ORCH_API_KEY is not a valid API key.", hint=KEY_FORM)
 
 
-def check_each_origin(said: tuple[str, ...]) -> None:
-    """UsageError when one of ORCH_ORIGINS is none."""
+def check_each_origin(said: tuple[str, ...], by: str, how: str) -> None:
+    """UsageError when one of them is none; `by` whom they are said, and `how` several are."""
     try:
         parse_patterns(said)
     except ValueError as error:
-        hint = "Separate them with commas, without paths; * allows any page."
-        raise UsageError(f"ORCH_ORIGINS: {error}.", hint=hint) from error
+        raise UsageError(f"{by}: {error}.", hint=f"{how}, without paths; * allows any page.") from error
 
 
 def check_each_limit(said: tuple[str, ...]) -> None:
@@ -168,7 +189,7 @@ def check_each_limit(said: tuple[str, ...]) -> None:
 
 
 def check_limits(orch: Orchestrator, observed: Observed, renew: bool) -> None:
-    """The same as `check_origins` of ORCH_LIMITS."""
+    """The same as `check_origins`, of ORCH_LIMITS."""
     wanted, status = orch.settings.limits, observed.gateway.status
     if wanted is not None and not renew and status is not None and set(status.limits) != set(wanted):
         raise PlanRefused(
@@ -178,10 +199,13 @@ def check_limits(orch: Orchestrator, observed: Observed, renew: bool) -> None:
         )
 
 
-def check_origins(orch: Orchestrator, observed: Observed, renew: bool) -> None:
-    """ORCH_ORIGINS, if it is given, must be what the gateway that runs was started with, unless it is replaced."""
+def check_origins(orch: Orchestrator, observed: Observed, more: tuple[str, ...], renew: bool) -> None:
+    """ORCH_ORIGINS, if it is given, must be what the gateway that runs was started with, unless it is replaced; `more`
+    may be added to both."""
     wanted, status = orch.settings.origins, observed.gateway.status
-    if wanted is not None and not renew and status is not None and set(status.origins) != set(wanted):
+    if wanted is None or renew or status is None:
+        return
+    if {*status.origins} - {*more} != {*wanted} - {*more}:
         raise PlanRefused(
             f"The running gateway allows these origins besides its own: {', '.join(status.origins) or 'none'}; "
             f"ORCH_ORIGINS says {', '.join(wanted) or 'none'}.",

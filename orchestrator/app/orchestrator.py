@@ -65,7 +65,7 @@ class Orchestrator:
         if settings.origins:
             from orchestrator.app.gateway import check_each_origin
 
-            check_each_origin(settings.origins)
+            check_each_origin(settings.origins, "ORCH_ORIGINS", "Separate them with commas")
         if settings.limits:
             from orchestrator.app.gateway import check_each_limit
 

@@ -55,6 +55,13 @@ def up(
             help="Replace a gateway of another version, or for other ORCH_ORIGINS or ORCH_LIMITS; no request fails.",
         ),
     ] = False,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="Let pages of this origin use the gateway without an API key, from now on; several times for several.",
+        ),
+    ] = None,
     locked: Annotated[
         Path | None, typer.Option(help="A lock file: serve only what is in the store as it says.", dir_okay=False)
     ] = None,
@@ -71,11 +78,12 @@ def up(
         def make_plan() -> Plan:
             orch = session.orch
             lock = read_lock(orch, locked) if locked is not None else None
+            options = Options(listen, timeout, drain, fresh, gateway, tuple(origin or ()))
             observed = orch.observe()
 
             def to_serve(ready_made: bool | None) -> Plan:
                 intent = Serve(engine, profile, target, recipe_named(recipe), lock, ready_made)
-                return plan_up(orch, intent, observed, Options(listen, timeout, drain, fresh, gateway))
+                return plan_up(orch, intent, observed, options)
 
             made = to_serve(ready_made)
             if not plan and profile is None and not observed.desired:

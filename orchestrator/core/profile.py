@@ -90,6 +90,7 @@ class Serving(Part):
     """What every engine must offer. context is in tokens per request, prompt and answer together.
 
     memory_mib is the most host memory that an engine in a container may take; None: nine tenths of the machine's.
+    tool_parser and reasoning_parser are vLLM's; None: those that fit the chat template, where orch knows; "": none.
     """
 
     context: Annotated[int, Must(ge=128, le=1_048_576)]

@@ -46,6 +46,10 @@ class Step(ABC):
         return 0.0
 
 
+def _open_to(origins: tuple[str, ...]) -> str:
+    return f", open to pages of {', '.join(origins)}" if origins else ""
+
+
 @dataclass(frozen=True)
 class EnsureGateway(Step):
     """Have the gateway run, supervised, at its addresses; it answers a little later."""
@@ -58,7 +62,8 @@ class EnsureGateway(Step):
 
     @property
     def what(self) -> str:
-        return f"start the gateway at {', '.join(listener.address for listener in self.listeners)}"
+        addresses = ", ".join(listener.address for listener in self.listeners)
+        return f"start the gateway at {addresses}{_open_to(self.origins)}"
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class ReplaceGateway(Step):
 
     @property
     def what(self) -> str:
-        return f"replace the gateway with {self.new}"
+        return f"replace the gateway with {self.new}{_open_to(self.origins)}"
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,8 @@ class RestartGateway(Step):
 
     @property
     def what(self) -> str:
-        return f"restart the gateway as {self.new} when it is idle: it cannot hand over, and is gone for a second"
+        which = f"{self.new}{_open_to(self.origins)}"
+        return f"restart the gateway as {which} when it is idle: it cannot hand over, and is gone for a second"
 
     @property
     def limit_s(self) -> float:

@@ -47,8 +47,8 @@ class EngineSettings(Part):
 class LaunchRequest:
     """What a launch is made from. `model_path` is the directory or file of the artifact; with an `image` it is to run
     in a container, on an address of its own. `sampling` is what is taken where a request does not say, all of it;
-    without `chats` the model has no chat template; `thinks` is what its template takes for enable_thinking where nobody
-    says it."""
+    without `chats` the model has no chat template; `thinks` is what its `template` takes for enable_thinking where
+    nobody says it."""
 
     profile: Profile
     recipe: Recipe
@@ -60,6 +60,7 @@ class LaunchRequest:
     sampling: tuple[SamplingDefault, ...] = ()
     chats: bool = True
     thinks: bool | None = None
+    template: str = ""
 
     @property
     def bind(self) -> str:

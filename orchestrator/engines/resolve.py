@@ -12,7 +12,7 @@ from orchestrator.core.deployment import Adapter, Deployment, DeploymentSpec
 from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.host import Host
 from orchestrator.core.launch import DOCKER, LOCAL, Container
-from orchestrator.core.meaning import sampling_defaults
+from orchestrator.core.meaning import DEFAULT, sampling_defaults
 from orchestrator.core.memory import MemoryFit, MemoryPool, artifact_bytes, memory_pools
 from orchestrator.core.pins import Accelerator, EnginePin, ImagePin
 from orchestrator.core.plan import Remark, Skip
@@ -70,9 +70,20 @@ def resolve(
     sampling = sampling_defaults(dict(profile.sampling.said), weights.meaning)
     chats = weights.meaning is None or weights.meaning.chats
     thinks = weights.meaning.thinks if weights.meaning is not None else None
+    template = weights.meaning.template(DEFAULT) if weights.meaning is not None else ""
     launch_spec = sheet.launch(
         LaunchRequest(
-            profile, recipe, model_path, accelerator, on, environment, image, sampling, chats=chats, thinks=thinks
+            profile,
+            recipe,
+            model_path,
+            accelerator,
+            on,
+            environment,
+            image,
+            sampling,
+            chats=chats,
+            thinks=thinks,
+            template=template,
         ),
         context.render,
     )

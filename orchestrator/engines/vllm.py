@@ -194,6 +194,8 @@ class Vllm(EngineDefaults):
                 "gpus": self.gpus(profile, request.accelerator),
                 "max_loras": max_loras,
                 "max_lora_rank": _lora_rank(profile),
+                "tool_parser": _tool_parser(request),
+                "reasoning_parser": _reasoning_parser(request),
                 "sampling": json.dumps(_generation_config(request.sampling)),
             },
         )
@@ -309,6 +311,21 @@ class Vllm(EngineDefaults):
 
 def _lora_rank(profile: Profile) -> int:
     return next(rank for rank in LORA_RANKS if rank >= profile.lora.max_rank)
+
+
+def _tool_parser(request: LaunchRequest) -> str:
+    """What finds calls as the template has the model write them; empty where only the profile could say."""
+    if (said := request.profile.serving.tool_parser) is not None:
+        return said
+    # With a function in it, it is not JSON that stands between the marks (Qwen3-Coder).
+    return "hermes" if "<tool_call>" in request.template and "<function=" not in request.template else ""
+
+
+def _reasoning_parser(request: LaunchRequest) -> str:
+    """What tells thoughts from answers: without it a form that is asked for (response_format) would bind both."""
+    if (said := request.profile.serving.reasoning_parser) is not None:
+        return said
+    return "qwen3" if request.thinks is not None and "</think>" in request.template else ""
 
 
 def _generation_config(sampling: tuple[SamplingDefault, ...]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from http import HTTPStatus
+from collections.abc import Mapping
 
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import LineTooLong
@@ -22,15 +22,15 @@ log = logging.getLogger("orchestrator.gateway")
 # Bytes of a request's first line, and of each header: what stands before a gateway adds cookies of 9 KB and more.
 LONGEST_LINE = 16 << 10
 LONGEST_HEADER = 32 << 10
-# Of a request that comes in pieces, as much is kept to see whose words it is in.
-_BEGUN = 256
+# What is kept of a head until the next one comes: of one that cannot be read, all that there is to go by.
+_KEPT = LONGEST_LINE + 2 * LONGEST_HEADER
 _METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"PATCH ", b"OPTIONS ")
 
 
 class Connection(web.RequestHandler):
     """One connection; what goes wrong on it is told in the words of whoever is on the other side."""
 
-    def __init__(self, server: web.Server, peers: Peers) -> None:
+    def __init__(self, server: web.Server, door: FrontDoor, peers: Peers) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -40,8 +40,9 @@ class Connection(web.RequestHandler):
             max_field_size=LONGEST_HEADER,
             keepalive_timeout=peers.limits.idle_s,
         )
+        self._door = door
         self._peers = peers
-        self._begun = b""
+        self._head, self._head_is_whole = b"", False
         # Whether a request is waited for, and since when one is that has begun; 0.0: none has.
         self._waits = True
         self._head_since = 0.0
@@ -67,11 +68,13 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Of a head that cannot be read, its first line is all that tells whose words those are."""
+        """Of a head that cannot be read, its first line tells whose words those are, and the others which page asks."""
         if data.startswith(_METHODS):
-            self._begun = data[:_BEGUN]
-        elif self._waits and len(self._begun) < _BEGUN:
-            self._begun += data[:_BEGUN]
+            self._head, self._head_is_whole = b"", False
+        if not self._head_is_whole:
+            head = self._head + data[:_KEPT]
+            end = head.find(b"\r\n\r\n")
+            self._head, self._head_is_whole = head[: _KEPT if end < 0 else end], end >= 0
         super().data_received(data)
         if not self._waits:
             return
@@ -90,7 +93,7 @@ class Connection(web.RequestHandler):
             await self._sent.wait()
         # Of what was not wanted of a body some may be still to come: that is no new request's head.
         if not self._messages and not request.can_read_body and self.transport is not None:
-            self._begun, self._waits = b"", True
+            self._head, self._head_is_whole, self._waits = b"", False, True
             self._peers.waiting[self] = None
         return finished
 
@@ -104,12 +107,8 @@ class Connection(web.RequestHandler):
         """The answer to a request that could not be read, or whose answer could not be made."""
         if status >= 500:
             log.error("%s %s cannot be answered: this is a bug in orch.", request.method, request.path, exc_info=exc)
-            answer = respond(_spoken_at(request.path).refused(refusals.failed()))
-        else:
-            answer = respond(self._spoken().refused(_unreadable(exc, message)))
-        answer.headers[hdrs.CONNECTION] = "close"
-        answer.force_close()
-        return answer
+            return self._last(_spoken_at(request.path), refusals.failed(), request.headers)
+        return self._last(self._spoken(), _unreadable(exc, message), self._headers())
 
     def pause_writing(self) -> None:
         """The transport takes no more at the moment; whoever writes need not wait for that."""
@@ -174,15 +173,27 @@ class Connection(web.RequestHandler):
         """Tell it, if it has begun to ask; what is said before might be taken for the answer to what is just asked."""
         limits, transport = self._peers.limits, self.transport
         self._waits = False
-        if self._begun.strip() and transport is not None:
+        if self._head.strip() and transport is not None:
             self._peers.turn_away("slow_head", f"The headers of a request of {self._host} did not come.")
-            said = self._spoken().refused(refusals.slow_head(limits.head_s))
-            head = (
-                f"HTTP/1.1 {said.status} {HTTPStatus(said.status).phrase}\r\nContent-Type: {said.content_type}\r\n"
-                f"Content-Length: {len(said.body)}\r\nConnection: close\r\n\r\n"
-            )
-            transport.write(head.encode() + said.body)
+            answer = self._last(self._spoken(), refusals.slow_head(limits.head_s), self._headers())
+            body = answer.body if isinstance(answer.body, bytes) else b""
+            answer.headers[hdrs.CONTENT_LENGTH] = str(len(body))
+            lines = "".join(f"{name}: {value}\r\n" for name, value in answer.headers.items())
+            transport.write(f"HTTP/1.1 {answer.status} {answer.reason}\r\n{lines}\r\n".encode() + body)
         self.force_close()
+
+    def _last(self, dialect: Dialect, refusal: Refusal, headers: Mapping[str, str]) -> web.Response:
+        """What is said before the connection is closed, to whoever has asked with these headers."""
+        answer = respond(dialect.refused(refusal))
+        answer.headers[hdrs.CONNECTION] = "close"
+        answer.force_close()
+        self._door.let_read(answer, headers)
+        return answer
+
+    def _headers(self) -> Mapping[str, str]:
+        """Those of a head that cannot be read, as far as they have come: its last line may be half of one."""
+        lines = self._head.decode("latin-1").split("\r\n")[1 : None if self._head_is_whole else -1]
+        return {name.strip().title(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
     @property
     def _host(self) -> str:
@@ -190,7 +201,7 @@ class Connection(web.RequestHandler):
 
     def _spoken(self) -> Dialect:
         """Whose words the request that has begun is in."""
-        first = self._begun.lstrip()
+        first = self._head.lstrip()
         path = first.split(b" ", 2)[1].decode("latin-1") if first.startswith(_METHODS) else "/v1"
         return _spoken_at(path)
 
@@ -211,8 +222,9 @@ class PublicServer(web.Server):
 
     def __init__(self, door: FrontDoor, peers: Peers) -> None:
         super().__init__(door.answer, handler_cancellation=True)
+        self._door = door
         self._peers = peers
 
     def __call__(self) -> Connection:
         """A new one."""
-        return Connection(self, self._peers)
+        return Connection(self, self._door, self._peers)

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from http import HTTPStatus
 
 from aiohttp import HttpVersion11, hdrs, web
 
 from orchestrator.core.gateway_status import Phase
-from orchestrator.gateway import metrics, refusals
+from orchestrator.gateway import cors, metrics, refusals
 from orchestrator.gateway.bodies import Body, Ledger, check_head
 from orchestrator.gateway.dialects import spoken_at
 from orchestrator.gateway.dialects.base import Dialect, Endpoint, Said, Visit
-from orchestrator.gateway.keys import Keys
+from orchestrator.gateway.keys import CREDENTIALS, Keys
 from orchestrator.gateway.limits import Limits
-from orchestrator.gateway.origins import Allowed, parse_host, parse_origin
+from orchestrator.gateway.origins import Allowed, parse_host, parse_origin, parse_patterns
 from orchestrator.gateway.places import Places
 from orchestrator.gateway.refusals import Refusal
 from orchestrator.gateway.relay import Arrival, Behind, Clients, relay, respond
 from orchestrator.gateway.succession import Succession
 from orchestrator.gateway.switchboard import Switchboard
+
+log = logging.getLogger("orchestrator.gateway")
 
 HEALTH = "/health"
 METRICS = "/metrics"
@@ -34,7 +40,7 @@ def canonical(path: str) -> str:
     return "/" + "/".join(part for part in path.split("/") if part)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Terms:
     """Who may come in, and how much of the gateway they may take: its `limits`.
 
@@ -45,6 +51,37 @@ class Terms:
     keys: Keys
     allowed: Allowed
     limits: Limits
+
+    def let_in(self, origins: Iterable[str]) -> None:
+        """From now on pages of these besides the gateway's own; nothing changes where one of them cannot be read."""
+        try:
+            self.allowed = replace(self.allowed, added=parse_patterns(origins))
+        except ValueError as error:
+            log.warning("The origins that were added before stay: %s.", error)
+
+    def shut_out(self, headers: Mapping[str, str]) -> Refusal | None:
+        """Why a gateway without keys does not serve whoever asks with these headers."""
+        host, origin = headers.get(hdrs.HOST, ""), headers.get(hdrs.ORIGIN)
+        if not self.allowed.host(host):
+            return refusals.foreign_host(host, named=parse_host(host) is not None)
+        if origin is not None and not self.allowed.origin(origin, host):
+            return refusals.foreign_origin(origin, named=parse_origin(origin) is not None)
+        return None
+
+    def has_or_brings_key(self, headers: Mapping[str, str]) -> bool:
+        """Whether one of the keys is shown, or a preflight says that one will be: it never has one itself."""
+        return self.keys.admit(headers) or (len(self.keys) > 0 and cors.announces(headers, CREDENTIALS))
+
+    def reader(self, headers: Mapping[str, str]) -> str:
+        """Whose pages may read the answer to a request with these headers: an origin, or all; "" for none."""
+        host, origin = headers.get(hdrs.HOST, ""), headers.get(hdrs.ORIGIN)
+        if origin is None:
+            return ""
+        if self.keys.demanded or self.allowed.everybody:
+            return cors.ANYBODY
+        # A page is not the gateway's own for asking it under a name that is not the gateway's.
+        may = self.allowed.origin(origin, host if self.allowed.host(host) else "")
+        return origin if may or self.has_or_brings_key(headers) else ""
 
 
 class FrontDoor:
@@ -76,11 +113,19 @@ class FrontDoor:
                 # What is left of the body is not wanted, so nothing can follow it on this connection.
                 answer.force_close()
         if not answer.prepared:
-            self._say_goodbye(answer)
+            self._see_off(request, answer)
         return answer
+
+    def let_read(self, answer: web.StreamResponse, headers: Mapping[str, str]) -> None:
+        """Let the page that has asked with these headers read an answer, if it is one that may."""
+        if reader := self._terms.reader(headers):
+            cors.let_read(answer, reader)
 
     async def _answered(self, request: web.BaseRequest, path: str, dialect: Dialect) -> web.StreamResponse:
         """Raises Refusal."""
+        if cors.is_preflight(request.method, request.headers):
+            self._admit_preflight(request.headers)
+            return web.Response(status=HTTPStatus.NO_CONTENT, headers=cors.permission(request.headers))
         endpoint = self._admitted(request, path, dialect)
         if hdrs.EXPECT in request.headers:
             await self._go_on(request)
@@ -116,7 +161,7 @@ class FrontDoor:
         try:
             with Body(self._ledger, self._terms.limits.body_s) as body:
                 await body.read(request)
-                arrival = Arrival(request, path, dialect, endpoint, body, self._say_goodbye)
+                arrival = Arrival(request, path, dialect, endpoint, body, partial(self._see_off, request))
                 return await relay(arrival, self._board, self._clients)
         finally:
             self._places.give_back(whose)
@@ -134,18 +179,21 @@ class FrontDoor:
         return endpoint
 
     def _admit(self, request: web.BaseRequest, path: str) -> None:
-        headers, keys, allowed = request.headers, self._terms.keys, self._terms.allowed
+        headers, keys = request.headers, self._terms.keys
         if keys.admit(headers):
             return
         if keys.demanded:
             if not (path == HEALTH and request.method in _READ):
                 raise refusals.unauthorized()
             return
-        host, origin = headers.get(hdrs.HOST, ""), headers.get(hdrs.ORIGIN)
-        if not allowed.host(host):
-            raise refusals.foreign_host(host, named=parse_host(host) is not None)
-        if origin is not None and not allowed.origin(origin, host):
-            raise refusals.foreign_origin(origin, named=parse_origin(origin) is not None)
+        if (refusal := self._terms.shut_out(headers)) is not None:
+            raise refusal
+
+    def _admit_preflight(self, headers: Mapping[str, str]) -> None:
+        if self._terms.keys.demanded or self._terms.has_or_brings_key(headers):
+            return
+        if (refusal := self._terms.shut_out(headers)) is not None:
+            raise refusal
 
     async def _go_on(self, request: web.BaseRequest) -> None:
         """Answer an Expect header: a client that waits with its body is not asked for it in vain. Raises Refusal."""
@@ -156,8 +204,10 @@ class FrontDoor:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # the head of the answer itself is still to come
 
-    def _say_goodbye(self, answer: web.StreamResponse) -> None:
-        """Clients of a gateway that was replaced come again on a new connection, which is its successor's."""
+    def _see_off(self, request: web.BaseRequest, answer: web.StreamResponse) -> None:
+        """What each answer's head is given last. Clients of a gateway that was replaced come again on a new connection,
+        which is its successor's."""
+        self.let_read(answer, request.headers)
         if self._succession.phase is Phase.LEAVING:
             answer.force_close()
             answer.headers[hdrs.CONNECTION] = "close"

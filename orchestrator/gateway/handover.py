@@ -55,6 +55,26 @@ class Handover:
         )
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What the one that has taken over says: its admin socket, and whose pages it lets in besides its own; an earlier
+    version does not say (None)."""
+
+    admin: str
+    origins: tuple[str, ...] | None
+
+    def to_json(self) -> dict[str, object]:
+        """As it is sent."""
+        return {"admin": self.admin, "origins": self.origins}
+
+    @classmethod
+    def from_json(cls, value: object) -> Taken:
+        """Read what `to_json` wrote, in this version or another; ValueError says what is wrong."""
+        document = fields.mapping(value, "answer")
+        origins = fields.texts(document, "origins") if document.get("origins") is not None else None
+        return cls(fields.text(document, "admin"), origins)
+
+
 class Receiver:
     """Where a gateway waits to be given the sockets of another: the unix socket at `path`, for this user only."""
 
@@ -70,12 +90,11 @@ class Receiver:
         self._giver, _ = await asyncio.get_running_loop().sock_accept(self._listening)
         return await asyncio.to_thread(_received, self._giver)
 
-    async def acknowledge(self, admin: Path) -> None:
-        """Say that the sockets are in use, and where the new admin socket is; OSError when nobody hears it."""
+    async def acknowledge(self, taken: Taken) -> None:
+        """Say that the sockets are in use; OSError when nobody hears it."""
         if self._giver is not None:
             with contextlib.closing(self._giver) as connection:
-                data = json.dumps({"admin": os.fspath(admin)}).encode()
-                await asyncio.to_thread(connection.sendall, data)
+                await asyncio.to_thread(connection.sendall, json.dumps(taken.to_json()).encode())
 
     def close(self) -> None:
         """Wait no longer."""
@@ -101,9 +120,9 @@ def _received(connection: socket.socket) -> tuple[Handover, tuple[socket.socket,
         raise
 
 
-def give(path: Path, sockets: tuple[socket.socket, ...], handover: Handover) -> str:
-    """Give them to the gateway that waits at `path`; the path of its admin socket. Raises HostError when it does not
-    say that it has them: then they are still this one's."""
+def give(path: Path, sockets: tuple[socket.socket, ...], handover: Handover) -> Taken:
+    """Give them to the gateway that waits at `path`; what that says. Raises HostError when it does not say that it has
+    them: then they are still this one's."""
     data = json.dumps(handover.to_json()).encode()
     with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as connection:
         try:
@@ -115,7 +134,7 @@ def give(path: Path, sockets: tuple[socket.socket, ...], handover: Handover) -> 
             answer = b""
             while block := connection.recv(4096):
                 answer += block
-            return fields.text(fields.mapping(json.loads(answer), "answer"), "admin")
+            return Taken.from_json(json.loads(answer))
         except (OSError, ValueError) as error:
             raise HostError(f"The gateway at {path} did not take over: {error}.") from error
 

@@ -135,10 +135,15 @@ class Allowed:
     hostname: str
     is_own_address: Callable[[str], bool]
 
+    @property
+    def everybody(self) -> bool:
+        """Whether all pages may."""
+        return EVERYTHING in self.added
+
     def host(self, header: str) -> bool:
         """Whether a request may name the gateway so; the Host header, "" where there is none."""
         name = parse_host(header)
-        if EVERYTHING in self.added:
+        if self.everybody:
             return True
         if name is None:
             return False
@@ -152,7 +157,7 @@ class Allowed:
 
         A page of the gateway's own may: whether the name is the gateway's is what `host` tells.
         """
-        if EVERYTHING in self.added:
+        if self.everybody:
             return True
         origin, name = parse_origin(header), parse_host(host)
         if origin is None:

@@ -47,11 +47,10 @@ def unauthorized() -> Refusal:
 
 
 def foreign_origin(origin: str, named: bool) -> Refusal:
-    """403 for a page that may not use a gateway without keys; `named`: ORCH_ORIGINS can allow its origin."""
+    """403 for a page that may not use a gateway without keys; `named`: its origin can be allowed."""
     if named:
         message = (
-            f"Pages of {_echo(origin)} may not use this gateway. To allow them, add {_echo(origin)} to ORCH_ORIGINS, "
-            "and have the gateway replaced: `orch up --gateway`."
+            f"Pages of {_echo(origin)} may not use this gateway. To allow them: `orch up --origin {_echo(origin)}`."
         )
     else:
         message = (
@@ -62,13 +61,10 @@ def foreign_origin(origin: str, named: bool) -> Refusal:
 
 
 def foreign_host(host: str, named: bool) -> Refusal:
-    """403 for a name that a gateway on loopback is not known by; `named`: ORCH_ORIGINS can allow it."""
+    """403 for a name that a gateway on loopback is not known by; `named`: it can be allowed."""
     message = f"This gateway does not answer to the name {_echo(host)}. Ask it as localhost."
     if named:
-        message += (
-            f" Or, to allow the name, add http://{_echo(host)} to ORCH_ORIGINS, and have the gateway replaced: "
-            "`orch up --gateway`."
-        )
+        message += f" Or, to allow the name: `orch up --origin http://{_echo(host)}`."
     return Refusal(403, "host_not_allowed", message)
 
 
@@ -109,9 +105,19 @@ def no_chat_template(name: str, path: str, instead: str) -> Refusal:
     return Refusal(400, "no_chat_template", message, "model")
 
 
-def invalid_body(message: str) -> Refusal:
+def invalid_body(message: str, param: str | None = None) -> Refusal:
     """400 for a body in which no model can be found."""
-    return Refusal(400, "invalid_body", message)
+    return Refusal(400, "invalid_body", message, param)
+
+
+def invalid_value(name: str, why: str) -> Refusal:
+    """400 for a field of a body that is not what it has to be."""
+    return Refusal(400, "invalid_value", f"`{_echo(name)}`: {why}.", name)
+
+
+def not_supported(name: str, why: str) -> Refusal:
+    """400 for what is asked for in a field, and cannot be had."""
+    return Refusal(400, "unsupported_value", f"`{_echo(name)}`: {why}.", name)
 
 
 def unreadable(why: str) -> Refusal:

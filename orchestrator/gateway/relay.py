@@ -230,23 +230,31 @@ class Attempt:
                 question = await self._question(call)
                 if isinstance(question, Said):
                     return respond(question)
-                upstream, first = await self._send(session, question)
-                reply = question.reply
-                del question
-                try:
-                    if upstream.status == HTTPStatus.SERVICE_UNAVAILABLE and not last:
-                        raise BackendLostError("The engine is not ready.", False)
-                    if upstream.status == HTTPStatus.UNAUTHORIZED:
-                        # It asks the gateway, not the client, whose own key is good.
-                        log.error("%s refuses the secret that it was sent.", self.claim.route.backend.instance)
-                        self.claim.tally.errors += 1
-                        raise refusals.engine_refuses()
-                    return await self._answer(upstream, first, reply)
-                finally:
-                    if not upstream.content.is_eof():
-                        upstream.close()  # tells the engine that nobody listens any more
+                while True:
+                    upstream, first = await self._send(session, question)
+                    reply = question.reply
+                    del question
+                    try:
+                        self._check(upstream, last)
+                        answered = await self._answer(upstream, first, reply)
+                    finally:
+                        if not upstream.content.is_eof():
+                            upstream.close()  # tells the engine that nobody listens any more
+                    if not isinstance(answered, Question):
+                        return answered
+                    question = answered
         except TimeoutError as error:
             raise BackendLostError("The request was ended because its engine is being taken away.", True) from error
+
+    def _check(self, upstream: aiohttp.ClientResponse, last: bool) -> None:
+        """Whether it is an answer to the client at all; raises BackendLostError and Refusal."""
+        if upstream.status == HTTPStatus.SERVICE_UNAVAILABLE and not last:
+            raise BackendLostError("The engine is not ready.", False)
+        if upstream.status == HTTPStatus.UNAUTHORIZED:
+            # It asks the gateway, not the client, whose own key is good.
+            log.error("%s refuses the secret that it was sent.", self.claim.route.backend.instance)
+            self.claim.tally.errors += 1
+            raise refusals.engine_refuses()
 
     async def _question(self, call: Call) -> Question | Said:
         """What the engine is to be asked; raises Refusal."""
@@ -269,7 +277,9 @@ class Attempt:
             headers = [pair for pair in headers if pair[0].lower() != "accept-encoding"]
         return await _open(session, url, headers, sent)
 
-    async def _answer(self, upstream: aiohttp.ClientResponse, first: bytes, reply: Reply) -> web.StreamResponse:
+    async def _answer(
+        self, upstream: aiohttp.ClientResponse, first: bytes, reply: Reply
+    ) -> web.StreamResponse | Question:
         status, route = upstream.status, self.claim.route
         self._streaming = is_stream(upstream.headers)
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not self._streaming:
@@ -281,6 +291,8 @@ class Attempt:
         if self._streaming or reply.passes:
             return await self._copy(upstream, first, reply)
         said = await reply.whole(status, await _whole(upstream, first))
+        if isinstance(said, Question):
+            return said
         self.arrival.body.release()
         return respond(said)
 

@@ -22,7 +22,7 @@ from orchestrator.errors import HostError
 from orchestrator.gateway.admin import Admin
 from orchestrator.gateway.connections import PublicServer
 from orchestrator.gateway.front import FrontDoor, Terms
-from orchestrator.gateway.handover import Receiver
+from orchestrator.gateway.handover import Receiver, Taken
 from orchestrator.gateway.keys import Keys
 from orchestrator.gateway.peers import Peers
 from orchestrator.gateway.relay import FAREWELL_S, Clients
@@ -168,6 +168,9 @@ class Gateway:
             finally:
                 receiver.close()
         await self._succession.given.wait()
+        if self._succession.new_origins is not None:
+            # A browser keeps the connection on which its page was refused, or served.
+            self._setup.terms.let_in(self._succession.new_origins)
         for site in tuple(self._front.sites):
             await site.stop()
         await self._answer_what_is_open()
@@ -199,7 +202,7 @@ class Gateway:
                 given, fronts = await receiver.receive()
                 await self._succession.take(given, fronts)
                 await self._accept()
-                await receiver.acknowledge(self._doors.admin_path)
+                await receiver.acknowledge(Taken(os.fspath(self._doors.admin_path), self._setup.origins))
             except (OSError, ValueError, HostError) as error:
                 log.error("Nothing was taken over: %s", error)
                 for site in tuple(self._front.sites):

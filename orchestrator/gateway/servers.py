@@ -166,8 +166,8 @@ class Vllm:
         if "max_tokens" in said:
             # As llama.cpp does it: one token there always is.
             said["max_tokens"] = max(1, said["max_tokens"])
-        if said.get("min_p", 0) < 0:
-            said["min_p"] = 0.0
+        if "min_p" in said:
+            said["min_p"] = min(1.0, max(0.0, said["min_p"]))
         if said.get("temperature", 0) < 0:
             said["temperature"] = 0.0
         return said
@@ -213,7 +213,8 @@ class Vllm:
         return self._parse_calls[key]
 
 
-SERVERS: dict[str, Server] = {LLAMA_SERVER: LlamaServer(), VLLM: Vllm()}
+VLLM_SERVER = Vllm()
+SERVERS: dict[str, Server] = {LLAMA_SERVER: LlamaServer(), VLLM: VLLM_SERVER}
 
 
 def server_of(route: Route) -> Server | None:
@@ -230,7 +231,10 @@ def reason_in(body: bytes) -> str:
     for name in ("error", "message", "detail"):
         if isinstance(said, dict) and said.get(name):
             said = said[name]
-    return said if isinstance(said, str) else msgspec.json.encode(said).decode()
+    if isinstance(said, str):
+        # Ollama hands its runner's errors on as they are.
+        return reason_in(said.encode()) if said.startswith('{"error":') else said
+    return msgspec.json.encode(said).decode()
 
 
 class _Tokens(msgspec.Struct):

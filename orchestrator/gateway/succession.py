@@ -39,8 +39,9 @@ class Succession:
         self.board = board
         self.fronts = doors.fronts
         self.phase = Phase.SERVING if doors.fronts else Phase.WAITING
-        # Set when the sockets are another's.
+        # Set when the sockets are another's; whose pages that one lets in, if it says so.
         self.given = asyncio.Event()
+        self.new_origins: tuple[str, ...] | None = None
         self._admin = str(doors.admin_path)
         self._state = state
         self._predecessor = Predecessor(predecessor) if predecessor else None
@@ -101,7 +102,8 @@ class Succession:
             if self.phase is not Phase.SERVING:
                 raise PlanRefused(f"This gateway is {self.phase}.", hint="Ask the one that serves.")
             given = Handover(self.board.table, self.board.paused, self._admin)
-            self._successor = await asyncio.to_thread(handover.give, to, self.fronts, given)
+            taken = await asyncio.to_thread(handover.give, to, self.fronts, given)
+            self._successor, self.new_origins = taken.admin, taken.origins
             self.phase = Phase.LEAVING
         log.info("Another gateway has taken over; what is open here is answered.")
         self.given.set()

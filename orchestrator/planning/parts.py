@@ -110,6 +110,8 @@ def gateway_items(spec: GatewaySpec, observed: Observed, protocol: int, limits: 
         too_old = gateway.status.protocol < protocol
         if spec.renew or too_old:
             yield from prerequisite_items(spec.prerequisites, observed)
+            if gone := [origin for origin in gateway.status.origins if origin not in spec.origins]:
+                yield Remark("note", f"pages of {', '.join(gone)} may no longer use the gateway without an API key")
             yield _replacement(instance, spec, gateway, limits)
             return
     newest = max((other.name for other in gateway.all), key=generation_of, default=None)

@@ -101,6 +101,16 @@ def test_origins_that_are_none_are_told_by_every_command(orch: Orch) -> None:
     orch.run("status")
 
 
+@pytest.mark.parametrize("wrong", ["", "chat.example.org", "https://a.example/", "https://a.example,https://b.example"])
+def test_an_origin_that_is_none_is_refused_before_anything_else(orch: Orch, wrong: str) -> None:
+    words = ("up", "llamacpp", "--origin", "https://c.example", "--origin", wrong, "--json")
+    for more in ((), ("--plan",)):
+        (said,) = orch.run(*words, *more, code=2).lines
+        assert said["error"].startswith(f"--origin: {wrong!r} is not a valid origin")
+        assert "--origin of its own" in said["hint"]
+    assert not (orch.home / "processes").exists()
+
+
 @pytest.mark.parametrize("words", ["profile show vllm", "profile ls --json", "--help"])
 def test_a_reader_that_leaves_early_sees_no_traceback(orch: Orch, words: str) -> None:
     process = orch.start(*words.split())

@@ -55,6 +55,7 @@ def check(either: Orch, recipe: str) -> None:
     assert len(either.processes()) == either.all_of_it
 
 
+@pytest.mark.rotated
 def test_up_killed_at_every_step_converges(either: Orch, to_try: Tried) -> None:
     command = ("up", either.engine, "-p", str(either.profile))
     steps = either.actions(*command)
@@ -70,6 +71,7 @@ def test_up_killed_at_every_step_converges(either: Orch, to_try: Tried) -> None:
         _forget_artifacts(either)
 
 
+@pytest.mark.rotated
 def test_migrate_killed_at_every_step_converges_and_no_stream_fails(either: Orch, to_try: Tried) -> None:
     """There and back by turns, which are the same steps."""
     either.run("up", either.engine, "-p", str(either.profile))
@@ -108,6 +110,7 @@ def test_rollback_killed_at_every_step_converges_and_no_stream_fails(orch: Orch,
     assert [stream.problem for stream in load.stop() if stream.problem] == []
 
 
+@pytest.mark.rotated
 def test_up_interrupted_at_every_step_takes_back_what_it_started(either: Orch, to_try: Tried) -> None:
     command = ("up", either.engine, "-p", str(either.profile))
     for turn, (step, _) in enumerate(to_try(either, either.actions(*command))):

@@ -82,11 +82,11 @@ def with_cards(orch: Orch, word: str, cards: dict[str, ModelCard]) -> None:
     gateways.set_routes(routes[0].owner, known)
 
 
-PARSERS = 'tool_parser = "hermes"\nreasoning_parser = "qwen3"\n'
+NO_PARSERS = 'tool_parser = ""\nreasoning_parser = ""\n'
 ENGINES = [
     pytest.param(("llamacpp", ""), id="llamacpp"),
-    pytest.param(("vllm", ""), id="vllm", marks=[pytest.mark.vllm, pytest.mark.long]),
-    pytest.param(("vllm", PARSERS), id="vllm that parses", marks=[pytest.mark.vllm, pytest.mark.long]),
+    pytest.param(("vllm", NO_PARSERS), id="vllm", marks=[pytest.mark.vllm, pytest.mark.long]),
+    pytest.param(("vllm", ""), id="vllm that parses", marks=[pytest.mark.vllm, pytest.mark.long]),
 ]
 
 

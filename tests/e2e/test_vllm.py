@@ -103,7 +103,7 @@ def test_adapters_are_loaded_replaced_and_unloaded_while_it_serves(on_vllm: Orch
     orch.status()
 
 
-@pytest.mark.rotated
+@pytest.mark.long
 def test_a_dead_engine_core_is_a_crash_and_comes_back_with_its_adapters(on_vllm: Orch) -> None:
     orch = on_vllm
     orch.run("lora", "add", "delta", str(ASSETS / "lora-a"))
@@ -126,7 +126,7 @@ def test_a_dead_engine_core_is_a_crash_and_comes_back_with_its_adapters(on_vllm:
     orch.status()
 
 
-@pytest.mark.rotated
+@pytest.mark.long
 def test_the_way_back_fails_no_stream(on_vllm: Orch) -> None:
     on_vllm.run("lora", "add", "bravo", str(ASSETS / "lora-b"))
     load = on_vllm.load("tiny", "bravo", clients=4, tokens=200)

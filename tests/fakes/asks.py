@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,7 @@ def gateway_launch(
     """How the fake gateway is started."""
     listen = listeners[0].address
     argv = ("{python}", "-m", "orchestrator.gateway", "--listen", listen, *(("--take-over",) if take_over else ()))
+    argv += tuple(f"--origin={origin}" for origin in origins)
     container = Container(GATEWAY_IMAGE, host_network=True) if target == DOCKER else None
     port = None if take_over else int(listen.rpartition(":")[2])
     return Launch(argv, stop_grace_s=20.0, port=port, container=container)
@@ -300,8 +302,9 @@ def resolved(
 
 
 def intent_of(command: str, profile: Profile) -> Intent:
-    """What `up`, `migrate`, `rollback` and `lora` ask of the profile; `--target NAME` ends `up` and `migrate`."""
-    command, _, asked = command.partition(" --target ")
+    """What `up`, `migrate`, `rollback` and `lora` ask of the profile; `--target NAME` ends `up` and `migrate`, or
+    `--origin URL` does, which is no part of it."""
+    command, _, asked = command.partition(" --origin ")[0].partition(" --target ")
     target = asked or None
     match command.split():
         case ["up"] | ["up", "--fresh" | "--gateway"]:
@@ -326,13 +329,17 @@ def plan_of(
     observed: Observed,
     options: Options | None = None,
     docker: DockerFacts = DAEMON,
+    origins: tuple[str, ...] | None = None,
 ) -> Plan:
-    """The Plan of a command."""
-    options = options or Options(fresh="--fresh" in command, renew_gateway="--gateway" in command)
+    """The Plan of a command, where ORCH_ORIGINS says these."""
+    words = command.split()
+    more = tuple(word for before, word in pairwise(words) if before == "--origin")
+    options = options or Options(fresh="--fresh" in words, renew_gateway="--gateway" in words, more_origins=more)
     if command.startswith("down"):
         return plan_taking_down(None, command == "down --all", observed, options.drain_s, forget=False)
     orch = MadeUpOrchestrator(observed.host, docker)
-    return plan_for(orch, command.split()[0], intent_of(command, profile), observed, options)
+    orch.settings = replace(orch.settings, origins=origins)
+    return plan_for(orch, words[0], intent_of(command, profile), observed, options)
 
 
 def plan_status(profile: Profile, observed: Observed, docker: DockerFacts = DAEMON) -> Plan:

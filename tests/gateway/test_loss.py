@@ -13,6 +13,7 @@ from gateway_process import wait_until
 from orchestrator.core.routes import LLAMA_SERVER, OLLAMA, OPENAI, VLLM
 
 CHAT = "/v1/chat/completions"
+TINY = {"model": "tiny", "messages": [{"role": "user", "content": "."}]}
 
 
 def test_a_client_that_leaves_a_stream_ends_it_at_the_engine(gateway, engine, stream):
@@ -128,7 +129,7 @@ def test_streams_share_a_connection_where_the_engine_keeps_it(gateway, engine, s
     one.keeps = True
     gateway.admin.set_routes("one", [gateway.route("tiny", one, speaks=(OPENAI, server))])
     for _ in range(3):
-        assert len(stream(model="tiny").rest()) == 4
+        assert len(stream(**TINY).rest()) == 4
         wait_until(lambda: gateway.status().traffic.backends["one-g1"].in_flight == 0)
     assert (len(one.requests), one.connections) == (3, connections)
 
@@ -138,7 +139,7 @@ def test_a_stream_that_meets_a_closing_connection_is_asked_for_again(gateway, en
     one.keeps = one.one_each = True
     gateway.admin.set_routes("one", [gateway.route("tiny", one, speaks=(OPENAI, VLLM))])
     for _ in range(3):
-        assert len(stream(model="tiny").rest()) == 4
+        assert len(stream(**TINY).rest()) == 4
         wait_until(lambda: gateway.status().traffic.backends["one-g1"].in_flight == 0)
     # The second stream met one that was closing, and took another; that was not kept for the third.
     assert (len(one.requests), one.connections) == (3, 3)

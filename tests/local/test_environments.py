@@ -58,6 +58,7 @@ def environments(tmp_path: Path, wheels: Path) -> Environments:
     return Environments(tmp_path / "environments")
 
 
+@pytest.mark.long
 def test_made_by_two_at_once_checked_broken_mended_removed(
     environments: Environments, wheels: Path, tmp_path: Path
 ) -> None:
@@ -120,6 +121,7 @@ def _break_and_mend(environments: Environments, bin_directory: Path, tmp_path: P
     assert "damaged" in environments.observe()[0].problem
 
 
+@pytest.mark.long
 def test_a_killed_installation_is_unfinished_and_made_again(
     environments: Environments, wheels: Path, tmp_path: Path
 ) -> None:

@@ -91,8 +91,9 @@ class Situation:
     `desired` and `previous` are written the same way; `untold`: by a version of orch that told clients nothing of
     models. `gateway` is well (where there are engines), absent, silent,
     unsupervised or renamed, `gateway_target` where it is, `gateway_name`, `gateway_protocol` and `gateway_version`
-    which one; `other_gateways` has lines `NAME waiting|leaving|silent|stopped`, `in_flight` counts requests by
-    instance; `foreign` are public names of another profile.
+    which one, `gateway_origins` whose pages it lets in, and `origins` what ORCH_ORIGINS says of that; `other_gateways`
+    has lines `NAME waiting|leaving|silent|stopped`, `in_flight` counts requests by instance; `foreign` are public names
+    of another profile.
     `host`, `ollama`, `free_gib`, `free_disk_gb` and `free_gpu_gib` are the machine; `driver` is the version of
     NVIDIA's, `lingering_gib` GPU memory that a dead process has not given back, `gpu_users` lines `NAME PID GIB` of
     living ones; what is said of GPU memory is of each GPU, or a list with a number for each.
@@ -226,13 +227,14 @@ class Situation:
             gateway_status(table),
             protocol=self._case.get("gateway_protocol", PROTOCOL),
             version=self._case.get("gateway_version", __version__),
+            origins=tuple(self._case.get("gateway_origins", ())),
             traffic=Traffic({name: BackendLoad(count) for name, count in self._case.get("in_flight", {}).items()}),
         )
         return GatewayObserved(instance, status, others)
 
     def _gateway_instance(self, name: str, living: bool) -> Instance:
         target = self._case.get("gateway_target", LOCAL)
-        launch = gateway_launch(target, name, AT, (), (), take_over=False)
+        launch = gateway_launch(target, name, AT, tuple(self._case.get("gateway_origins", ())), (), take_over=False)
         return Instance(
             name=name,
             state=InstanceState.RUNNING if living else InstanceState.STOPPED,

@@ -27,7 +27,8 @@ KEYS = {
         "gateway",
     ),
     *("routes", "docker", "driver", "images", "requires", "lingering_gib", "gpu_users", "gateway_target"),
-    *("gateway_name", "gateway_protocol", "gateway_version", "other_gateways", "in_flight"),
+    *("gateway_name", "gateway_protocol", "gateway_version", "gateway_origins", "other_gateways", "in_flight"),
+    "origins",
     *("foreign", "desired", "previous", "finished", "environment", "expect", "error", "hint"),
 }
 
@@ -46,10 +47,12 @@ def test_case(name: str) -> None:
     situation = Situation(case)
     observed, docker = situation.observed(), situation.docker
     profile = tiny(**case.get("profile", {}))
+    origins = tuple(case["origins"]) if "origins" in case else None
     if "expect" in case:
-        assert shown(plan_of(case["command"], profile, observed, docker=docker)) == case["expect"].strip()
+        plan = plan_of(case["command"], profile, observed, docker=docker, origins=origins)
+        assert shown(plan) == case["expect"].strip()
         return
     with pytest.raises(OrchError) as refused:
-        plan_of(case["command"], profile, observed, docker=docker)
+        plan_of(case["command"], profile, observed, docker=docker, origins=origins)
     assert f"{type(refused.value).__name__}: {refused.value.message}" == case["error"]
     assert refused.value.hint == case["hint"]

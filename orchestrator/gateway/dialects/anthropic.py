@@ -7,7 +7,8 @@ import orjson
 from orchestrator.gateway import refusals
 from orchestrator.gateway.dialects.base import Endpoint, Said, Visit
 from orchestrator.gateway.dialects.named import ByName
-from orchestrator.gateway.dialects.openai import COMPLETIONS, end_of_event
+from orchestrator.gateway.dialects.openai import end_of_event
+from orchestrator.gateway.dialects.openai.asked import COMPLETIONS
 from orchestrator.gateway.refusals import Refusal
 
 MESSAGES = "/v1/messages"

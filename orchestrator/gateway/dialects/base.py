@@ -70,8 +70,8 @@ class Reply(Protocol):
     @property
     def stream_type(self) -> str: ...
 
-    async def whole(self, status: int, body: bytes) -> Said:
-        """The answer to one that came in one piece; where it `passes`, nobody asks."""
+    async def whole(self, status: int, body: bytes) -> Said | Question:
+        """The answer to one that came in one piece, or what to ask in its place; where it `passes`, nobody asks."""
         ...
 
     def part(self, data: bytes) -> bytes:

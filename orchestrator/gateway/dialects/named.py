@@ -19,6 +19,7 @@ from orchestrator.gateway.dialects.base import Call, EndedEarlyError, Engine, Qu
 from orchestrator.gateway.refusals import Refusal
 
 _SPACE = b" \t\r\n"
+_UNSAID = (b"", b"null")
 # In a string its quotes would be escaped.
 _MODEL = b'"model":"'
 _REST = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"')
@@ -56,58 +57,60 @@ def _presence(names: tuple[str, ...]) -> msgspec.json.Decoder[msgspec.Struct]:
     return msgspec.json.Decoder(msgspec.defstruct("Presence", fields, rename=keys))
 
 
-def body_for(route: Route, name: str, body: bytes, always: bool = False) -> bytes:
-    """What the engine is sent of a body that `call_of` has read, which asks for `name`: the same bytes, unless the
-    route renames, patches or fills in, or the name is `always` to be the last that is said of it."""
-    if not (always or route.upstream is not None or route.patch or route.defaults):
+def body_for(route: Route, name: str, body: bytes, changes: Mapping[str, object] | None = None) -> bytes:
+    """What the engine is sent of a body that is known for JSON, and asks for `name`: the same bytes, unless the route
+    renames, patches or fills in, or there are `changes`."""
+    if not (changes or route.upstream is not None or route.patch or route.defaults):
         return body
     missing: Mapping[str, object] = {}
     if route.defaults:
         names = tuple(route.defaults)
         found = msgspec.structs.astuple(_presence(names).decode(body))
-        missing = {key: route.defaults[key] for key, value in zip(names, found, strict=True) if not bytes(value)}
-    added = msgspec.json.encode({**missing, "model": route.upstream or name, **route.patch})
+        missing = {key: route.defaults[key] for key, value in zip(names, found, strict=True) if bytes(value) in _UNSAID}
+    added = msgspec.json.encode({**missing, **(changes or {}), "model": route.upstream or name, **route.patch})
     return b"".join((memoryview(body.rstrip(_SPACE))[:-1], b",", memoryview(added)[1:]))
 
 
 class Passing:
     """A Reply that goes on as it comes, but for the model's name where the engine has another one for it.
 
-    `ends` are what the last bytes of a whole stream have in them, one of them; without any it ends when it ends.
+    `ends` are what the last bytes of a whole stream have in them, one of them; without any it ends when it ends. What
+    a subclass `rewrites` besides it is given in whole lines.
     """
 
     stream_type = ""
 
-    def __init__(self, ends: tuple[bytes, ...] = (), name: str = "") -> None:
+    def __init__(self, ends: tuple[bytes, ...] = (), name: str = "", rewrites: bool = False) -> None:
         self._ends = ends
         self._longest = max(map(len, ends), default=0)
         self._tail = b"\n"
         self._ended = not ends
         self._named = b'"model":' + msgspec.json.encode(name) if name else b""
+        # As the engine wrote it last; all through a stream it does the same.
+        self._written = b""
+        self._rewrites = rewrites or bool(name)
         self._lines = Lines()
 
     @property
     def passes(self) -> bool:
         """Whether a whole answer does."""
-        return not self._named
+        return not self._rewrites
 
-    async def whole(self, status: int, body: bytes) -> Said:
+    async def whole(self, status: int, body: bytes) -> Said | Question:
         """The same under the client's name for the model."""
-        return Said(self._renamed(body), status)
+        return Said(self.rewritten(body), status)
 
     def part(self, data: bytes) -> bytes:
-        """The same, whole lines where a name is to be looked for in them."""
+        """The same, whole lines where something is to be looked for in them."""
         if not self._ended:
             self._look(data)
-        if not self._named:
-            return data
-        return self._renamed(self._lines.take(data))
+        return self.rewritten(self._lines.take(data)) if self._rewrites else data
 
     async def end(self) -> bytes:
         """What came without the end of its line; raises EndedEarlyError where the stream's end did not come."""
         if not self._ended:
             raise EndedEarlyError
-        return self._renamed(self._lines.last())
+        return self.rewritten(self._lines.last())
 
     def _look(self, data: bytes) -> None:
         seen = self._tail + data
@@ -116,16 +119,19 @@ class Passing:
                 self._ended = True
         self._tail = seen[-self._longest :]
 
-    def _renamed(self, text: bytes) -> bytes:
-        """Lines, or a whole answer: the first name in each."""
+    def rewritten(self, text: bytes) -> bytes:
+        """Lines, or a whole answer: the first name in each, and what is the same, as the client knows it."""
         if not self._named:
             return text
+        if self._written and text.count(_MODEL) == text.count(self._written):
+            return text.replace(self._written, self._named)
         parts: list[bytes] = []
         done = 0
         start = text.find(_MODEL)
         while start >= 0 and (rest := _REST.match(text, start + len(_MODEL))) is not None:
             parts += (text[done:start], self._named)
             done = rest.end()
+            self._written = text[start:done]
             line = text.find(b"\n", done)
             start = text.find(_MODEL, line) if line >= 0 else -1
         return b"".join((*parts, text[done:])) if parts else text

@@ -35,14 +35,14 @@ class Passed(Passing):
 
     async def whole(self, status: int, body: bytes) -> Said:
         """See Reply."""
-        return Said(self._renamed(body), status, GO_JSON)
+        return Said(self.rewritten(body), status, GO_JSON)
 
-    def _renamed(self, text: bytes) -> bytes:
+    def rewritten(self, text: bytes) -> bytes:
         if _ERROR not in text:
-            return super()._renamed(text)
+            return super().rewritten(text)
         return b"".join(map(self._line, text.splitlines(keepends=True)))
 
     def _line(self, line: bytes) -> bytes:
         if line.startswith(_ERROR):
             return self._theirs.sub(lambda found: self._ours[found[0]], line)
-        return super()._renamed(line)
+        return super().rewritten(line)
