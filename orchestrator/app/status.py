@@ -116,11 +116,12 @@ class GatewayStatus:
 @dataclass(frozen=True)
 class NameStatus:
     """A public name, the instance that it leads to, and what is in flight under it (None: its gateway, of an earlier
-    version, does not tell)."""
+    version, does not tell); `waiting` requests are not there yet, as others have their turn."""
 
     public_name: str
     instance: str
     in_flight: int | None
+    waiting: int
 
 
 @dataclass(frozen=True)
@@ -328,11 +329,12 @@ def _open_until(orch: Orchestrator) -> str | None:
 def _names(observed: Observed) -> Iterator[NameStatus]:
     if observed.gateway.status is None:
         return
+    waiting = observed.gateway.status.traffic.waiting
     for route in observed.gateway.status.routes:
         load = observed.gateway.status.load_of(route.backend.instance)
         untold = load.in_flight and not load.in_flight_by_route
         in_flight = None if untold else load.in_flight_by_route.get(route.name, 0)
-        yield NameStatus(route.name, route.backend.instance, in_flight)
+        yield NameStatus(route.name, route.backend.instance, in_flight, waiting.get(route.name, 0))
 
 
 def _image_name(reference: str, observed: Observed) -> str:

@@ -66,7 +66,7 @@ def _tell(screen: Screen, found: Status) -> None:
     if found.gateway is not None:
         screen.facts("Gateway", _gateway_facts(found.gateway))
         rows = [{**asdict(name), "in_flight": "" if name.in_flight is None else name.in_flight} for name in found.names]
-        screen.table("Names", ("public_name", "instance", "in_flight"), rows)
+        screen.table("Names", ("public_name", "instance", "in_flight", "waiting"), rows)
         for other in found.gateway.leaving:
             screen.say(f"{other.instance} was replaced; it answers {other.in_flight} requests.")
     for line in found.upgrades:

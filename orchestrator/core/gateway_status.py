@@ -141,25 +141,28 @@ class BackendLoad:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What goes through a gateway, or went: by backend, and in all; `held` requests wait for a pause to end.
-    `turned_away` counts clients that took more than they may, by reason (an earlier version does not tell)."""
+    """What goes through a gateway, or went: by backend, and in all; `held` requests wait for a pause to end, `waiting`
+    by public name for their turn. `turned_away` counts clients that took more than they may, by reason. A gateway of an
+    earlier version has neither."""
 
     backends: Mapping[str, BackendLoad] = field(default_factory=dict)
     totals: Counts = field(default_factory=Counts)
     held: int = 0
+    waiting: Mapping[str, int] = field(default_factory=dict)
     turned_away: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def in_flight(self) -> int:
         """Requests that have no whole answer yet."""
-        return self.held + sum(load.in_flight for load in self.backends.values())
+        return self.held + sum(self.waiting.values()) + sum(load.in_flight for load in self.backends.values())
 
     def __add__(self, other: Traffic) -> Traffic:
         names = dict.fromkeys((*self.backends, *other.backends))
         idle = BackendLoad()
         backends = {name: self.backends.get(name, idle) + other.backends.get(name, idle) for name in names}
+        waiting = Counter(self.waiting) + Counter(other.waiting)
         turned_away = Counter(self.turned_away) + Counter(other.turned_away)
-        return Traffic(backends, self.totals + other.totals, self.held + other.held, turned_away)
+        return Traffic(backends, self.totals + other.totals, self.held + other.held, waiting, turned_away)
 
     def over(self) -> Traffic:
         """What stays of it when the gateway has ended: the counts."""
@@ -169,19 +172,26 @@ class Traffic:
     def to_json(self) -> dict[str, object]:
         """As it stands in a status."""
         backends = {name: load.to_json() for name, load in self.backends.items()}
-        more = {"held": self.held, "turned_away": dict(self.turned_away)}
-        return {"backends": backends, "totals": asdict(self.totals), **more}
+        return {
+            "backends": backends,
+            "totals": asdict(self.totals),
+            "held": self.held,
+            "waiting": dict(self.waiting),
+            "turned_away": dict(self.turned_away),
+        }
 
     @classmethod
     def from_json(cls, value: object) -> Traffic:
         """Read what `to_json` wrote; ValueError says which field is wrong."""
         document = fields.mapping(value, "traffic")
         backends = fields.mapping(document.get("backends"), "backends")
+        waiting = fields.mapping(document.get("waiting", {}), "waiting")
         turned_away = fields.mapping(document.get("turned_away", {}), "turned_away")
         return cls(
             {name: BackendLoad.from_json(load) for name, load in backends.items()},
             Counts.from_json(document.get("totals")),
             fields.whole(document, "held"),
+            {name: fields.whole(waiting, name) for name in waiting},
             {reason: fields.whole(turned_away, reason) for reason in turned_away},
         )
 

@@ -61,7 +61,8 @@ class Route:
     a request does not say; with neither and no `upstream` bytes pass through as they are. `patch_paths` are the HTTP
     paths on which the engine heeds the patch (None: on all); on others it would answer as if there were none. Without
     `chats` the model has no chat template, and an engine that is asked to chat would make one up. `card` says what is
-    served, to clients that ask; an earlier version of orch had none.
+    served, to clients that ask; an earlier version of orch had none. `at_once` requests are computed together (0: an
+    earlier version did not say how many).
     """
 
     name: str
@@ -74,6 +75,7 @@ class Route:
     patch_paths: tuple[str, ...] | None = None
     chats: bool = True
     card: ModelCard | None = None
+    at_once: int = 0
 
     def __post_init__(self) -> None:
         """Keep copies of `patch` and `defaults` that nobody else can change; ValueError when they are not JSON."""
@@ -87,6 +89,10 @@ class Route:
     def takes_patch(self, path: str) -> bool:
         """Whether the engine heeds the patch, if there is one, of a request for `path`."""
         return not self.patch or self.patch_paths is None or path in self.patch_paths
+
+    def filled(self, body: Mapping[str, object]) -> dict[str, object]:
+        """A body that was made for this route: under the engine's name for the model, with what the route adds."""
+        return {**self.defaults, **body, "model": self.upstream or self.name, **self.patch}
 
     @property
     def answers_as_another(self) -> bool:
@@ -121,7 +127,8 @@ class Route:
         """As much of it as can be said in an earlier protocol; all, where what is left out would change an answer."""
         if protocol >= FIRST_WITH_CARDS:
             return self
-        known = replace(self, card=None, speaks=tuple(name for name in self.speaks if name not in _OF_ONE_SERVER))
+        speaks = tuple(name for name in self.speaks if name not in _OF_ONE_SERVER)
+        known = replace(self, card=None, at_once=0, speaks=speaks)
         if protocol >= ROUTES_SINCE or (self.patch and self.patch_paths is not None):
             return known
         placeless = replace(self.backend, place="")
@@ -129,8 +136,9 @@ class Route:
 
     @property
     def as_planned(self) -> Route:
-        """Without what of its card is known only once the artifact is there."""
-        return self if self.card is None else replace(self, card=self.card.as_planned)
+        """Without what changes no answer, and is told with the next change: what of its card is known only once the
+        artifact is there, and how many are computed at once."""
+        return replace(self, card=self.card and self.card.as_planned, at_once=0)
 
     def to_json(self) -> dict[str, object]:
         """The route as a plain JSON object."""
@@ -157,6 +165,7 @@ class Route:
             patch_paths=None if document.get("patch_paths") is None else fields.texts(document, "patch_paths"),
             chats=document.get("chats") is not False,
             card=None if document.get("card") is None else ModelCard.from_json(document["card"]),
+            at_once=fields.whole({"at_once": 0, **document}, "at_once"),
         )
 
 

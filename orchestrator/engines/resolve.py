@@ -384,6 +384,7 @@ def routes_of(sheet: EngineSheet, deployment: Deployment, profile: Profile) -> t
                 chats=deployment.chats,
                 patch_paths=sheet.patch_paths,
                 card=card_of_route(deployment, adapter),
+                at_once=profile.serving.parallel,
             )
         )
     return tuple(routes)

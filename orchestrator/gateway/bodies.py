@@ -21,6 +21,11 @@ LARGEST_BODY = 8 << 20
 MOST_PARTS = 500_000
 # Bytes of all bodies together: 32 of the largest, or 250 requests of a megabyte that wait for their first token.
 MOST_HELD = 256 << 20
+# The same of one that is read whole and written anew for another API: half a million tokens, in 40 ms; and the names of
+# fields in it, at all depths.
+LARGEST_READ = 2 << 20
+MOST_PARTS_READ = 150_000
+MOST_NAMES = 50_000
 # Bytes a second that a body comes with at least, once it has had its first patience: what it holds is others' too.
 LEAST_RATE = 512
 # Bytes that are unpacked at a time: about a millisecond.
@@ -32,6 +37,21 @@ _PACKED = _GZIP | {"deflate"}
 # What tells how long a parser takes.
 PARTS = (b",", b"[", b"{")
 _GZIP_BITS = 16 + zlib.MAX_WBITS
+
+
+def check_names(body: bytes) -> None:
+    """Raises Refusal when there are too many names of fields in a body."""
+    if (names := body.count(b'":')) > MOST_NAMES and names - body.count(b'\\":') > MOST_NAMES:
+        raise refusals.too_intricate(MOST_NAMES, "names of fields")
+
+
+def check_readable(body: bytes) -> None:
+    """Raises Refusal when a body would take too long to be read whole and written anew."""
+    if len(body) > LARGEST_READ:
+        raise refusals.too_large(LARGEST_READ)
+    if sum(map(body.count, PARTS)) > MOST_PARTS_READ:
+        raise refusals.too_intricate(MOST_PARTS_READ)
+    check_names(body)
 
 
 class Ledger:

@@ -49,5 +49,7 @@ def render(traffic: Traffic) -> str:
         ("turned_away_total", "counter", "Clients that took more than they may, or too long.",
          [({"reason": reason}, count) for reason, count in traffic.turned_away.items()]),
         ("held_requests", "gauge", "Requests that wait for a pause to end.", [({}, traffic.held)]),
+        ("waiting_requests", "gauge", "Requests that wait for their turn on an engine.",
+         [({"model": name}, count) for name, count in traffic.waiting.items()]),
     ]  # fmt: skip
     return "".join(_family(f"orch_gateway_{name}", kind, what, samples) for name, kind, what, samples in families)

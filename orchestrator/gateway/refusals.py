@@ -187,6 +187,11 @@ def full() -> Refusal:
     return unavailable("The gateway holds too many large requests at the moment; try again.", "too_much_held")
 
 
+def crowded(name: str) -> Refusal:
+    """503 while too many requests wait for the turn of a name, or of others with its adapters."""
+    return unavailable(f"Too many requests wait for `{_echo(name)}` at the moment; try again.", "too_many_waiting")
+
+
 def interrupted(reason: str) -> Refusal:
     """What ends an answer of which a part is out; there is no status for it any more."""
     return Refusal(500, "stream_interrupted", reason)

@@ -28,14 +28,22 @@ from orchestrator.gateway.dialects.base import (
 from orchestrator.gateway.keys import CREDENTIALS
 from orchestrator.gateway.refusals import Refusal
 from orchestrator.gateway.secrets import EngineSecrets
-from orchestrator.gateway.switchboard import Claim, StoppingError, Switchboard, Tally, UnknownNameError
+from orchestrator.gateway.switchboard import (
+    Claim,
+    CrowdedError,
+    StoppingError,
+    Switchboard,
+    Tally,
+    UnknownNameError,
+)
 
 log = logging.getLogger("orchestrator.gateway")
 
 # Seconds before each new try of a request of which the client has seen nothing yet: about 3 s in all.
 # The first is at once: an idle connection that the engine was just closing is the usual cause.
 PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.4)
-# When no new try is begun: an address that nobody has (a container that was stopped) costs 3 s a try.
+# Seconds of tries and pauses after which no new try is begun: an address that nobody has (a container that was stopped)
+# costs 3 s a try.
 GIVE_UP_S = 6.0
 # How often an engine may be lost after it was sent a request. A request that kills every engine it meets
 # must not be handed on and on.
@@ -120,6 +128,9 @@ async def relay(arrival: Arrival, board: Switchboard, clients: Clients) -> web.S
     except StoppingError:
         board.totals.errors += 1
         raise refusals.unavailable("The gateway is stopping.") from None
+    except CrowdedError:
+        board.totals.errors += 1
+        raise refusals.crowded(call.name) from None
     except Refusal as refusal:
         board.totals.errors += refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         raise
@@ -135,9 +146,11 @@ async def _with_retries(
     came = end_to_end(arrival.request.headers, _NOT_SENT_ON)
     headers = [*(pair for pair in came if len(pair[1]) <= _LONGEST_SENT), _JSON]
     again = False
-    until = asyncio.get_running_loop().time() + GIVE_UP_S
+    clock = asyncio.get_running_loop().time
+    arrived, patience = clock(), GIVE_UP_S
     for pause in (*PAUSES, None):
-        with await board.admit(name) as claim:
+        with await board.admit(name, arrived, again) as claim:
+            began = clock()
             if (instead := arrival.endpoint.instead_of_chats) and not claim.route.chats:
                 raise refusals.no_chat_template(call.name, arrival.path, instead)
             kept = not again and (not call.streams or upstreams.keeps_connections(claim.route))
@@ -150,10 +163,11 @@ async def _with_retries(
                 if attempt.answer is not None:
                     board.totals.errors += 1
                     return await attempt.break_off(attempt.answer, str(lost))
-                late = asyncio.get_running_loop().time() > until
-                if pause is None or late or lost.final or losses > LOSSES:
+                patience -= clock() - began
+                if pause is None or patience < 0 or lost.final or losses > LOSSES:
                     break
         again = True
+        patience -= pause
         # Not claimed while it waits: a drain of the lost backend need not wait for this.
         await asyncio.sleep(pause)
     raise refusals.unavailable(f"The engine behind `{call.name}` does not answer now; try again in a moment.")
@@ -255,6 +269,8 @@ class Attempt:
             log.error("%s refuses the secret that it was sent.", self.claim.route.backend.instance)
             self.claim.tally.errors += 1
             raise refusals.engine_refuses()
+        if upstream.status < HTTPStatus.BAD_REQUEST:
+            self.claim.answered()
 
     async def _question(self, call: Call) -> Question | Said:
         """What the engine is to be asked; raises Refusal."""
@@ -288,6 +304,8 @@ class Attempt:
                 raise BackendLostError("The engine lost the model.", True)
             self.claim.tally.errors += 1
             self.totals.errors += 1
+        if self._streaming and reply.gathers:
+            return respond(await self._gathered(upstream, first, reply))
         if self._streaming or reply.passes:
             return await self._copy(upstream, first, reply)
         said = await reply.whole(status, await _whole(upstream, first))
@@ -295,6 +313,21 @@ class Attempt:
             return said
         self.arrival.body.release()
         return respond(said)
+
+    async def _gathered(self, upstream: aiohttp.ClientResponse, chunk: bytes, reply: Reply) -> Said:
+        read = 0
+        while chunk:
+            reply.part(chunk)
+            read += len(chunk)
+            if read > LARGEST_ANSWER:
+                raise _oversized()
+            chunk = b"" if reply.done else await _more(upstream)
+        try:
+            said = Said(await reply.end())
+        except EndedEarlyError as error:
+            raise BackendLostError("The engine ended its answer too early.", True) from error
+        self.arrival.body.release()
+        return said
 
     async def _copy(self, upstream: aiohttp.ClientResponse, chunk: bytes, reply: Reply) -> web.StreamResponse:
         headers = end_to_end(upstream.headers, _HOP_BY_HOP)
@@ -312,7 +345,6 @@ class Attempt:
         self.arrival.body.release()
         self.arrival.depart(answer)
         await answer.prepare(self.arrival.request)
-        content = upstream.content
         by_itself, tail = self._streaming and upstreams.may_end_by_itself(self.claim.route), b""
         while chunk:
             sent = reply.part(chunk) if self._streaming else chunk
@@ -321,10 +353,7 @@ class Attempt:
                 self._sent = sent
             if by_itself:
                 tail = (tail + chunk)[-upstreams.TAIL :]
-            try:
-                chunk = await content.readany()
-            except (aiohttp.ClientError, OSError) as error:
-                raise BackendLostError("The engine was lost while it answered.", True) from error
+            chunk = b"" if reply.done else await _more(upstream)
         if self._streaming:
             try:
                 rest = await reply.end()
@@ -368,14 +397,23 @@ def is_stream(headers: Mapping[str, str]) -> bool:
 async def _whole(answer: aiohttp.ClientResponse, begun: bytes) -> bytes:
     """All of an answer that began with these bytes; raises BackendLostError."""
     read = bytearray(begun)
+    while chunk := await _more(answer):
+        read += chunk
+        if len(read) > LARGEST_ANSWER:
+            raise _oversized()
+    return bytes(read)
+
+
+async def _more(answer: aiohttp.ClientResponse) -> bytes:
+    """What came of an answer, b"" at its end; raises BackendLostError."""
     try:
-        while chunk := await answer.content.readany():
-            read += chunk
-            if len(read) > LARGEST_ANSWER:
-                raise BackendLostError(f"The engine's answer is larger than {LARGEST_ANSWER >> 20} MiB.", True, True)
+        return await answer.content.readany()
     except (aiohttp.ClientError, OSError) as error:
         raise BackendLostError("The engine was lost while it answered.", True) from error
-    return bytes(read)
+
+
+def _oversized() -> BackendLostError:
+    return BackendLostError(f"The engine's answer is larger than {LARGEST_ANSWER >> 20} MiB.", True, True)
 
 
 async def _pieces(body: bytes) -> AsyncIterator[memoryview]:

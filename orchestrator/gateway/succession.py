@@ -84,7 +84,7 @@ class Succession:
         """Have what was given on disk and in force."""
         self._predecessor, self.fronts = Predecessor(given.admin), fronts
         await self.save(given.routes)
-        self.board.table = given.routes
+        self.board.go_by(given.routes)
         for owner, left in given.paused.items():
             self.board.pause(owner, left)
         self.phase = Phase.SERVING
@@ -92,7 +92,7 @@ class Succession:
     async def give_back(self) -> None:
         """Nobody has heard that the sockets were taken: they are still the other's."""
         self.phase, self._predecessor, self.fronts = Phase.WAITING, None, ()
-        self.board.table = RouteTable()
+        self.board.go_by(RouteTable())
         await asyncio.to_thread(self._state.unlink, missing_ok=True)
 
     async def hand_over(self, to: Path) -> None:

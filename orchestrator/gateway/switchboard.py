@@ -1,7 +1,8 @@
-"""Who answers what: the current table, the claims on backends, the pauses.
+"""Who answers what: the current table, the claims on backends, the pauses, the turns.
 
 All of it runs in one thread on one event loop, and choosing a route and counting the request in happen without an
-`await` between them: that is the lock. A request is never chosen but not counted, so a drain misses none.
+`await` between them: that is the lock. A request is never chosen but not counted, so a drain misses none. Those that
+wait, for the end of a pause or for a turn, are on no backend: when they go on, the table of that moment says where.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from types import TracebackType
 
 from orchestrator.core.gateway_status import BackendLoad, Counts, Traffic
 from orchestrator.core.routes import Route, RouteTable
+from orchestrator.gateway import upstreams
+from orchestrator.gateway.turns import Place, Turns, WaitingRoom
 
 # How long a drain waits for the requests that it has cut.
 CUT_S = 3.0
@@ -26,6 +29,10 @@ class UnknownNameError(Exception):
 
 class StoppingError(Exception):
     """The gateway is going down and takes nothing on."""
+
+
+class CrowdedError(Exception):
+    """Too many requests wait for the same turn."""
 
 
 @dataclass
@@ -42,7 +49,8 @@ class Tally:
 
 
 class Backend:
-    """One engine instance as the gateway knows it: what is in flight there, and what was."""
+    """One engine instance as the gateway knows it: what is in flight there, and what was. In its `room` requests wait
+    for their turn; it has one since it answers names that it cannot compute together."""
 
     def __init__(self) -> None:
         self.claims: set[Claim] = set()
@@ -50,6 +58,7 @@ class Backend:
         self.idle = asyncio.Event()
         self.idle.set()
         self.by_route: dict[str, Tally] = {}
+        self.room: WaitingRoom | None = None
 
     def load(self) -> BackendLoad:
         """The figures of this moment."""
@@ -59,10 +68,12 @@ class Backend:
 
 
 class Claim:
-    """One try of one request on one backend, counted in from the moment of choice until `with` ends."""
+    """One try of one request on one backend, counted in from the moment of choice until `with` ends; `place` is what it
+    has of a turn there."""
 
-    def __init__(self, route: Route, backend: Backend) -> None:
+    def __init__(self, route: Route, backend: Backend, place: Place | None = None) -> None:
         self.route = route
+        self.place = place
         self.tally = backend.by_route.setdefault(route.name, Tally())
         self._backend = backend
         self._streaming = False
@@ -82,6 +93,13 @@ class Claim:
         self._backend.open_streams -= self._streaming
         if not self._backend.claims:
             self._backend.idle.set()
+        if self.place is not None and self._backend.room is not None:
+            self._backend.room.leave(self.place)
+
+    def answered(self) -> None:
+        """The engine has begun to answer as it should."""
+        if self.place is not None and self._backend.room is not None:
+            self._backend.room.answered()
 
     def streaming(self) -> None:
         """Count this claim as an open stream until it ends."""
@@ -121,12 +139,16 @@ class Switchboard:
         self.table = table
         self.totals = Tally()
         self.held = 0
+        self._waiting: Counter[str] = Counter()
         # Clients that took too much, or too long, by what was done about it.
         self.turned_away: Counter[str] = Counter()
         # A name per generation that was ever deployed: a drained backend's counts stay readable.
         self._backends: dict[str, Backend] = {}
         self._holds: dict[str, Hold] = {}
+        # The names that have to wait for turns: where, and as what.
+        self._turns: dict[str, tuple[WaitingRoom, str]] = {}
         self._stopping = False
+        self._share()
 
     def go_by(self, table: RouteTable) -> None:
         """Another table. A backend of an owner that had no routes is counted from nothing, whatever its name: what was
@@ -137,12 +159,16 @@ class Switchboard:
             if route.owner not in owners and known is not None and not known.claims:
                 del self._backends[route.backend.instance]
         self.table = table
+        self._share()
+        self._look_again()
 
-    async def admit(self, name: str) -> Claim:
-        """Claim the current route of `name`, waiting while its owner is paused.
+    async def admit(self, name: str, arrived: float, again: bool = False) -> Claim:
+        """Claim the current route of `name`, waiting while its owner is paused, and for its turn. `arrived` is when the
+        request came, on the loop's clock; `again`: it was claimed before, and its engine was lost.
 
-        Raises UnknownNameError and StoppingError.
+        Raises UnknownNameError, StoppingError and CrowdedError.
         """
+        waited = again
         while True:
             if self._stopping:
                 raise StoppingError
@@ -150,13 +176,34 @@ class Switchboard:
             if route is None:
                 raise UnknownNameError(name)
             hold = self._holds.get(route.owner)
-            if hold is None:
-                return Claim(route, self._backend(route.backend.instance))
-            self.held += 1
+            if hold is not None:
+                waited = True
+                self.held += 1
+                try:
+                    await hold.over.wait()
+                finally:
+                    self.held -= 1
+                continue
+            backend, turn = self._backend(route.backend.instance), self._turns.get(name)
+            if turn is None:
+                return Claim(route, backend)
+            room, adapters = turn
+            if not waited and room.turns.crowded(adapters):
+                raise CrowdedError
+            place = Place(adapters, arrived, again)
+            room.come(place)
+            if place.inside:
+                return Claim(route, backend, place)
+            waited = True
+            self._waiting[name] += 1
             try:
-                await hold.over.wait()
+                let_in = await room.wait(place)
             finally:
-                self.held -= 1
+                self._waiting[name] -= 1
+            if let_in:
+                if self._leads_still(route):
+                    return Claim(route, backend, place)
+                room.leave(place)
 
     def pause(self, owner: str, seconds: float) -> None:
         """Hold new requests of `owner` for at most `seconds`; a second pause moves the expiry."""
@@ -168,6 +215,7 @@ class Switchboard:
         else:
             hold.timer.cancel()
             hold.expires_at, hold.timer = loop.time() + seconds, timer
+        self._look_again()
 
     def resume(self, owner: str) -> None:
         """Let the held requests of `owner` go on; nothing happens when it is not paused."""
@@ -195,6 +243,7 @@ class Switchboard:
         self._stopping = True
         for owner in tuple(self._holds):
             self.resume(owner)
+        self._look_again()
         for backend in self._backends.values():
             for claim in tuple(backend.claims):
                 claim.cut()
@@ -205,13 +254,46 @@ class Switchboard:
         for route in self.table:
             self._backend(route.backend.instance)
         loads = {name: backend.load() for name, backend in self._backends.items()}
-        return Traffic(loads, self.totals.frozen(), self.held, dict(self.turned_away))
+        return Traffic(loads, self.totals.frozen(), self.held, +self._waiting, dict(self.turned_away))
 
     @property
     def paused(self) -> dict[str, float]:
         """Seconds until the pause of each paused owner expires."""
         now = asyncio.get_running_loop().time()
         return {owner: round(max(0.0, hold.expires_at - now), 3) for owner, hold in self._holds.items()}
+
+    def _leads_still(self, route: Route) -> bool:
+        """Whether a request that has waited may go where it was to go."""
+        return not self._stopping and route.owner not in self._holds and self.table.find(route.name) is route
+
+    def _share(self) -> None:
+        """Have names take turns where one engine answers several that it cannot compute together."""
+        self._turns = {}
+        routes: dict[str, list[tuple[Route, str]]] = {}
+        for route in self.table:
+            adapters = upstreams.adapters_of(route)
+            if adapters is not None:
+                routes.setdefault(route.backend.instance, []).append((route, adapters))
+        for instance, shared in routes.items():
+            if len({adapters for _, adapters in shared}) > 1:
+                room = self._room(self._backend(instance), shared[0][0])
+                self._turns |= {route.name: (room, adapters) for route, adapters in shared}
+
+    def _room(self, backend: Backend, route: Route) -> WaitingRoom:
+        if backend.room is None:
+            backend.room = WaitingRoom(Turns(upstreams.pace_of(route)))
+        backend.room.turns.at_once = route.at_once
+        for claim in backend.claims:
+            if claim.place is None and (adapters := upstreams.adapters_of(claim.route)) is not None:
+                claim.place = Place(adapters, 0.0)
+                backend.room.turns.adopt(claim.place)
+        return backend.room
+
+    def _look_again(self) -> None:
+        """Nobody waits for a turn on an engine that is not asked any more, or not now."""
+        for backend in self._backends.values():
+            if backend.room is not None:
+                backend.room.dismiss()
 
     def _backend(self, name: str) -> Backend:
         backend = self._backends.get(name)

@@ -294,8 +294,8 @@ def names_to_verify(
     served name. `loading` are the adapters that are loaded on the way.
 
     What the gateway has led to this very engine before has been asked then. Where adapters are given at start they have
-    been asked before the switch, when nobody else did: llama.cpp computes one adapter at a time, and under a steady
-    load for one name a question to another may wait for minutes.
+    been asked before the switch, when nobody else did: llama.cpp computes one adapter at a time, and under load a
+    question to each would wait for its turn.
     """
     if not chosen.hot_adapters:
         return (chosen.served_name,)

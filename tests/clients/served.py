@@ -90,11 +90,12 @@ def serving(engine: str, place: Path, environments: Path) -> Iterator[Served]:
             orch.run("up", name, "-p", str(orch.profile))
             orch.run("lora", "add", "alpha", str(ASSETS / "lora-a"))
         if served.chain:
-            orch.run("up", name, "-p", str(_chain_profile(place)))
+            orch.run("up", name, "-p", str(chain_profile(place)))
         yield served
 
 
-def _chain_profile(place: Path) -> Path:
+def chain_profile(place: Path) -> Path:
+    """A profile of the model that thinks and calls tools."""
     weights = chain_model.write(place / "chain")
     profile = place / "chain.toml"
     profile.write_text(

@@ -29,12 +29,13 @@ OLLAMAS = [
     *((client, verb) for client in ("python_ollama", "npm_ollama") for verb in ("stream", "generate_stream")),
     *((client, "stream") for client in ("python_langchain", "python_litellm", "python_open_webui")),
 ]
-# Ollama's API is asked for twice: of an engine that speaks it, and of one that it is translated for.
+# Ollama's API and Anthropic's are asked for twice: of an engine that speaks them, and of one that they are translated
+# for.
 every = pytest.mark.parametrize(
     ("client", "verb", "model"),
     [
         *((client, verb, "tiny") for client, verb in OPENAIS + ANTHROPICS + OLLAMAS),
-        *((client, verb, "translated") for client, verb in OLLAMAS),
+        *((client, verb, "translated") for client, verb in ANTHROPICS + OLLAMAS),
     ],
 )
 CLIENTS = ("python_openai", "npm_openai", "python_anthropic", "npm_anthropic", *dict(OLLAMAS))

@@ -86,9 +86,13 @@ def text(wanted: Said | Error, but: Mapping[str, Said | Error] | None = None, /,
 def responds(wanted: Said | Error, but: Mapping[str, Said | Error] | None = None, /, **more: Any) -> Row:
     """A question to /v1/responses, which Ollama's stand-in does not have."""
     body = {"input": "Hello!", "temperature": 0, "max_output_tokens": 40, **more}
-    no_such_path = {OLLAMA: Error("engine_refused", None, 404)} if isinstance(wanted, Said) else {}
+    missing = isinstance(wanted, Said)
+    no_such_path: dict[str, Said | Error] = {OLLAMA: Error("engine_refused", None, 404)} if missing else {}
     return Row(
-        {name: value for name, value in body.items() if value is not ...}, wanted, RESPONSES, no_such_path | (but or {})
+        {name: value for name, value in body.items() if value is not ...},
+        wanted,
+        RESPONSES,
+        {**no_such_path, **(but or {})},
     )
 
 
@@ -97,9 +101,8 @@ SHORT = Said(thinks=False)
 BOTH = Said("tool_calls", "", thinks=False, calls=("get_weather", "get_time"))
 FIRST = Said("tool_calls", "", thinks=False, calls=("get_weather",))
 TOO_LONG = Error("context_length_exceeded", None)
-# Ollama has its chat template put around a text to be completed, so the model thinks first; and it shows that.
-AS_CHAT = Said("stop", f"<think>{chain_model.THOUGHT}</think>\n\n{chain_model.SAID}", thinks=False)
-CUTS_IN_SILENCE = Said("stop", AS_CHAT.text, thinks=False)
+# What is left of the prompt does not make the model think before it speaks, so its thought is none to the engine.
+CUT_IN_SILENCE = Said("stop", f"<think>{chain_model.THOUGHT}</think>\n\n{chain_model.SAID}", thinks=False)
 
 
 def unsupported(name: str) -> Error:
@@ -127,10 +130,10 @@ ROWS = {
     "max_completion_tokens counts before max_tokens": chat(CUT, max_completion_tokens=3),
     "max_completion_tokens above the context": chat(ALL, max_tokens=..., max_completion_tokens=4096),
     "a prompt that is too long": chat(
-        TOO_LONG, {OLLAMA: CUTS_IN_SILENCE}, messages=[{"role": "user", "content": LONG}], max_tokens=60
+        TOO_LONG, {OLLAMA: CUT_IN_SILENCE}, messages=[{"role": "user", "content": LONG}], max_tokens=60
     ),
     "a prompt that is too long, streamed": chat(
-        TOO_LONG, {OLLAMA: CUTS_IN_SILENCE}, messages=[{"role": "user", "content": LONG}], stream=True, max_tokens=60
+        TOO_LONG, {OLLAMA: CUT_IN_SILENCE}, messages=[{"role": "user", "content": LONG}], stream=True, max_tokens=60
     ),
     "n 2": chat(Said(choices=2), {OLLAMA: unsupported("n")}, n=2, temperature=1),
     "n 2, greedy": chat(Said(choices=2), {OLLAMA: unsupported("n")}, n=2),
@@ -157,13 +160,11 @@ ROWS = {
     "response_format null": chat(ALL, response_format=None),
     "response_format json_schema": chat(
         Said(text='{"a":false}'),
-        {OLLAMA: Said(text='{"a":false}', thinks=False)},
         response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}},
         max_tokens=80,
     ),
     "response_format json_schema without a name": chat(
         Said(text='{"a":false}'),
-        {OLLAMA: Said(text='{"a":false}', thinks=False)},
         response_format={"type": "json_schema", "json_schema": {"schema": SCHEMA}},
         max_tokens=80,
     ),
@@ -186,7 +187,6 @@ ROWS = {
     ),
     "tool_choice of a tool that is not there": chat(
         invalid("tool_choice"),
-        {OLLAMA: unsupported("tool_choice")},
         tools=TOOLS,
         tool_choice={"type": "function", "function": {"name": "nobody"}},
     ),
@@ -204,7 +204,7 @@ ROWS = {
     "two parts": said_to({"role": "user", "content": [{"type": "text", "text": word} for word in ("Hel", "lo!")]}),
     "content null": said_to({"role": "user", "content": None}),
     "content left out": said_to({"role": "user"}),
-    "content that is a number": said_to({"role": "user", "content": 5}, wanted=Error("engine_refused", None)),
+    "content that is a number": said_to({"role": "user", "content": 5}, wanted=invalid("messages[0].content")),
     "a picture": said_to(
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]},
         wanted=unsupported("messages[0].content[0].type"),
@@ -238,23 +238,23 @@ ROWS = {
     "logit_bias": chat(ALL, {OLLAMA: unsupported("logit_bias")}, logit_bias={"5": -100}),
     "logit_bias of a token that is not there": chat(invalid("logit_bias"), logit_bias={"99999": 1}),
     "logit_bias of a text": chat(invalid("logit_bias"), logit_bias={"x": 1}),
-    "a text": text(SHORT, {OLLAMA: AS_CHAT}),
-    "a text, streamed": text(SHORT, {OLLAMA: AS_CHAT}, stream=True),
-    "a text without a limit": text(SHORT, {OLLAMA: AS_CHAT}, max_tokens=...),
-    "a text, max_tokens null": text(SHORT, {OLLAMA: AS_CHAT}, max_tokens=None),
-    "a text, max_tokens above the context": text(SHORT, {OLLAMA: AS_CHAT}, max_tokens=9999),
+    "a text": text(SHORT),
+    "a text, streamed": text(SHORT, stream=True),
+    "a text without a limit": text(SHORT, max_tokens=...),
+    "a text, max_tokens null": text(SHORT, max_tokens=None),
+    "a text, max_tokens above the context": text(SHORT, max_tokens=9999),
     "texts": text(Said(thinks=False, choices=2), {OLLAMA: unsupported("prompt")}, prompt=[BEGUN, BEGUN]),
     "texts, streamed": text(
         Said(thinks=False, choices=2), {OLLAMA: unsupported("prompt")}, prompt=[BEGUN, BEGUN], stream=True
     ),
-    "a list of one text": text(SHORT, {OLLAMA: AS_CHAT}, prompt=[BEGUN]),
+    "a list of one text": text(SHORT, prompt=[BEGUN]),
     "a text and tokens": text(invalid("prompt"), prompt=[BEGUN, 5]),
     "no text": text(invalid("prompt"), prompt=""),
     "a text that is too long": text(
         TOO_LONG, {OLLAMA: Said("length", "<think>", thinks=False)}, prompt=LONG, max_tokens=1
     ),
     "suffix": text(unsupported("suffix"), suffix="x"),
-    "an empty suffix": text(SHORT, {OLLAMA: AS_CHAT}, suffix=""),
+    "an empty suffix": text(SHORT, suffix=""),
     "echo": text(
         Said(text=(BEGUN + chain_model.SAID).strip(), thinks=False),
         {LLAMACPP: unsupported("echo"), OLLAMA: unsupported("echo")},
@@ -312,9 +312,10 @@ def seen(path: str, answer: httpx.Response) -> Said | Error:
 
 
 def _of_choice(choices: list[dict[str, Any]]) -> Said:
-    texts, thoughts, twins, calls, finish = "", "", "", {}, ""
+    texts, thoughts, twins, finish = "", "", "", ""
+    calls: dict[int, str] = {}
     for choice in choices:
-        delta = choice.get("delta") or choice.get("message") or {"content": choice["text"]}
+        delta = choice.get("delta", choice.get("message", {"content": choice.get("text")}))
         texts += delta.get("content") or ""
         thoughts += delta.get("reasoning") or ""
         twins += delta.get("reasoning_content") or ""
@@ -342,7 +343,8 @@ class Served:
         self.engine = orch.engine
         weights = chain_model.write(orch.home / "weights")
         orch.profile.write_text(
-            f'name = "chain"\n[weights]\npath = "{weights}"\n[serving]\ncontext = {CONTEXT}\nparallel = {PARALLEL}\n'
+            f'name = "chain"\npublic_names = ["chain"]\n[weights]\npath = "{weights}"\n'
+            f"[serving]\ncontext = {CONTEXT}\nparallel = {PARALLEL}\n"
             '[engines.llamacpp]\nthreads = 1\nrecipes = ["gguf-bf16"]\n[engines.ollama]\nrecipes = ["gguf-bf16"]\n'
             "[engines.vllm]\nkv_cache_mib = 64\n"
         )
@@ -364,7 +366,9 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with stopped_afterwards(orch):
         if orch.engine == VLLM:
             with_environments(orch, request.getfixturevalue("environments"))
-        yield Served(orch)
+        served = Served(orch)
+        with served.client:
+            yield served
 
 
 @pytest.mark.parametrize("name", ROWS)

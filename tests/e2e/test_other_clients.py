@@ -28,14 +28,13 @@ def test_an_anthropic_client_never_gets_another_models_answer_nor_spoils_those_o
 
     orch.run("lora", "add", "alpha", str(ASSETS / "lora-a"))
     alpha = "Ahoy! The answer is alpha."
-    # Each slot in turn: what a request leaves in one is found by the next that fits it.
+    # Each slot in turn: what a request leaves in one is found by the next that fits it. llama.cpp's own path for it
+    # loses the scales.
     for _ in range(4):
         assert orch.says("alpha") == alpha
-        for name in ("alpha", "tiny"):
-            refused = message(orch, name)
-            assert (refused.status_code, refused.json()["type"]) == (400, "error")
-            assert refused.json()["error"]["type"] == "invalid_request_error"
-            assert "/v1/chat/completions" in refused.json()["error"]["message"]
+        for name, said in (("alpha", alpha), ("tiny", ANSWER)):
+            told = message(orch, name).json()
+            assert (told["content"], told["model"]) == ([{"type": "text", "text": said}], name)
         assert (orch.says("tiny"), orch.says("alpha")) == (ANSWER, alpha)
     asked = {"model": "alpha", "input": "Who are you?", "max_output_tokens": 40}
     told = ask(orch, "/v1/responses", asked).json()["output"][-1]["content"][0]["text"]

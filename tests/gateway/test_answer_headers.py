@@ -64,7 +64,7 @@ def test_the_same_refusals_in_both_shapes(gateway, engine):
         if status != 405:  # which names the path
             assert both[0] == both[1]
         assert answer[1].get("retry-after") == other[1].get("retry-after")
-    assert anthropic(gateway.ask(f"{MESSAGES}/count_tokens", {"model": "tiny"})) == (404, "not_found_error")
+    assert anthropic(gateway.ask(f"{MESSAGES}/batches", {"model": "tiny"})) == (404, "not_found_error")
     assert openai(gateway.ask(f"{MESSAGES}s", {"model": "tiny"}))[2] == "unknown_path"
     assert one.requests == []
 

@@ -17,12 +17,13 @@ CHAT, OLLAMA_CHAT, MESSAGES = "/v1/chat/completions", "/api/chat", "/v1/messages
 PATHS = (CHAT, OLLAMA_CHAT, MESSAGES)
 # Seconds that anybody else may wait.
 MOST_S = 0.05
-START = b'{"model": "NAME", "stream": false, "messages": ['
+START = b'{"model": "NAME", "stream": false, "max_tokens": 9, "messages": ['
 # As much as is let through of what takes a parser longest, and more.
 FILLINGS = {
     "lists": b"[]," * (MOST_PARTS // 2 - 100) + b"[]",
     "numbers": b"1234567890123456789," * (MOST_PARTS - 100) + b"1",
     "objects": b'{"role":"user","content":"x"},' * (MOST_PARTS // 3 - 100) + b"{}",
+    "turns": b'{"role":"user","content":"x"},' * 23_900 + b'{"role":"user","content":"x"}',
     "names": b"{" + b",".join(b'"%x":1' % number for number in range(MOST_PARTS - 200)) + b"}",
     "escapes": b'"' + b"\\n" * ((LARGEST_BODY - 200) // 2) + b'"',
     "letters": b'"' + "\u00fc".encode() * ((LARGEST_BODY - 200) // 2) + b'"',

@@ -100,3 +100,15 @@ def test_what_it_has_lost_is_described_all_the_same(gateway: Gateway) -> None:
     found = {entry["name"]: entry for entry in answer(gateway, "/api/tags")["models"]}
     assert (found["lost:latest"]["digest"], found["lost:latest"]["size"]) == ("2" * 64, 1)
     assert answer(gateway, "/api/show", {"model": "lost"})["details"]["parent_model"] == "Tiny:latest"
+
+
+def test_tokens_are_counted_for_anthropics_clients(behind: Server, gateway: Gateway) -> None:
+    """As many as it says that it read; and where it would not read them all, as many as there are."""
+    for text, more in (("Who are you?", {}), ("word " * 1200, {"truncate": False})):
+        asked = {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": text}]}
+        told = behind.post("/api/chat", model="prof", stream=False, options={"num_predict": 1}, **asked, **more).json()
+        own = told.get("prompt_eval_count") or json.loads(told["error"])["error"]["n_prompt_tokens"]
+        body: Json = {"model": "Tiny", "system": "Be kind.", "messages": [{"role": "user", "content": text}]}
+        # What was read already counts, too.
+        for _ in range(2):
+            assert answer(gateway, "/v1/messages/count_tokens", body) == {"input_tokens": own}

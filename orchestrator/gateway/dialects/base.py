@@ -61,7 +61,8 @@ class Reply(Protocol):
     """How one answer of an engine becomes the client's.
 
     `passes`: a whole answer goes on as it comes, head and all. `stream_type` is the Content-Type of a stream where it
-    is not the engine's own.
+    is not the engine's own. `gathers`: of a stream, too, the client is told one whole answer, which is what its `end`
+    gives. `done`: what came is all that is wanted, and the engine is not heard out.
     """
 
     @property
@@ -69,6 +70,12 @@ class Reply(Protocol):
 
     @property
     def stream_type(self) -> str: ...
+
+    @property
+    def gathers(self) -> bool: ...
+
+    @property
+    def done(self) -> bool: ...
 
     async def whole(self, status: int, body: bytes) -> Said | Question:
         """The answer to one that came in one piece, or what to ask in its place; where it `passes`, nobody asks."""
@@ -79,7 +86,8 @@ class Reply(Protocol):
         ...
 
     async def end(self) -> bytes:
-        """What comes after the last of them, which the engine may be asked for; raises EndedEarlyError."""
+        """What comes after the last of them, which the engine may be asked for; raises EndedEarlyError, and Refusal
+        where nothing of it is out."""
         ...
 
 

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 
 import msgspec
 
-from orchestrator.core.routes import Route, RouteTable
+from orchestrator.core.routes import Route
 from orchestrator.gateway import refusals
-from orchestrator.gateway.dialects.base import Call, EndedEarlyError, Engine, Question, Said
-from orchestrator.gateway.refusals import Refusal
+from orchestrator.gateway.dialects.base import Call, EndedEarlyError, Question, Said
 
 _SPACE = b" \t\r\n"
 _UNSAID = (b"", b"null")
@@ -79,6 +78,7 @@ class Passing:
     """
 
     stream_type = ""
+    gathers = done = False
 
     def __init__(self, ends: tuple[bytes, ...] = (), name: str = "", rewrites: bool = False) -> None:
         self._ends = ends
@@ -161,28 +161,3 @@ class Lines:
         rest = b"".join(self._begun)
         self._begun = []
         return rest
-
-
-class ByName:
-    """What dialects have in common that pass: a model goes by its public name, in the field `model`. `ends`: what a
-    whole stream has at its end, by path."""
-
-    ends: Mapping[str, tuple[bytes, ...]] = {}
-
-    def parse(self, path: str, body: bytes) -> Call:
-        """See Dialect."""
-        return call_of(body)
-
-    def find(self, table: RouteTable, name: str) -> Route | None:
-        """See Dialect."""
-        return table.find(name)
-
-    def unknown_name(self, name: str, path: str, table: RouteTable) -> Refusal:
-        """See Dialect."""
-        return refusals.unknown_name(name, table)
-
-    async def question(self, call: Call, path: str, body: bytes, engine: Engine) -> Question:
-        """See Dialect."""
-        route = engine.route
-        reply = Passing(self.ends.get(path, ()), call.name if route.answers_as_another else "")
-        return Question(path, body_for(route, call.name, body), reply)

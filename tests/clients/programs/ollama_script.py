@@ -1,36 +1,19 @@
-"""A script as somebody writes one for Ollama, with its official client: it knows of no gateway, and of no migration.
-
-It asks over and over until its input ends, then prints how often it asked what, each shape and each text that it was
-answered with, and everything that failed.
-"""
+"""A script as somebody writes one for Ollama, with its official client: it knows of no gateway, and of no migration."""
 
 from __future__ import annotations
 
-import json
 import sys
-import threading
-from collections import Counter, defaultdict
-from collections.abc import Callable
 from typing import Any
 
 import ollama
+from all_along import Questions, ask_all_along
 
-THREADS = 3
 GREEDY = {"temperature": 0, "num_predict": 40}
 
 
-def shape(value: Any) -> Any:
-    """The fields of an answer and their types, whatever is in them."""
-    if isinstance(value, dict):
-        return {key: shape(one) for key, one in value.items()}
-    if isinstance(value, list):
-        kinds = {json.dumps(shape(one), sort_keys=True) for one in value}
-        return sorted(kinds)
-    return type(value).__name__
-
-
-def questions(client: ollama.Client) -> dict[str, Callable[[], tuple[Any, str]]]:
-    """What is asked: each gives the answer as a whole, and the text in it."""
+def questions() -> Questions:
+    """What is asked."""
+    client = ollama.Client(host=sys.argv[1], timeout=120)
 
     def chat(model: str) -> tuple[Any, str]:
         told = client.chat(model, [{"role": "user", "content": "Who are you?"}], options=GREEDY)
@@ -72,36 +55,5 @@ def questions(client: ollama.Client) -> dict[str, Callable[[], tuple[Any, str]]]
     }
 
 
-def main() -> None:
-    over = threading.Event()
-    asked: Counter[str] = Counter()
-    shapes: dict[str, set[str]] = defaultdict(set)
-    texts: dict[str, set[str]] = defaultdict(set)
-    failed: list[str] = []
-
-    def ask() -> None:
-        client = ollama.Client(host=sys.argv[1], timeout=120)
-        while not over.is_set():
-            for what, question in questions(client).items():
-                try:
-                    answer, text = question()
-                    shapes[what].add(json.dumps(shape(answer), sort_keys=True))
-                    texts[what].add(text)
-                except Exception as error:  # noqa: BLE001
-                    failed.append(f"{what}: {type(error).__name__}: {error}")
-                asked[what] += 1
-
-    threads = [threading.Thread(target=ask) for _ in range(THREADS)]
-    for one in threads:
-        one.start()
-    sys.stdin.read()
-    over.set()
-    for one in threads:
-        one.join()
-    told = {name: sorted(found) for name, found in texts.items()}
-    counted = {name: sorted(found) for name, found in shapes.items()}
-    sys.stdout.write(json.dumps({"asked": asked, "failed": failed, "texts": told, "shapes": counted}))
-
-
 if __name__ == "__main__":
-    main()
+    ask_all_along(questions)

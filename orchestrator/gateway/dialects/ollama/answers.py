@@ -128,7 +128,7 @@ class Answer:
     `began` is when the request came, in nanoseconds of the monotonic clock; what passed until now it took to ask.
     """
 
-    passes = False
+    passes = gathers = done = False
     stream_type = LINES
 
     def __init__(self, model: str, chats: bool, began: int, reading: Reading) -> None:

@@ -14,18 +14,12 @@ from typing import Any, cast
 
 import msgspec
 
-from orchestrator.gateway import refusals
-from orchestrator.gateway.bodies import PARTS
+from orchestrator.gateway.bodies import check_names, check_readable
 from orchestrator.gateway.dialects.base import Call
 from orchestrator.gateway.dialects.ollama import durations, words
 from orchestrator.gateway.dialects.ollama.options import Options, options_of
 from orchestrator.gateway.refusals import Refusal
 
-# Names of fields in a body, at all depths.
-MOST_NAMES = 50_000
-# Bytes of a body that is read whole and written anew, and commas and brackets: half a million tokens, in 40 ms.
-LARGEST_READ = 2 << 20
-MOST_PARTS_READ = 150_000
 # Halves of characters, whole ones, and backslashes that begin none.
 _SURROGATES = re.compile(
     rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
@@ -59,8 +53,7 @@ def fields_of(path: str, body: bytes) -> dict[str, msgspec.Raw]:
         raise words.fault(400, "missing request body")
     if body.strip() == b"null":
         return {}
-    if (names := body.count(b'":')) > MOST_NAMES and names - body.count(b'\\":') > MOST_NAMES:
-        raise refusals.too_intricate(MOST_NAMES, "names of fields")
+    check_names(body)
     try:
         found: dict[str, msgspec.Raw] = _lenient(_FIELDS.decode, body)
     except msgspec.ValidationError as error:
@@ -210,10 +203,7 @@ class Asked:
     @classmethod
     def read(cls, path: str, body: bytes) -> Asked:
         """The whole of it; raises Refusal."""
-        if len(body) > LARGEST_READ:
-            raise refusals.too_large(LARGEST_READ)
-        if sum(map(body.count, PARTS)) > MOST_PARTS_READ:
-            raise refusals.too_intricate(MOST_PARTS_READ)
+        check_readable(body)
         try:
             return replace(_Reader(path, fields_of(path, body)).asked(), size=len(body))
         except RecursionError as error:

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 
 from orchestrator.core.model_card import ModelCard
-from orchestrator.core.routes import Route
 from orchestrator.gateway.dialects.base import Engine, Question, Said
 from orchestrator.gateway.dialects.ollama import words
 from orchestrator.gateway.dialects.ollama.answers import Answer, Reading, loaded
@@ -310,7 +309,7 @@ class _Translation:
 
     def _asking(self, path: str, body: Json, reading: Reading) -> Question:
         streams = {"stream": True, "stream_options": {"include_usage": True}} if self.asked.streams else {}
-        sent = _sent(self.engine.route, body | streams)
+        sent = self.engine.route.filled(body | streams)
         answer = Answer(self.asked.model, self.asked.chats, self.began, reading)
         return Question(path, msgspec.json.encode(sent), answer)
 
@@ -333,11 +332,6 @@ def _room(wanted: int | None, served: int) -> int:
     if wanted > served:
         tell(f"num_ctx {wanted} is more than the {served} tokens that are served: it is {served}.")
     return min(served, max(_LEAST_CONTEXT, wanted))
-
-
-def _sent(route: Route, body: Json) -> Json:
-    """A body under the engine's name for the model, with what the route adds."""
-    return {**route.defaults, **body, "model": route.upstream or route.name, **route.patch}
 
 
 def _from(messages: list[Any], start: int) -> list[Any]:

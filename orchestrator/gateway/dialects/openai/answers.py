@@ -57,7 +57,7 @@ class Answer(Passing):
         """See Reply."""
         if status < HTTPStatus.BAD_REQUEST:
             return Said(self.rewritten(body), status)
-        refusal = _refusal(status, body, self._context)
+        refusal = refusal_of(status, body, self._context)
         if self._instead is not None and refusal.code == TOO_LONG:
             return self._instead()
         return Said(error_of(refusal), refusal.status)
@@ -100,8 +100,8 @@ class Answer(Passing):
 TOO_LONG = "context_length_exceeded"
 
 
-def _refusal(status: int, body: bytes, context: int) -> Refusal:
-    """What an engine's error says."""
+def refusal_of(status: int, body: bytes, context: int) -> Refusal:
+    """What an engine's error says, of a `context` in tokens (0: nobody knows)."""
     reason = reason_in(body)
     if status < HTTPStatus.INTERNAL_SERVER_ERROR and _TOO_LONG.search(reason):
         most = f"of {context} tokens " if context else ""

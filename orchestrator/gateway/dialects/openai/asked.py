@@ -146,6 +146,7 @@ _DECODERS: Mapping[str, msgspec.json.Decoder[Question]] = {
     path: msgspec.json.Decoder(kind) for path, kind in _KINDS.items()
 }
 _SAID = re.compile(r"(?P<fault>.*?)(?: - at (?:`key` in )?`\$\.?(?P<place>[^`]*)`)?", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,8 @@ def _wrong(said: str) -> Refusal:
     """400 for a field that is not what it has to be."""
     found = _SAID.fullmatch(said)
     fault, place = (found["fault"], found["place"] or "") if found is not None else (said, "")
+    if missing := _MISSING.fullmatch(fault):
+        place, fault = (f"{place}.{missing[1]}" if place else missing[1]), "it is missing"
     if place in ("", "model"):
         return refusals.invalid_body("The body must be a JSON object with a string as its field `model`.")
     return refusals.invalid_value(place, f"{fault[:1].lower()}{fault[1:]}")

@@ -78,6 +78,8 @@ def _check_form(form: Mapping[str, msgspec.Raw] | None) -> None:
 
 def _check_parts(place: str, content: msgspec.Raw) -> None:
     if not in_parts(content):
+        if not (is_nothing(content) or bytes(memoryview(content)[:1]) == b'"'):
+            raise refusals.invalid_value(place, "it has to be a string, or a list of parts")
         return
     for number, part in enumerate(decoded(content)):
         kind = part.get("type") if isinstance(part, dict) else None
