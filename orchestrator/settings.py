@@ -27,11 +27,12 @@ class Settings:
     engines run when nothing else is said. docker_host: DOCKER_HOST, the daemon's socket. docker_context:
     DOCKER_CONTEXT. docker_config: Docker's own directory, DOCKER_CONFIG, else ~/.docker. gateway_base:
     ORCH_GATEWAY_BASE, in place of the pinned base image of the gateway's. api_key: ORCH_API_KEY, the first one of a new
-    gateway. origins: ORCH_ORIGINS, whose web pages may use a gateway without keys besides this
-    machine's own, with commas between. shared_stores: ORCH_STORES, store directories of others, with colons between.
-    store_limit: ORCH_STORE_LIMIT, the most bytes that the own store may have. hf_token_file: ORCH_HF_TOKEN_FILE, a file
-    with the hub's token in it. pull_parallel: ORCH_PULL_PARALLEL, requests at once when weights are downloaded.
-    llama_cpp: ORCH_LLAMA_CPP, a directory with llama.cpp's own converter and quantizer.
+    gateway. origins: ORCH_ORIGINS, whose web pages may use a gateway without keys besides this machine's own, with
+    commas between. limits: ORCH_LIMITS, what clients may take of the gateway, with commas between. shared_stores:
+    ORCH_STORES, store directories of others, with colons between. store_limit: ORCH_STORE_LIMIT, the most bytes that
+    the own store may have. hf_token_file: ORCH_HF_TOKEN_FILE, a file with the hub's token in it. pull_parallel:
+    ORCH_PULL_PARALLEL, requests at once when weights are downloaded. llama_cpp: ORCH_LLAMA_CPP, a directory with
+    llama.cpp's own converter and quantizer.
     """
 
     data: Path
@@ -46,6 +47,7 @@ class Settings:
     gateway_base: str | None = None
     api_key: str | None = field(default=None, repr=False)
     origins: tuple[str, ...] | None = None
+    limits: tuple[str, ...] | None = None
     hf_token_file: Path | None = None
     pull_parallel: int = DEFAULT_PULL_PARALLEL
     shared_stores: tuple[Path, ...] = ()
@@ -153,7 +155,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         docker_config=_docker_config(environ),
         gateway_base=environ.get("ORCH_GATEWAY_BASE") or None,
         api_key=environ.get("ORCH_API_KEY") or None,
-        origins=_origins(environ.get("ORCH_ORIGINS")),
+        origins=_listed(environ.get("ORCH_ORIGINS")),
+        limits=_listed(environ.get("ORCH_LIMITS")),
         shared_stores=tuple(dict.fromkeys(place for place in shared if place != data / "store")),
         store_limit=_size("ORCH_STORE_LIMIT", limit) if limit else None,
         hf_token_file=Path(token_file).expanduser() if (token_file := environ.get("ORCH_HF_TOKEN_FILE")) else None,
@@ -194,8 +197,8 @@ def _size(name: str, text: str) -> int:
     return size
 
 
-def _origins(said: str | None) -> tuple[str, ...] | None:
+def _listed(said: str | None) -> tuple[str, ...] | None:
     """None: nothing is said; empty: none any more."""
     if said is None:
         return None
-    return tuple(dict.fromkeys(origin for word in said.split(",") if (origin := word.strip())))
+    return tuple(dict.fromkeys(one for word in said.split(",") if (one := word.strip())))

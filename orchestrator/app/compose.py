@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator import resources
 from orchestrator.app import compose_file
-from orchestrator.app.gateway import checked_address, is_loopback, wanted_origins
+from orchestrator.app.gateway import checked_address, is_loopback, wanted_limits, wanted_origins
 from orchestrator.app.intent import Serve, desired_for
 from orchestrator.app.profiles import weights_facts
 from orchestrator.app.resolution import observed_for
@@ -140,7 +140,8 @@ def _listen(orch: Orchestrator, observed: Observed) -> str:
 def _gateway(orch: Orchestrator, observed: Observed, listen: str) -> Launch:
     """The gateway as orch starts it, but that nobody has to reach its admin socket: its routes stand in a file."""
     origins = wanted_origins(orch, observed)
-    launch = orch.gateway_launch(DOCKER, GATEWAY, (Listener(listen),), origins, take_over=False)
+    limits = wanted_limits(orch, observed)
+    launch = orch.gateway_launch(DOCKER, GATEWAY, (Listener(listen),), origins, limits, take_over=False)
     if launch.container is None:
         raise TypeError("the gateway's launch on Docker is one of a container")
     keys, asks = orch.settings.keys, bool(orch.keys.read().keys)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrator.app.gateway import (
     check_api_key,
     check_each_origin,
+    check_limits,
     check_origins,
     gateway_spec,
     passed_over_key,
@@ -86,6 +87,7 @@ def plan_up(orch: Orchestrator, intent: Serve, observed: Observed, options: Opti
     _refuse_other_engine(desired, observed)
     check_api_key(orch)
     check_origins(orch, observed, options.more_origins, options.renew_gateway)
+    check_limits(orch, observed, options.renew_gateway)
     why = why_not_docker(orch, intent.target, desired, observed)
     plan = _without_docker(orch, why, lambda: plan_to(orch, "up", desired, observed, options, _take(intent)))
     if (no_key := passed_over_key(orch, observed)) is not None:

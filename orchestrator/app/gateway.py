@@ -18,6 +18,7 @@ from orchestrator.core.plan import Remark
 from orchestrator.core.prerequisites import BuildImage, Prerequisite, PullImage
 from orchestrator.core.routes import PROTOCOL
 from orchestrator.errors import HostError, PlanRefused, UsageError
+from orchestrator.gateway.limits import parse_limits
 from orchestrator.gateway.origins import parse_pattern, parse_patterns
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 # Words of a gateway's command line.
 ORIGIN = "--origin="
+LIMIT = "--limit="
 # What the key is called that a gateway begins with.
 FIRST_KEY = "first"
 KEY_FORM = "A key is ASCII letters, digits and signs, without spaces, and does not begin with #."
@@ -46,23 +48,24 @@ def gateway_spec(
     running = gateway.instance
     where = running.target if running is not None else target
     origins = wanted_origins(orch, observed, more_origins)
+    limits = wanted_limits(orch, observed)
     keys = kept_keys(orch, observed)
     lets_in = set(gateway.status.origins) if gateway.status is not None else set()
-    differs = (renew or (bool(more_origins) and lets_in != {*origins})) and _differs(orch, observed, origins)
+    differs = (renew or (bool(more_origins) and lets_in != {*origins})) and _differs(orch, observed, origins, limits)
     if gateway.well and gateway.status is not None and gateway.status.protocol >= PROTOCOL and not differs:
-        return GatewaySpec(listeners, where, origins=origins, keys=keys)
+        return GatewaySpec(listeners, where, origins=origins, keys=keys, limits=limits)
     if running is None and not is_loopback(listen) and not keys.wanted.keys:
         raise PlanRefused(
             f"{listen} can be reached by others, so clients have to send an API key.",
             hint="orch keys add NAME makes one; then run the same command again.",
         )
     if where != DOCKER:
-        return GatewaySpec(listeners, where, (), differs, origins, keys)
+        return GatewaySpec(listeners, where, (), differs, origins, keys, limits)
     reference, base = orch.gateway_image()
     image: tuple[Prerequisite, ...] = (BuildImage(reference, base if isinstance(base, str) else base.reference),)
     if not isinstance(base, str):
         image = (PullImage(base), *image)
-    return GatewaySpec(listeners, where, image, differs, origins, keys)
+    return GatewaySpec(listeners, where, image, differs, origins, keys, limits)
 
 
 def kept_keys(orch: Orchestrator, observed: Observed) -> KeyChange:
@@ -90,7 +93,7 @@ def passed_over_key(orch: Orchestrator, observed: Observed) -> Remark | None:
 
 def wanted_origins(orch: Orchestrator, observed: Observed, more: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Whose pages the gateway is to let in: those that ORCH_ORIGINS says, else those that it has; and `more`."""
-    origins = list(orch.settings.origins if orch.settings.origins is not None else _origins(observed))
+    origins = list(orch.settings.origins if orch.settings.origins is not None else _told(ORIGIN, observed))
     known = set(parse_patterns(origins))
     for origin in more:
         if (pattern := parse_pattern(origin)) not in known:
@@ -99,20 +102,25 @@ def wanted_origins(orch: Orchestrator, observed: Observed, more: tuple[str, ...]
     return tuple(origins)
 
 
-def _origins(observed: Observed) -> tuple[str, ...]:
-    """Those that the gateway was started with: as long as nothing else is said, they stay."""
+def wanted_limits(orch: Orchestrator, observed: Observed) -> tuple[str, ...]:
+    """What clients may take of the gateway: what ORCH_LIMITS says, else what it was started with."""
+    return orch.settings.limits if orch.settings.limits is not None else _told(LIMIT, observed)
+
+
+def _told(option: str, observed: Observed) -> tuple[str, ...]:
+    """What the gateway was started with: as long as nothing else is said, it stays."""
     instance = observed.gateway.instance
     words = instance.launch.argv if instance is not None else ()
-    return tuple(word.removeprefix(ORIGIN) for word in words if word.startswith(ORIGIN))
+    return tuple(word.removeprefix(option) for word in words if word.startswith(option))
 
 
-def _differs(orch: Orchestrator, observed: Observed, origins: tuple[str, ...]) -> bool:
+def _differs(orch: Orchestrator, observed: Observed, origins: tuple[str, ...], limits: tuple[str, ...]) -> bool:
     """Whether the gateway that runs is another program, or started otherwise, than this one would be."""
     gateway = observed.gateway
     if gateway.status is None or gateway.instance is None:
         return False
     target, name = gateway.instance.target, gateway.instance.name
-    own = orch.gateway_launch(target, name, gateway.listeners, origins, take_over=False)
+    own = orch.gateway_launch(target, name, gateway.listeners, origins, limits, take_over=False)
     here = gateway.instance.launch
     return upgrade(observed) != "" or (here.argv, here.container) != (own.argv, own.container)
 
@@ -169,6 +177,26 @@ def check_each_origin(said: tuple[str, ...], by: str, how: str) -> None:
         parse_patterns(said)
     except ValueError as error:
         raise UsageError(f"{by}: {error}.", hint=f"{how}, without paths; * allows any page.") from error
+
+
+def check_each_limit(said: tuple[str, ...]) -> None:
+    """UsageError when ORCH_LIMITS cannot be what it says."""
+    try:
+        parse_limits(said)
+    except ValueError as error:
+        hint = "ORCH_LIMITS=idle_s=600,requests_per_key=8: names and values with commas between; empty: the defaults."
+        raise UsageError(f"ORCH_LIMITS: {error}.", hint=hint) from error
+
+
+def check_limits(orch: Orchestrator, observed: Observed, renew: bool) -> None:
+    """The same as `check_origins`, of ORCH_LIMITS."""
+    wanted, status = orch.settings.limits, observed.gateway.status
+    if wanted is not None and not renew and status is not None and set(status.limits) != set(wanted):
+        raise PlanRefused(
+            f"The running gateway has these limits besides the defaults: {', '.join(status.limits) or 'none'}; "
+            f"ORCH_LIMITS says {', '.join(wanted) or 'none'}.",
+            hint="ORCH_LIMITS=... orch up --gateway replaces it with one that has them, without a failed request.",
+        )
 
 
 def check_origins(orch: Orchestrator, observed: Observed, more: tuple[str, ...], renew: bool) -> None:

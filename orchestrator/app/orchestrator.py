@@ -66,6 +66,10 @@ class Orchestrator:
             from orchestrator.app.gateway import check_each_origin
 
             check_each_origin(settings.origins, "ORCH_ORIGINS", "Separate them with commas")
+        if settings.limits:
+            from orchestrator.app.gateway import check_each_limit
+
+            check_each_limit(settings.limits)
 
     # --- the World
 
@@ -128,7 +132,13 @@ class Orchestrator:
         return Gateways(self.settings.admin, patience_s=GATEWAY_PATIENCE_S)
 
     def gateway_launch(
-        self, target: str, instance: str, listeners: tuple[Listener, ...], origins: tuple[str, ...], take_over: bool
+        self,
+        target: str,
+        instance: str,
+        listeners: tuple[Listener, ...],
+        origins: tuple[str, ...],
+        limits: tuple[str, ...],
+        take_over: bool,
     ) -> Launch:
         """How a gateway is started on a target, at its addresses; with `take_over` to wait for those of another."""
         from orchestrator.core.launch import DOCKER, Container, Launch
@@ -143,6 +153,7 @@ class Orchestrator:
             argv += ["--take-over", str(handover_socket(admin, instance))]
         argv += ["--key-file", str(keys), "--secrets", str(secrets)]
         argv += [f"--origin={origin}" for origin in origins]
+        argv += [f"--limit={limit}" for limit in limits]
         container = None
         if target == DOCKER:
             # On the host's network: see DESIGN.md, "The gateway's container".

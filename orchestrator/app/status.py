@@ -95,7 +95,8 @@ class Leaving:
 class GatewayStatus:
     """The gateway that answers. `pid` is the host's (None: only the target knows, and cannot be asked), `keys`: clients
     have to show one; they will once `open_until` is over (None: nothing of that kind). `origins` are
-    those that are allowed besides its own; `requests` and `errors` count answers to clients."""
+    those that are allowed besides its own, `limits` those that are not the defaults; `requests` and `errors` count
+    answers to clients."""
 
     url: str
     version: str
@@ -103,6 +104,7 @@ class GatewayStatus:
     keys: bool
     open_until: str | None
     origins: tuple[str, ...]
+    limits: tuple[str, ...]
     since: str
     uptime_s: int
     requests: int
@@ -306,6 +308,7 @@ def _gateway(orch: Orchestrator, observed: Observed) -> GatewayStatus | None:
         keys=told.keys,
         open_until=_open_until(orch) if told.keys_mark and not told.keys else None,
         origins=told.origins,
+        limits=told.limits,
         since=since,
         uptime_s=_age(since),
         requests=told.traffic.totals.requests,

@@ -52,7 +52,7 @@ def up(
         bool,
         typer.Option(
             "--gateway",
-            help="Replace a gateway of another version, or for other ORCH_ORIGINS, without a failed request.",
+            help="Replace a gateway of another version, or for other ORCH_ORIGINS or ORCH_LIMITS; no request fails.",
         ),
     ] = False,
     origin: Annotated[

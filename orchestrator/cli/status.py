@@ -112,6 +112,7 @@ def _gateway_facts(gateway: GatewayStatus) -> dict[str, str]:
         "state": f"answers, up {duration(gateway.uptime_s)}",
         "requests": f"{gateway.requests}, errors {gateway.errors}, in flight {gateway.in_flight}",
         "origins": ", ".join(gateway.origins),
+        "limits": ", ".join(gateway.limits),
     }
 
 

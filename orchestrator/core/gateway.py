@@ -25,7 +25,8 @@ class KeyChange:
 @dataclass(frozen=True)
 class GatewaySpec:
     """The addresses where it listens, where it is to run if it does not yet, and what that takes; `renew`: by this
-    program, whatever runs. `origins` are whose pages it lets in besides its own."""
+    program, whatever runs. `origins` are whose pages it lets in besides its own, `limits` what its clients may
+    take where that is not what it is without."""
 
     listeners: tuple[Listener, ...]
     target: str = LOCAL
@@ -33,6 +34,7 @@ class GatewaySpec:
     renew: bool = False
     origins: tuple[str, ...] = ()
     keys: KeyChange = KeyChange()
+    limits: tuple[str, ...] = ()
 
     @property
     def listen(self) -> str:

@@ -142,12 +142,14 @@ class BackendLoad:
 @dataclass(frozen=True)
 class Traffic:
     """What goes through a gateway, or went: by backend, and in all; `held` requests wait for a pause to end, `waiting`
-    by public name for their turn (a gateway of an earlier version has none)."""
+    by public name for their turn. `turned_away` counts clients that took more than they may, by reason. A gateway of an
+    earlier version has neither."""
 
     backends: Mapping[str, BackendLoad] = field(default_factory=dict)
     totals: Counts = field(default_factory=Counts)
     held: int = 0
     waiting: Mapping[str, int] = field(default_factory=dict)
+    turned_away: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def in_flight(self) -> int:
@@ -159,11 +161,13 @@ class Traffic:
         idle = BackendLoad()
         backends = {name: self.backends.get(name, idle) + other.backends.get(name, idle) for name in names}
         waiting = Counter(self.waiting) + Counter(other.waiting)
-        return Traffic(backends, self.totals + other.totals, self.held + other.held, waiting)
+        turned_away = Counter(self.turned_away) + Counter(other.turned_away)
+        return Traffic(backends, self.totals + other.totals, self.held + other.held, waiting, turned_away)
 
     def over(self) -> Traffic:
         """What stays of it when the gateway has ended: the counts."""
-        return Traffic({name: BackendLoad(by_route=load.by_route) for name, load in self.backends.items()}, self.totals)
+        backends = {name: BackendLoad(by_route=load.by_route) for name, load in self.backends.items()}
+        return Traffic(backends, self.totals, turned_away=self.turned_away)
 
     def to_json(self) -> dict[str, object]:
         """As it stands in a status."""
@@ -173,6 +177,7 @@ class Traffic:
             "totals": asdict(self.totals),
             "held": self.held,
             "waiting": dict(self.waiting),
+            "turned_away": dict(self.turned_away),
         }
 
     @classmethod
@@ -181,11 +186,13 @@ class Traffic:
         document = fields.mapping(value, "traffic")
         backends = fields.mapping(document.get("backends"), "backends")
         waiting = fields.mapping(document.get("waiting", {}), "waiting")
+        turned_away = fields.mapping(document.get("turned_away", {}), "turned_away")
         return cls(
             {name: BackendLoad.from_json(load) for name, load in backends.items()},
             Counts.from_json(document.get("totals")),
             fields.whole(document, "held"),
             {name: fields.whole(waiting, name) for name in waiting},
+            {reason: fields.whole(turned_away, reason) for reason in turned_away},
         )
 
 
@@ -195,7 +202,8 @@ class GatewayStatus:
 
     `listeners` are its bound addresses, `started_at` UTC, ISO 8601; `traffic` counts in the gateway that it replaced;
     `paused` maps owners to the seconds until their pause expires. `keys` says whether an API key is demanded of
-    clients, `keys_mark` which ones it has read (see KeyRing); `origins` are those that were added to the allowed ones.
+    clients, `keys_mark` which ones it has read (see KeyRing); `origins` are those that were added to the allowed ones,
+    `limits` what its operator has said of them (see gateway/limits.py).
     """
 
     pid: int
@@ -208,6 +216,7 @@ class GatewayStatus:
     keys: bool = False
     keys_mark: str = ""
     origins: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
     protocol: int = PROTOCOL
     phase: Phase = Phase.SERVING
 
@@ -235,6 +244,7 @@ class GatewayStatus:
             "keys": self.keys,
             "keys_mark": self.keys_mark,
             "origins": list(self.origins),
+            "limits": list(self.limits),
         }
 
     @classmethod
@@ -243,7 +253,7 @@ class GatewayStatus:
         document = fields.mapping(value, "status")
         paused = fields.mapping(document.get("paused"), "paused")
         # What protocol 1 did not say is what it was.
-        said = {"protocol": 1, "phase": Phase.SERVING.value, "keys": False, "origins": [], **document}
+        said = {"protocol": 1, "phase": Phase.SERVING.value, "keys": False, "origins": [], "limits": [], **document}
         return cls(
             pid=fields.whole(said, "pid"),
             version=fields.text(said, "version"),
@@ -257,6 +267,7 @@ class GatewayStatus:
             keys=fields.truth(said, "keys"),
             keys_mark=str(said.get("keys_mark", "")),
             origins=fields.texts(said, "origins"),
+            limits=fields.texts(said, "limits"),
         )
 
 

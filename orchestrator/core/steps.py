@@ -58,6 +58,7 @@ class EnsureGateway(Step):
     listeners: tuple[Listener, ...]
     instance: str = GATEWAY
     origins: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
 
     @property
     def what(self) -> str:
@@ -124,6 +125,7 @@ class ReplaceGateway(Step):
     new: str
     listeners: tuple[Listener, ...]
     origins: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
 
     @property
     def what(self) -> str:
@@ -142,6 +144,7 @@ class RestartGateway(Step):
     listeners: tuple[Listener, ...]
     timeout_s: float
     origins: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
 
     @property
     def what(self) -> str:

@@ -406,7 +406,13 @@ class World(Protocol):
         ...
 
     def gateway_launch(
-        self, target: str, instance: str, listeners: tuple[Listener, ...], origins: tuple[str, ...], take_over: bool
+        self,
+        target: str,
+        instance: str,
+        listeners: tuple[Listener, ...],
+        origins: tuple[str, ...],
+        limits: tuple[str, ...],
+        take_over: bool,
     ) -> Launch:
         """How a gateway is started on a target, at its addresses; with `take_over` to wait for those of another."""
         ...

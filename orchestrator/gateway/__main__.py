@@ -1,5 +1,5 @@
 """`python -m orchestrator.gateway --listen HOST:PORT --admin SOCKET --state ROUTES.json [--take-over SOCKET]
-[--key-file FILE] [--secrets DIR] [--origin ORIGIN ...]`.
+[--key-file FILE] [--secrets DIR] [--origin ORIGIN ...] [--limit NAME=VALUE ...]`.
 
 SIGHUP reads the key file again. Exit codes: 0 after SIGTERM or SIGINT, or when another gateway has taken over; 2 usage;
 4 when an address, a socket, the state file or the key file cannot be used, or when an address is beyond loopback and
@@ -25,10 +25,10 @@ from orchestrator.core.listen import is_loopback, join_address
 from orchestrator.core.routes import FIRST_WITH_DIGESTS, PROTOCOL
 from orchestrator.errors import HostError, OrchError
 from orchestrator.gateway import state_file
-from orchestrator.gateway.bodies import PATIENCE_S
 from orchestrator.gateway.front import Terms
 from orchestrator.gateway.handover import Receiver
 from orchestrator.gateway.keys import Keys
+from orchestrator.gateway.limits import NAMES, Limits, parse_limits
 from orchestrator.gateway.origins import Allowed, parse_pattern, parse_patterns
 from orchestrator.gateway.secrets import EngineSecrets
 from orchestrator.gateway.server import Setup, serve
@@ -81,18 +81,38 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "http://*.lan:8080, chrome-extension://*, or * for all; may be given several times",
     )
     parser.add_argument(
-        "--body-patience", default=PATIENCE_S, type=float, metavar="SECONDS", help="for the next bytes of a body"
+        "--limit",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"what clients may take: {', '.join(NAMES)}; may be given several times",
     )
     parser.add_argument(
         "--grace", default=10.0, type=float, metavar="SECONDS", help="for requests in flight at SIGTERM"
     )
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    try:
+        parse_limits(arguments.limit)
+    except ValueError as error:
+        parser.error(f"argument --limit: {error}")
+    return arguments
 
 
-def _allow_many_connections() -> None:
-    """The usual soft limit of 1024 open files is 500 streams; the hard one is what the host really allows."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+def _limits(said: Iterable[str]) -> Limits:
+    """As they are said, and within the number of files that may be open; raises HostError where both cannot be.
+
+    The usual soft limit of 1024 files is 500 streams; the hard one is what the host really allows.
+    """
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    limits = parse_limits(said)
+    fitting = limits if files == resource.RLIM_INFINITY else limits.within(files)
+    if fitting != limits:
+        counts = f"{limits.connections} connections and {limits.requests} requests take {limits.files} open files"
+        if any(text.startswith(("connections=", "requests=")) for text in said):
+            raise HostError(f"{counts}; {files} are allowed here.", hint="Raise that (ulimit -Hn), or say fewer.")
+        log.info("%s; %d are allowed here, hence %d and %d.", counts, files, fitting.connections, fitting.requests)
+    return fitting
 
 
 def _keys(hosts: Iterable[str], file: Path | None, use: Path) -> Keys:
@@ -128,14 +148,12 @@ def main(argv: list[str] | None = None) -> int:
     log_to_stderr()
     arguments = _arguments(argv)
     listen = arguments.listen or [DEFAULT_LISTEN]
-    _allow_many_connections()
     try:
+        limits = _limits(arguments.limit)
         use = arguments.admin.with_name(KEY_USE)
         keys = _keys((host for host, _ in listen), arguments.key_file, use)
         origins = tuple(arguments.origin)
-        terms = Terms(
-            keys, Allowed(parse_patterns(origins), socket.gethostname(), is_own_address), arguments.body_patience
-        )
+        terms = Terms(keys, Allowed(parse_patterns(origins), socket.gethostname(), is_own_address), limits)
         waits = arguments.take_over is not None and not arguments.state.exists()
         fronts = () if waits else tuple(front_socket(*one) for one in listen)
         admin = admin_socket(arguments.admin)
@@ -147,7 +165,8 @@ def main(argv: list[str] | None = None) -> int:
         # Started again as an earlier version had started it, it does what that could do.
         protocol = PROTOCOL if arguments.secrets is not None else FIRST_WITH_DIGESTS - 1
         secrets = EngineSecrets(arguments.secrets)
-        setup = Setup(listeners, arguments.state, terms, secrets, origins, arguments.grace, protocol)
+        said = tuple(arguments.limit)
+        setup = Setup(listeners, arguments.state, terms, secrets, origins, said, arguments.grace, protocol)
         uvloop.run(serve(setup, Doors(fronts, admin, arguments.admin), saved, receiver))
     except OrchError as error:
         log.error(" ".join(part for part in (error.message, error.hint) if part))

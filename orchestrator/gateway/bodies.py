@@ -26,8 +26,8 @@ MOST_HELD = 256 << 20
 LARGEST_READ = 2 << 20
 MOST_PARTS_READ = 150_000
 MOST_NAMES = 50_000
-# Seconds without a byte after which a body is given up: what it holds is others' too.
-PATIENCE_S = 60.0
+# Bytes a second that a body comes with at least, once it has had its first patience: what it holds is others' too.
+LEAST_RATE = 512
 # Bytes that are unpacked at a time: about a millisecond.
 PIECE = 256 << 10
 
@@ -83,7 +83,7 @@ def check_head(request: web.BaseRequest) -> None:
 class Body:
     """The body of one request; what it takes is counted until it is released, at the latest at the end of `with`."""
 
-    def __init__(self, ledger: Ledger, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, ledger: Ledger, patience_s: float) -> None:
         self.data = b""
         self._ledger = ledger
         self._patience_s = patience_s
@@ -114,8 +114,9 @@ class Body:
         encoding = encoding_of(request)
         unpacking = _Unpacking(encoding) if encoding else None
         came, parts, data = 0, 0, bytearray()
+        began = asyncio.get_running_loop().time()
         try:
-            while chunk := await self._next(request.content):
+            while chunk := await self._next(request.content, began + came / LEAST_RATE):
                 came += len(chunk)
                 if came > LARGEST_BODY:
                     raise refusals.too_large(LARGEST_BODY)
@@ -138,12 +139,12 @@ class Body:
             raise refusals.invalid_body(f"The body is not valid {encoding}: {error}.") from error
         self.data = bytes(data)
 
-    async def _next(self, content: StreamReader) -> bytes:
-        """What has come, b"" at the end."""
+    async def _next(self, content: StreamReader, due: float) -> bytes:
+        """What has come, b"" at the end; all of it, up to here, was `due` by then."""
         if content.is_eof():
             return await content.readany()
         try:
-            async with asyncio.timeout(self._patience_s):
+            async with asyncio.timeout_at(min(due, asyncio.get_running_loop().time()) + self._patience_s):
                 return await content.readany()
         except TimeoutError as error:
             raise refusals.slow_body(self._patience_s) from error

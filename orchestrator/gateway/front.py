@@ -14,11 +14,13 @@ from aiohttp import HttpVersion11, hdrs, web
 
 from orchestrator.core.gateway_status import Phase
 from orchestrator.gateway import cors, metrics, refusals
-from orchestrator.gateway.bodies import PATIENCE_S, Body, Ledger, check_head
+from orchestrator.gateway.bodies import Body, Ledger, check_head
 from orchestrator.gateway.dialects import spoken_at
 from orchestrator.gateway.dialects.base import Dialect, Endpoint, Said, Visit
 from orchestrator.gateway.keys import CREDENTIALS, Keys
+from orchestrator.gateway.limits import Limits
 from orchestrator.gateway.origins import Allowed, parse_host, parse_origin, parse_patterns
+from orchestrator.gateway.places import Places
 from orchestrator.gateway.refusals import Refusal
 from orchestrator.gateway.relay import Arrival, Behind, Clients, relay, respond
 from orchestrator.gateway.succession import Succession
@@ -29,6 +31,8 @@ log = logging.getLogger("orchestrator.gateway")
 HEALTH = "/health"
 METRICS = "/metrics"
 _READ = ("GET", "HEAD")
+# What a client is refused for that takes too much, or too long.
+_OF_LIMITS = ("slow_body", "rate_limit_exceeded", "too_many_requests", "too_much_held")
 
 
 def canonical(path: str) -> str:
@@ -38,16 +42,15 @@ def canonical(path: str) -> str:
 
 @dataclass
 class Terms:
-    """Who may come in, and how long for.
+    """Who may come in, and how much of the gateway they may take: its `limits`.
 
     Where `keys` are demanded, nothing but /health is answered without one of them, and whoever shows one may come from
-    any page and under any name. Else `allowed` says which; the gateway listens on loopback then. A body of which
-    nothing more comes for `patience_s` seconds is given up.
+    any page and under any name. Else `allowed` says which; the gateway listens on loopback then.
     """
 
     keys: Keys
     allowed: Allowed
-    patience_s: float = PATIENCE_S
+    limits: Limits
 
     def let_in(self, origins: Iterable[str]) -> None:
         """From now on pages of these besides the gateway's own; nothing changes where one of them cannot be read."""
@@ -90,6 +93,7 @@ class FrontDoor:
         self._terms = terms
         self._succession = succession
         self._ledger = Ledger()
+        self._places = Places(terms.limits)
         self._started = int(time.time())
         # When a request came, on the loop's clock.
         self.last_at = time.monotonic()
@@ -102,6 +106,8 @@ class FrontDoor:
         try:
             answer = await self._answered(request, path, dialect)
         except Refusal as refusal:
+            if refusal.code in _OF_LIMITS:
+                self._board.turned_away[refusal.code] += 1
             answer = respond(dialect.refused(refusal))
             if request.can_read_body:
                 # What is left of the body is not wanted, so nothing can follow it on this connection.
@@ -128,12 +134,11 @@ class FrontDoor:
         if path == METRICS:
             text = metrics.render(await self._succession.traffic())
             return respond(Said(text.encode(), content_type=metrics.CONTENT_TYPE))
-        with Body(self._ledger, self._terms.patience_s) as body:
-            if endpoint.relayed or endpoint.reads:
+        if endpoint.relayed:
+            return await self._relayed(request, path, dialect, endpoint)
+        with Body(self._ledger, self._terms.limits.body_s) as body:
+            if endpoint.reads:
                 await body.read(request)
-            if endpoint.relayed:
-                arrival = Arrival(request, path, dialect, endpoint, body, partial(self._see_off, request))
-                return await relay(arrival, self._board, self._clients)
             return respond(
                 await dialect.tell(
                     Visit(
@@ -146,6 +151,20 @@ class FrontDoor:
                     )
                 )
             )
+
+    async def _relayed(
+        self, request: web.BaseRequest, path: str, dialect: Dialect, endpoint: Endpoint
+    ) -> web.StreamResponse:
+        """The answer of an engine, where there is a place for one more; raises Refusal."""
+        whose = self._terms.keys.name_of(request.headers) if self._terms.limits.requests_per_key else ""
+        self._places.take(whose)
+        try:
+            with Body(self._ledger, self._terms.limits.body_s) as body:
+                await body.read(request)
+                arrival = Arrival(request, path, dialect, endpoint, body, partial(self._see_off, request))
+                return await relay(arrival, self._board, self._clients)
+        finally:
+            self._places.give_back(whose)
 
     def _admitted(self, request: web.BaseRequest, path: str, dialect: Dialect) -> Endpoint:
         """Everything that a request's head decides; raises Refusal. Who is not admitted learns nothing else."""

@@ -71,6 +71,13 @@ def read_keys(path: Path) -> KeyRing:
         raise HostError(f"The key file {path} cannot be read: {error}.", hint=_HINT) from error
 
 
+def _shown(headers: Mapping[str, str]) -> list[str]:
+    """What may be a key."""
+    scheme, _, token = headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+    shown = (token if scheme.lower() == "bearer" else "", headers.get(API_KEY, ""))
+    return [key.strip() for key in shown if key]
+
+
 class Keys:
     """The keys in force, those of `path`; where there is no such file, none. `needed`: others than this machine can
     reach the gateway, so that it never serves without. `use` is the file in which it stands when each was used last."""
@@ -124,9 +131,11 @@ class Keys:
 
     def admit(self, headers: Mapping[str, str]) -> bool:
         """Whether a request with these headers shows one of the keys, as a bearer token or in X-Api-Key."""
-        scheme, _, token = headers.get(hdrs.AUTHORIZATION, "").partition(" ")
-        shown = (token if scheme.lower() == "bearer" else "", headers.get(API_KEY, ""))
-        return any(self._is_one(key.strip()) for key in shown if key)
+        return any(map(self._is_one, _shown(headers)))
+
+    def name_of(self, headers: Mapping[str, str]) -> str:
+        """The name of the key that such a request shows, "" where it is none, or orch's own."""
+        return next((name for key in _shown(headers) if (name := self._ring.owner_of(key) or "")), "")
 
     def issue(self) -> str:
         """A credential that is good for CREDENTIAL_S seconds, for whoever can reach the admin socket."""

@@ -46,6 +46,8 @@ def render(traffic: Traffic) -> str:
          [({"backend": name}, load.in_flight) for name, load in backends.items()]),
         ("open_streams", "gauge", "Open streams.",
          [({"backend": name}, load.open_streams) for name, load in backends.items()]),
+        ("turned_away_total", "counter", "Clients that took more than they may, or too long.",
+         [({"reason": reason}, count) for reason, count in traffic.turned_away.items()]),
         ("held_requests", "gauge", "Requests that wait for a pause to end.", [({}, traffic.held)]),
         ("waiting_requests", "gauge", "Requests that wait for their turn on an engine.",
          [({"model": name}, count) for name, count in traffic.waiting.items()]),

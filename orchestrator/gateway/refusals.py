@@ -135,9 +135,25 @@ def failed() -> Refusal:
     return Refusal(500, "gateway_failed", "The gateway failed; its log says why (`orch logs gateway`).")
 
 
+def slow_head(seconds: float) -> Refusal:
+    """408 for a request that does not even say all of what it is."""
+    return Refusal(408, "slow_head", f"The headers of the request did not come within {seconds:g} s.")
+
+
 def slow_body(seconds: float) -> Refusal:
-    """408 for a body of which nothing more comes."""
-    return Refusal(408, "slow_body", f"Nothing more of the body came for {seconds:g} s.")
+    """408 for a body of which nothing more comes, or a byte now and then."""
+    return Refusal(408, "slow_body", f"The body came too slowly: less than was due for {seconds:g} s.")
+
+
+def too_many_of_key(most: int) -> Refusal:
+    """429 while as many requests with one API key are answered as may be at once."""
+    message = f"This API key has {most} requests in work already, which is the most at once; try again."
+    return Refusal(429, "rate_limit_exceeded", message, headers={hdrs.RETRY_AFTER: AGAIN_S})
+
+
+def too_many(most: int) -> Refusal:
+    """503 while as many requests are answered as may be at once."""
+    return unavailable(f"The gateway has {most} requests in work already; try again in a moment.", "too_many_requests")
 
 
 def too_large(most: int) -> Refusal:

@@ -24,9 +24,10 @@ from orchestrator.gateway.connections import PublicServer
 from orchestrator.gateway.front import FrontDoor, Terms
 from orchestrator.gateway.handover import Receiver, Taken
 from orchestrator.gateway.keys import Keys
+from orchestrator.gateway.peers import Peers
 from orchestrator.gateway.relay import FAREWELL_S, Clients
 from orchestrator.gateway.secrets import EngineSecrets
-from orchestrator.gateway.sockets import BACKLOG, Doors, address
+from orchestrator.gateway.sockets import BACKLOG, Doors, address, engine_socket, watch_clients
 from orchestrator.gateway.succession import AGAIN_S, Succession
 from orchestrator.gateway.switchboard import Switchboard
 
@@ -35,6 +36,8 @@ log = logging.getLogger("orchestrator.gateway")
 # Less than the 5 s after which uvicorn and llama.cpp's server close an idle connection, so that a request is
 # hardly ever sent into one that is being closed.
 IDLE_S = 3.0
+# Bytes of an answer that are read before they are wanted: for each engine's answer that a client keeps waiting.
+READ_AHEAD = 64 << 10
 # How long a gateway that was replaced leaves connections open on which nothing comes: longer than clients keep them
 # for another request (Go's 90 s are the longest usual), since one that is just then sent into a closed one is lost.
 LAST_IDLE_S = 100.0
@@ -43,14 +46,15 @@ LAST_IDLE_S = 100.0
 @dataclass(frozen=True)
 class Setup:
     """What the process was started with. `listeners` are the addresses that it was told, `secrets` what engines ask
-    for, `origins` those that were added to `terms`, as they were written; `grace` seconds are for requests in flight at
-    a signal. It says that it speaks `protocol`."""
+    for, `origins` and `limits` what was said of those in `terms`, as it was written; `grace` seconds are for requests
+    in flight at a signal. It says that it speaks `protocol`."""
 
     listeners: tuple[Listener, ...]
     state: Path
     terms: Terms
     secrets: EngineSecrets
     origins: tuple[str, ...]
+    limits: tuple[str, ...]
     grace: float
     protocol: int = PROTOCOL
 
@@ -61,6 +65,7 @@ def client_session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
         auto_decompress=False,
+        read_bufsize=READ_AHEAD,
         cookie_jar=aiohttp.DummyCookieJar(),
         skip_auto_headers=(hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE),
     )
@@ -86,17 +91,18 @@ async def serve(setup: Setup, doors: Doors, saved: GatewayState, receiver: Recei
     keys = setup.terms.keys
     loop.add_signal_handler(signal.SIGHUP, _reload, keys)
     async with (
-        client_session(aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S)) as kept,
-        client_session(aiohttp.TCPConnector(limit=0, force_close=True)) as fresh,
+        client_session(aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, socket_factory=engine_socket)) as kept,
+        client_session(aiohttp.TCPConnector(limit=0, force_close=True, socket_factory=engine_socket)) as fresh,
     ):
         gateway = Gateway(setup, doors, saved, Clients(kept, fresh, setup.secrets))
         await gateway.open()
         serving = asyncio.create_task(gateway.run(receiver))
-        used = asyncio.create_task(keys.keep_use())
+        beside = (asyncio.create_task(keys.keep_use()), asyncio.create_task(gateway.peers.watch()))
         await asyncio.wait((serving, asyncio.create_task(stop.wait())), return_when=asyncio.FIRST_COMPLETED)
         serving.cancel()
-        used.cancel()
         await gateway.close()
+        for task in beside:
+            task.cancel()
         keys.write_use()
         # What ended it by itself is told.
         with contextlib.suppress(asyncio.CancelledError):
@@ -120,7 +126,10 @@ class Gateway:
         self._bound = _addresses(doors.fronts)
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._door = FrontDoor(self._board, clients, setup.terms, self._succession)
-        self._front = web.ServerRunner(PublicServer(self._door), shutdown_timeout=setup.grace + FAREWELL_S + 1)
+        self.peers = Peers(setup.terms.limits, self._board.turned_away)
+        self._front = web.ServerRunner(
+            PublicServer(self._door, self.peers), shutdown_timeout=setup.grace + FAREWELL_S + 1
+        )
         admin = Admin(self._succession, setup.terms.keys, self.status).application()
         self._admin = web.AppRunner(admin, access_log=None, shutdown_timeout=1)
 
@@ -137,6 +146,7 @@ class Gateway:
             keys=self._setup.terms.keys.demanded,
             keys_mark=self._setup.terms.keys.mark,
             origins=self._setup.origins,
+            limits=self._setup.limits,
             protocol=self._setup.protocol,
             phase=self._succession.phase,
         )
@@ -180,6 +190,7 @@ class Gateway:
         fronts = self._succession.fronts
         self._bound = _addresses(fronts)
         for front in fronts:
+            watch_clients(front, self._setup.terms.limits.unread_s)
             await web.SockSite(self._front, front, backlog=BACKLOG).start()
         addresses = ", ".join(one.address for one in self._bound)
         log.info("Listening on %s with %d routes.", addresses, len(self._board.table))

@@ -9,11 +9,17 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.core.listen import join_address, split_address
 from orchestrator.errors import HostError
 
+if TYPE_CHECKING:
+    from aiohttp.connector import AddrInfoType
+
 BACKLOG = 1024
+# Not yet a name in Python.
+_TCP_RTO_MAX_MS = 44
 # sockaddr_un holds 108 bytes with the final zero.
 _LONGEST_SOCKET_PATH = 107
 
@@ -69,6 +75,44 @@ def front_socket(host: str, port: int) -> socket.socket:
             ) from error
         raise HostError(f"Cannot listen on {host}:{port}: {error.strerror or error}.") from error
     return listening
+
+
+def watch_clients(listening: socket.socket, gone_s: float) -> None:
+    """Have the kernel end connections of clients that are gone without a word (a power cut, a lost NAT entry), or that
+    take nothing, about `gone_s` seconds after their last one: what is accepted has the options of who listens."""
+    probes = 4
+    interval = max(1, int(gone_s / 2 / probes))
+    options = {
+        socket.TCP_KEEPIDLE: max(1, int(gone_s) - probes * interval),
+        socket.TCP_KEEPINTVL: interval,
+        socket.TCP_KEEPCNT: probes,
+        # In milliseconds, and a little later than it is seen who does not read: the kernel does not count those.
+        socket.TCP_USER_TIMEOUT: int(gone_s * 1250),
+        # So that the kernel does not keep 4 MB for one that does not read, in memory that is counted nowhere.
+        socket.TCP_NOTSENT_LOWAT: 128 << 10,
+    }
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in options.items():
+        listening.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def engine_socket(address: AddrInfoType) -> socket.socket:
+    """For a connection to an engine: ended a minute after its host has gone, while it is waited for.
+
+    One that takes no more of a request for a while is busy, not gone, so that there is no TCP_USER_TIMEOUT here: that
+    counts the time in which a window is closed.
+    """
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    # So that the kernel does not keep 6 MB of an answer that its client does not read.
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 << 10)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in {socket.TCP_KEEPIDLE: 30, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}.items():
+        made.setsockopt(socket.IPPROTO_TCP, option, value)
+    with contextlib.suppress(OSError):
+        # What is sent again and again, and never acknowledged, is given up after a minute, not 15: Linux 6.15.
+        made.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, 5000)
+    return made
 
 
 def _answers(path: Path) -> bool:

@@ -140,6 +140,8 @@ class Switchboard:
         self.totals = Tally()
         self.held = 0
         self._waiting: Counter[str] = Counter()
+        # Clients that took too much, or too long, by what was done about it.
+        self.turned_away: Counter[str] = Counter()
         # A name per generation that was ever deployed: a drained backend's counts stay readable.
         self._backends: dict[str, Backend] = {}
         self._holds: dict[str, Hold] = {}
@@ -252,7 +254,7 @@ class Switchboard:
         for route in self.table:
             self._backend(route.backend.instance)
         loads = {name: backend.load() for name, backend in self._backends.items()}
-        return Traffic(loads, self.totals.frozen(), self.held, +self._waiting)
+        return Traffic(loads, self.totals.frozen(), self.held, +self._waiting, dict(self.turned_away))
 
     @property
     def paused(self) -> dict[str, float]:

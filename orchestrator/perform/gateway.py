@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 
 from orchestrator.core.gateway_status import GatewayState, gateway_label
-from orchestrator.core.launch import Instance, InstanceState
+from orchestrator.core.launch import Instance, InstanceState, Launch
 from orchestrator.core.model_card import ModelCard
 from orchestrator.core.progress import Progress
 from orchestrator.core.routes import FIRST_WITH_DIGESTS, Route
@@ -48,7 +48,7 @@ _Starting = AwaitGateway | ReplaceGateway | RestartGateway | KeepGateway
 def ensure_gateway(step: EnsureGateway, world: World, progress: Progress) -> None:
     target, name = world.targets[step.target], step.instance
     before = instance_of(step.target, name, world)
-    launch = world.gateway_launch(step.target, name, step.listeners, step.origins, take_over=False)
+    launch = _launch(step, world, name)
     label = gateway_label(step.listeners)
     runs = before is not None and before.state is InstanceState.RUNNING
     # One that runs is put right as it is: another version of orch may have started it.
@@ -69,17 +69,13 @@ def await_gateway(step: AwaitGateway, world: World, progress: Progress) -> None:
 def replace_gateway(step: ReplaceGateway, world: World, progress: Progress) -> None:
     target = world.targets[step.target]
     label = gateway_label(step.listeners)
-    target.ensure(
-        step.new, world.gateway_launch(step.target, step.new, step.listeners, step.origins, take_over=True), label
-    )
+    target.ensure(step.new, _launch(step, world, step.new, take_over=True), label)
     _await(step, step.new, world, progress)
     # Before it is asked to: it may end at once.
     target.release(step.old)
     world.gateway.hand_over(step.old, step.new)
     # What starts it from now on has its own state to go by.
-    target.relabel(
-        step.new, world.gateway_launch(step.target, step.new, step.listeners, step.origins, take_over=False), label
-    )
+    target.relabel(step.new, _launch(step, world, step.new), label)
 
 
 @perform.register
@@ -93,8 +89,7 @@ def restart_gateway(step: RestartGateway, world: World, progress: Progress) -> N
     status = world.gateway.status_of(step.old) or status
     target.write_file(step.new, ROUTES, json.dumps(GatewayState(status.routes).to_json()))
     target.stop(step.old, progress)
-    launch = world.gateway_launch(step.target, step.new, step.listeners, step.origins, take_over=False)
-    target.ensure(step.new, launch, gateway_label(step.listeners))
+    target.ensure(step.new, _launch(step, world, step.new), gateway_label(step.listeners))
     _await(step, step.new, world, progress)
     target.remove(step.old)
 
@@ -123,6 +118,12 @@ def clear_gateway(step: ClearGateway, world: World, progress: Progress) -> None:
             return
         progress(f"waiting for {step.instance} to leave", 0, 0)
         world.clock.sleep(POLL_S / 4)
+
+
+def _launch(
+    step: EnsureGateway | ReplaceGateway | RestartGateway, world: World, name: str, take_over: bool = False
+) -> Launch:
+    return world.gateway_launch(step.target, name, step.listeners, step.origins, step.limits, take_over)
 
 
 def _await(step: _Starting, name: str, world: World, progress: Progress) -> None:

@@ -116,7 +116,7 @@ def gateway_items(spec: GatewaySpec, observed: Observed, protocol: int, limits: 
             return
     newest = max((other.name for other in gateway.all), key=generation_of, default=None)
     name = instance.name if instance is not None else successor_of(newest) if newest is not None else GATEWAY
-    step = EnsureGateway(target, spec.listeners, name, spec.origins)
+    step = EnsureGateway(target, spec.listeners, name, spec.origins, spec.limits)
     if gateway.well and instance is not None:
         yield Skip(step.what, f"it runs (pid {instance.pid})")
         return
@@ -137,8 +137,9 @@ def _replacement(present: Instance, spec: GatewaySpec, gateway: GatewayObserved,
     names = (present.target, present.name, successor_of(newest), spec.listeners)
     back = KeepGateway(*names)
     if gateway.status is not None and gateway.status.protocol >= FIRST_WITH_HANDOVER:
-        return Action(ReplaceGateway(*names, origins=spec.origins), (back,))
-    return Action(RestartGateway(*names, timeout_s=limits.drain_s, origins=spec.origins), (back,))
+        return Action(ReplaceGateway(*names, origins=spec.origins, limits=spec.limits), (back,))
+    step = RestartGateway(*names, timeout_s=limits.drain_s, origins=spec.origins, limits=spec.limits)
+    return Action(step, (back,))
 
 
 def replaced_gateways(planned: Iterable[Action | Skip], observed: Observed) -> Iterator[Action | Skip]:

@@ -132,7 +132,7 @@ class GatewayBench:
     gateway: Gateway
     http: EngineHttp
     target: Target
-    launch: Callable[[str, str, tuple[Listener, ...], tuple[str, ...], bool], Launch]
+    launch: Callable[[str, str, tuple[Listener, ...], tuple[str, ...], tuple[str, ...], bool], Launch]
     listeners: tuple[Listener, ...]
     keys: ApiKeys
     awake: Callable[[], object]
@@ -143,7 +143,7 @@ class GatewayBench:
         return self.listeners[0].address
 
     def start(self, instance: str = GATEWAY, take_over: bool = False) -> None:
-        launch = self.launch(LOCAL, instance, self.listeners, (), take_over)
+        launch = self.launch(LOCAL, instance, self.listeners, (), (), take_over)
         self.target.ensure(instance, launch, gateway_label(self.listeners))
         self.awake()
 
@@ -172,14 +172,19 @@ def real_gateway(home: Path, listen: str) -> GatewayBench:
     gateways = Gateways(home)
 
     def launch(
-        target: str, instance: str, listeners: tuple[Listener, ...], origins: tuple[str, ...], take_over: bool
+        target: str,
+        instance: str,
+        listeners: tuple[Listener, ...],
+        origins: tuple[str, ...],
+        limits: tuple[str, ...],
+        take_over: bool,
     ) -> Launch:
         (listener,) = listeners
         argv = ["{python}", "-m", "orchestrator.gateway", "--listen", listener.address]
         argv += ["--admin", str(admin_socket(home, instance)), "--state", "{dir}/routes.json"]
         argv += ["--take-over", str(handover_socket(home, instance))] if take_over else []
         argv += ["--key-file", str(home / "keys.json"), "--secrets", str(home / "secrets")]
-        argv += [f"--origin={origin}" for origin in origins]
+        argv += [f"--origin={origin}" for origin in origins] + [f"--limit={limit}" for limit in limits]
         port = None if take_over else int(listener.address.rpartition(":")[2])
         return Launch(tuple(argv), stop_grace_s=5.0, port=port)
 

@@ -76,7 +76,7 @@ CASES = {
         deployment("ollama", replace(CPU, amd=True)).launch, replace(OLLAMA_CONTEXT, groups=("44", "993"))
     ),
     "gateway": sent(
-        gateway_launch("docker", "gateway", (Listener(LISTEN),), (), False), replace(HOST_CONTEXT, entrypoint=())
+        gateway_launch("docker", "gateway", (Listener(LISTEN),), (), (), False), replace(HOST_CONTEXT, entrypoint=())
     ),
 }
 

@@ -198,7 +198,12 @@ class MadeUpStore:
 
 
 def gateway_launch(
-    target: str, instance: str, listeners: tuple[Listener, ...], origins: tuple[str, ...], take_over: bool
+    target: str,
+    instance: str,
+    listeners: tuple[Listener, ...],
+    origins: tuple[str, ...],
+    limits: tuple[str, ...],
+    take_over: bool,
 ) -> Launch:
     """How the fake gateway is started."""
     listen = listeners[0].address
@@ -235,9 +240,15 @@ class MadeUpOrchestrator(Orchestrator):
         return GATEWAY_IMAGE, GATEWAY_BASE
 
     def gateway_launch(
-        self, target: str, instance: str, listeners: tuple[Listener, ...], origins: tuple[str, ...], take_over: bool
+        self,
+        target: str,
+        instance: str,
+        listeners: tuple[Listener, ...],
+        origins: tuple[str, ...],
+        limits: tuple[str, ...],
+        take_over: bool,
     ) -> Launch:
-        return gateway_launch(target, instance, listeners, origins, take_over)
+        return gateway_launch(target, instance, listeners, origins, limits, take_over)
 
     def resolve_context(self, observed: Observed, profile: Profile) -> ResolveContext:
         return replace(super().resolve_context(observed, profile), render=_render)

@@ -42,7 +42,7 @@ class Drivers:
     targets: Mapping[str, FakeTarget]
     images: FakeImages
     gateway: FakeGateway
-    gateway_launch: Callable[[str, str, tuple[Listener, ...], tuple[str, ...], bool], Launch]
+    gateway_launch: Callable[[str, str, tuple[Listener, ...], tuple[str, ...], tuple[str, ...], bool], Launch]
     http: FakeHttp
     keys: FakeKeys
     records: FakeRecords

@@ -305,7 +305,7 @@ def test_a_large_body_arrives_whole_on_a_kept_connection(shared, engine):
 
 
 def test_a_body_that_does_not_go_on_is_given_up(idle_gateway):
-    idle_gateway.start("--body-patience", "0.3")
+    idle_gateway.start("--limit=body_s=0.3")
     for path in (CHAT, MESSAGES):
         with socket.create_connection(("127.0.0.1", idle_gateway.port), timeout=5) as client:
             head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
@@ -313,12 +313,13 @@ def test_a_body_that_does_not_go_on_is_given_up(idle_gateway):
             answer = client.recv(4096)
             assert answer.startswith(b"HTTP/1.1 408 ")
             assert b"\r\nConnection: close\r\n" in answer
-    # As long as something comes, it may take its time.
+    # As long as enough comes, it may take its time.
+    body = b'{"model":"tiny"}' + b" " * 1500
     with socket.create_connection(("127.0.0.1", idle_gateway.port), timeout=5) as client:
-        client.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 16\r\n\r\n".encode())
+        client.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode())
         client.settimeout(0.1)
-        for byte in b'{"model":"tiny"}':
-            client.sendall(bytes([byte]))
+        for start in range(0, len(body), 100):
+            client.sendall(body[start : start + 100])
             with contextlib.suppress(TimeoutError):
                 answer = client.recv(4096)
         assert answer.startswith(b"HTTP/1.1 404 ")

@@ -101,9 +101,10 @@ def test_a_status_both_ways():
     status = replace(
         STATUS,
         routes=RouteTable([route("a")]),
-        traffic=Traffic({"one-g1": load}, Counts(4, 1, 2), held=1),
+        traffic=Traffic({"one-g1": load}, Counts(4, 1, 2), held=1, turned_away={"unread": 2}),
         paused={"one": 1.5},
         origins=("https://a.example",),
+        limits=("idle_s=60",),
         phase=Phase.LEAVING,
     )
     assert GatewayStatus.from_json(json.loads(json.dumps(status.to_json()))) == status
@@ -114,7 +115,7 @@ def test_a_status_both_ways():
 def test_what_other_protocols_say():
     said = json.loads(json.dumps(STATUS.to_json()))
     # Protocol 1 said neither, and one address only.
-    for key in ("protocol", "phase", "listeners", "keys", "origins"):
+    for key in ("protocol", "phase", "listeners", "keys", "origins", "limits", "turned_away"):
         del said[key]
     first = GatewayStatus.from_json({**said, "listen": "127.0.0.1:7"})
     assert (first.protocol, first.phase, first.listen) == (1, Phase.SERVING, "127.0.0.1:7")

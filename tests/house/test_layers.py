@@ -20,7 +20,7 @@ ARROWS: dict[str, set[str]] = {
     "cli": {"app", "core", "settings", "errors", "__version__"},
     "app": {
         *("run", "observe", "perform", "probes", "engines", "planning", "artifacts", "drivers", "core", "settings"),
-        *("resources", "gateway.origins", "gateway.sockets", "errors", "__version__"),
+        *("resources", "gateway.limits", "gateway.origins", "gateway.sockets", "errors", "__version__"),
     },
     "run": {"perform", "core", "drivers.base", "errors"},
     "observe": {"core", "engines", "drivers.base", "errors"},

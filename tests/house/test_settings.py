@@ -58,6 +58,12 @@ def test_the_origins_of_pages() -> None:
     assert read_settings({"HOME": "/c", "ORCH_ORIGINS": said}).origins == ("https://a.example", "chrome-extension://*")
 
 
+def test_the_limits_of_clients() -> None:
+    assert (read_settings({"HOME": "/c"}).limits, read_settings({"HOME": "/c", "ORCH_LIMITS": ""}).limits) == (None, ())
+    said = read_settings({"HOME": "/c", "ORCH_LIMITS": "idle_s=60, requests_per_key=8,"}).limits
+    assert said == ("idle_s=60", "requests_per_key=8")
+
+
 @pytest.mark.parametrize(("value", "offline"), [("1", True), ("TRUE", True), ("0", False), ("", False)])
 def test_offline_is_what_the_hub_client_understands_by_it(value: str, offline: bool) -> None:
     assert read_settings({"HOME": "/c", "HF_HUB_OFFLINE": value}).offline is offline

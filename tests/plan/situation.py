@@ -234,7 +234,7 @@ class Situation:
 
     def _gateway_instance(self, name: str, living: bool) -> Instance:
         target = self._case.get("gateway_target", LOCAL)
-        launch = gateway_launch(target, name, AT, tuple(self._case.get("gateway_origins", ())), take_over=False)
+        launch = gateway_launch(target, name, AT, tuple(self._case.get("gateway_origins", ())), (), take_over=False)
         return Instance(
             name=name,
             state=InstanceState.RUNNING if living else InstanceState.STOPPED,
