@@ -113,6 +113,7 @@ def test_what_serves(orch: Orch) -> None:
 
 
 @pytest.mark.llamacpp
+@pytest.mark.long
 def test_a_wait_tells_how_long_it_has_taken_and_how_long_it_may(orch: Orch) -> None:
     orch.run("up", "llamacpp", "-p", str(orch.profile))
     (row,) = orch.engines().values()

@@ -78,6 +78,39 @@ def test_between_each_pair_of_engines(orch: OnStandIn, environments: Path) -> No
     nothing_was_noticed(all_along(orch, environments, there_and_back))
 
 
+OPENAI = {
+    "create": ANSWER,
+    "create as an adapter": ALPHA,
+    "stream": ANSWER,
+    "stream as an adapter": ALPHA,
+    "stream with figures": ANSWER,
+    "create without a limit": ANSWER,
+    "create more than there is room for": ANSWER,
+    "create up to a word": "I am a tiny ",
+    "create with what is nothing": ANSWER,
+    "a bad value": "400 invalid_value temperature",
+    "unknown": "404 model_not_found model",
+    "list": "alpha,test/Tiny,tiny,tiny:latest",
+}
+
+
+def openai_notices_nothing(orch: Orch, environments: Path, moves: Iterable[tuple[str, ...]]) -> None:
+    report = all_along(orch, environments, moves, "openai_script")
+    nothing_failed(report)
+    assert report["texts"] == {what: [text] for what, text in OPENAI.items()}
+
+
+def test_openais_client_from_ollama_to_llamacpp_and_back(orch: OnStandIn, environments: Path) -> None:
+    openai_notices_nothing(orch, environments, to("llamacpp", "ollama"))
+
+
+@pytest.mark.long
+@pytest.mark.vllm
+def test_openais_client_between_each_pair_of_engines(orch: OnStandIn, environments: Path) -> None:
+    with_environments(orch, environments)
+    openai_notices_nothing(orch, environments, to("vllm", "ollama", "llamacpp", "vllm", "llamacpp", "ollama"))
+
+
 # What the stand-in for Ollama does not have; what one engine says there, each has to.
 TINY = {
     "create": ANSWER,

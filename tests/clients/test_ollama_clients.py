@@ -28,7 +28,7 @@ OFFICIAL = ("python_ollama", "npm_ollama")
 ENGINES = (
     pytest.param("llamacpp", marks=pytest.mark.llamacpp),
     pytest.param("stand-in", marks=pytest.mark.llamacpp),
-    pytest.param("vllm", marks=pytest.mark.vllm),
+    pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.long]),
     # With the model that has an adapter, and no tools.
     pytest.param("vllm-tiny", marks=[pytest.mark.vllm, pytest.mark.long]),
     pytest.param("ollama", marks=pytest.mark.ollama),

@@ -80,6 +80,7 @@ def test_what_somebody_does_to_an_engine_is_told_and_put_right(
     healed(up)
 
 
+@pytest.mark.long
 def test_a_model_that_hangs_is_told_and_its_server_started_anew(up: DockerOrch) -> None:
     assert serves(up)
     init = up.inspect(ENGINE)["State"]["Pid"]
@@ -112,6 +113,7 @@ def test_a_crash_is_restarted_by_the_daemon_with_its_adapters(up: DockerOrch) ->
     up.status()
 
 
+@pytest.mark.long
 def test_a_crash_loop_is_told_with_how_it_ends(orch: DockerOrch) -> None:
     orch.run("up", "ollama", "-p", str(orch.profile))
     model = orch.home / "containers" / ENGINE / "files" / "models"

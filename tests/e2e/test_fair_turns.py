@@ -67,5 +67,6 @@ def test_two_clients_of_two_adapters_do_not_have_a_process_started_for_each_answ
     with ThreadPoolExecutor(2) as pool:
         said = list(pool.map(client, ADAPTERS))
     assert said == [[SAID[name]] * 5 for name in ADAPTERS]
-    assert on_stand_in.loads() - before <= 3
+    # Two, where nothing else keeps the machine busy; without turns nine or ten.
+    assert on_stand_in.loads() - before <= 5
     on_stand_in.status()

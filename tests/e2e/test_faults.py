@@ -74,6 +74,7 @@ def test_a_killed_engine_comes_back_by_itself_and_clients_are_told(lasting: Orch
     lasting.status()
 
 
+@pytest.mark.long
 def test_an_engine_that_hangs_is_told_and_a_fresh_one_takes_its_place(up: Orch) -> None:
     os.kill(up.record(ENGINE)["engine"][0], signal.SIGSTOP)
     drift = up.status(code=9).document["drift"]

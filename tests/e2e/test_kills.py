@@ -22,7 +22,7 @@ BACK = ("migrate", "--recipe", "gguf-q6_k", "--to")
 
 # In containers, those steps that ask the daemon or what it runs: the others are the same code.
 IN_DOCKER = ("BuildImage", "EnsureGateway", "EnsureEngine", "ImportArtifact", "AwaitReady", "SetRoute", "StopEngine")
-SAMPLE = {"local": 4, "docker": 2}
+SAMPLE = {"local": 2, "docker": 1}
 
 Tried = Callable[[Orch, list[str]], list[tuple[int, str]]]
 

@@ -108,6 +108,7 @@ def test_on_llamacpp(orch: Orch) -> None:
         in_turn(orch, path)
 
 
+@pytest.mark.long
 @pytest.mark.vllm
 def test_on_vllm(orch_vllm: Orch) -> None:
     with_adapters(orch_vllm, "vllm")
