@@ -29,6 +29,8 @@ from orchestrator.errors import HostError
 
 STEP_S = 0.1
 CREDENTIAL = "what the gateway issues"
+# What a gateway is started with for each site whose pages it lets in.
+ORIGIN = "--origin="
 
 
 class FakeGateway:
@@ -122,6 +124,7 @@ class FakeGateway:
             keys=bool(process.keys.keys),
             keys_mark=process.keys.mark,
             phase=process.phase,
+            origins=tuple(word.removeprefix(ORIGIN) for word in process.launch.argv if word.startswith(ORIGIN)),
         )
 
     def _living(self) -> list[tuple[str, Process]]:
