@@ -66,7 +66,7 @@ def body_for(route: Route, name: str, body: bytes, changes: Mapping[str, object]
         names = tuple(route.defaults)
         found = msgspec.structs.astuple(_presence(names).decode(body))
         missing = {key: route.defaults[key] for key, value in zip(names, found, strict=True) if bytes(value) in _UNSAID}
-    added = msgspec.json.encode({**missing, **(changes or {}), "model": route.upstream or name, **route.patch})
+    added = msgspec.json.encode({**(changes or {}), **missing, "model": route.upstream or name, **route.patch})
     return b"".join((memoryview(body.rstrip(_SPACE))[:-1], b",", memoryview(added)[1:]))
 
 

@@ -279,6 +279,9 @@ class ForOllama(Fitting):
             limit = min(limit, self.context)
         if limit != asked.max_tokens or asked.max_completion_tokens is not None:
             found["max_tokens"] = max(1, limit) if limit or asked.limits else None
+        if asked.top_k == 1:
+            # The likeliest of all.
+            found["temperature"] = 0.0
         dropped = [name for name, most in _DROPPED.items() if (getattr(asked, name) or 0) > most]
         dropped += [name for name, neutral in _DROPPED_IF_NOT.items() if getattr(asked, name) not in neutral]
         if dropped:
@@ -309,7 +312,7 @@ class ForOllama(Fitting):
 
 
 # What Ollama would drop without a word, and the most that changes nothing.
-_DROPPED = {"n": 1, "top_k": 0, "min_p": 0}
+_DROPPED = {"n": 1, "top_k": 1, "min_p": 0}
 _DROPPED_IF_NOT = {"repeat_penalty": (None, 1), "repetition_penalty": (None, 1), "logit_bias": (None, {})}
 SERVERS: Mapping[str, type[Fitting]] = {LLAMA_SERVER: ForLlamaServer, VLLM: ForVllm, OLLAMA: ForOllama}
 
