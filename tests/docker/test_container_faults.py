@@ -329,6 +329,7 @@ def test_two_data_directories_are_two_worlds(up: DockerOrch, tmp_path: Path, ima
     assert serves(up)
 
 
+@pytest.mark.long
 def test_an_engine_that_hangs_is_told_and_a_fresh_one_takes_its_place(up: DockerOrch) -> None:
     init = up.inspect(ENGINE)["State"]["Pid"]
     child = int(Path(f"/proc/{init}/task/{init}/children").read_text().split()[0])

@@ -200,7 +200,7 @@ def at_engine(orch: Orch, path: str, key: str = "") -> int:
     return httpx.get(f"http://127.0.0.1:{row['port']}{path}", headers=head, timeout=10, trust_env=False).status_code
 
 
-@pytest.mark.parametrize("engine", ["llamacpp", pytest.param("vllm", marks=pytest.mark.vllm)])
+@pytest.mark.parametrize("engine", ["llamacpp", pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.long])])
 def test_nobody_goes_past_the_gateway(request: pytest.FixtureRequest, engine: str) -> None:
     orch: Orch = request.getfixturevalue("orch_vllm" if engine == "vllm" else "orch")
     orch.run("up", engine, "-p", str(orch.profile), timeout=600)

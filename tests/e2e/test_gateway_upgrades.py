@@ -88,6 +88,7 @@ def kept(either: Orch) -> Iterator[Callable[[int], KeepAlive]]:
         one.close()
 
 
+@pytest.mark.rotated
 def test_another_version_takes_over_under_load(either: Orch, newer: Path, kept: Callable[[int], KeepAlive]) -> None:
     either.run("up", either.engine, "-p", str(either.profile))
     before = either.gateway_status()
@@ -116,6 +117,7 @@ def test_another_version_takes_over_under_load(either: Orch, newer: Path, kept: 
     assert other.says() == ANSWER
 
 
+@pytest.mark.rotated
 def test_a_later_protocol_is_taken_by_a_plan_that_needs_it(either: Orch, later: Path) -> None:
     either.run("up", either.engine, "-p", str(either.profile))
     load = either.load("tiny", clients=2, tokens=200)
@@ -167,6 +169,7 @@ def assert_healed(orch: Orch) -> None:
     orch.status()
 
 
+@pytest.mark.rotated
 @pytest.mark.sampled
 def test_killed_at_every_step_and_any_moment_it_serves_and_the_next_command_finishes(
     either: Orch, newer: Path, thorough: bool, chance: random.Random
@@ -288,6 +291,7 @@ def with_plain_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_of(tmp_path_factory.mktemp("plain"), BEFORE_DIGESTS)
 
 
+@pytest.mark.rotated
 def test_keys_as_plain_text_are_taken_over_under_load(either: Orch, with_plain_keys: Path) -> None:
     before = another(either, with_plain_keys)
     before.env = {**either.env, "ORCH_API_KEY": "old-key"}

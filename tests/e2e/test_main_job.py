@@ -39,6 +39,7 @@ def test_status_tells_what_is_in_flight_under_each_name(orch: Orch) -> None:
     assert [stream.problem for stream in load.stop() if stream.problem] == []
 
 
+@pytest.mark.rotated
 def test_status_tells_what_each_engine_takes_and_has_done(either: Orch) -> None:
     either.run("up", either.engine, "-p", str(either.profile))
     (before,) = either.engines().values()
@@ -62,6 +63,7 @@ def test_status_tells_what_each_engine_takes_and_has_done(either: Orch) -> None:
     assert re.search(rf"\n  requests +{engine['requests']}, in flight 0\n", plain)
 
 
+@pytest.mark.rotated
 def test_adapters_come_and_go_under_load_and_survive_a_crash(either: Orch) -> None:
     either.run("up", either.engine, "-p", str(either.profile))
     # Half of the slots: llama.cpp computes one adapter at a time, and a full load for one name would keep others out.
@@ -85,6 +87,7 @@ def test_adapters_come_and_go_under_load_and_survive_a_crash(either: Orch) -> No
     either.status()
 
 
+@pytest.mark.rotated
 def test_a_changed_profile_and_another_artifact_are_switches_without_a_failed_stream(either: Orch) -> None:
     either.run("up", either.engine, "-p", str(either.profile))
     load = either.load("tiny")
@@ -112,6 +115,7 @@ def test_the_weights_that_vllm_serves_are_served_with_adapters(orch: Orch) -> No
     assert [orch.says(name) for name in ("alpha", "tiny")] == ["Ahoy! The answer is alpha.", ANSWER]
 
 
+@pytest.mark.rotated
 def test_down_stops_the_engine_and_down_all_the_gateway(either: Orch) -> None:
     either.run("up", either.engine, "-p", str(either.profile))
     either.run("down")

@@ -52,6 +52,7 @@ def said(sampling: list[dict[str, Any]]) -> dict[str, tuple[float, str]]:
     return {row["name"]: (row["value"], row["said_by"]) for row in sampling}
 
 
+@pytest.mark.rotated
 def test_every_kind_is_answered_as_by_transformers(served: Orch, tmp_path: Path) -> None:
     for kind in KINDS:
         place = lay(kind, tmp_path / kind)

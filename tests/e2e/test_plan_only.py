@@ -64,6 +64,7 @@ def of_daemon(orch: Orch) -> list[str]:
     return sorted([*containers, *networks])
 
 
+@pytest.mark.rotated
 def test_no_byte_and_no_process_changes(served: Orch, tmp_path: Path) -> None:
     edited = tmp_path / "edited.toml"
     edited.write_text(served.profile.read_text().replace("context = 512", "context = 256"))

@@ -71,7 +71,7 @@ def test_a_migration_fails_no_stream(both: Orch) -> None:
     both.status()
 
 
-@pytest.mark.rotated
+@pytest.mark.long
 def test_adapters_are_loaded_replaced_and_unloaded_while_it_serves(on_vllm: Orch) -> None:
     orch = on_vllm
     (first,) = orch.engines()

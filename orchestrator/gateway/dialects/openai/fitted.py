@@ -273,12 +273,12 @@ class ForOllama(Fitting):
 
     def sampled(self, asked: Sampled) -> Json:
         found = super().sampled(asked)
-        limit = asked.limit if asked.limit is not None else self.context
-        if self.context:
+        if asked.limits and self.context:
             # Past the context it would go on, without the beginning.
-            limit = min(limit, self.context)
-        if limit != asked.max_tokens or asked.max_completion_tokens is not None:
-            found["max_tokens"] = max(1, limit) if limit or asked.limits else None
+            limit = self.context if asked.limit is None else min(self.context, max(1, asked.limit))
+            found |= {"max_tokens": limit, "max_completion_tokens": None}
+        elif asked.max_completion_tokens is not None:
+            found["max_tokens"] = max(1, asked.limit) if asked.limit is not None else None
         if asked.top_k == 1:
             # The likeliest of all.
             found["temperature"] = 0.0
