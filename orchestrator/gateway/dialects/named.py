@@ -58,7 +58,8 @@ def _presence(names: tuple[str, ...]) -> msgspec.json.Decoder[msgspec.Struct]:
 
 def body_for(route: Route, name: str, body: bytes, changes: Mapping[str, object] | None = None) -> bytes:
     """What the engine is sent of a body that is known for JSON, and asks for `name`: the same bytes, unless the route
-    renames, patches or fills in, or there are `changes`."""
+    renames, patches or fills in, or there are `changes`: they are what the request says, so that they count before what
+    the route fills in."""
     if not (changes or route.upstream is not None or route.patch or route.defaults):
         return body
     missing: Mapping[str, object] = {}
@@ -66,7 +67,7 @@ def body_for(route: Route, name: str, body: bytes, changes: Mapping[str, object]
         names = tuple(route.defaults)
         found = msgspec.structs.astuple(_presence(names).decode(body))
         missing = {key: route.defaults[key] for key, value in zip(names, found, strict=True) if bytes(value) in _UNSAID}
-    added = msgspec.json.encode({**(changes or {}), **missing, "model": route.upstream or name, **route.patch})
+    added = msgspec.json.encode({**missing, **(changes or {}), "model": route.upstream or name, **route.patch})
     return b"".join((memoryview(body.rstrip(_SPACE))[:-1], b",", memoryview(added)[1:]))
 
 

@@ -1,0 +1,50 @@
+"""What the request says counts before what a profile fills in, also where a server is told it in other words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from openai_engine import ROUTE, Counting
+
+from orchestrator.core.routes import LLAMA_SERVER, OLLAMA, OPENAI, VLLM
+from orchestrator.gateway.dialects.base import Question
+from orchestrator.gateway.dialects.openai import OpenAI
+from orchestrator.gateway.dialects.openai.asked import CHAT
+
+FILLED_IN = {"temperature": 0.6, "repeat_penalty": 1.5, "max_tokens": 5}
+
+
+def sent(server: str, **more: Any) -> dict[str, Any]:
+    """What an engine is sent of a chat; of two fields with one name the last one counts."""
+    body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "."}], **more}).encode()
+    engine = Counting(replace(ROUTE, speaks=(OPENAI, server), defaults=FILLED_IN))
+    dialect = OpenAI()
+    question = asyncio.run(dialect.question(dialect.parse(CHAT, body), CHAT, body, engine))
+    assert isinstance(question, Question)
+    found: dict[str, Any] = json.loads(question.body)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("server", "said", "wanted"),
+    [
+        (LLAMA_SERVER, {"repetition_penalty": 1.1}, {"repeat_penalty": 1.1}),
+        (LLAMA_SERVER, {"max_tokens": -1}, {"max_tokens": -1}),
+        (OLLAMA, {"top_k": 1}, {"temperature": 0.0}),
+        (OLLAMA, {"max_completion_tokens": 3}, {"max_tokens": 3}),
+        (VLLM, {"n": 2, "temperature": 0}, {"temperature": 1.0, "top_k": 1}),
+        (VLLM, {"max_tokens": 9999}, {"max_tokens": None}),
+    ],
+)
+def test_what_is_said_counts(server: str, said: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert wanted.items() <= sent(server, **said).items()
+
+
+@pytest.mark.parametrize("server", [LLAMA_SERVER, OLLAMA, VLLM])
+@pytest.mark.parametrize("said", [{}, {"temperature": None, "max_tokens": None}])
+def test_what_nobody_says_is_filled_in(server: str, said: dict[str, Any]) -> None:
+    assert sent(server, **said).items() >= FILLED_IN.items()
