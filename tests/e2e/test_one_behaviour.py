@@ -99,7 +99,6 @@ def responds(wanted: Said | Error, but: Mapping[str, Said | Error] | None = None
 ALL, CUT = Said(), Said("length", "", thinks=True)
 SHORT = Said(thinks=False)
 BOTH = Said("tool_calls", "", thinks=False, calls=("get_weather", "get_time"))
-FIRST = Said("tool_calls", "", thinks=False, calls=("get_weather",))
 TOO_LONG = Error("context_length_exceeded", None)
 # What is left of the prompt does not make the model think before it speaks, so its thought is none to the engine.
 CUT_IN_SILENCE = Said("stop", f"<think>{chain_model.THOUGHT}</think>\n\n{chain_model.SAID}", thinks=False)
@@ -394,6 +393,19 @@ def test_probabilities_have_one_form(served: Served) -> None:
     pieces = [choice["logprobs"] for one in streamed for choice in one["choices"] if choice["logprobs"]]
     assert [token for piece in pieces for token in piece["tokens"]] == known["tokens"]
     assert [offset for piece in pieces for offset in piece["text_offset"]] == known["text_offset"]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+def test_a_tool_that_has_to_be_called_is(served: Served, choice: Any) -> None:
+    """llama.cpp does not heed parallel_tool_calls, and calls the one that is named over and over."""
+    body = {"messages": [HELLO], "tools": TOOLS, "tool_choice": choice, "max_tokens": 120, "temperature": 0}
+    said = seen(CHAT, served.ask(CHAT, body | {"parallel_tool_calls": False}))
+    if served.engine == OLLAMA:
+        assert said == unsupported("tool_choice")
+        return
+    assert isinstance(said, Said)
+    called = set(said.calls)
+    assert called == {"get_weather"} or (choice == "required" and called == {"get_weather", "get_time"})
 
 
 def test_the_list_says_how_much_a_model_takes(served: Served) -> None:
