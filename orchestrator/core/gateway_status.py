@@ -140,16 +140,41 @@ class BackendLoad:
 
 
 @dataclass(frozen=True)
+class HeldLoad:
+    """What waits for the end of one owner's pause: so many requests, with bodies of so many bytes together, the oldest
+    since so many seconds (0: none waits). A gateway of an earlier version tells the requests alone."""
+
+    requests: int = 0
+    size: int = 0
+    oldest_s: float = 0.0
+
+    def __add__(self, other: HeldLoad) -> HeldLoad:
+        oldest_s = max(self.oldest_s, other.oldest_s)
+        return HeldLoad(self.requests + other.requests, self.size + other.size, oldest_s)
+
+    @classmethod
+    def from_json(cls, value: object) -> HeldLoad:
+        """Read the JSON form; ValueError says which field is wrong."""
+        document = fields.mapping(value, "hold")
+        return cls(fields.whole(document, "requests"), fields.whole(document, "size"), float(str(document["oldest_s"])))
+
+
+@dataclass(frozen=True)
 class Traffic:
-    """What goes through a gateway, or went: by backend, and in all; `held` requests wait for a pause to end, `waiting`
-    by public name for their turn. `turned_away` counts clients that took more than they may, by reason. A gateway of an
-    earlier version has neither."""
+    """What goes through a gateway, or went: by backend, and in all; `holds` is what waits for a pause to end, by owner,
+    `waiting` by public name for their turn. `turned_away` counts clients that took more than they may, by reason. A
+    gateway of an earlier version has neither."""
 
     backends: Mapping[str, BackendLoad] = field(default_factory=dict)
     totals: Counts = field(default_factory=Counts)
-    held: int = 0
+    holds: Mapping[str, HeldLoad] = field(default_factory=dict)
     waiting: Mapping[str, int] = field(default_factory=dict)
     turned_away: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def held(self) -> int:
+        """Requests that wait for a pause to end."""
+        return sum(load.requests for load in self.holds.values())
 
     @property
     def in_flight(self) -> int:
@@ -162,7 +187,9 @@ class Traffic:
         backends = {name: self.backends.get(name, idle) + other.backends.get(name, idle) for name in names}
         waiting = Counter(self.waiting) + Counter(other.waiting)
         turned_away = Counter(self.turned_away) + Counter(other.turned_away)
-        return Traffic(backends, self.totals + other.totals, self.held + other.held, waiting, turned_away)
+        owners = dict.fromkeys((*self.holds, *other.holds))
+        holds = {one: self.holds.get(one, HeldLoad()) + other.holds.get(one, HeldLoad()) for one in owners}
+        return Traffic(backends, self.totals + other.totals, holds, waiting, turned_away)
 
     def over(self) -> Traffic:
         """What stays of it when the gateway has ended: the counts."""
@@ -176,6 +203,7 @@ class Traffic:
             "backends": backends,
             "totals": asdict(self.totals),
             "held": self.held,
+            "holds": {owner: asdict(load) for owner, load in self.holds.items()},
             "waiting": dict(self.waiting),
             "turned_away": dict(self.turned_away),
         }
@@ -186,11 +214,13 @@ class Traffic:
         document = fields.mapping(value, "traffic")
         backends = fields.mapping(document.get("backends"), "backends")
         waiting = fields.mapping(document.get("waiting", {}), "waiting")
+        untold = {"": {"requests": fields.whole(document, "held"), "size": 0, "oldest_s": 0}}
+        holds = fields.mapping(document.get("holds", untold), "holds")
         turned_away = fields.mapping(document.get("turned_away", {}), "turned_away")
         return cls(
             {name: BackendLoad.from_json(load) for name, load in backends.items()},
             Counts.from_json(document.get("totals")),
-            fields.whole(document, "held"),
+            {owner: HeldLoad.from_json(load) for owner, load in holds.items()},
             {name: fields.whole(waiting, name) for name in waiting},
             {reason: fields.whole(turned_away, reason) for reason in turned_away},
         )
@@ -280,15 +310,21 @@ def _listeners(status: Mapping[str, object]) -> Iterator[Listener]:
 
 @dataclass(frozen=True)
 class GatewayState:
-    """What a gateway keeps on disk: its routes, and the admin socket of the gateway that it has replaced, until that
-    one has left ("": there is none)."""
+    """What a gateway keeps on disk: its routes, the admin socket of the gateway that it has replaced, until that one
+    has left ("": there is none), and when the pause of each owner expires, in seconds since 1970."""
 
     routes: RouteTable = field(default_factory=RouteTable)
     predecessor: str = ""
+    paused_until: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """As it is written."""
-        return {"version": PROTOCOL, "routes": self.routes.to_json(), "predecessor": self.predecessor}
+        return {
+            "version": PROTOCOL,
+            "routes": self.routes.to_json(),
+            "predecessor": self.predecessor,
+            "paused_until": dict(self.paused_until),
+        }
 
     @classmethod
     def from_json(cls, value: object) -> GatewayState:
@@ -299,4 +335,9 @@ class GatewayState:
         predecessor = document.get("predecessor") or ""
         if not isinstance(predecessor, str):
             raise ValueError(f"predecessor: a path is needed, not {predecessor!r}")
-        return cls(RouteTable.from_json(document.get("routes")), predecessor)
+        paused = fields.mapping(document.get("paused_until", {}), "paused_until")
+        return cls(
+            RouteTable.from_json(document.get("routes")),
+            predecessor,
+            {owner: float(str(until)) for owner, until in paused.items()},
+        )

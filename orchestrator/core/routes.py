@@ -17,8 +17,9 @@ from orchestrator.errors import PlanRefused
 # Of what the two sides of the gateway's admin socket say to each other, and of the routes that it keeps on disk. Where
 # no number is told it is 1: no hand-over, one backend to a route, and a field that is not known is an error. Since 2
 # routes are what they are; since 3 the gateway reads digests of keys, and adds what engines ask for; since 4 a route
-# says whether its model chats; since 5 it says what is served, and which server's own API is beside OpenAI's.
-PROTOCOL = 5
+# says whether its model chats; since 5 it says what is served, and which server's own API is beside OpenAI's; since 6 a
+# pause outlives the gateway, says who waits, and lets orch's own questions pass.
+PROTOCOL = 6
 ROUTES_SINCE = 2
 FIRST_WITH_DIGESTS = 3
 FIRST_WITH_CARDS = 5

@@ -123,6 +123,7 @@ class Admin:
         async with self._succession.changing() as tell:
             await tell("POST", "/pause", document)
             self._board.pause(owner, seconds)
+            await self._succession.save(self._board.table)
         return answer({})
 
     async def resume(self, request: web.Request) -> web.Response:
@@ -131,7 +132,8 @@ class Admin:
         owner = _name(document, "owner")
         async with self._succession.changing() as tell:
             await tell("POST", "/resume", document)
-            self._board.resume(owner)
+            self._board.holds.end(owner)
+            await self._succession.save(self._board.table)
         return answer({})
 
     async def read_keys(self, _: web.Request) -> web.Response:

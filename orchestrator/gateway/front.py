@@ -156,12 +156,14 @@ class FrontDoor:
         self, request: web.BaseRequest, path: str, dialect: Dialect, endpoint: Endpoint
     ) -> web.StreamResponse:
         """The answer of an engine, where there is a place for one more; raises Refusal."""
-        whose = self._terms.keys.name_of(request.headers) if self._terms.limits.requests_per_key else ""
+        keys = self._terms.keys
+        whose = keys.name_of(request.headers) if self._terms.limits.requests_per_key else ""
         self._places.take(whose)
         try:
             with Body(self._ledger, self._terms.limits.body_s) as body:
                 await body.read(request)
-                arrival = Arrival(request, path, dialect, endpoint, body, partial(self._see_off, request))
+                see_off, own = partial(self._see_off, request), keys.shows_issued(request.headers)
+                arrival = Arrival(request, path, dialect, endpoint, body, see_off, own)
                 return await relay(arrival, self._board, self._clients)
         finally:
             self._places.give_back(whose)

@@ -133,6 +133,10 @@ class Keys:
         """Whether a request with these headers shows one of the keys, as a bearer token or in X-Api-Key."""
         return any(map(self._is_one, _shown(headers)))
 
+    def shows_issued(self, headers: Mapping[str, str]) -> bool:
+        """Whether such a request shows a credential of `issue`: it is orch's own."""
+        return bool(self._issued) and any(self._is_issued(digest_of(key)) for key in _shown(headers))
+
     def name_of(self, headers: Mapping[str, str]) -> str:
         """The name of the key that such a request shows, "" where it is none, or orch's own."""
         return next((name for key in _shown(headers) if (name := self._ring.owner_of(key) or "")), "")
@@ -156,6 +160,9 @@ class Keys:
             self._used[found] = now
             self._changed = True
             return True
+        return self._is_issued(shown)
+
+    def _is_issued(self, shown: str) -> bool:
         issued, now = False, time.monotonic()
         for digest, until in self._issued.items():
             issued |= hmac.compare_digest(digest, shown) and now < until

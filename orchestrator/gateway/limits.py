@@ -19,7 +19,8 @@ class Limits:
     a request. `unread_s`: a client that has something to read, and takes nothing of it. `buffer_mib`: what is kept for
     one client that reads more slowly than its engine answers, `buffers_mib` for all together; beyond it the engine
     has to wait, and the client to read on. `connections` are those of clients; `requests` what engines answer at once,
-    of all clients, and of each API key (0: as many).
+    of all clients, and of each API key (0: as many). While what serves is changed, up to `held_requests` wait, with
+    bodies of `held_mib` together.
     """
 
     head_s: float = 30.0
@@ -33,6 +34,8 @@ class Limits:
     connections: int = 8192
     requests: int = 4096
     requests_per_key: int = 0
+    held_requests: int = 2048
+    held_mib: int = 128
 
     @property
     def files(self) -> int:

@@ -192,6 +192,12 @@ def crowded(name: str) -> Refusal:
     return unavailable(f"Too many requests wait for `{_echo(name)}` at the moment; try again.", "too_many_waiting")
 
 
+def too_many_held(name: str) -> Refusal:
+    """503 while as many requests wait as may for a change of what serves them."""
+    message = f"What serves `{_echo(name)}` is being changed, and too many requests wait for it already; try again."
+    return unavailable(message, "too_many_held")
+
+
 def interrupted(reason: str) -> Refusal:
     """What ends an answer of which a part is out; there is no status for it any more."""
     return Refusal(500, "stream_interrupted", reason)

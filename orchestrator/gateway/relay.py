@@ -25,10 +25,12 @@ from orchestrator.gateway.dialects.base import (
     Reply,
     Said,
 )
+from orchestrator.gateway.holds import HoldFullError
 from orchestrator.gateway.keys import CREDENTIALS
 from orchestrator.gateway.refusals import Refusal
 from orchestrator.gateway.secrets import EngineSecrets
 from orchestrator.gateway.switchboard import (
+    Asker,
     Claim,
     CrowdedError,
     StoppingError,
@@ -96,7 +98,7 @@ class BackendLostError(NoAnswerError):
 @dataclass(frozen=True)
 class Arrival:
     """A request that an engine is to answer: at which `path`, in whose words, with what body. `depart` is told of the
-    head of an answer before that is sent."""
+    head of an answer before that is sent. `own`: it is orch itself that asks."""
 
     request: web.BaseRequest
     path: str
@@ -104,6 +106,7 @@ class Arrival:
     endpoint: Endpoint
     body: Body
     depart: Callable[[web.StreamResponse], None]
+    own: bool = False
 
 
 async def relay(arrival: Arrival, board: Switchboard, clients: Clients) -> web.StreamResponse:
@@ -131,6 +134,9 @@ async def relay(arrival: Arrival, board: Switchboard, clients: Clients) -> web.S
     except CrowdedError:
         board.totals.errors += 1
         raise refusals.crowded(call.name) from None
+    except HoldFullError:
+        board.totals.errors += 1
+        raise refusals.too_many_held(call.name) from None
     except Refusal as refusal:
         board.totals.errors += refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         raise
@@ -147,9 +153,9 @@ async def _with_retries(
     headers = [*(pair for pair in came if len(pair[1]) <= _LONGEST_SENT), _JSON]
     again = False
     clock = asyncio.get_running_loop().time
-    arrived, patience = clock(), GIVE_UP_S
+    asker, patience = Asker(clock(), len(arrival.body.data), arrival.own), GIVE_UP_S
     for pause in (*PAUSES, None):
-        with await board.admit(name, arrived, again) as claim:
+        with await board.admit(name, asker, again) as claim:
             began = clock()
             if (instead := arrival.endpoint.instead_of_chats) and not claim.route.chats:
                 raise refusals.no_chat_template(call.name, arrival.path, instead)

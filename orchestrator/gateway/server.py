@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -120,7 +121,8 @@ class Gateway:
     def __init__(self, setup: Setup, doors: Doors, saved: GatewayState, clients: Clients) -> None:
         self._setup = setup
         self._doors = doors
-        self._board = Switchboard(saved.routes)
+        self._board = Switchboard(saved.routes, setup.terms.limits)
+        self._paused_until = saved.paused_until
         self._succession = Succession(self._board, doors, setup.state, saved.predecessor)
         # Read while they are open: a gateway that leaves has closed them, and still answers for itself.
         self._bound = _addresses(doors.fronts)
@@ -142,7 +144,7 @@ class Gateway:
             started_at=self._started_at,
             routes=self._board.table,
             traffic=await self._succession.traffic(),
-            paused=self._board.paused,
+            paused=self._board.holds.left,
             keys=self._setup.terms.keys.demanded,
             keys_mark=self._setup.terms.keys.mark,
             origins=self._setup.origins,
@@ -153,6 +155,10 @@ class Gateway:
 
     async def open(self) -> None:
         """The admin's side; the clients' too, where it has their sockets."""
+        now = time.time()
+        for owner, until in self._paused_until.items():
+            if until > now:
+                self._board.pause(owner, until - now)
         await self._admin.setup()
         await self._front.setup()
         await web.SockSite(self._admin, self._doors.admin).start()

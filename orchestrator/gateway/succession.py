@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -61,7 +62,9 @@ class Succession:
     async def save(self, table: RouteTable) -> None:
         """Have it on disk. In a thread: an fsync may take long, and streams must not wait for it."""
         predecessor = self._predecessor.socket if self._predecessor is not None else ""
-        await asyncio.to_thread(state_file.save, self._state, GatewayState(table, predecessor))
+        now = time.time()
+        until = {owner: now + left for owner, left in self.board.holds.left.items()}
+        await asyncio.to_thread(state_file.save, self._state, GatewayState(table, predecessor, until))
 
     async def traffic(self) -> Traffic:
         """What goes through here, and through the gateway that was replaced."""
@@ -83,15 +86,16 @@ class Succession:
     async def take(self, given: Handover, fronts: tuple[socket.socket, ...]) -> None:
         """Have what was given on disk and in force."""
         self._predecessor, self.fronts = Predecessor(given.admin), fronts
-        await self.save(given.routes)
-        self.board.go_by(given.routes)
         for owner, left in given.paused.items():
             self.board.pause(owner, left)
+        await self.save(given.routes)
+        self.board.go_by(given.routes)
         self.phase = Phase.SERVING
 
     async def give_back(self) -> None:
         """Nobody has heard that the sockets were taken: they are still the other's."""
         self.phase, self._predecessor, self.fronts = Phase.WAITING, None, ()
+        self.board.holds.end_all()
         self.board.go_by(RouteTable())
         await asyncio.to_thread(self._state.unlink, missing_ok=True)
 
@@ -101,7 +105,7 @@ class Succession:
         async with self._changing:
             if self.phase is not Phase.SERVING:
                 raise PlanRefused(f"This gateway is {self.phase}.", hint="Ask the one that serves.")
-            given = Handover(self.board.table, self.board.paused, self._admin)
+            given = Handover(self.board.table, self.board.holds.left, self._admin)
             taken = await asyncio.to_thread(handover.give, to, self.fronts, given)
             self._successor, self.new_origins = taken.admin, taken.origins
             self.phase = Phase.LEAVING

@@ -1,8 +1,8 @@
-"""Who answers what: the current table, the claims on backends, the pauses, the turns.
+"""Who answers what: the current table, the claims on backends, the holds, the turns.
 
 All of it runs in one thread on one event loop, and choosing a route and counting the request in happen without an
 `await` between them: that is the lock. A request is never chosen but not counted, so a drain misses none. Those that
-wait, for the end of a pause or for a turn, are on no backend: when they go on, the table of that moment says where.
+wait, for the end of a hold or for a turn, are on no backend: when they go on, the table of that moment says where.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 
 from orchestrator.core.gateway_status import BackendLoad, Counts, Traffic
 from orchestrator.core.routes import Route, RouteTable
 from orchestrator.gateway import upstreams
+from orchestrator.gateway.holds import Holds
+from orchestrator.gateway.limits import Limits
 from orchestrator.gateway.turns import Place, Turns, WaitingRoom
 
 # How long a drain waits for the requests that it has cut.
@@ -65,6 +67,16 @@ class Backend:
         by_route = {name: tally.frozen() for name, tally in self.by_route.items()}
         in_flight = Counter(claim.route.name for claim in self.claims)
         return BackendLoad(len(self.claims), self.open_streams, by_route, in_flight)
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Of a request what decides when it is let in: when it came, on the loop's clock, how many bytes its body has, and
+    whether it is `own`: orch itself asks, which looks what is there before anybody else meets it."""
+
+    arrived: float
+    size: int = 0
+    own: bool = False
 
 
 class Claim:
@@ -123,28 +135,18 @@ class Claim:
             self._scope.reschedule(asyncio.get_running_loop().time())
 
 
-@dataclass
-class Hold:
-    """A pause of one owner: requests wait for `over`."""
-
-    expires_at: float
-    timer: asyncio.TimerHandle
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-
-
 class Switchboard:
     """The table that requests are claimed from, and the levers that change it."""
 
-    def __init__(self, table: RouteTable) -> None:
+    def __init__(self, table: RouteTable, limits: Limits) -> None:
         self.table = table
         self.totals = Tally()
-        self.held = 0
+        self.holds = Holds(limits.held_requests, limits.held_mib << 20)
         self._waiting: Counter[str] = Counter()
         # Clients that took too much, or too long, by what was done about it.
         self.turned_away: Counter[str] = Counter()
         # A name per generation that was ever deployed: a drained backend's counts stay readable.
         self._backends: dict[str, Backend] = {}
-        self._holds: dict[str, Hold] = {}
         # The names that have to wait for turns: where, and as what.
         self._turns: dict[str, tuple[WaitingRoom, str]] = {}
         self._stopping = False
@@ -162,11 +164,11 @@ class Switchboard:
         self._share()
         self._look_again()
 
-    async def admit(self, name: str, arrived: float, again: bool = False) -> Claim:
-        """Claim the current route of `name`, waiting while its owner is paused, and for its turn. `arrived` is when the
-        request came, on the loop's clock; `again`: it was claimed before, and its engine was lost.
+    async def admit(self, name: str, asker: Asker, again: bool = False) -> Claim:
+        """Claim the current route of `name`, waiting while its owner's requests are held, and for its turn. `again`: it
+        was claimed before, and its engine was lost.
 
-        Raises UnknownNameError, StoppingError and CrowdedError.
+        Raises UnknownNameError, StoppingError, CrowdedError and HoldFullError.
         """
         waited = again
         while True:
@@ -175,14 +177,9 @@ class Switchboard:
             route = self.table.find(name)
             if route is None:
                 raise UnknownNameError(name)
-            hold = self._holds.get(route.owner)
-            if hold is not None:
+            if route.owner in self.holds and not asker.own:
                 waited = True
-                self.held += 1
-                try:
-                    await hold.over.wait()
-                finally:
-                    self.held -= 1
+                await self.holds.wait(route.owner, asker.arrived, asker.size)
                 continue
             backend, turn = self._backend(route.backend.instance), self._turns.get(name)
             if turn is None:
@@ -190,7 +187,7 @@ class Switchboard:
             room, adapters = turn
             if not waited and room.turns.crowded(adapters):
                 raise CrowdedError
-            place = Place(adapters, arrived, again)
+            place = Place(adapters, asker.arrived, again)
             room.come(place)
             if place.inside:
                 return Claim(route, backend, place)
@@ -201,28 +198,14 @@ class Switchboard:
             finally:
                 self._waiting[name] -= 1
             if let_in:
-                if self._leads_still(route):
+                if self._leads_still(route, asker):
                     return Claim(route, backend, place)
                 room.leave(place)
 
     def pause(self, owner: str, seconds: float) -> None:
-        """Hold new requests of `owner` for at most `seconds`; a second pause moves the expiry."""
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(seconds, self.resume, owner)
-        hold = self._holds.get(owner)
-        if hold is None:
-            self._holds[owner] = Hold(loop.time() + seconds, timer)
-        else:
-            hold.timer.cancel()
-            hold.expires_at, hold.timer = loop.time() + seconds, timer
+        """Hold new requests of `owner` for at most `seconds`, those that wait for a turn too."""
+        self.holds.begin(owner, seconds)
         self._look_again()
-
-    def resume(self, owner: str) -> None:
-        """Let the held requests of `owner` go on; nothing happens when it is not paused."""
-        hold = self._holds.pop(owner, None)
-        if hold is not None:
-            hold.timer.cancel()
-            hold.over.set()
 
     async def drain(self, name: str, seconds: float, cancel: bool) -> int:
         """Wait until nothing is in flight on backend `name` and return 0, or what is left after `seconds`.
@@ -241,8 +224,7 @@ class Switchboard:
     def stop(self) -> None:
         """Take nothing on any more, let nobody wait, and cut what is in flight."""
         self._stopping = True
-        for owner in tuple(self._holds):
-            self.resume(owner)
+        self.holds.end_all()
         self._look_again()
         for backend in self._backends.values():
             for claim in tuple(backend.claims):
@@ -254,17 +236,12 @@ class Switchboard:
         for route in self.table:
             self._backend(route.backend.instance)
         loads = {name: backend.load() for name, backend in self._backends.items()}
-        return Traffic(loads, self.totals.frozen(), self.held, +self._waiting, dict(self.turned_away))
+        return Traffic(loads, self.totals.frozen(), self.holds.loads, +self._waiting, dict(self.turned_away))
 
-    @property
-    def paused(self) -> dict[str, float]:
-        """Seconds until the pause of each paused owner expires."""
-        now = asyncio.get_running_loop().time()
-        return {owner: round(max(0.0, hold.expires_at - now), 3) for owner, hold in self._holds.items()}
-
-    def _leads_still(self, route: Route) -> bool:
+    def _leads_still(self, route: Route, asker: Asker) -> bool:
         """Whether a request that has waited may go where it was to go."""
-        return not self._stopping and route.owner not in self._holds and self.table.find(route.name) is route
+        held = route.owner in self.holds and not asker.own
+        return not self._stopping and not held and self.table.find(route.name) is route
 
     def _share(self) -> None:
         """Have names take turns where one engine answers several that it cannot compute together."""

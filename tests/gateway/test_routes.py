@@ -12,6 +12,7 @@ from orchestrator.core.gateway_status import (
     Counts,
     GatewayState,
     GatewayStatus,
+    HeldLoad,
     Listener,
     Phase,
     Traffic,
@@ -101,7 +102,7 @@ def test_a_status_both_ways():
     status = replace(
         STATUS,
         routes=RouteTable([route("a")]),
-        traffic=Traffic({"one-g1": load}, Counts(4, 1, 2), held=1, turned_away={"unread": 2}),
+        traffic=Traffic({"one-g1": load}, Counts(4, 1, 2), {"one": HeldLoad(1, 70, 0.5)}, turned_away={"unread": 2}),
         paused={"one": 1.5},
         origins=("https://a.example",),
         limits=("idle_s=60",),
@@ -115,9 +116,10 @@ def test_a_status_both_ways():
 def test_what_other_protocols_say():
     said = json.loads(json.dumps(STATUS.to_json()))
     # Protocol 1 said neither, and one address only.
-    for key in ("protocol", "phase", "listeners", "keys", "origins", "limits", "turned_away"):
+    for key in ("protocol", "phase", "listeners", "keys", "origins", "limits", "turned_away", "holds"):
         del said[key]
-    first = GatewayStatus.from_json({**said, "listen": "127.0.0.1:7"})
+    first = GatewayStatus.from_json({**said, "listen": "127.0.0.1:7", "held": 3})
+    assert first.traffic.held == 3
     assert (first.protocol, first.phase, first.listen) == (1, Phase.SERVING, "127.0.0.1:7")
     assert (first.keys, first.origins) == (False, ())
     later = {
@@ -169,7 +171,9 @@ def test_what_a_gateway_keeps():
 
 
 def test_traffic_of_two_gateways():
-    one = Traffic({"g1": BackendLoad(1, 1, {"a": Counts(2, 1, 1)}, {"a": 1})}, Counts(2, 1, 1), held=1)
+    one = Traffic(
+        {"g1": BackendLoad(1, 1, {"a": Counts(2, 1, 1)}, {"a": 1})}, Counts(2, 1, 1), {"one": HeldLoad(1, 70, 2.5)}
+    )
     two = Traffic({"g1": BackendLoad(2, 0, {"b": Counts(1)}, {"a": 1, "b": 1}), "g2": BackendLoad(1)}, Counts(3))
     both = one + two
     assert both.backends["g1"] == BackendLoad(3, 1, {"a": Counts(2, 1, 1), "b": Counts(1)}, {"a": 2, "b": 1})

@@ -1,4 +1,4 @@
-"""Switching, draining and pausing under requests."""
+"""Switching and draining under requests."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from gateway_process import wait_until
 
-from orchestrator.errors import HostError, Interrupted, PlanRefused
+from orchestrator.errors import Interrupted, PlanRefused
 
 CHAT = "/v1/chat/completions"
 
@@ -149,64 +148,3 @@ def test_a_drain_that_cuts_sends_unanswered_requests_to_the_new_engine(gateway, 
         gateway.admin.set_routes("one", [gateway.route("tiny", two)])
         assert gateway.admin.drain("one-g1", 0, True) == 2
         assert [source(one.result()) for one in asked] == ["one-g2"] * 2
-
-
-def test_a_pause_holds_requests_until_resume_and_then_uses_the_new_route(gateway, engine):
-    one, two = engine("one-g1"), engine("one-g2")
-    other = engine("two-g1")
-    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
-    gateway.admin.set_routes("two", [gateway.route("other", other, owner="two")])
-    gateway.admin.pause("one", 60)
-    with ThreadPoolExecutor(3) as pool:
-        asked = [pool.submit(gateway.ask, CHAT, {"model": "tiny"}) for _ in range(3)]
-        wait_until(lambda: gateway.status().traffic.held == 3)
-        now = gateway.status()
-        assert 55 < now.paused["one"] <= 60
-        assert now.traffic.backends["one-g1"].in_flight == 0
-        assert source(gateway.ask(CHAT, {"model": "other"})) == "two-g1"
-        one.close()
-        gateway.admin.set_routes("one", [gateway.route("tiny", two)])
-        gateway.admin.resume("one")
-        assert [source(answer.result()) for answer in asked] == ["one-g2"] * 3
-    now = gateway.status()
-    assert (now.traffic.held, now.paused, now.traffic.totals.errors) == (0, {}, 0)
-    assert one.requests == []
-
-
-def test_a_pause_expires_by_itself(gateway, engine):
-    one = engine("one-g1")
-    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
-    gateway.admin.pause("one", 60)
-    gateway.admin.pause("one", 0.2)
-    assert source(gateway.ask(CHAT, {"model": "tiny"})) == "one-g1"
-    assert gateway.status().paused == {}
-    gateway.admin.resume("one")
-
-
-def test_a_second_pause_moves_the_expiry(gateway):
-    gateway.admin.pause("one", 0.1)
-    gateway.admin.pause("one", 60)
-    gateway.admin.pause("two", 0.2)
-    wait_until(lambda: "two" not in gateway.status().paused)
-    assert set(gateway.status().paused) == {"one"}
-
-
-def test_a_held_client_that_leaves_is_dropped(gateway, engine):
-    one = engine("one-g1")
-    gateway.admin.set_routes("one", [gateway.route("tiny", one)])
-    gateway.admin.pause("one", 60)
-    connection = gateway.connect()
-    connection.request("POST", CHAT, b'{"model": "tiny"}')
-    wait_until(lambda: gateway.status().traffic.held == 1)
-    connection.close()
-    wait_until(lambda: gateway.status().traffic.held == 0)
-    gateway.admin.resume("one")
-    assert source(gateway.ask(CHAT, {"model": "tiny"})) == "one-g1"
-    assert len(one.requests) == 1
-
-
-@pytest.mark.parametrize("seconds", [0, -1, 1e9, float("nan")])
-def test_a_pause_without_a_sensible_end_is_refused(gateway, seconds):
-    with pytest.raises(HostError):
-        gateway.admin.pause("one", seconds)
-    assert gateway.status().paused == {}

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from orchestrator.core.routes import LLAMA_SERVER, OPENAI, Backend, Route, RouteTable
-from orchestrator.gateway.switchboard import Claim, StoppingError, Switchboard
+from orchestrator.gateway.limits import Limits
+from orchestrator.gateway.switchboard import Asker, Claim, StoppingError, Switchboard
 
 NAMES = ("a", "b", "c")
 
@@ -21,7 +22,7 @@ def table(instance: str) -> RouteTable:
 
 
 async def claimed(board: Switchboard, name: str) -> Claim:
-    return await board.admit(name, asyncio.get_running_loop().time())
+    return await board.admit(name, Asker(asyncio.get_running_loop().time()))
 
 
 async def who_waits(board: Switchboard) -> tuple[Claim, list[asyncio.Task[Claim]]]:
@@ -65,8 +66,8 @@ async def paused(board: Switchboard) -> None:
     end(first)
     board.pause("one", 60)
     await asyncio.sleep(0.01)
-    assert (board.held, instances(board), +board.traffic.waiting) == (2, {}, {})
-    board.resume("one")
+    assert (board.traffic.held, instances(board), +board.traffic.waiting) == (2, {}, {})
+    board.holds.end("one")
     end(await second)
     end(await third)
     await everybody(board)
@@ -94,7 +95,7 @@ async def stopped(board: Switchboard) -> None:
 
 @pytest.mark.parametrize("happens", [switched, paused, left, stopped])
 def test_somebody_is_let_in_and_in_the_same_moment(happens: Callable[[Switchboard], Coroutine[Any, Any, None]]) -> None:
-    board = Switchboard(table("g1"))
+    board = Switchboard(table("g1"), Limits())
     asyncio.run(happens(board))
     assert (instances(board), board.traffic.waiting) == ({}, {})
 
@@ -114,5 +115,5 @@ async def crowd(board: Switchboard) -> list[str]:
 
 
 def test_many_at_once_change_seldom() -> None:
-    order = asyncio.run(crowd(Switchboard(table("g1"))))
+    order = asyncio.run(crowd(Switchboard(table("g1"), Limits())))
     assert order == ["a"] * 20 + ["b"] * 20 + ["c"] * 20
