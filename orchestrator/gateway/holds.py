@@ -25,6 +25,15 @@ class _Hold:
     over: asyncio.Event = field(default_factory=asyncio.Event)
     waiting: list[tuple[float, int]] = field(default_factory=list)
 
+    @property
+    def load(self) -> HeldLoad:
+        """What waits at this moment."""
+        if not self.waiting:
+            return HeldLoad()
+        oldest = min(arrived for arrived, _ in self.waiting)
+        age = asyncio.get_running_loop().time() - oldest
+        return HeldLoad(len(self.waiting), sum(size for _, size in self.waiting), round(age, 3))
+
 
 class Holds:
     """All of them, by owner; together no more than `most` requests of `most_bytes` wait."""
@@ -76,15 +85,7 @@ class Holds:
     @property
     def loads(self) -> Mapping[str, HeldLoad]:
         """What waits at this moment."""
-        now = asyncio.get_running_loop().time()
-        return {
-            owner: HeldLoad(
-                len(hold.waiting),
-                sum(size for _, size in hold.waiting),
-                round(now - min((arrived for arrived, _ in hold.waiting), default=now), 3),
-            )
-            for owner, hold in self._holds.items()
-        }
+        return {owner: hold.load for owner, hold in self._holds.items()}
 
     @property
     def left(self) -> dict[str, float]:
