@@ -15,7 +15,7 @@ from orchestrator.core.progress import Progress, silent, split_part
 from orchestrator.core.steps import Duration, Step
 from orchestrator.drivers.base import World
 from orchestrator.errors import Interrupted, OrchError, StepFailed, StepStranded
-from orchestrator.perform import perform
+from orchestrator.perform import keeping_hold, perform
 
 Emit = Callable[[Event], None]
 
@@ -43,6 +43,8 @@ def run(plan: Plan, world: World, emit: Emit, interrupted: Callable[[], bool]) -
                 undo = []
             began = world.clock.monotonic()
             progress = _progress(plan.verb, index, item.step, emit, interrupted, world.clock.monotonic)
+            if item.within is not None:
+                progress = keeping_hold(item.within, world, progress)
             long, limit = item.step.duration is Duration.LONG, item.step.limit_s
             kind, what = step_name(item.step), item.step.what
             emit(Event(EventKind.STARTED, plan.verb, index, kind, what, limit=limit, long=long))

@@ -30,7 +30,8 @@ class Settings:
     gateway. origins: ORCH_ORIGINS, whose web pages may use a gateway without keys besides this machine's own, with
     commas between. limits: ORCH_LIMITS, what clients may take of the gateway, with commas between. shared_stores:
     ORCH_STORES, store directories of others, with colons between. store_limit: ORCH_STORE_LIMIT, the most bytes that
-    the own store may have. hf_token_file: ORCH_HF_TOKEN_FILE, a file with the hub's token in it. pull_parallel:
+    the own store may have. engine_memory: ORCH_ENGINE_MEMORY, the most bytes of this machine's memory that engines may
+    ask for together. hf_token_file: ORCH_HF_TOKEN_FILE, a file with the hub's token in it. pull_parallel:
     ORCH_PULL_PARALLEL, requests at once when weights are downloaded. llama_cpp: ORCH_LLAMA_CPP, a directory with
     llama.cpp's own converter and quantizer.
     """
@@ -52,6 +53,7 @@ class Settings:
     pull_parallel: int = DEFAULT_PULL_PARALLEL
     shared_stores: tuple[Path, ...] = ()
     store_limit: int | None = None
+    engine_memory: int | None = None
     llama_cpp: Path | None = None
 
     @property
@@ -142,7 +144,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     given = environ.get("ORCH_LISTEN")
     data = Path(home).expanduser().resolve()
     shared = (Path(place).expanduser().resolve() for place in environ.get("ORCH_STORES", "").split(":") if place)
-    limit = environ.get("ORCH_STORE_LIMIT")
+    limit, memory = environ.get("ORCH_STORE_LIMIT"), environ.get("ORCH_ENGINE_MEMORY")
     return Settings(
         data=data,
         listen=given or DEFAULT_LISTEN,
@@ -159,6 +161,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         limits=_listed(environ.get("ORCH_LIMITS")),
         shared_stores=tuple(dict.fromkeys(place for place in shared if place != data / "store")),
         store_limit=_size("ORCH_STORE_LIMIT", limit) if limit else None,
+        engine_memory=_size("ORCH_ENGINE_MEMORY", memory) if memory else None,
         hf_token_file=Path(token_file).expanduser() if (token_file := environ.get("ORCH_HF_TOKEN_FILE")) else None,
         pull_parallel=_pull_parallel(environ.get("ORCH_PULL_PARALLEL") or str(DEFAULT_PULL_PARALLEL)),
         llama_cpp=Path(tools).expanduser().resolve() if (tools := environ.get("ORCH_LLAMA_CPP")) else None,

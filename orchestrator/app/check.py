@@ -42,6 +42,7 @@ from orchestrator.errors import HostError, OrchError, PlanRefused
 from orchestrator.planning.parts import (
     Limits,
     chosen_generation,
+    engine_files,
     engine_ready_items,
     engine_start_items,
     matching_generation,
@@ -153,10 +154,11 @@ def _candidate(orch: Orchestrator, profile: Profile, engine: str, observed: Obse
     match = matching_generation(resolved.deployment, mine, observed.serving(profile.name))
     if match is not None and match.answers:
         return Candidate(engine, resolved, match.deployment, Plan("check", (), 0), runs=True)
-    refuse_no_room(resolved, observed)
+    refuse_no_room(resolved)
     chosen, limits = chosen_generation(resolved.deployment, mine, None), Limits(timeout_s, 0.0)
     items = (
         *prerequisite_items(resolved.prerequisites, observed),
+        *engine_files(chosen, None),
         *engine_start_items(chosen, None, resolved.memory_fit, limits),
         *engine_ready_items(resolved, chosen, None, None, limits),
     )

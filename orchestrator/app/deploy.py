@@ -17,27 +17,38 @@ from orchestrator.app.gateway import (
 from orchestrator.app.intent import GoBack, Intent, MoveTo, Serve, desired_for, why_not_docker
 from orchestrator.app.resolution import Take, observed_for, resolve_desired
 from orchestrator.core.deployment import Desired
+from orchestrator.core.form import Form
 from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Plan, Remark, Skip
 from orchestrator.core.prerequisites import Prerequisite
 from orchestrator.errors import HostError, Interrupted, OrchError, PlanRefused
 from orchestrator.planning.deploy import plan_deploy
 from orchestrator.planning.down import plan_down, plan_down_all
-from orchestrator.planning.parts import Limits
+from orchestrator.planning.parts import LONGEST_HOLD_S, Limits
 
 if TYPE_CHECKING:
     from orchestrator.app.orchestrator import Orchestrator
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a plan is made: where the gateway is to listen (None: where it does), how many seconds an engine has until it
-    answers and requests in flight have to end, whether by a new generation whatever runs, whether by a gateway of this
-    program, where another one runs, and whose pages that is to let in besides."""
+class Waiting:
+    """How many seconds an engine has until it answers, requests in flight have to end, and one may be held for at most;
+    and the form of the change (None: by what fits)."""
 
-    listen: str | None = None
     ready_s: float = 900.0
     drain_s: float = 300.0
+    longest_hold_s: float = LONGEST_HOLD_S
+    form: Form | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a plan is made: where the gateway is to listen (None: where it does), who waits how long, whether by a new
+    generation whatever runs, whether by a gateway of this program, where another one runs, and whose pages that is to
+    let in besides."""
+
+    listen: str | None = None
+    waiting: Waiting = Waiting()
     fresh: bool = False
     renew_gateway: bool = False
     more_origins: tuple[str, ...] = ()
@@ -75,8 +86,9 @@ def plan_to(
     resolved, desired = resolve_desired(orch, desired, observed, take=take, learn=learn)
     target, renew, more = desired.spec.target, options.renew_gateway, options.more_origins
     gateway = gateway_spec(orch, observed, options.listen, target, renew, more)
-    limits = Limits(options.ready_s, options.drain_s)
-    return plan_deploy(verb, resolved, desired, observed, gateway, limits, options.fresh)
+    waiting = options.waiting
+    limits = Limits(waiting.ready_s, waiting.drain_s, waiting.longest_hold_s)
+    return plan_deploy(verb, resolved, desired, observed, gateway, limits, options.fresh, waiting.form)
 
 
 def plan_up(orch: Orchestrator, intent: Serve, observed: Observed, options: Options) -> Plan:

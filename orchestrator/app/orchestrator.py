@@ -348,9 +348,11 @@ class Orchestrator:
     def resolve_context(self, observed: Observed, profile: Profile) -> ResolveContext:
         """Pins, templates and the store's layout, for resolving a profile."""
         from orchestrator import resources
+        from orchestrator.core.memory import declared_pool
         from orchestrator.drivers.weights import ReadyArtifacts
         from orchestrator.engines.context import ResolveContext
 
+        declared = self.settings.engine_memory
         return ResolveContext(
             pins=self.pins,
             render=resources.render_template,
@@ -365,6 +367,7 @@ class Orchestrator:
             ready=ReadyArtifacts(
                 profile.ready_made, lambda recipe, ready: self.catalog.of_ready_made(recipe, ready, self.progress)
             ),
+            engine_memory=declared_pool(declared, observed.engines) if declared is not None else None,
         )
 
 

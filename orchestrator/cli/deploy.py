@@ -13,6 +13,8 @@ from orchestrator.cli.options import (
     AsJson,
     Drain,
     EngineName,
+    FormOfChange,
+    LongestHold,
     OnlyPlan,
     ProfileName,
     ReadyMade,
@@ -28,6 +30,7 @@ from orchestrator.errors import UsageError
 if TYPE_CHECKING:
     from orchestrator.app.intent import Intent
     from orchestrator.cli.session import Session
+    from orchestrator.core.form import Form
     from orchestrator.core.plan import Plan
 
 lora = typer.Typer(help="Adapters of a deployed profile.", no_args_is_help=True)
@@ -47,6 +50,8 @@ def up(
     listen: Annotated[str | None, typer.Option(help="The gateway's address, HOST:PORT.")] = None,
     timeout: Timeout = 900.0,
     drain: Drain = 300.0,
+    form: FormOfChange = None,
+    max_hold: LongestHold = 240.0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start a new generation, even beside a running one.")] = False,
     gateway: Annotated[
         bool,
@@ -71,14 +76,15 @@ def up(
 ) -> None:
     """Serve a profile with an engine. Run again: heal what is broken, apply a changed profile."""
     with session_of(as_json) as session:
-        from orchestrator.app.deploy import Options, plan_up
+        from orchestrator.app.deploy import Options, Waiting, plan_up
         from orchestrator.app.intent import Serve, recipe_named
         from orchestrator.app.lock import read_lock
 
         def make_plan() -> Plan:
             orch = session.orch
             lock = read_lock(orch, locked) if locked is not None else None
-            options = Options(listen, timeout, drain, fresh, gateway, tuple(origin or ()))
+            waiting = Waiting(timeout, drain, max_hold, form)
+            options = Options(listen, waiting, fresh, gateway, tuple(origin or ()))
             observed = orch.observe()
 
             def to_serve(ready_made: bool | None) -> Plan:
@@ -104,6 +110,8 @@ def migrate(
     ready_made: ReadyMade = None,
     timeout: Timeout = 900.0,
     drain: Drain = 300.0,
+    form: FormOfChange = None,
+    max_hold: LongestHold = 240.0,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
@@ -112,7 +120,7 @@ def migrate(
         from orchestrator.app.intent import MoveTo, recipe_named
 
         intent = MoveTo(to, profile, target, recipe_named(recipe), ready_made)
-        _change_deployed(session, "migrate", f"migrate --to {to}", intent, (timeout, drain), plan)
+        _change_deployed(session, "migrate", f"migrate --to {to}", intent, (timeout, drain, max_hold, form), plan)
 
 
 @app.command()
@@ -120,6 +128,8 @@ def rollback(
     profile: ProfileName = None,
     timeout: Timeout = 900.0,
     drain: Drain = 300.0,
+    form: FormOfChange = None,
+    max_hold: LongestHold = 240.0,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
@@ -127,7 +137,7 @@ def rollback(
     with session_of(as_json) as session:
         from orchestrator.app.intent import GoBack
 
-        _change_deployed(session, "rollback", "rollback", GoBack(profile), (timeout, drain), plan)
+        _change_deployed(session, "rollback", "rollback", GoBack(profile), (timeout, drain, max_hold, form), plan)
 
 
 @app.command()
@@ -161,6 +171,8 @@ def lora_add(
     profile: ProfileName = None,
     timeout: Timeout = 900.0,
     drain: Drain = 300.0,
+    form: FormOfChange = None,
+    max_hold: LongestHold = 240.0,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
@@ -169,7 +181,7 @@ def lora_add(
         from orchestrator.app.intent import AddAdapter
 
         intent = AddAdapter(name, path, profile)
-        _change_deployed(session, "lora add", f"lora add {name}", intent, (timeout, drain), plan)
+        _change_deployed(session, "lora add", f"lora add {name}", intent, (timeout, drain, max_hold, form), plan)
 
 
 @lora.command("rm")
@@ -178,6 +190,8 @@ def lora_rm(
     profile: ProfileName = None,
     timeout: Timeout = 900.0,
     drain: Drain = 300.0,
+    form: FormOfChange = None,
+    max_hold: LongestHold = 240.0,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
@@ -185,7 +199,9 @@ def lora_rm(
     with session_of(as_json) as session:
         from orchestrator.app.intent import RemoveAdapter
 
-        _change_deployed(session, "lora rm", f"lora rm {name}", RemoveAdapter(name, profile), (timeout, drain), plan)
+        _change_deployed(
+            session, "lora rm", f"lora rm {name}", RemoveAdapter(name, profile), (timeout, drain, max_hold, form), plan
+        )
 
 
 @lora.command("ls")
@@ -201,13 +217,18 @@ def lora_ls(as_json: AsJson = False) -> None:
 
 
 def _change_deployed(
-    session: Session, verb: str, doing: str, intent: Intent, limits: tuple[float, float], only_plan: bool
+    session: Session,
+    verb: str,
+    doing: str,
+    intent: Intent,
+    waiting: tuple[float, float, float, Form | None],
+    only_plan: bool,
 ) -> None:
-    """Run the plan from what is deployed to what was asked; `limits` are the seconds until ready and for draining."""
-    from orchestrator.app.deploy import Options, plan_for
+    """Run the plan from what is deployed to what was asked; `waiting` are the fields of Waiting (app/deploy.py)."""
+    from orchestrator.app.deploy import Options, Waiting, plan_for
 
     def make_plan() -> Plan:
-        return plan_for(session.orch, verb, intent, session.orch.observe(), Options(None, *limits))
+        return plan_for(session.orch, verb, intent, session.orch.observe(), Options(waiting=Waiting(*waiting)))
 
     session.plan_and_run(doing, make_plan, only_plan)
     if not only_plan:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.main import get_command
 
+from orchestrator.core.form import Form
+
 if TYPE_CHECKING:
     from orchestrator.cli.session import Session
 
@@ -97,6 +99,20 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a larg
 Timeout = Annotated[float, typer.Option(help="Seconds that an engine has to answer.", min=1)]
 
 Drain = Annotated[float, typer.Option(help="Seconds that requests in flight on the old engine have to finish.", min=0)]
+FormOfChange = Annotated[
+    Form | None,
+    typer.Option(
+        "--form",
+        help="Start the new engine beside the old one (overlap), or once that has ended, while requests wait "
+        "(handover); default: by what fits.",
+    ),
+]
+LongestHold = Annotated[
+    float,
+    typer.Option(
+        "--max-hold", help="Seconds that a request may wait in a handover; past it the old engine comes back.", min=1
+    ),
+]
 
 
 @contextmanager

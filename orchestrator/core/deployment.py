@@ -49,7 +49,8 @@ class Deployment(Part):
     nodes `gpu_nodes`. `own_store`: what it serves must be imported into it. Without `chats` the model has no chat
     template; `defaults` is what the gateway fills into requests that do not say (None: as earlier versions did).
     `card` is what clients are told of it (None: nothing of that was known yet); it is recorded with what is wanted, and
-    what runs neither bears it nor differs by it.
+    what runs neither bears it nor differs by it. `memory` are the bytes that it was started to take (0: that is not
+    known); what runs bears them, and nothing differs by them.
     """
 
     profile: str
@@ -79,6 +80,7 @@ class Deployment(Part):
     chats: bool = True
     defaults: dict[str, Any] | None = None
     card: ModelCard | None = None
+    memory: int = 0
 
     @property
     def store(self) -> str:
@@ -116,7 +118,7 @@ class Deployment(Part):
     def fingerprint(self) -> str:
         """Equal for two deployments that one process can serve: all but generation, GPUs, adapters and aliases."""
         of_adapters = {"adapters", "adapter_args", "adapter_lines", "adapter_loads"}
-        left_out = {"generation", "public_names", "gpu", "gpu_way", "gpu_nodes", "card"} | of_adapters
+        left_out = {"generation", "public_names", "gpu", "gpu_way", "gpu_nodes", "card", "memory"} | of_adapters
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
 
     @property

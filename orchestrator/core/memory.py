@@ -7,13 +7,16 @@ against the other. All sizes are bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.host import Gpu, GpuUser, Host
 from orchestrator.core.weights import Shape
+
+if TYPE_CHECKING:
+    from orchestrator.core.observed import EngineObserved
 
 GIB = 2**30
 MIB = 2**20
@@ -59,7 +62,8 @@ class MemoryPool:
     """Memory that an engine may use: a GPU by name and UUID, or the host's (then `uuid` is empty).
 
     `users` are the processes that hold some of it, `lingering` bytes that are held by nobody any more. `limit_file` is
-    where the limit stands, where host memory is that of a control group.
+    where the limit stands, where host memory is that of a control group; `declared`: nobody has measured what is free,
+    it is what is left of what somebody has said.
     """
 
     name: str
@@ -69,6 +73,7 @@ class MemoryPool:
     users: tuple[GpuUser, ...] = ()
     lingering: int = 0
     limit_file: str = ""
+    declared: bool = False
 
     @property
     def held(self) -> int:
@@ -285,6 +290,14 @@ def memory_pools(host: Host, gpus: tuple[Gpu, ...]) -> tuple[MemoryPool, ...]:
     return tuple(
         MemoryPool(gpu.name, gpu.memory_total, gpu.memory_free, gpu.uuid, gpu.users, gpu.lingering) for gpu in gpus
     )
+
+
+def declared_pool(size: int, engines: Iterable[EngineObserved]) -> MemoryPool:
+    """What engines may take of the host's memory together, as somebody has said; what runs has what it was started to
+    take."""
+    taken = sum(engine.deployment.memory for engine in engines if engine.running)
+    name, said_in = f"what engines may take ({size >> 20} MiB)", "ORCH_ENGINE_MEMORY"
+    return MemoryPool(name, size, size - taken, limit_file=said_in, declared=True)
 
 
 def _gib(size: int) -> str:

@@ -122,6 +122,10 @@ class Observed:
         """The profile's routes, as the gateway has them now."""
         return self.gateway.status.routes.owned_by(profile) if self.gateway.status is not None else ()
 
+    def holds(self, profile: str) -> bool:
+        """Whether requests to the profile are held, since a change that was killed."""
+        return self.gateway.status is not None and profile in self.gateway.status.paused
+
     def serving(self, profile: str) -> str | None:
         """The instance that the profile's routes point to."""
         return next((route.backend.instance for route in self.routes_of(profile)), None)

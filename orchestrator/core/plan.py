@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.core.events import step_name
+from orchestrator.core.form import LongestHold
 from orchestrator.core.steps import Step
 
 if TYPE_CHECKING:
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Action:
-    """A Step to be done, and the Steps that take it back (in the order to run them)."""
+    """A Step to be done, and the Steps that take it back (in the order to run them). `within`: while it is done
+    requests are held, and it fails before one is for too long."""
 
     step: Step
     undo: tuple[Step, ...] = ()
+    within: LongestHold | None = None
 
 
 @dataclass(frozen=True)

@@ -38,5 +38,6 @@ class Resolved:
 
     @property
     def resolution(self) -> Resolution:
-        """What is recorded of it."""
-        return Resolution(deployment=self.deployment, image=self.image, environment=self.environment)
+        """What is recorded of it: not what it takes, which is known better once its artifact is there."""
+        deployment = self.deployment.model_copy({"memory": 0})
+        return Resolution(deployment=deployment, image=self.image, environment=self.environment)

@@ -209,7 +209,8 @@ class EnsureEngine(Step):
 
 @dataclass(frozen=True)
 class AwaitMemory(Step):
-    """Wait until so many bytes of a GPU are free: what a process held may linger after its end."""
+    """Wait until so many bytes of a GPU are free, or of this machine's memory where none is named: what a process held
+    may linger after its end."""
 
     duration = Duration.LONG
 
@@ -218,7 +219,7 @@ class AwaitMemory(Step):
 
     @property
     def what(self) -> str:
-        return f"wait for {self.size / 2**30:.1f} GiB of GPU memory"
+        return f"wait for {self.size / 2**30:.1f} GiB of {'GPU memory' if self.gpu else 'memory'}"
 
     @property
     def limit_s(self) -> float:
@@ -358,13 +359,39 @@ class VerifyRoute(Step):
 
 
 @dataclass(frozen=True)
+class HoldRequests(Step):
+    """Have new requests for the names of a profile wait at the gateway. A hold that nobody renews expires by itself, a
+    minute after the longest that a request may wait."""
+
+    owner: str
+    longest_s: float
+
+    @property
+    def what(self) -> str:
+        return f"hold new requests to {self.owner}, each for {self.longest_s:.0f} s at most"
+
+
+@dataclass(frozen=True)
+class ReleaseRequests(Step):
+    """Let the requests that are held go on, to what serves them now."""
+
+    owner: str
+
+    @property
+    def what(self) -> str:
+        return f"let the requests to {self.owner} that were held go on"
+
+
+@dataclass(frozen=True)
 class Drain(Step):
-    """Wait until nothing is in flight on an instance; what is left at the deadline is cut with an error event."""
+    """Wait until nothing is in flight on an instance; what is left at the deadline is cut with an error event, or,
+    where it must not `cut`, is why the step fails."""
 
     duration = Duration.LONG
 
     instance: str
     timeout_s: float
+    cut: bool = True
 
     @property
     def what(self) -> str:

@@ -263,6 +263,14 @@ class Gateway(Protocol):
         """Wait until nothing is in flight on a backend; how many were left (and cut, if cancel) at the deadline."""
         ...
 
+    def pause(self, owner: str, expires_s: float) -> None:
+        """Hold new requests for an owner's names, for at most so many seconds from now."""
+        ...
+
+    def resume(self, owner: str) -> None:
+        """Let the requests that are held go on; none is no error."""
+        ...
+
     def read_keys(self) -> str:
         """Have it read its API keys again; the mark of those that are in force then (see KeyRing)."""
         ...

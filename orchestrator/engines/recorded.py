@@ -7,7 +7,6 @@ from orchestrator.core.deployment import Adapter, Deployment, DeploymentSpec, Re
 from orchestrator.core.host import Gpu, Host
 from orchestrator.core.launch import DOCKER
 from orchestrator.core.meaning import sampling_defaults
-from orchestrator.core.memory import memory_pools
 from orchestrator.core.model_card import ModelCard
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.prerequisites import Prerequisite
@@ -72,10 +71,11 @@ def resolve_recorded(
         finished,
         weights,
         accelerator,
-        memory_pools(host, gpus),
+        context.pools(host, gpus),
         len(adapters),
         context.ready.get(recipe),
     )
+    deployment = deployment.model_copy({"memory": memory_fit.requested if memory_fit is not None else 0})
     import_size = import_size_of(sheet, finished, memory_fit)
     return Resolved(
         deployment=deployment,

@@ -13,7 +13,7 @@ from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.host import Host
 from orchestrator.core.launch import DOCKER, LOCAL, Container
 from orchestrator.core.meaning import DEFAULT, sampling_defaults
-from orchestrator.core.memory import MemoryFit, MemoryPool, artifact_bytes, memory_pools
+from orchestrator.core.memory import MemoryFit, MemoryPool, artifact_bytes
 from orchestrator.core.pins import Accelerator, EnginePin, ImagePin
 from orchestrator.core.plan import Remark, Skip
 from orchestrator.core.profile import Profile
@@ -101,8 +101,9 @@ def resolve(
     finished = finished_size(deployment, context)
     deployment = deployment.model_copy({"card": card_of(deployment, profile, weights, sampling, finished)})
     memory_fit = memory_fit_of(
-        sheet, spec, recipe, finished, weights, accelerator, memory_pools(host, gpus), len(adapters), ready
+        sheet, spec, recipe, finished, weights, accelerator, context.pools(host, gpus), len(adapters), ready
     )
+    deployment = deployment.model_copy({"memory": memory_fit.requested if memory_fit is not None else 0})
     import_size = import_size_of(sheet, finished, memory_fit)
     prerequisites = prerequisites_of(sheet, recipe, weights, image or environment, adapters, context)
     builds = remarks_on_builds(profile, prerequisites, weights, context) if to_run else ()

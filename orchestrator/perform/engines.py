@@ -39,20 +39,29 @@ def await_memory(step: AwaitMemory, world: World, progress: Progress) -> None:
     """The driver gives back what a dead process held some seconds later; nobody tells when."""
     deadline = world.clock.monotonic() + step.limit_s
     while True:
-        seen = next((one for one in world.read_host().gpus if one.uuid == step.gpu), None)
-        if seen is None:
-            raise HostError(f"GPU {step.gpu} is no longer there.", hint="nvidia-smi should show it.")
-        if seen.memory_free >= step.size:
+        where, free, hint = _memory_free(step.gpu, world)
+        if free >= step.size:
             return
         if world.clock.monotonic() > deadline:
-            users = ", ".join(str(user) for user in seen.users) or "no process that the driver knows"
             raise HostError(
-                f"{step.size / 2**30:.1f} GiB of {seen.name} are needed, and {seen.memory_free / 2**30:.1f} are free "
-                f"after {step.limit_s:.0f} s.",
-                hint=f"It is held by {users}.",
+                f"{step.size / 2**30:.1f} GiB of {where} are needed, and {free / 2**30:.1f} are free after "
+                f"{step.limit_s:.0f} s.",
+                hint=hint,
             )
-        progress("waiting for GPU memory", 0, 0)
+        progress("waiting for memory", 0, 0)
         world.clock.sleep(POLL_S)
+
+
+def _memory_free(gpu: str, world: World) -> tuple[str, int, str]:
+    """Of a GPU, or of the host where none is named: what it is called, how many bytes are free, who has the rest."""
+    host = world.read_host()
+    if not gpu:
+        return f"the memory of {host.memory.name}", host.memory.available, "orch status shows what its engines take."
+    seen = next((one for one in host.gpus if one.uuid == gpu), None)
+    if seen is None:
+        raise HostError(f"GPU {gpu} is no longer there.", hint="nvidia-smi should show it.")
+    users = ", ".join(str(user) for user in seen.users) or "no process that the driver knows"
+    return seen.name, seen.memory_free, f"It is held by {users}."
 
 
 @perform.register

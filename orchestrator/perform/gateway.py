@@ -228,8 +228,14 @@ def verify_route(step: VerifyRoute, world: World, progress: Progress) -> None:
 
 @perform.register
 def drain(step: Drain, world: World, progress: Progress) -> None:
-    if world.gateway.status() is not None:
-        world.gateway.drain(step.instance, step.timeout_s, cancel=True, progress=progress)
+    if world.gateway.status() is None:
+        return
+    left = world.gateway.drain(step.instance, step.timeout_s, cancel=step.cut, progress=progress)
+    if left and not step.cut:
+        raise HostError(
+            f"{left} requests are in flight on {step.instance} after {step.timeout_s:.0f} s.",
+            hint="None was cut. A larger --drain waits longer for them.",
+        )
 
 
 def _hangs(name: str, world: World) -> bool:

@@ -10,18 +10,24 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from orchestrator.core.deployment import Deployment, Desired
+from orchestrator.core.form import Form
 from orchestrator.core.gateway import GatewaySpec
 from orchestrator.core.observed import EngineObserved, Observed
 from orchestrator.core.plan import Action, Plan, Remark, Skip
 from orchestrator.core.resolved import Resolved
 from orchestrator.core.routes import FIRST_WITH_DIGESTS, PROTOCOL, Backend
 from orchestrator.core.steps import EnsureEngine, LoadAdapter, SetRoute, Step, StopEngine
+from orchestrator.planning.forms.base import Change
+from orchestrator.planning.forms.choice import chosen_form
+from orchestrator.planning.forms.handover import handover
+from orchestrator.planning.forms.overlap import overlap
 from orchestrator.planning.keys import dropped_items, kept_items, read_items
 from orchestrator.planning.parts import (
     Limits,
     adapters_to_load,
     adapters_to_unload,
     chosen_generation,
+    engine_files,
     engine_ready_items,
     engine_start_items,
     gateway_items,
@@ -30,7 +36,6 @@ from orchestrator.planning.parts import (
     names_to_verify,
     record_item,
     replaced_gateways,
-    retirement,
     spare_in_store,
     switch_items,
     verify_item,
@@ -38,7 +43,6 @@ from orchestrator.planning.parts import (
 from orchestrator.planning.preconditions import (
     refuse_damaged,
     refuse_foreign_names,
-    refuse_no_room,
     refuse_small_disk,
     refuse_unreachable,
     unknown_room,
@@ -54,8 +58,10 @@ def plan_deploy(
     gateway: GatewaySpec,
     limits: Limits,
     fresh: bool = False,
+    form: Form | None = None,
 ) -> Plan:
-    """Make the profile be served as resolved, and only so; `fresh`: by a new generation, whatever runs.
+    """Make the profile be served as resolved, and only so; `fresh`: by a new generation, whatever runs; in this form,
+    where one is asked for.
 
     Refuses (PlanRefused) what cannot be done.
     """
@@ -73,23 +79,30 @@ def plan_deploy(
         end_of_hanging.append(Action(end, (EnsureEngine(match.deployment),)))
         match = match.stopped
     chosen = chosen_generation(wanted, mine, match)
+    others = tuple(engine for engine in mine if engine.deployment.instance != chosen.instance)
+    taken_form, why_form = Form.OVERLAP, None
+    if match is None or not (match.running or end_of_hanging):
+        taken_form, why_form = chosen_form(form, resolved, match, others, observed.serving(wanted.profile) or "")
     if match is None:
-        refuse_no_room(resolved, observed)
         refuse_small_disk(resolved, observed)
-    before: list[Action | Skip] = [
+    prepare: list[Action | Skip] = [
         *resolved.passed_over,
         *_other_weights(wanted, serving),
+        *((why_form,) if why_form is not None else ()),
         *prerequisite_items(resolved.prerequisites, observed),
         *(unknown_room(resolved, observed) if match is None else ()),
     ]
     routes = tuple(route.led_to(Backend(chosen.instance, "", chosen.target)) for route in resolved.routes)
-    starts = [*end_of_hanging, *engine_start_items(chosen, match, resolved.memory_fit, limits)]
+    files = list(engine_files(chosen, match))
+    starts = [*end_of_hanging, *engine_start_items(chosen, match, resolved.memory_fit, limits, serving)]
     readies = list(engine_ready_items(resolved, chosen, match, serving, limits))
     loads = list(adapters_to_load(chosen, match)) if match is not None else []
     spoken = observed.gateway.status.protocol if observed.gateway.status is not None else PROTOCOL
     switch = list(switch_items(chosen, routes, match, observed, spoken))
     recorded = record_item(desired, observed, spoken)
-    changes = any(isinstance(item, Action) for item in (*before, *starts, *readies, *loads, recorded, *switch))
+    held = observed.holds(wanted.profile)
+    changed = (*prepare, *starts, *readies, *loads, recorded, *switch)
+    changes = held or any(isinstance(item, Action) for item in changed)
     # It is told and asked in this program's protocol: where nothing changes, an older gateway may stay. One that does
     # not go by the digests that are kept was to be replaced by somebody who was killed.
     least = FIRST_WITH_DIGESTS if gateway.keys.written else 1
@@ -100,29 +113,42 @@ def plan_deploy(
         # It knows of routes what the one before could not.
         switch = list(switch_items(chosen, routes, match, observed, PROTOCOL))
         recorded = record_item(desired, observed, PROTOCOL)
-    before += kept_items(gateway.keys, taken_over=gateway_starts)
-    before += for_gateway
-    before += [] if gateway_starts else read_items(gateway.keys, observed)
-    before += [*starts, *gateway_ready_items(for_gateway), *readies, *loads]
-    before.append(recorded)
-    before += switch
-    if any(isinstance(item, Action) and not _only_tells(item.step) for item in before):
+    of_gateway = [
+        *kept_items(gateway.keys, taken_over=gateway_starts),
+        *for_gateway,
+        *(() if gateway_starts else read_items(gateway.keys, observed)),
+    ]
+    done = (*prepare, *of_gateway, *files, *starts, *readies, *loads, recorded, *switch)
+    if any(isinstance(item, Action) and not _only_tells(item.step) for item in done):
         steps = (item.step for item in loads if isinstance(item, Action))
         loading = {step.adapter.name for step in steps if isinstance(step, LoadAdapter)}
-        before.append(verify_item(chosen, names_to_verify(chosen, routes, match, loading, observed), limits))
+        names = names_to_verify(chosen, routes, match, loading, observed)
+        verify: Action | Skip = verify_item(chosen, names, limits)
     else:
-        before.append(Skip(f"ask {wanted.served_name} through the gateway", "nothing changed"))
-    after: list[Action | Skip] = []
-    if match is not None:
-        after += adapters_to_unload(chosen, match)
-        after += spare_in_store(chosen, match)
-    for engine in mine:
-        if engine.deployment.instance != chosen.instance:
-            # What hangs does not end what is in flight on it.
-            after += retirement(engine, 0.0 if engine.hangs else limits.drain_s)
-    after += replaced_gateways(for_gateway, observed)
-    after += dropped_items(gateway.keys) if gateway_starts or gateway.keys.written else ()
-    plan = Plan(verb, (*before, *after), len(before))
+        verify = Skip(f"ask {wanted.served_name} through the gateway", "nothing changed")
+    change = Change(
+        chosen=chosen,
+        fit=resolved.memory_fit,
+        others=others,
+        prepare=tuple(prepare),
+        gateway=tuple(of_gateway),
+        files=tuple(files),
+        start=tuple(starts),
+        gateway_ready=tuple(gateway_ready_items(for_gateway)),
+        ready=tuple(readies),
+        loads=tuple(loads),
+        record=(recorded,),
+        switch=tuple(switch),
+        verify=(verify,),
+        tidy=(*adapters_to_unload(chosen, match), *spare_in_store(chosen, match)) if match is not None else (),
+        last=(
+            *replaced_gateways(for_gateway, observed),
+            *(dropped_items(gateway.keys) if gateway_starts or gateway.keys.written else ()),
+        ),
+    )
+    hands_over = taken_form is Form.HANDOVER
+    arranged = handover(change, serving, limits) if hands_over else overlap(change, held, limits)
+    plan = Plan(verb, (*arranged.before, *arranged.after), len(arranged.before))
     return plan if match is not None else replace(plan, memory_fit=resolved.memory_fit, sampling=resolved.sampling)
 
 

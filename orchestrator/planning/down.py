@@ -8,7 +8,7 @@ from orchestrator.core.launch import Instance
 from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Action, Plan, Skip
 from orchestrator.core.steps import AwaitGateway, EnsureGateway, RecordDesired, RemoveEngine, RemoveRoute, StopEngine
-from orchestrator.planning.parts import retirement
+from orchestrator.planning.parts import release_items, retirement
 from orchestrator.planning.preconditions import refuse_unreachable
 
 
@@ -58,6 +58,8 @@ def _down(
 ) -> Iterator[Action | Skip]:
     if observed.routes_of(profile):
         yield Action(RemoveRoute(profile))
+    if observed.holds(profile):
+        yield from release_items(profile)
     desired = observed.desired.get(profile)
     if desired is not None and (forget or not desired.stopped):
         stopped = desired.model_copy(update={"stopped": True})

@@ -29,6 +29,7 @@ from orchestrator.core.steps import (
     KeepGateway,
     LoadAdapter,
     RecordDesired,
+    ReleaseRequests,
     RemoveEngine,
     RemoveRoute,
     ReplaceGateway,
@@ -45,16 +46,20 @@ from orchestrator.planning.prerequisites import prerequisite_items
 
 # Before it, a gateway cannot give its sockets to another.
 FIRST_WITH_HANDOVER = 2
+# Node.js gives up on an answer of which there is no head after 300 s; until then the old engine has to be back.
+LONGEST_HOLD_S = 240.0
 # Somebody waits for an undo to end.
 UNDO_DRAIN_S = 60.0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long to wait, in seconds: for an engine to answer, and for requests in flight to end."""
+    """How long to wait, in seconds: for an engine to answer, for requests in flight to end, and at most for a request
+    that is held."""
 
     ready_s: float
     drain_s: float
+    longest_hold_s: float = LONGEST_HOLD_S
 
 
 def matching_generation(
@@ -160,27 +165,39 @@ def replaced_gateways(planned: Iterable[Action | Skip], observed: Observed) -> I
         yield Action(RemoveEngine(target, name))
 
 
+def engine_files(chosen: Deployment, match: EngineObserved | None) -> Iterator[Action]:
+    """What a generation that is to be started reads."""
+    if match is None or not match.running:
+        yield from (Action(WriteFile(chosen.target, chosen.instance, name, text)) for name, text in chosen.written)
+
+
 def engine_start_items(
-    chosen: Deployment, match: EngineObserved | None, memory_fit: MemoryFit | None, limits: Limits
+    chosen: Deployment,
+    match: EngineObserved | None,
+    memory_fit: MemoryFit | None,
+    limits: Limits,
+    serving: EngineObserved | None = None,
 ) -> Iterator[Action | Skip]:
-    """The generation running."""
+    """The generation running; `serving` is what serves now."""
     # A living engine whose keeper is gone is adopted as it is; adapters follow.
     ensure = EnsureEngine(match.deployment if match is not None and match.running else chosen)
     if match is not None and match.running and match.instance.supervised and not match.instance.drift:
         yield Skip(ensure.what, f"it runs (pid {match.instance.pid})")
         return
-    new, starts = match is None, match is None or not match.running
-    for name, text in chosen.written if starts else ():
-        yield Action(WriteFile(chosen.target, chosen.instance, name, text))
+    starts = match is None or not match.running
     if starts and memory_fit is not None and not memory_fit.fits and memory_fit.fits_later:
         yield from (Action(AwaitMemory(pool.uuid, memory_fit.needed)) for pool in memory_fit.short)
     # Drained first: between the switch and the commit it has clients of its own.
-    undo = (
+    ended = (
         Drain(chosen.instance, min(limits.drain_s, UNDO_DRAIN_S)),
         StopEngine(chosen.target, chosen.instance),
-        RemoveEngine(chosen.target, chosen.instance),
     )
-    yield Action(ensure, undo if new else ())
+    if match is None:
+        yield Action(ensure, (*ended, RemoveEngine(chosen.target, chosen.instance)))
+    else:
+        # One that stood by stands by again.
+        stood_by = starts and serving is not None and serving.deployment.instance != chosen.instance
+        yield Action(ensure, ended if stood_by else ())
 
 
 def engine_ready_items(
@@ -320,6 +337,11 @@ def verify_item(chosen: Deployment, names: tuple[str, ...], limits: Limits) -> A
     all: then it has as long as it has to start."""
     step = VerifyRoute(names)
     return Action(replace(step, timeout_s=max(step.timeout_s, limits.ready_s)) if chosen.own_store else step)
+
+
+def release_items(profile: str) -> Iterator[Action]:
+    """Nobody waits for a change that is done."""
+    yield Action(ReleaseRequests(profile))
 
 
 def retirement(engine: EngineObserved, drain_s: float | None) -> Iterator[Action | Skip]:

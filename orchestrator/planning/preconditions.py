@@ -70,8 +70,8 @@ def unknown_room(resolved: Resolved, observed: Observed) -> Iterator[Skip]:
     yield Remark("see whether the weights fit into memory", why)
 
 
-def refuse_no_room(resolved: Resolved, observed: Observed) -> None:
-    """Overlap needs room for the new engine beside everything that runs; there is no other way to switch yet."""
+def refuse_no_room(resolved: Resolved, instead: str = "") -> None:
+    """A new engine needs room beside everything that runs; `instead` is another way than settings, as a sentence."""
     memory_fit, wanted = resolved.memory_fit, resolved.deployment
     if memory_fit is None or memory_fit.fits or memory_fit.fits_later:
         return
@@ -84,11 +84,8 @@ def refuse_no_room(resolved: Resolved, observed: Observed) -> None:
     )
     if memory_fit.pool.limit_file:
         hint += f" Or raise the limit, which is set in {memory_fit.pool.limit_file}."
-    if observed.engines_of(wanted.profile):
-        hint += (
-            " What serves now stays up until the switch, so both must fit; to accept a pause instead: "
-            f"orch down {wanted.profile}, then orch up {wanted.engine}"
-        )
+    if instead:
+        hint += f" {instead}"
     if memory_fit.pool.users and memory_fit.left < memory_fit.request.ahead:
         hint += f" GPU memory is held by {', '.join(str(user) for user in memory_fit.pool.users)}."
     detail = "\n".join(f"{part:<14} {size / GIB:6.2f} GiB  {note}".rstrip() for part, size, note in memory_fit.rows())

@@ -11,7 +11,7 @@ from typing import Any
 
 from fakes.storage import store_path
 from orchestrator import resources
-from orchestrator.app.deploy import Options, plan_for, plan_taking_down, plan_to
+from orchestrator.app.deploy import Options, Waiting, plan_for, plan_taking_down, plan_to
 from orchestrator.app.intent import AddAdapter, GoBack, Intent, MoveTo, RemoveAdapter, Serve
 from orchestrator.app.orchestrator import Orchestrator
 from orchestrator.app.resolution import resolve_desired
@@ -20,6 +20,7 @@ from orchestrator.core.calibration import Calibration
 from orchestrator.core.deployment import Adapter, Desired
 from orchestrator.core.docker import DockerFacts
 from orchestrator.core.environment import EnvironmentSpec
+from orchestrator.core.form import Form
 from orchestrator.core.gateway_status import Listener
 from orchestrator.core.host import Gpu, Host
 from orchestrator.core.images import ImageFacts
@@ -303,8 +304,9 @@ def resolved(
 
 def intent_of(command: str, profile: Profile) -> Intent:
     """What `up`, `migrate`, `rollback` and `lora` ask of the profile; `--target NAME` ends `up` and `migrate`, or
-    `--origin URL` does, which is no part of it."""
-    command, _, asked = command.partition(" --origin ")[0].partition(" --target ")
+    `--origin URL` or `--form NAME` do, which are no part of it."""
+    command = command.partition(" --origin ")[0].partition(" --form ")[0]
+    command, _, asked = command.partition(" --target ")
     target = asked or None
     match command.split():
         case ["up"] | ["up", "--fresh" | "--gateway"]:
@@ -330,15 +332,19 @@ def plan_of(
     options: Options | None = None,
     docker: DockerFacts = DAEMON,
     origins: tuple[str, ...] | None = None,
+    engine_memory: int | None = None,
 ) -> Plan:
-    """The Plan of a command, where ORCH_ORIGINS says these."""
+    """The Plan of a command, where ORCH_ORIGINS and ORCH_ENGINE_MEMORY say these."""
     words = command.split()
     more = tuple(word for before, word in pairwise(words) if before == "--origin")
-    options = options or Options(fresh="--fresh" in words, renew_gateway="--gateway" in words, more_origins=more)
+    forms = [Form(word) for before, word in pairwise(words) if before == "--form"]
+    waiting = Waiting(form=forms[0] if forms else None)
+    fresh, renew = "--fresh" in words, "--gateway" in words
+    options = options or Options(waiting=waiting, fresh=fresh, renew_gateway=renew, more_origins=more)
     if command.startswith("down"):
-        return plan_taking_down(None, command == "down --all", observed, options.drain_s, forget=False)
+        return plan_taking_down(None, command == "down --all", observed, options.waiting.drain_s, forget=False)
     orch = MadeUpOrchestrator(observed.host, docker)
-    orch.settings = replace(orch.settings, origins=origins)
+    orch.settings = replace(orch.settings, origins=origins, engine_memory=engine_memory)
     return plan_for(orch, words[0], intent_of(command, profile), observed, options)
 
 

@@ -14,6 +14,7 @@ from fakes.target import FakeClock, FakeTarget, Process
 from orchestrator.core.gateway_status import (
     BackendLoad,
     GatewayStatus,
+    HeldLoad,
     Phase,
     Traffic,
     generation_of,
@@ -34,11 +35,13 @@ ORIGIN = "--origin="
 
 
 class FakeGateway:
-    """The admin side of the gateways among the instances of the fake targets; `in_flight` counts by backend, `stuck` is
+    """The admin side of the gateways among the instances of the fake targets; `in_flight` counts by backend, `held` is
+    what waits by owner, as long as that is paused, `stuck` is
     the pid of a process that takes connections and answers nothing."""
 
     def __init__(self, targets: tuple[FakeTarget, ...], clock: FakeClock, faults: Faults, keys: FakeKeys) -> None:
         self.in_flight: dict[str, int] = {}
+        self.held: dict[str, HeldLoad] = {}
         self._keys = keys
         self.stuck: int | None = None
         self._targets = targets
@@ -97,6 +100,14 @@ class FakeGateway:
                 self._clock.sleep(STEP_S)
             return 0
 
+    def pause(self, owner: str, expires_s: float) -> None:
+        with self._faults.call(f"gateway.pause {owner}"):
+            self._answering().paused_until[owner] = self._clock.now + expires_s
+
+    def resume(self, owner: str) -> None:
+        with self._faults.call(f"gateway.resume {owner}"):
+            self._answering().paused_until.pop(owner, None)
+
     def read_keys(self) -> str:
         with self._faults.call("gateway.read_keys"):
             process = self._answering()
@@ -113,13 +124,16 @@ class FakeGateway:
 
     def _status(self, process: Process) -> GatewayStatus:
         loads = {name: BackendLoad(count) for name, count in self.in_flight.items()}
+        now = self._clock.now
+        paused = {owner: until - now for owner, until in process.paused_until.items() if until > now}
         return GatewayStatus(
             pid=process.pid or 0,
             version=process.version,
             listeners=listeners_of(process.label),
             started_at="2026-01-01T00:00:00+00:00",
             routes=process.routes,
-            traffic=Traffic(loads),
+            traffic=Traffic(loads, holds={owner: self.held.get(owner, HeldLoad()) for owner in paused}),
+            paused=paused,
             protocol=process.protocol,
             keys=bool(process.keys.keys),
             keys_mark=process.keys.mark,

@@ -89,6 +89,7 @@ class Process:
     keys: KeyRing = field(default_factory=KeyRing)
     # What the gateway and an Ollama keep on disk, in the instance's directory.
     routes: RouteTable = field(default_factory=RouteTable)
+    paused_until: dict[str, float] = field(default_factory=dict)
     phase: Phase = Phase.SERVING
     version: str = __version__
     protocol: int = PROTOCOL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -13,11 +14,14 @@ from fakes.storage import SIZE, FakeBuilder, FakeEnvironments, FakeHub, FakeImag
 from fakes.storage import made as manifest_of
 from fakes.target import FakeClock, FakeTarget, Process
 from orchestrator.core.artifact import Recipe
+from orchestrator.core.deployment import Deployment
 from orchestrator.core.events import Event
-from orchestrator.core.gateway_status import Listener, listeners_of
+from orchestrator.core.gateway_status import Listener, is_gateway, listeners_of
 from orchestrator.core.host import Host
 from orchestrator.core.launch import DOCKER, Instance, InstanceState, Launch
 from orchestrator.core.observed import EngineObserved, Observed, OtherGateway
+from orchestrator.core.part import Unfit
+from orchestrator.core.pins import Accelerator
 from orchestrator.core.plan import Plan
 from orchestrator.drivers.base import World
 from orchestrator.engines import ENGINES
@@ -56,7 +60,7 @@ def never() -> bool:
 
 class FakeWorld:
     """The fakes by name, and the World made of them. Can be copied with copy.deepcopy. What lingers of a GPU's memory
-    is given back after `lingers_s` seconds."""
+    is given back after `lingers_s` seconds, what an engine has when it ends."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -75,6 +79,8 @@ class FakeWorld:
         self.builder = FakeBuilder(self.faults)
         self.records = FakeRecords(self.faults)
         self.events: list[Event] = []
+        # What of the host's memory is taken in what is said of it.
+        self.taken: Counter[str] = Counter()
 
     @property
     def targets(self) -> tuple[FakeTarget, ...]:
@@ -100,10 +106,31 @@ class FakeWorld:
 
     def _host(self) -> Host:
         with self.faults.call("host"):
-            if self.clock.now < self.lingers_s:
-                return self.host
-            gpus = (replace(gpu, memory_free=gpu.memory_free + gpu.lingering) for gpu in self.host.gpus)
-            return replace(self.host, gpus=tuple(gpus))
+            host, takes = self.host, self._memory_of_engines()
+            if self.clock.now >= self.lingers_s:
+                gpus = (replace(gpu, memory_free=gpu.memory_free + gpu.lingering) for gpu in host.gpus)
+                host = replace(host, gpus=tuple(gpus))
+            gpus = (
+                replace(gpu, memory_free=gpu.memory_free + self.taken[gpu.uuid] - takes[gpu.uuid]) for gpu in host.gpus
+            )
+            available = host.memory_available + self.taken[""] - takes[""]
+            return replace(host, gpus=tuple(gpus), memory_available=available)
+
+    def _memory_of_engines(self) -> Counter[str]:
+        """What those that run were started to take, by GPU, "" for the host's memory."""
+        takes: Counter[str] = Counter()
+        for target in self.targets:
+            for name, process in target.processes.items():
+                if is_gateway(name) or process.state is not InstanceState.RUNNING or process.problem:
+                    continue
+                try:
+                    deployment = Deployment.from_label(process.label)
+                except Unfit:
+                    continue
+                on_cpu = deployment.accelerator is Accelerator.CPU
+                gpus = deployment.gpu.split(",") if deployment.gpu else [gpu.uuid for gpu in self.host.gpus]
+                takes.update(dict.fromkeys([""] if on_cpu else gpus, deployment.memory))
+        return takes
 
     def observe(self) -> Observed:
         """The world now, without disturbing the count of calls."""
@@ -153,6 +180,7 @@ class FakeWorld:
             made._put_gateway(OtherGateway(observed.gateway.instance, observed.gateway.status))
         for other in observed.gateway.others:
             made._put_gateway(other)
+        made.taken = made._memory_of_engines()
         for target in made.targets:
             ports = [process.port for process in target.processes.values()]
             pids = [process.pid or 0 for process in target.processes.values()]
@@ -168,6 +196,7 @@ class FakeWorld:
         if seen.status is not None:
             process.routes, process.phase = seen.status.routes, seen.status.phase
             process.version, process.protocol = seen.status.version, seen.status.protocol
+            process.paused_until = dict(seen.status.paused)
 
     def _put(self, engine: EngineObserved) -> None:
         target, name = self._target(engine.instance), engine.instance.name

@@ -17,6 +17,7 @@ from fakes.asks import (
     adapter,
     gateway_launch,
     gpu,
+    plan_of,
     resolved,
     tiny,
 )
@@ -32,6 +33,7 @@ from orchestrator.core.gateway_status import (
     GATEWAY,
     BackendLoad,
     GatewayStatus,
+    HeldLoad,
     Listener,
     Phase,
     Traffic,
@@ -92,8 +94,8 @@ class Situation:
     models. `gateway` is well (where there are engines), absent, silent,
     unsupervised or renamed, `gateway_target` where it is, `gateway_name`, `gateway_protocol` and `gateway_version`
     which one, `gateway_origins` whose pages it lets in, and `origins` what ORCH_ORIGINS says of that; `other_gateways`
-    has lines `NAME waiting|leaving|silent|stopped`, `in_flight` counts requests by instance; `foreign` are public names
-    of another profile.
+    has lines `NAME waiting|leaving|silent|stopped`, `in_flight` counts requests by instance, and with `paused` those to
+    the profile are held; `foreign` are public names of another profile. `engine_memory_gib` is ORCH_ENGINE_MEMORY.
     `host`, `ollama`, `free_gib`, `free_disk_gb` and `free_gpu_gib` are the machine; `driver` is the version of
     NVIDIA's, `lingering_gib` GPU memory that a dead process has not given back, `gpu_users` lines `NAME PID GIB` of
     living ones; what is said of GPU memory is of each GPU, or a list with a number for each.
@@ -128,6 +130,14 @@ class Situation:
             held = int(said["lingering_gib"] * GIB) + sum(user.memory for user in users)
             free = one.memory_total - reserve - held
         return replace(one, memory_free=free, users=users, users_complete="lingering_gib" in said)
+
+    def plan(self, observed: Observed) -> Plan:
+        """The plan of the case's command."""
+        case = self._case
+        origins = tuple(case["origins"]) if "origins" in case else None
+        memory = int(case["engine_memory_gib"] * GIB) if "engine_memory_gib" in case else None
+        profile = tiny(**case.get("profile", {}))
+        return plan_of(case["command"], profile, observed, docker=self.docker, origins=origins, engine_memory=memory)
 
     def observed(self) -> Observed:
         engines = tuple(self._engine(line, index) for index, line in enumerate(self._case.get("engines", [])))
@@ -228,7 +238,11 @@ class Situation:
             protocol=self._case.get("gateway_protocol", PROTOCOL),
             version=self._case.get("gateway_version", __version__),
             origins=tuple(self._case.get("gateway_origins", ())),
-            traffic=Traffic({name: BackendLoad(count) for name, count in self._case.get("in_flight", {}).items()}),
+            paused={"tiny": 60.0} if self._case.get("paused", False) else {},
+            traffic=Traffic(
+                {name: BackendLoad(count) for name, count in self._case.get("in_flight", {}).items()},
+                holds={"tiny": HeldLoad()} if self._case.get("paused", False) else {},
+            ),
         )
         return GatewayObserved(instance, status, others)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.asks import plan_of, tiny
 from situation import Situation, shown
 
 from orchestrator.errors import OrchError
@@ -28,7 +27,7 @@ KEYS = {
     ),
     *("routes", "docker", "driver", "images", "requires", "lingering_gib", "gpu_users", "gateway_target"),
     *("gateway_name", "gateway_protocol", "gateway_version", "gateway_origins", "other_gateways", "in_flight"),
-    "origins",
+    *("origins", "engine_memory_gib", "paused"),
     *("foreign", "desired", "previous", "finished", "environment", "expect", "error", "hint"),
 }
 
@@ -45,14 +44,10 @@ def load(name: str) -> dict[str, Any]:
 def test_case(name: str) -> None:
     case = load(name)
     situation = Situation(case)
-    observed, docker = situation.observed(), situation.docker
-    profile = tiny(**case.get("profile", {}))
-    origins = tuple(case["origins"]) if "origins" in case else None
     if "expect" in case:
-        plan = plan_of(case["command"], profile, observed, docker=docker, origins=origins)
-        assert shown(plan) == case["expect"].strip()
+        assert shown(situation.plan(situation.observed())) == case["expect"].strip()
         return
     with pytest.raises(OrchError) as refused:
-        plan_of(case["command"], profile, observed, docker=docker, origins=origins)
+        situation.plan(situation.observed())
     assert f"{type(refused.value).__name__}: {refused.value.message}" == case["error"]
     assert refused.value.hint == case["hint"]

@@ -31,8 +31,7 @@ def observed_of(name: str) -> Observed:
 
 def plan_for(name: str, observed: Observed) -> Plan:
     """The plan of the case's command."""
-    case = load(name)
-    return plan_of(case["command"], tiny(**case.get("profile", {})), observed, docker=Situation(case).docker)
+    return Situation(load(name)).plan(observed)
 
 
 @pytest.mark.parametrize("name", PLANNED)

@@ -14,7 +14,7 @@ from fakes.target import Fate
 from fakes.world import FakeWorld
 from scenarios import planned, start
 
-from orchestrator.app.deploy import Options
+from orchestrator.app.deploy import Options, Waiting
 from orchestrator.core.launch import InstanceState
 from orchestrator.core.plan import Action, Plan
 from orchestrator.core.progress import Progress, silent
@@ -150,7 +150,7 @@ def test_a_hanging_engine_fails_at_the_deadline() -> None:
     world.target.fates["tiny-vllm-g3"] = Fate(hangs=True)
     began = world.clock.now
     with pytest.raises(StepFailed) as ended:
-        world.run(plan_of("migrate vllm", tiny(), world.observe(), Options(ready_s=5.0)))
+        world.run(plan_of("migrate vllm", tiny(), world.observe(), Options(waiting=Waiting(ready_s=5.0))))
     assert 5.0 <= world.clock.now - began < 6.0
     assert "did not answer within 5 s" in ended.value.message
     assert ended.value.hint.startswith("A larger --timeout gives it longer")
@@ -182,7 +182,7 @@ def test_a_stranger_on_the_port_is_not_taken_for_the_engine() -> None:
 
     world.faults.after = swap
     with pytest.raises(StepFailed) as ended:
-        world.run(plan_of("migrate vllm", tiny(), world.observe(), Options(ready_s=3.0)))
+        world.run(plan_of("migrate vllm", tiny(), world.observe(), Options(waiting=Waiting(ready_s=3.0))))
     assert "did not answer within 3 s" in ended.value.message
 
 
@@ -284,7 +284,7 @@ def test_one_that_loads_longer_than_it_has_is_told_with_a_hint_that_helps() -> N
     world = FakeWorld(CPU)
     world.http = SlowLoad(world)
     with pytest.raises(StepFailed) as ended:
-        world.run(plan_of("up llamacpp", tiny(), world.observe(), Options(ready_s=150.0)))
+        world.run(plan_of("up llamacpp", tiny(), world.observe(), Options(waiting=Waiting(ready_s=150.0))))
     assert "did not answer within 150 s" in ended.value.message
     assert "A larger --timeout" in ended.value.hint
 
@@ -355,7 +355,7 @@ def test_what_is_in_flight_ends_before_its_engine_does() -> None:
 
     world.faults.before = end_one
     began = world.clock.now
-    world.run(plan_of("migrate vllm", tiny(), world.observe(), Options(drain_s=4.0)))
+    world.run(plan_of("migrate vllm", tiny(), world.observe(), Options(waiting=Waiting(drain_s=4.0))))
     assert left_at_stop == [0]
     assert world.clock.now - began >= 4.0
 

@@ -14,7 +14,7 @@ from orchestrator.app.deploy import Options, plan_for, plan_to
 from orchestrator.core.deployment import Desired
 from orchestrator.core.meaning import Meaning
 from orchestrator.core.plan import Plan
-from orchestrator.core.routes import FIRST_WITH_CARDS, Route, RouteTable
+from orchestrator.core.routes import FIRST_WITH_CARDS, PROTOCOL, Route, RouteTable
 from orchestrator.core.steps import SetRoute
 from orchestrator.errors import SourceError
 
@@ -83,7 +83,7 @@ def test_what_the_store_says_of_the_artifact(world: FakeWorld) -> None:
 
 
 def test_it_is_told_by_the_next_up_and_nothing_starts_anew(world: FakeWorld) -> None:
-    forget(world, FIRST_WITH_CARDS)
+    forget(world, PROTOCOL)
     # The gateway knows less than there is to say: nothing is wrong with that.
     (looked,) = plan(world, "status").actions
     assert isinstance(looked.step, SetRoute)
@@ -113,7 +113,7 @@ def test_with_another_change_it_is_told_too(world: FakeWorld, command: str) -> N
 
 def test_what_is_gone_back_to_is_told(world: FakeWorld) -> None:
     do(world, "migrate ollama")
-    forget(world, FIRST_WITH_CARDS)
+    forget(world, PROTOCOL)
     do(world, "rollback")
     assert all(route.card is not None and route.card.format == "gguf" for route in routes(world).values())
     assert (steps(world, "status"), steps(world, "up")) == ([], [])
@@ -121,7 +121,7 @@ def test_what_is_gone_back_to_is_told(world: FakeWorld) -> None:
 
 def test_what_cannot_be_told_any_more_keeps_nothing_from_serving(world: FakeWorld) -> None:
     """What serves was made of files that did not contradict each other yet."""
-    forget(world, FIRST_WITH_CARDS)
+    forget(world, PROTOCOL)
     world.run(plan(world, "up", Contradicting()))
     assert all(route.card is None for route in routes(world).values())
     assert steps(world, "status") == []

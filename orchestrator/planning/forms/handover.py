@@ -1,0 +1,81 @@
+"""The old generation ends before the new one is started, because there is no room for both: new requests wait at the
+gateway, those in flight are answered first. Pure.
+
+Until the commit point the old one can be started again: its instance stays, stopped. What is undone is undone in
+reverse, so it is back before the requests that wait are let go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from orchestrator.core.form import LongestHold
+from orchestrator.core.launch import InstanceState
+from orchestrator.core.observed import EngineObserved
+from orchestrator.core.plan import Action
+from orchestrator.core.steps import (
+    AwaitMemory,
+    AwaitReady,
+    Drain,
+    EnsureEngine,
+    HoldRequests,
+    ReleaseRequests,
+    RemoveEngine,
+    StopEngine,
+)
+from orchestrator.planning.forms.base import Arranged, Change, Items
+from orchestrator.planning.parts import Limits, release_items
+
+
+def handover(change: Change, serving: EngineObserved | None, limits: Limits) -> Arranged:
+    """The engines among the others that run give their memory to the chosen one; the `serving` one, if it is among
+    them, comes back where that fails."""
+    owner = change.chosen.profile
+    hold = Action(HoldRequests(owner, limits.longest_hold_s), (ReleaseRequests(owner),))
+    held = (
+        *(item for engine in change.others for item in _stopped(engine, engine is serving, limits)),
+        *_memory_awaited(change),
+        *change.start,
+        *change.ready,
+        *change.loads,
+        *change.record,
+        *change.switch,
+        *change.verify,
+    )
+    within = LongestHold(owner, limits.longest_hold_s)
+    before = (
+        *change.prepare,
+        *change.gateway,
+        *change.gateway_ready,
+        *change.files,
+        hold,
+        *(replace(item, within=within) if isinstance(item, Action) else item for item in held),
+    )
+    removed = (Action(RemoveEngine(one.deployment.target, one.instance.name)) for one in change.others)
+    return Arranged(before, (*release_items(owner), *change.tidy, *removed, *change.last))
+
+
+def _stopped(engine: EngineObserved, serves: bool, limits: Limits) -> Iterator[Action]:
+    """What is in flight on it answered, and then ended."""
+    deployment, name = engine.deployment, engine.instance.name
+    stop = StopEngine(deployment.target, name)
+    if engine.instance.state is InstanceState.STOPPED:
+        yield Action(stop)
+        return
+    yield Action(Drain(name, limits.drain_s, cut=False))
+    # One that did not answer before has nobody waiting for it.
+    back = (EnsureEngine(deployment), *((AwaitReady(deployment, limits.ready_s),) if engine.answers else ()))
+    yield Action(stop, back if serves else ())
+
+
+def _memory_awaited(change: Change) -> Items:
+    """A driver gives memory back some seconds after the process that held it has ended."""
+    fit = change.fit
+    if fit is None:
+        return ()
+    planned = {
+        item.step.gpu for item in change.start if isinstance(item, Action) and isinstance(item.step, AwaitMemory)
+    }
+    pools = [pool for pool in fit.short if not pool.declared and pool.uuid not in planned]
+    return tuple(Action(AwaitMemory(pool.uuid, fit.needed)) for pool in pools)
