@@ -43,7 +43,8 @@ from orchestrator.planning.parts import (
     Limits,
     chosen_generation,
     engine_files,
-    engine_ready_items,
+    engine_imports,
+    engine_ready_item,
     engine_start_items,
     matching_generation,
 )
@@ -160,7 +161,8 @@ def _candidate(orch: Orchestrator, profile: Profile, engine: str, observed: Obse
         *prerequisite_items(resolved.prerequisites, observed),
         *engine_files(chosen, None),
         *engine_start_items(chosen, None, resolved.memory_fit, limits),
-        *engine_ready_items(resolved, chosen, None, None, limits),
+        *engine_imports(resolved, chosen, None),
+        engine_ready_item(chosen, None, None, limits),
     )
     return Candidate(engine, resolved, chosen, Plan("check", items, len(items)), runs=False)
 

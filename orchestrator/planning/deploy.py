@@ -28,7 +28,8 @@ from orchestrator.planning.parts import (
     adapters_to_unload,
     chosen_generation,
     engine_files,
-    engine_ready_items,
+    engine_imports,
+    engine_ready_item,
     engine_start_items,
     gateway_items,
     gateway_ready_items,
@@ -95,13 +96,14 @@ def plan_deploy(
     routes = tuple(route.led_to(Backend(chosen.instance, "", chosen.target)) for route in resolved.routes)
     files = list(engine_files(chosen, match))
     starts = [*end_of_hanging, *engine_start_items(chosen, match, resolved.memory_fit, limits, serving)]
-    readies = list(engine_ready_items(resolved, chosen, match, serving, limits))
+    imports = list(engine_imports(resolved, chosen, match))
+    ready = engine_ready_item(chosen, match, serving, limits)
     loads = list(adapters_to_load(chosen, match)) if match is not None else []
     spoken = observed.gateway.status.protocol if observed.gateway.status is not None else PROTOCOL
     switch = list(switch_items(chosen, routes, match, observed, spoken))
     recorded = record_item(desired, observed, spoken)
     held = observed.holds(wanted.profile)
-    changed = (*prepare, *starts, *readies, *loads, recorded, *switch)
+    changed = (*prepare, *starts, *imports, ready, *loads, recorded, *switch)
     changes = held or any(isinstance(item, Action) for item in changed)
     # It is told and asked in this program's protocol: where nothing changes, an older gateway may stay. One that does
     # not go by the digests that are kept was to be replaced by somebody who was killed.
@@ -118,7 +120,7 @@ def plan_deploy(
         *for_gateway,
         *(() if gateway_starts else read_items(gateway.keys, observed)),
     ]
-    done = (*prepare, *of_gateway, *files, *starts, *readies, *loads, recorded, *switch)
+    done = (*prepare, *of_gateway, *files, *starts, *imports, ready, *loads, recorded, *switch)
     if any(isinstance(item, Action) and not _only_tells(item.step) for item in done):
         steps = (item.step for item in loads if isinstance(item, Action))
         loading = {step.adapter.name for step in steps if isinstance(step, LoadAdapter)}
@@ -135,7 +137,8 @@ def plan_deploy(
         files=tuple(files),
         start=tuple(starts),
         gateway_ready=tuple(gateway_ready_items(for_gateway)),
-        ready=tuple(readies),
+        imports=tuple(imports),
+        ready=(ready,),
         loads=tuple(loads),
         record=(recorded,),
         switch=tuple(switch),

@@ -200,23 +200,22 @@ def engine_start_items(
         yield Action(ensure, ended if stood_by else ())
 
 
-def engine_ready_items(
-    resolved: Resolved,
-    chosen: Deployment,
-    match: EngineObserved | None,
-    serving: EngineObserved | None,
-    limits: Limits,
-) -> Iterator[Action | Skip]:
-    """The generation ready."""
-    ready = AwaitReady(chosen, limits.ready_s, _proved(chosen, serving))
-    if match is not None and match.answers:
-        yield Skip(ready.what, f"it answers as {chosen.served_name}")
-        return
-    if chosen.own_store:
+def engine_imports(resolved: Resolved, chosen: Deployment, match: EngineObserved | None) -> Iterator[Action]:
+    """What the generation serves in the store of its own, where it has one."""
+    if chosen.own_store and not (match is not None and match.answers):
         # What was started before has it already, unless somebody took it away.
         sizes = (resolved.import_size, resolved.import_peak) if match is None else ()
         yield Action(ImportArtifact(chosen, *sizes))
-    yield Action(ready)
+
+
+def engine_ready_item(
+    chosen: Deployment, match: EngineObserved | None, serving: EngineObserved | None, limits: Limits
+) -> Action | Skip:
+    """The generation ready."""
+    ready = AwaitReady(chosen, limits.ready_s, _proved(chosen, serving))
+    if match is not None and match.answers:
+        return Skip(ready.what, f"it answers as {chosen.served_name}")
+    return Action(ready)
 
 
 def _proved(chosen: Deployment, serving: EngineObserved | None) -> tuple[str, ...]:

@@ -18,8 +18,9 @@ class Change:
 
     `chosen` is the generation that is to serve, `fit` how it fits beside what runs now (None: that is not known, or it
     runs already), `others` are all other generations of the profile. `prepare` is done before anything that serves is
-    touched, `gateway` has it run; `files`, `start` and `ready` bring the generation up, `loads` gives a running one its
-    adapters; `record`, `switch` and `verify` have it serve; `tidy` clears up in it afterwards, `last` clears the rest.
+    touched, `gateway` has it run; `files`, `start`, `imports` and `ready` bring the generation up, `loads` gives a
+    running one its adapters; `record`, `switch` and `verify` have it serve; `tidy` clears up in it afterwards, `last`
+    clears the rest.
     """
 
     chosen: Deployment
@@ -30,6 +31,7 @@ class Change:
     files: Items
     start: Items
     gateway_ready: Items
+    imports: Items
     ready: Items
     loads: Items
     record: Items

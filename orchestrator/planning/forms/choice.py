@@ -12,7 +12,6 @@ from orchestrator.core.observed import EngineObserved
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.plan import Remark
 from orchestrator.core.resolved import Resolved
-from orchestrator.errors import PlanRefused
 from orchestrator.planning.preconditions import refuse_no_room
 
 _INSTEAD = "Or have what serves now end first, while requests wait: --form handover"
@@ -24,17 +23,16 @@ def chosen_form(
     """The form in which the resolved deployment, which does not run, takes the place of these others; with why, where
     one of them is `serving`. `match` is the stopped generation that is started again (None: it is a new one).
 
-    Raises PlanRefused where it fits in none. What served and is only started again is not asked whether it fits.
+    Raises PlanRefused where it fits in none. What served and is only started again is not asked whether it fits; and
+    where none of the others runs, there is nothing to hand over.
     """
     fit = resolved.memory_fit
     leaving = [engine for engine in others if engine.instance.state is not InstanceState.STOPPED]
     serves = any(engine.deployment.instance == serving for engine in leaving)
     heals = match is not None and not serves
-    if not leaving and asked is Form.HANDOVER:
-        raise PlanRefused("Nothing runs that could hand over.", hint="Without --form it is started right away.")
     fits = fit is None or fit.fits or fit.fits_later
     fits_after = _fits_after(fit, leaving)
-    if asked is Form.HANDOVER or (leaving and asked is None and fits_after and not fits):
+    if leaving and (asked is Form.HANDOVER or (asked is None and fits_after and not fits)):
         return Form.HANDOVER, _why_handover(fit, fits, leaving)
     if not heals:
         known = all(engine.deployment.memory for engine in leaving)

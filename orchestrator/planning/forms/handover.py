@@ -32,11 +32,13 @@ def handover(change: Change, serving: EngineObserved | None, limits: Limits) -> 
     """The engines among the others that run give their memory to the chosen one; the `serving` one, if it is among
     them, comes back where that fails."""
     owner = change.chosen.profile
+    # A server with a store of its own takes memory for a model when it is asked, and an import may take minutes.
+    early = change.chosen.own_store
     hold = Action(HoldRequests(owner, limits.longest_hold_s), (ReleaseRequests(owner),))
     held = (
         *(item for engine in change.others for item in _stopped(engine, engine is serving, limits)),
         *_memory_awaited(change),
-        *change.start,
+        *(() if early else (*change.start, *change.imports)),
         *change.ready,
         *change.loads,
         *change.record,
@@ -49,6 +51,7 @@ def handover(change: Change, serving: EngineObserved | None, limits: Limits) -> 
         *change.gateway,
         *change.gateway_ready,
         *change.files,
+        *((*change.start, *change.imports) if early else ()),
         hold,
         *(replace(item, within=within) if isinstance(item, Action) else item for item in held),
     )

@@ -14,6 +14,7 @@ def overlap(change: Change, held: bool, limits: Limits) -> Arranged:
         *change.files,
         *change.start,
         *change.gateway_ready,
+        *change.imports,
         *change.ready,
         *change.loads,
         *change.record,
