@@ -13,7 +13,6 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from forks import Forked
 from mixed_load import MixedLoad, problems
@@ -87,6 +86,7 @@ def test_there_and_back_by_one_command_each(one: OnStandIn, load: MixedLoad) -> 
 
 
 def test_a_changed_profile_under_load(one: OnStandIn, load: MixedLoad) -> None:
+    one.env["ORCH_ENGINE_MEMORY"] = "200MiB"
     one.write_profile(context=768)
     changed = one.run("up", "-p", str(one.profile), "--json")
     assert [step for step in changed.steps("done") if step in HELD] == HELD
@@ -118,20 +118,16 @@ def test_a_hold_that_would_last_too_long_ends_with_the_old_engine(one: OnStandIn
 
 
 def test_what_takes_too_long_to_end_is_not_cut(one: OnStandIn) -> None:
-    with httpx.Client(timeout=60, trust_env=False) as client:
-        asked = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 400, "stream": True}
-        address = f"http://{one.listen}/v1/chat/completions"
-        with client.stream("POST", address, json={**asked, "ignore_eos": True}) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            pid = int(one.engines()["tiny-llamacpp-g2"]["pid"])
-            os.kill(pid, signal.SIGSTOP)
-            try:
-                told = one.run(*TO_OLLAMA, "--drain", "1", "--json", code=6)
-            finally:
-                os.kill(pid, signal.SIGCONT)
-            assert "1 requests are in flight" in told.lines[-1]["error"]
-            assert [line for line in lines if line][-1] == "data: [DONE]"
+    pid = int(one.engines()["tiny-llamacpp-g2"]["pid"])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        running = MixedLoad(f"http://{one.listen}", ("tiny",), clients=2).start()
+        wait_until(lambda: sum(load["in_flight"] for load in one.gateway_status()["backends"].values()) == 2)
+        told = one.run(*TO_OLLAMA, "--drain", "1", "--json", code=6)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert "2 requests are in flight" in told.lines[-1]["error"]
+    assert problems(running.stop()) == []
     settled(one, "llamacpp")
 
 
