@@ -33,6 +33,40 @@ SLOWEST = (
     *("run/test_accidents.py", "artifacts/test_build_gguf.py", "plan/test_properties.py", "plan/test_memory.py"),
 )
 
+# Files that take minutes: of their tests each run takes one in so many (ORCH_TEST_SEED), scripts/test long all, and so
+# does who names the file.
+SHARES = {
+    **dict.fromkeys(
+        (
+            *(
+                "artifacts/test_gguf_nvfp4_server.py",
+                "clients/test_ollama_clients.py",
+                "docker/test_container_faults.py",
+            ),
+            *(
+                "docker/test_images_offline.py",
+                "docker/test_tools.py",
+                "e2e/test_circumstances.py",
+                "e2e/test_execs.py",
+            ),
+            *("e2e/test_faults.py", "e2e/test_gateway_upgrades.py", "e2e/test_handover.py", "e2e/test_kills.py"),
+            *("e2e/test_upgrades.py", "local/test_environments.py", "ollama_api/test_runners.py"),
+            "ollama_api/test_serve.py",
+        ),
+        3,
+    ),
+    **dict.fromkeys(
+        (
+            *("clients/test_migrations.py", "clients/test_openai_clients.py", "contract/test_target.py"),
+            *("docker/test_compose.py", "docker/test_container_memory.py", "docker/test_images_gc.py"),
+            *("docker/test_images_registry.py", "docker/test_logs.py", "e2e/test_api_keys.py", "e2e/test_check.py"),
+            *("e2e/test_main_job.py", "e2e/test_meaning_served.py", "e2e/test_names_on_every_path.py"),
+            *("e2e/test_ollama_stand_in.py", "e2e/test_out_of_memory.py", "e2e/test_plan_only.py"),
+        ),
+        2,
+    ),
+}
+
 
 def _llamacpp() -> str:
     flags = Path("/proc/cpuinfo").read_text().split()
@@ -126,7 +160,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     late = {item.path for item in items if _needs(item) & {*MADE_BESIDE}}
 
     def place(item: pytest.Item) -> tuple[bool, int]:
-        name = f"{item.path.parent.name}/{item.path.name}"
+        name = _file_of(item)
         return item.path in late, [*SLOWEST, name].index(name)
 
     items.sort(key=place)
@@ -154,7 +188,10 @@ def _leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keeps the tests of this run, and counts those that `scripts/test long` runs, or runs more of."""
     only = {item for item in items if item.get_closest_marker("long")}
     more = {item for item in items if _is_more_in_long(item)}
-    left = set(items) - only - more if config.getoption("--long") else only | _not_their_turn(items)
+    named = {Path(argument.partition("::")[0]).absolute() for argument in config.args}
+    others = [item for item in items if item.path not in named]
+    their_turn = only | _not_their_turn(items) | _not_this_share(others)
+    left = set(items) - only - more if config.getoption("--long") else their_turn
     config.hook.pytest_deselected(items=[item for item in items if item in left])
     items[:] = [item for item in items if item not in left]
     config.stash[COUNTED] = Counter(only=len(only))
@@ -175,12 +212,30 @@ def _not_their_turn(items: list[pytest.Item]) -> set[pytest.Item]:
     return left
 
 
+def _not_this_share(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Of the tests of each file of SHARES all but this run's share."""
+    files: dict[str, dict[str, list[pytest.Item]]] = {}
+    for item in items:
+        if _file_of(item) in SHARES:
+            files.setdefault(_file_of(item), {}).setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left: set[pytest.Item] = set()
+    for file, tests in files.items():
+        names = random.Random(f"{sample_seed()} {file}").sample(sorted(tests), len(tests))
+        left |= {item for n, name in enumerate(names) if n % SHARES[file] for item in tests[name]}
+    return left
+
+
+def _file_of(item: pytest.Item) -> str:
+    return f"{item.path.parent.name}/{item.path.name}"
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     session.config.stash[COUNTED]["more"] = sum(_is_more_in_long(item) for item in session.items)
 
 
 def _is_more_in_long(item: pytest.Item) -> bool:
-    return any(item.get_closest_marker(name) is not None for name in ("sampled", "rotated"))
+    marked = any(item.get_closest_marker(name) is not None for name in ("sampled", "rotated"))
+    return marked or _file_of(item) in SHARES
 
 
 COUNTED = pytest.StashKey[Counter[str]]()

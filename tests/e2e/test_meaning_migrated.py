@@ -29,7 +29,7 @@ from meanings import lay, right
 from orch_command import ASSETS, Orch
 from tokenizers import Tokenizer
 
-pytestmark = [pytest.mark.llamacpp, pytest.mark.vllm]
+pytestmark = [pytest.mark.llamacpp, pytest.mark.vllm, pytest.mark.long]
 
 # Of directories drawn at random, as many; differences of logarithms that other arithmetic may turn around.
 DRAWS = 12
