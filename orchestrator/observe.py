@@ -48,6 +48,7 @@ def observe(world: World) -> Observed:
             unreadable=(*unreadable.result(), *images.result()[1]),
             images=images.result()[0],
             unreachable=unreachable,
+            starts=world.records.starts(),
         )
 
 

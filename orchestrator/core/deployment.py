@@ -131,6 +131,11 @@ class Deployment(Part):
         """What `label` wrote, in this version or another. Raises Unfit."""
         return cls.model_validate_json(label, extra="ignore")
 
+    @property
+    def start_key(self) -> str:
+        """What how long it takes to start is remembered by: the same program and model on the same target."""
+        return f"{self.target} {self.engine} {self.artifact_key}"
+
     def adapter(self, name: str) -> Adapter | None:
         """The adapter of that public name, if it is part of this deployment."""
         return next((adapter for adapter in self.adapters if adapter.name == name), None)

@@ -90,7 +90,8 @@ class Observed:
 
     `damaged` are instances whose record cannot be read, each with its problem: they can be stopped, and no more.
     `unreadable` are sentences about other records that could not be read. `images` are those of the Docker daemon, by
-    everything that names them; `unreachable` tells of targets that are in use and could not be asked, and why.
+    everything that names them; `unreachable` tells of targets that are in use and could not be asked, and why. `starts`
+    are the seconds that engines took to answer when they were started here last, by Deployment.start_key.
     """
 
     host: Host
@@ -103,6 +104,7 @@ class Observed:
     unreadable: tuple[str, ...] = ()
     images: Mapping[str, ImageFacts] = field(default_factory=dict)
     unreachable: Mapping[str, HostError] = field(default_factory=dict)
+    starts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def deployed(self) -> tuple[str, ...]:

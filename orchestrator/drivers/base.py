@@ -360,6 +360,14 @@ class Records(Protocol):
         """Write (or with None remove) what is wanted of a profile."""
         ...
 
+    def starts(self) -> Mapping[str, float]:
+        """How many seconds what was started took to answer, the last time, by Deployment.start_key."""
+        ...
+
+    def note_start(self, key: str, seconds: float) -> None:
+        """Remember that."""
+        ...
+
 
 class Clock(Protocol):
     """Time."""

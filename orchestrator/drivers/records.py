@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.core.deployment import Desired, to_record
 from orchestrator.core.part import Unfit
 from orchestrator.core.profile import ReadSettings
-from orchestrator.drivers.files import read_json, sync_directory, write_atomic
+from orchestrator.drivers.files import read_json, sync_directory, write_atomic, write_json
 from orchestrator.errors import HostError, LockHeld, why
 
 JOURNAL_LIMIT = 5_000_000
@@ -30,6 +30,7 @@ class Records:
 
     def __init__(self, root: Path, settings: ReadSettings) -> None:
         self._desired = root / "desired"
+        self._starts = root / "starts.json"
         self._settings = settings
 
     def desired(self) -> dict[str, Desired]:
@@ -59,6 +60,20 @@ class Records:
         elif path.exists():
             path.unlink()
             sync_directory(path.parent)
+
+    def starts(self) -> Mapping[str, float]:
+        """How many seconds what was started took to answer, the last time, by Deployment.start_key. A file that cannot
+        be read says nothing: it is only what is told to people beforehand."""
+        try:
+            known = read_json(self._starts)
+        except (HostError, ValueError):
+            return {}
+        found = known.items() if isinstance(known, dict) else ()
+        return {key: float(seconds) for key, seconds in found if isinstance(seconds, int | float)}
+
+    def note_start(self, key: str, seconds: float) -> None:
+        """Remember that."""
+        write_json(self._starts, {**self.starts(), key: round(seconds, 1)})
 
 
 class LockFiles:

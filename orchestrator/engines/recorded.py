@@ -26,6 +26,7 @@ from orchestrator.engines.resolve import (
     import_size_of,
     memory_fit_of,
     routes_of,
+    start_estimate,
 )
 
 
@@ -85,6 +86,7 @@ def resolve_recorded(
         image=resolution.image,
         environment=resolution.environment,
         memory_fit=memory_fit,
+        start_s=start_estimate(sheet, memory_fit),
         import_size=import_size,
         import_peak=sheet.import_peak(import_size),
     )

@@ -36,6 +36,8 @@ from orchestrator.engines.prerequisites import (
 from orchestrator.errors import HostError, PlanRefused
 
 AMD_NODES = ("/dev/kfd", "/dev/dri")
+# What of a model is read in a second, from a disk as servers have them.
+READ_BYTES_S = 10**9
 
 
 def resolve(
@@ -122,6 +124,7 @@ def resolve(
         image=image,
         environment=environment,
         memory_fit=memory_fit,
+        start_s=start_estimate(sheet, memory_fit),
         import_size=import_size,
         import_peak=sheet.import_peak(import_size),
     )
@@ -248,6 +251,11 @@ def memory_fit_of(
     size = finished or artifact_bytes(recipe, weights.size, shape)
     request = sheet.memory_request(spec.profile, size, shape, accelerator, adapters)
     return MemoryFit.of(request, pools)
+
+
+def start_estimate(sheet: EngineSheet, memory_fit: MemoryFit | None) -> float:
+    """Seconds until it answers, where nobody has seen it start: ASSUMPTION."""
+    return sheet.starts_in_s + (memory_fit.request.weights / READ_BYTES_S if memory_fit is not None else 0.0)
 
 
 def import_size_of(sheet: EngineSheet, finished: int | None, memory_fit: MemoryFit | None) -> int:

@@ -125,6 +125,8 @@ class Vllm(EngineDefaults):
     """See EngineSheet."""
 
     name = "vllm"
+    # Python, compilation and CUDA graphs.
+    starts_in_s = 60.0
     settings: type[EngineSettings] = VllmSettings
     hot_adapters = True
     takes_gpu = True

@@ -71,7 +71,9 @@ def import_into_store(step: ImportArtifact, world: World, progress: Progress) ->
 
 @perform.register
 def await_answer(step: AwaitReady, world: World, progress: Progress) -> None:
+    began = world.clock.monotonic()
     await_ready(step.deployment, step.timeout_s, step.proved, world, progress)
+    world.records.note_start(step.deployment.start_key, world.clock.monotonic() - began)
 
 
 @perform.register

@@ -18,7 +18,7 @@ from orchestrator.core.resolved import Resolved
 from orchestrator.core.routes import FIRST_WITH_DIGESTS, PROTOCOL, Backend
 from orchestrator.core.steps import EnsureEngine, LoadAdapter, SetRoute, Step, StopEngine
 from orchestrator.planning.forms.base import Change
-from orchestrator.planning.forms.choice import chosen_form
+from orchestrator.planning.forms.choice import Choice, chosen_form
 from orchestrator.planning.forms.handover import handover
 from orchestrator.planning.forms.overlap import overlap
 from orchestrator.planning.keys import dropped_items, kept_items, read_items
@@ -81,15 +81,15 @@ def plan_deploy(
         match = match.stopped
     chosen = chosen_generation(wanted, mine, match)
     others = tuple(engine for engine in mine if engine.deployment.instance != chosen.instance)
-    taken_form, why_form = Form.OVERLAP, None
+    choice = Choice(Form.OVERLAP, resolved.memory_fit)
     if match is None or not (match.running or end_of_hanging):
-        taken_form, why_form = chosen_form(form, resolved, match, others, observed.serving(wanted.profile) or "")
+        choice = chosen_form(form, resolved, match, others, observed)
     if match is None:
         refuse_small_disk(resolved, observed)
     prepare: list[Action | Skip] = [
         *resolved.passed_over,
         *_other_weights(wanted, serving),
-        *((why_form,) if why_form is not None else ()),
+        *((choice.why,) if choice.why is not None else ()),
         *prerequisite_items(resolved.prerequisites, observed),
         *(unknown_room(resolved, observed) if match is None else ()),
     ]
@@ -149,10 +149,10 @@ def plan_deploy(
             *(dropped_items(gateway.keys) if gateway_starts or gateway.keys.written else ()),
         ),
     )
-    hands_over = taken_form is Form.HANDOVER
+    hands_over = choice.form is Form.HANDOVER
     arranged = handover(change, serving, limits) if hands_over else overlap(change, held, limits)
     plan = Plan(verb, (*arranged.before, *arranged.after), len(arranged.before))
-    return plan if match is not None else replace(plan, memory_fit=resolved.memory_fit, sampling=resolved.sampling)
+    return plan if match is not None else replace(plan, memory_fit=choice.fit, sampling=resolved.sampling)
 
 
 def _only_tells(step: Step) -> bool:

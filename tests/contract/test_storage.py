@@ -83,6 +83,14 @@ def test_none_forgets_also_what_is_not_there(records: Records) -> None:
         assert records.desired() == {}
 
 
+def test_how_long_a_start_took_is_known_the_next_time(records: Records) -> None:
+    assert records.starts() == {}
+    records.note_start("local vllm weights-1", 41.27)
+    records.note_start("local llamacpp gguf-1", 2.0)
+    records.note_start("local vllm weights-1", 38.0)
+    assert records.starts() == {"local vllm weights-1": 38.0, "local llamacpp gguf-1": 2.0}
+
+
 RING = KeyRing((ApiKey("one", digest_of("the key"), "2026-01-31T12:00:00Z", expires="2027-01-31T12:00:00Z"),))
 
 

@@ -290,6 +290,7 @@ class FakeRecords:
 
     def __init__(self, faults: Faults) -> None:
         self.texts: dict[str, str] = {}
+        self.took: dict[str, float] = {}
         self._faults = faults
 
     def desired(self) -> dict[str, Desired]:
@@ -297,6 +298,13 @@ class FakeRecords:
 
     def unreadable(self) -> tuple[str, ...]:
         return ()
+
+    def starts(self) -> Mapping[str, float]:
+        return dict(self.took)
+
+    def note_start(self, key: str, seconds: float) -> None:
+        with self._faults.call("records.note_start"):
+            self.took[key] = round(seconds, 1)
 
     def record(self, profile: str, desired: Desired | None) -> None:
         with self._faults.call(f"records.record {profile}"):

@@ -169,6 +169,7 @@ class FakeWorld:
         for key, size in observed.finished.items():
             recipe = next(recipe for recipe in Recipe if key.startswith(recipe.value))
             made.store.entries[key] = manifest_of(key, recipe, "given", {}, size=size)
+        made.records.took = dict(observed.starts)
         for profile, desired in observed.desired.items():
             made.records.record(profile, desired)
         for engine in observed.engines:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from orchestrator.core.form import Form
 from orchestrator.core.launch import InstanceState
 from orchestrator.core.memory import GIB, MemoryFit, MemoryPool
-from orchestrator.core.observed import EngineObserved
+from orchestrator.core.observed import EngineObserved, Observed
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.plan import Remark
 from orchestrator.core.resolved import Resolved
@@ -17,39 +17,43 @@ from orchestrator.planning.preconditions import refuse_no_room
 _INSTEAD = "Or have what serves now end first, while requests wait: --form handover"
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A form and why, where something serves; `fit` is how the new engine fits then (None: that is not known)."""
+
+    form: Form
+    fit: MemoryFit | None
+    why: Remark | None = None
+
+
 def chosen_form(
-    asked: Form | None, resolved: Resolved, match: EngineObserved | None, others: Sequence[EngineObserved], serving: str
-) -> tuple[Form, Remark | None]:
-    """The form in which the resolved deployment, which does not run, takes the place of these others; with why, where
-    one of them is `serving`. `match` is the stopped generation that is started again (None: it is a new one).
+    asked: Form | None, resolved: Resolved, match: EngineObserved | None, others: Sequence[EngineObserved], at: Observed
+) -> Choice:
+    """The form in which the resolved deployment, which does not run, takes the place of these others. `match` is the
+    stopped generation that is started again (None: it is a new one).
 
     Raises PlanRefused where it fits in none. What served and is only started again is not asked whether it fits; and
     where none of the others runs, there is nothing to hand over.
     """
-    fit = resolved.memory_fit
+    fit, serving = resolved.memory_fit, at.serving(resolved.deployment.profile)
     leaving = [engine for engine in others if engine.instance.state is not InstanceState.STOPPED]
     serves = any(engine.deployment.instance == serving for engine in leaving)
     heals = match is not None and not serves
     fits = fit is None or fit.fits or fit.fits_later
-    fits_after = _fits_after(fit, leaving)
+    after = fit and MemoryFit.of(fit.request, tuple(_freed(one.pool, leaving) for one in fit.each))
+    fits_after = after is None or after.fits
     if leaving and (asked is Form.HANDOVER or (asked is None and fits_after and not fits)):
-        return Form.HANDOVER, _why_handover(fit, fits, leaving)
+        return Choice(Form.HANDOVER, after, _why_handover(fit, fits, _expected(resolved, at.starts), leaving))
     if not heals:
         known = all(engine.deployment.memory for engine in leaving)
         refuse_no_room(resolved, _INSTEAD if leaving and (fits_after or not known) else "")
-    return Form.OVERLAP, _why_overlap(fit, asked) if serves else None
+    return Choice(Form.OVERLAP, fit, _why_overlap(fit, asked) if serves else None)
 
 
-def _fits_after(fit: MemoryFit | None, leaving: Sequence[EngineObserved]) -> bool:
-    """Whether it does once these have ended."""
-    return fit is None or all(one.fits for one in (_with(part, leaving) for part in fit.each))
-
-
-def _with(fit: MemoryFit, leaving: Sequence[EngineObserved]) -> MemoryFit:
-    """With what these hold of the same memory free again: what they were started to take, as far as that is known."""
-    pool = fit.pool
+def _freed(pool: MemoryPool, leaving: Sequence[EngineObserved]) -> MemoryPool:
+    """With what these hold of it free again: what they were started to take, as far as that is known."""
     freed = sum(one.deployment.memory for one in leaving if _is_in(pool, one))
-    return replace(fit, pool=replace(pool, free=min(pool.total, pool.free + pool.lingering + freed)))
+    return replace(pool, free=min(pool.total, pool.free + pool.lingering + freed), lingering=0)
 
 
 def _is_in(pool: MemoryPool, engine: EngineObserved) -> bool:
@@ -70,15 +74,21 @@ def _why_overlap(fit: MemoryFit | None, asked: Form | None) -> Remark:
     )
 
 
-def _why_handover(fit: MemoryFit | None, fits: bool, leaving: Sequence[EngineObserved]) -> Remark:
+def _why_handover(fit: MemoryFit | None, fits: bool, expected: str, leaving: Sequence[EngineObserved]) -> Remark:
     names = ", ".join(engine.instance.name for engine in leaving)
-    waits = f"new requests wait from the end of {names} until the new engine has answered"
+    waits = f"new requests wait from the end of {names} until the new engine answers, {expected}"
     if fits or fit is None:
         return Remark("form handover", f"it was asked for; {waits}")
-    return Remark(
-        "form handover",
-        f"they do not fit together: {_gib(fit.needed)} are needed, {_gib(fit.pool.free)} free; {waits}",
-    )
+    sizes = f"{_gib(fit.needed)} are needed, {_gib(fit.pool.free)} free"
+    return Remark("form handover", f"they do not fit together: {sizes}; {waits}")
+
+
+def _expected(resolved: Resolved, starts: Mapping[str, float]) -> str:
+    """How long that takes."""
+    seen = starts.get(resolved.deployment.start_key)
+    if seen is not None:
+        return f"about {seen:.0f} s, as the last time here" if seen >= 1 else "a second, as the last time here"
+    return f"about {resolved.start_s:.0f} s (an estimate: it has not been started here yet)"
 
 
 def _gib(size: int) -> str:
