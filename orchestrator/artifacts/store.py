@@ -41,6 +41,7 @@ from orchestrator.core.progress import Progress, silent
 from orchestrator.errors import HostError, SourceError
 
 _POLL_SECONDS = 0.05
+_READ_AHEAD = 16 << 20
 # Adapters are small, and a container that runs sees one directory of them; a view leads to where weights lie here. They
 # are always the store's own.
 _NEVER_SHARED = tuple(f"{recipe.value}-" for recipe in (Recipe.ADAPTER, Recipe.LORA_GGUF, Recipe.VIEW))
@@ -152,6 +153,22 @@ class Store:
                 ):
                     found[key] = manifest
         return tuple(found[key] for key in sorted(found))
+
+    def read_ahead(self, path: Path, most: int, progress: Progress = silent) -> int:
+        """Read the file, or the files of the entry, at a path, so that the kernel has them in memory; at most `most`
+        bytes, the largest files first. How many it were. Raises HostError."""
+        read = 0
+        with host_errors(f"read {path}"):
+            below = (found for found in path.rglob("*") if found.name != MANIFEST)
+            files = [path] if path.is_file() else [found for found in below if found.is_file()]
+            sizes = sorted(((file.stat().st_size, file) for file in files), reverse=True)
+            total = min(most, sum(size for size, _ in sizes))
+            for _, file in sizes:
+                with file.open("rb", buffering=0) as opened:
+                    while read < total and (chunk := opened.read(min(_READ_AHEAD, total - read))):
+                        read += len(chunk)
+                        progress("reading ahead", read, total)
+        return read
 
     def _directories_for(self, key: str) -> tuple[StoreDirectory, ...]:
         return (self.own,) if key.startswith(_NEVER_SHARED) else self.directories

@@ -197,6 +197,20 @@ class WriteFile(Step):
 
 
 @dataclass(frozen=True)
+class ReadAhead(Step):
+    """Read what an engine is about to load, as far as memory has room for it, so that it need not wait for the disk."""
+
+    duration = Duration.LONG
+
+    key: str
+    path: str
+
+    @property
+    def what(self) -> str:
+        return f"read {self.key} into the page cache"
+
+
+@dataclass(frozen=True)
 class EnsureEngine(Step):
     """Have this generation run, supervised, with exactly this launch."""
 

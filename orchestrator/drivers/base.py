@@ -92,6 +92,11 @@ class Store(Protocol):
         """Keep the entry at a path from being removed meanwhile; a path elsewhere is nobody's business here."""
         ...
 
+    def read_ahead(self, path: Path, most: int, progress: Progress = silent) -> int:
+        """Read the file, or the files of the entry, at a path, so that the kernel has them in memory; at most so many
+        bytes. How many it were."""
+        ...
+
 
 class AdapterFacts(Protocol):
     """What a PEFT directory says of itself: its rank, and its `dir:SHA256` source."""

@@ -24,6 +24,7 @@ from orchestrator.core.prerequisites import (
     PullImage,
 )
 from orchestrator.core.progress import Progress
+from orchestrator.core.steps import ReadAhead
 from orchestrator.core.weights import HubSnapshot
 from orchestrator.drivers.base import World
 from orchestrator.engines.driver_support import driver_cannot
@@ -188,3 +189,9 @@ def _fetch(step: FetchWeights | FetchArtifact, place: Place, world: World, progr
 
 def room_for_all(size: int, about: bool = False) -> None:
     """The Expect of files that take the place of others: they are no larger than those were."""
+
+
+@perform.register
+def read_ahead(step: ReadAhead, world: World, progress: Progress) -> None:
+    # What more is read pushes out what was read first.
+    world.store.read_ahead(Path(step.path), world.read_host().memory.available, progress)

@@ -58,6 +58,15 @@ def test_entries_are_listed_by_key(store: Store) -> None:
     assert [manifest.key for manifest in store.all()] == sorted(made)
 
 
+def test_an_entry_is_read_ahead_as_far_as_there_is_room(store: Store) -> None:
+    manifest = make(store)
+    seen: list[int] = []
+    path = store.path(KEY)
+    assert store.read_ahead(path, 10**9, lambda what, done, total: seen.append(done)) == manifest.size
+    assert seen[-1] == manifest.size
+    assert store.read_ahead(path / "model.gguf", 1) == 1
+
+
 def desired(engine: str, *adapters: str) -> Desired:
     profile = tiny()
     spec = DeploymentSpec(profile=profile, engine=engine, target="local")

@@ -111,6 +111,14 @@ class FakeStore:
     def reading(self, path: Path, progress: Progress = silent) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def read_ahead(self, path: Path, most: int, progress: Progress = silent) -> int:
+        with self._faults.call("store.read_ahead"):
+            size = next(
+                (entry.size for key, entry in self.entries.items() if store_path(key) in (path, path.parent)), 0
+            )
+            progress("reading ahead", min(size, most), min(size, most))
+            return min(size, most)
+
 
 class FakeHub:
     """Every repository exists, at one commit, with one file, or with those that are named."""

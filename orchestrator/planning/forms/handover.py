@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from orchestrator.core.deployment import Deployment
 from orchestrator.core.form import LongestHold
 from orchestrator.core.launch import InstanceState
 from orchestrator.core.observed import EngineObserved
@@ -20,6 +21,7 @@ from orchestrator.core.steps import (
     Drain,
     EnsureEngine,
     HoldRequests,
+    ReadAhead,
     ReleaseRequests,
     RemoveEngine,
     StopEngine,
@@ -51,12 +53,16 @@ def handover(change: Change, serving: EngineObserved | None, limits: Limits) -> 
         *change.gateway,
         *change.gateway_ready,
         *change.files,
-        *((*change.start, *change.imports) if early else ()),
+        *((*change.start, *change.imports) if early else _read_ahead(change.chosen)),
         hold,
         *(replace(item, within=within) if isinstance(item, Action) else item for item in held),
     )
     removed = (Action(RemoveEngine(one.deployment.target, one.instance.name)) for one in change.others)
     return Arranged(before, (*release_items(owner), *change.tidy, *removed, *change.last))
+
+
+def _read_ahead(chosen: Deployment) -> Items:
+    return (Action(ReadAhead(chosen.artifact_key, chosen.model_path)),)
 
 
 def _stopped(engine: EngineObserved, serves: bool, limits: Limits) -> Iterator[Action]:
