@@ -33,12 +33,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Waiting:
     """How many seconds an engine has until it answers, requests in flight have to end, and one may be held for at most;
-    and the form of the change (None: by what fits)."""
+    the form of the change (None: by what fits), and whether what served before then stands by."""
 
     ready_s: float = 900.0
     drain_s: float = 300.0
     longest_hold_s: float = LONGEST_HOLD_S
     form: Form | None = None
+    keep_old: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Options:
 def plan_for(orch: Orchestrator, verb: str, intent: Intent, observed: Observed, options: Options) -> Plan:
     """The plan from what is observed to what is asked."""
     desired = desired_for(orch, intent, observed)
+    if options.waiting.keep_old:
+        desired = desired.model_copy({"keeps": True})
     why = why_not_docker(orch, intent.target, desired, observed) if isinstance(intent, MoveTo) else ""
     return _without_docker(orch, why, lambda: plan_to(orch, verb, desired, observed, options, _take(intent)))
 
@@ -96,6 +99,8 @@ def plan_up(orch: Orchestrator, intent: Serve, observed: Observed, options: Opti
     is locked is served."""
     check_each_origin(options.more_origins, "--origin", "Give each an --origin of its own")
     desired = desired_for(orch, intent, observed)
+    if options.waiting.keep_old:
+        desired = desired.model_copy({"keeps": True})
     _refuse_other_engine(desired, observed)
     check_api_key(orch)
     check_origins(orch, observed, options.more_origins, options.renew_gateway)

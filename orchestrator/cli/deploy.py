@@ -14,6 +14,7 @@ from orchestrator.cli.options import (
     Drain,
     EngineName,
     FormOfChange,
+    KeepOld,
     LongestHold,
     OnlyPlan,
     ProfileName,
@@ -52,6 +53,7 @@ def up(
     drain: Drain = 300.0,
     form: FormOfChange = None,
     max_hold: LongestHold = 240.0,
+    keep_old: KeepOld = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start a new generation, even beside a running one.")] = False,
     gateway: Annotated[
         bool,
@@ -83,7 +85,7 @@ def up(
         def make_plan() -> Plan:
             orch = session.orch
             lock = read_lock(orch, locked) if locked is not None else None
-            waiting = Waiting(timeout, drain, max_hold, form)
+            waiting = Waiting(timeout, drain, max_hold, form, keep_old)
             options = Options(listen, waiting, fresh, gateway, tuple(origin or ()))
             observed = orch.observe()
 
@@ -112,6 +114,7 @@ def migrate(
     drain: Drain = 300.0,
     form: FormOfChange = None,
     max_hold: LongestHold = 240.0,
+    keep_old: KeepOld = False,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
@@ -120,7 +123,9 @@ def migrate(
         from orchestrator.app.intent import MoveTo, recipe_named
 
         intent = MoveTo(to, profile, target, recipe_named(recipe), ready_made)
-        _change_deployed(session, "migrate", f"migrate --to {to}", intent, (timeout, drain, max_hold, form), plan)
+        _change_deployed(
+            session, "migrate", f"migrate --to {to}", intent, (timeout, drain, max_hold, form, keep_old), plan
+        )
 
 
 @app.command()
@@ -130,6 +135,7 @@ def rollback(
     drain: Drain = 300.0,
     form: FormOfChange = None,
     max_hold: LongestHold = 240.0,
+    keep_old: KeepOld = False,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
@@ -137,7 +143,9 @@ def rollback(
     with session_of(as_json) as session:
         from orchestrator.app.intent import GoBack
 
-        _change_deployed(session, "rollback", "rollback", GoBack(profile), (timeout, drain, max_hold, form), plan)
+        _change_deployed(
+            session, "rollback", "rollback", GoBack(profile), (timeout, drain, max_hold, form, keep_old), plan
+        )
 
 
 @app.command()
@@ -181,7 +189,7 @@ def lora_add(
         from orchestrator.app.intent import AddAdapter
 
         intent = AddAdapter(name, path, profile)
-        _change_deployed(session, "lora add", f"lora add {name}", intent, (timeout, drain, max_hold, form), plan)
+        _change_deployed(session, "lora add", f"lora add {name}", intent, (timeout, drain, max_hold, form, False), plan)
 
 
 @lora.command("rm")
@@ -200,7 +208,12 @@ def lora_rm(
         from orchestrator.app.intent import RemoveAdapter
 
         _change_deployed(
-            session, "lora rm", f"lora rm {name}", RemoveAdapter(name, profile), (timeout, drain, max_hold, form), plan
+            session,
+            "lora rm",
+            f"lora rm {name}",
+            RemoveAdapter(name, profile),
+            (timeout, drain, max_hold, form, False),
+            plan,
         )
 
 
@@ -221,7 +234,7 @@ def _change_deployed(
     verb: str,
     doing: str,
     intent: Intent,
-    waiting: tuple[float, float, float, Form | None],
+    waiting: tuple[float, float, float, Form | None, bool],
     only_plan: bool,
 ) -> None:
     """Run the plan from what is deployed to what was asked; `waiting` are the fields of Waiting (app/deploy.py)."""

@@ -113,6 +113,13 @@ LongestHold = Annotated[
         "--max-hold", help="Seconds that a request may wait in a handover; past it the old engine comes back.", min=1
     ),
 ]
+KeepOld = Annotated[
+    bool,
+    typer.Option(
+        "--keep-old",
+        help="What served before stands by, so that rollback is fast: Ollama without its model, others stopped.",
+    ),
+]
 
 
 @contextmanager

@@ -192,7 +192,7 @@ class Desired(Part):
     before, and the adapters (they outlive a migration).
 
     `stopped`: taken down; nothing of it is to run until the next `up`, which finds it all here. `held`: it was gone
-    back to, and what it was gone back from is not taken again by itself.
+    back to, and what it was gone back from is not taken again by itself. `keeps`: what was served before stands by.
     """
 
     spec: DeploymentSpec
@@ -201,6 +201,7 @@ class Desired(Part):
     adapters: tuple[Adapter, ...] = ()
     stopped: bool = False
     held: bool = False
+    keeps: bool = False
 
     @classmethod
     def from_record(cls, document: object, settings: ReadSettings) -> Desired:
@@ -254,7 +255,14 @@ class Desired(Part):
         if self.before is None:
             raise ValueError("nothing was served before")
         spec, resolution = self.before.spec, self.before.resolution
-        return Desired(spec=spec, resolution=resolution, before=self.served, adapters=self.adapters, held=True)
+        return Desired(
+            spec=spec,
+            resolution=resolution,
+            before=self.served,
+            adapters=self.adapters,
+            held=True,
+            keeps=self.keeps,
+        )
 
 
 def to_record(value: Deployment | Desired, indent: int | None = None) -> str:

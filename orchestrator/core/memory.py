@@ -295,7 +295,7 @@ def memory_pools(host: Host, gpus: tuple[Gpu, ...]) -> tuple[MemoryPool, ...]:
 def declared_pool(size: int, engines: Iterable[EngineObserved]) -> MemoryPool:
     """What engines may take of the host's memory together, as somebody has said; what runs has what it was started to
     take."""
-    taken = sum(engine.deployment.memory for engine in engines if engine.running)
+    taken = sum(engine.deployment.memory for engine in engines if engine.running and not engine.rests)
     name, said_in = f"what engines may take ({size >> 20} MiB)", "ORCH_ENGINE_MEMORY"
     return MemoryPool(name, size, size - taken, limit_file=said_in, declared=True)
 

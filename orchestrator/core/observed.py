@@ -34,6 +34,12 @@ class EngineObserved:
         return self.instance.state is InstanceState.RUNNING
 
     @property
+    def rests(self) -> bool:
+        """Its server answers, and has no model in memory: it loads one when it is asked."""
+        children = self.instance.children
+        return self.answers and self.deployment.own_store and children is not None and children.count == 0
+
+    @property
     def stopped(self) -> EngineObserved:
         """What StopEngine makes of it."""
         instance = replace(self.instance, state=InstanceState.STOPPED, supervised=False, pid=None)

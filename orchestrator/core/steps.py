@@ -304,6 +304,21 @@ class UnloadAdapter(Step):
 
 
 @dataclass(frozen=True)
+class UnloadModel(Step):
+    """Have a server with a store of its own give its model's memory back, and stand by."""
+
+    deployment: Deployment
+
+    @property
+    def what(self) -> str:
+        return f"unload the model of {self.deployment.instance}, which stands by"
+
+    @property
+    def limit_s(self) -> float:
+        return MEMORY_S
+
+
+@dataclass(frozen=True)
 class TidyStore(Step):
     """Remove from an engine's own store the models of adapters that are none of its own any more. `spare` says what
     that is, as far as it can be known before."""

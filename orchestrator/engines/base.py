@@ -235,6 +235,10 @@ class EngineSheet(Protocol):
         """What takes that out of its own store."""
         ...
 
+    def rest_requests(self, deployment: Deployment) -> tuple[EngineCall, ...]:
+        """What has it give back the memory of all that it serves; asked of those with a store of their own."""
+        ...
+
     def load_requests(self, deployment: Deployment, adapter: Adapter, digest: Digest) -> tuple[EngineCall, ...]:
         """What loads an adapter, in place of one of that name if there is one."""
         ...
@@ -350,6 +354,10 @@ class EngineDefaults:
 
     def discard_requests(self, spare: str) -> tuple[EngineCall, ...]:
         """Never asked for where nothing is spare."""
+        return ()
+
+    def rest_requests(self, deployment: Deployment) -> tuple[EngineCall, ...]:
+        """Never asked for where there is no store."""
         return ()
 
     def prompt_in(self, reply: Any) -> Tokens | str:

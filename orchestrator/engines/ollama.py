@@ -246,6 +246,10 @@ class Ollama(EngineDefaults):
         # It takes along the blobs that no other model needs.
         return (EngineCall("DELETE", "/api/delete", {"model": spare}),)
 
+    def rest_requests(self, deployment: Deployment) -> tuple[EngineCall, ...]:
+        models = (self.upstream(deployment, adapter) for adapter in (None, *deployment.adapters))
+        return tuple(EngineCall("POST", "/api/generate", {"model": model, "keep_alive": 0}) for model in models)
+
     def refusal(self, status: int, text: str) -> str:
         # A stream that has begun tells its errors under HTTP 200.
         last = (text.strip().splitlines() or [""])[-1]

@@ -14,13 +14,14 @@ from orchestrator.core.steps import (
     StopEngine,
     TidyStore,
     UnloadAdapter,
+    UnloadModel,
     WriteFile,
 )
 from orchestrator.drivers.base import World
 from orchestrator.engines import ENGINES
 from orchestrator.errors import HostError
 from orchestrator.perform.dispatch import perform
-from orchestrator.probes import POLL_S, ask_engine, await_ready, digests, import_artifact, spare_of
+from orchestrator.probes import POLL_S, ask_engine, await_ready, digests, import_artifact, instance_of, spare_of
 
 
 @perform.register
@@ -95,6 +96,24 @@ def tidy_store(step: TidyStore, world: World, progress: Progress) -> None:
     sheet = ENGINES[step.deployment.engine]
     requests = (call for spare in spare_of(step.deployment, world) for call in sheet.discard_requests(spare))
     ask_engine(step.deployment, tuple(requests), world, progress, gone_is_fine=True)
+
+
+@perform.register
+def unload_model(step: UnloadModel, world: World, progress: Progress) -> None:
+    deployment = step.deployment
+    ask_engine(deployment, ENGINES[deployment.engine].rest_requests(deployment), world, progress, gone_is_fine=True)
+    deadline = world.clock.monotonic() + step.limit_s
+    # It answers before the process that had the model has ended.
+    while (now := instance_of(deployment.target, deployment.instance, world)) is not None and now.children is not None:
+        if now.children.count == 0:
+            return
+        if world.clock.monotonic() > deadline:
+            raise HostError(
+                f"{deployment.instance} has not given its model's memory back after {step.limit_s:.0f} s.",
+                hint="Is it still asked, beside the gateway? Without --keep-old it is ended.",
+            )
+        progress("waiting for the end of its model", 0, 0)
+        world.clock.sleep(POLL_S)
 
 
 @perform.register

@@ -82,7 +82,8 @@ def plan_deploy(
     chosen = chosen_generation(wanted, mine, match)
     others = tuple(engine for engine in mine if engine.deployment.instance != chosen.instance)
     choice = Choice(Form.OVERLAP, resolved.memory_fit)
-    if match is None or not (match.running or end_of_hanging):
+    asleep = match is not None and match.rests and match is not serving
+    if match is None or asleep or not (match.running or end_of_hanging):
         choice = chosen_form(form, resolved, match, others, observed)
     if match is None:
         refuse_small_disk(resolved, observed)
@@ -97,7 +98,7 @@ def plan_deploy(
     files = list(engine_files(chosen, match))
     starts = [*end_of_hanging, *engine_start_items(chosen, match, resolved.memory_fit, limits, serving)]
     imports = list(engine_imports(resolved, chosen, match))
-    ready = engine_ready_item(chosen, match, serving, limits)
+    ready = engine_ready_item(chosen, match, serving, limits, asleep=asleep)
     loads = list(adapters_to_load(chosen, match)) if match is not None else []
     spoken = observed.gateway.status.protocol if observed.gateway.status is not None else PROTOCOL
     switch = list(switch_items(chosen, routes, match, observed, spoken))
@@ -132,6 +133,7 @@ def plan_deploy(
         chosen=chosen,
         fit=resolved.memory_fit,
         others=others,
+        standby=_standby(desired, others),
         prepare=tuple(prepare),
         gateway=tuple(of_gateway),
         files=tuple(files),
@@ -153,6 +155,14 @@ def plan_deploy(
     arranged = handover(change, serving, limits) if hands_over else overlap(change, held, limits)
     plan = Plan(verb, (*arranged.before, *arranged.after), len(arranged.before))
     return plan if match is not None else replace(plan, memory_fit=choice.fit, sampling=resolved.sampling)
+
+
+def _standby(desired: Desired, others: tuple[EngineObserved, ...]) -> EngineObserved | None:
+    """The one of them that is to be kept: the newest that `rollback` can start again."""
+    before = desired.before.resolution if desired.before is not None else None
+    if not desired.keeps or before is None:
+        return None
+    return next((one for one in reversed(others) if one.deployment.fingerprint == before.deployment.fingerprint), None)
 
 
 def _only_tells(step: Step) -> bool:

@@ -39,6 +39,7 @@ from orchestrator.core.steps import (
     StopEngine,
     TidyStore,
     UnloadAdapter,
+    UnloadModel,
     VerifyRoute,
     WriteFile,
 )
@@ -209,10 +210,17 @@ def engine_imports(resolved: Resolved, chosen: Deployment, match: EngineObserved
 
 
 def engine_ready_item(
-    chosen: Deployment, match: EngineObserved | None, serving: EngineObserved | None, limits: Limits
+    chosen: Deployment,
+    match: EngineObserved | None,
+    serving: EngineObserved | None,
+    limits: Limits,
+    *,
+    asleep: bool = False,
 ) -> Action | Skip:
-    """The generation ready."""
+    """The generation ready. One that is `asleep` loads its model when it is asked."""
     ready = AwaitReady(chosen, limits.ready_s, _proved(chosen, serving))
+    if asleep:
+        return Action(ready, (UnloadModel(chosen),))
     if match is not None and match.answers:
         return Skip(ready.what, f"it answers as {chosen.served_name}")
     return Action(ready)
@@ -341,6 +349,19 @@ def verify_item(chosen: Deployment, names: tuple[str, ...], limits: Limits) -> A
 def release_items(profile: str) -> Iterator[Action]:
     """Nobody waits for a change that is done."""
     yield Action(ReleaseRequests(profile))
+
+
+def standing_by(engine: EngineObserved, drain_s: float) -> Iterator[Action | Skip]:
+    """An engine that is kept where `rollback` finds it: a server with a store of its own without its model, any other
+    ended, and not removed."""
+    deployment, name = engine.deployment, engine.instance.name
+    if engine.instance.state is InstanceState.STOPPED:
+        yield Skip(f"keep {name}", "it is stopped, and holds no memory")
+    elif engine.rests:
+        yield Skip(f"keep {name}", "its server runs without a model")
+    else:
+        yield Action(Drain(name, drain_s))
+        yield Action(UnloadModel(deployment) if deployment.own_store else StopEngine(deployment.target, name))
 
 
 def retirement(engine: EngineObserved, drain_s: float | None) -> Iterator[Action | Skip]:

@@ -304,8 +304,8 @@ def resolved(
 
 def intent_of(command: str, profile: Profile) -> Intent:
     """What `up`, `migrate`, `rollback` and `lora` ask of the profile; `--target NAME` ends `up` and `migrate`, or
-    `--origin URL` or `--form NAME` do, which are no part of it."""
-    command = command.partition(" --origin ")[0].partition(" --form ")[0]
+    `--origin URL`, `--form NAME` or `--keep-old` do, which are no part of it."""
+    command = command.partition(" --origin ")[0].partition(" --form ")[0].removesuffix(" --keep-old")
     command, _, asked = command.partition(" --target ")
     target = asked or None
     match command.split():
@@ -338,7 +338,7 @@ def plan_of(
     words = command.split()
     more = tuple(word for before, word in pairwise(words) if before == "--origin")
     forms = [Form(word) for before, word in pairwise(words) if before == "--form"]
-    waiting = Waiting(form=forms[0] if forms else None)
+    waiting = Waiting(form=forms[0] if forms else None, keep_old="--keep-old" in words)
     fresh, renew = "--fresh" in words, "--gateway" in words
     options = options or Options(waiting=waiting, fresh=fresh, renew_gateway=renew, more_origins=more)
     if command.startswith("down"):

@@ -29,7 +29,7 @@ class OllamaStore:
 class EngineServer:
     """One started engine. vLLM's adapters come from its serve.yaml, as the real one's do, Ollama's models from its
     store; `asked` are the bodies of all chats so far. Ollama with `on_gpu` false has fallen back to the CPU; with
-    `hangs` (a model's tag) what it has loaded answers nothing."""
+    `hangs` (a model's tag) what it has loaded answers nothing; `unloaded`: it was told to have nothing in memory."""
 
     def __init__(
         self, deployment: Deployment, files: Mapping[str, str], kept: OllamaStore, on_gpu: bool | None = None
@@ -40,6 +40,7 @@ class EngineServer:
         self.adapters = dict(_lora_modules(files.get("serve.yaml", "")))
         self._on_gpu = deployment.accelerator != "cpu" if on_gpu is None else on_gpu
         self._in_memory = self.hangs = ""
+        self.unloaded = False
 
     def get(self, path: str) -> Reply:
         body: Any = {}
@@ -51,7 +52,7 @@ class EngineServer:
             case "ollama", "/api/tags":
                 body = {"models": [{"name": name} for name in sorted(self.kept.models)]}
             case "ollama", "/api/ps":
-                loaded = self.hangs or self._in_memory
+                loaded = self.hangs or ("" if self.unloaded else self._in_memory)
                 one = {"name": loaded, "size": MODEL_BYTES, "size_vram": MODEL_BYTES if self._on_gpu else 0}
                 body = {"models": [one] if loaded else []}
             case "llamacpp", "/props":
@@ -100,6 +101,9 @@ class EngineServer:
         assert content is not None
         assert not isinstance(content, Path), "only a blob is a file's bytes"
         name = str(content["model"])
+        if (method, path) == ("POST", "/api/generate") and content.get("keep_alive") == 0:
+            self.unloaded = True
+            return _reply(200, {"model": name, "response": "", "done": True, "done_reason": "unload"})
         if (method, path) == ("POST", "/api/create"):
             return self._create(name, content)
         if (method, path) == ("DELETE", "/api/delete"):
@@ -135,7 +139,7 @@ class EngineServer:
         if self.deployment.engine == "ollama":
             if tagged(name) not in self.kept.models:
                 return _reply(404, {"error": {"message": f"model '{name}' not found"}})
-            self._in_memory = tagged(name)
+            self._in_memory, self.unloaded = tagged(name), False
         # llama.cpp answers to any name.
         elif self.deployment.engine != "llamacpp" and name not in known:
             return _reply(404, {"error": {"message": f"The model `{name}` does not exist."}})

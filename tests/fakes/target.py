@@ -294,7 +294,9 @@ class FakeTarget:
 
     @staticmethod
     def _children(process: Process) -> Children | None:
-        """What computes has computed more each time that somebody looks."""
+        """What computes has computed more each time that somebody looks; an Ollama without a model has none."""
+        if process.server is not None and process.server.unloaded:
+            return Children(0, 0)
         if process.children is not None and process.computes:
             process.children = Children(process.children.count, process.children.ticks + 100)
         return process.children

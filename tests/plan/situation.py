@@ -87,11 +87,11 @@ class Situation:
     """A case file's world as an Observed.
 
     `command` is what the user typed, `profile` what has changed in the tiny profile since. `engines` has a line per
-    generation: `ENGINE gN [RECIPE] [target=docker] [backoff|stopped] [unsupervised] [silent|hangs]
+    generation: `ENGINE gN [RECIPE] [target=docker] [backoff|stopped] [unsupervised] [silent|hangs|rests]
     [drift=paused|renamed] [spare=MODEL] [context=N] [aliases=X,Y] [adapters=A,B] [loaded=A,B] [loads=N]`; without words
     it runs, is supervised and answers, with its adapters loaded. `routes` (to which generation all names lead),
     `desired` and `previous` are written the same way; `untold`: by a version of orch that told clients nothing of
-    models. `gateway` is well (where there are engines), absent, silent,
+    models; `keeps`: what was before stands by. `gateway` is well (where there are engines), absent, silent,
     unsupervised or renamed, `gateway_target` where it is, `gateway_name`, `gateway_protocol` and `gateway_version`
     which one, `gateway_origins` whose pages it lets in, and `origins` what ORCH_ORIGINS says of that; `other_gateways`
     has lines `NAME waiting|leaving|silent|stopped`, `in_flight` counts requests by instance, and with `paused` those to
@@ -204,7 +204,7 @@ class Situation:
             target=deployment.target,
             host=f"172.30.0.{2 + index}" if in_docker else LOOPBACK,
             drift=drift,
-            children=Children(1, 0) if "hangs" in words else None,
+            children=Children(1, 0) if "hangs" in words else Children(0, 0) if "rests" in words else None,
         )
         answers = running and "silent" not in words
         loaded = None
@@ -291,6 +291,7 @@ class Situation:
         if "desired" not in self._case:
             return None
         desired = self._as_recorded(self._case["desired"])
+        desired = desired.model_copy({"keeps": "keeps" in self._case["desired"].split()})
         if "previous" in self._case:
             desired = desired.model_copy({"before": self._as_recorded(self._case["previous"]).served})
         return desired

@@ -14,7 +14,7 @@ from orchestrator.core.deployment import Deployment
 from orchestrator.core.form import LongestHold
 from orchestrator.core.launch import InstanceState
 from orchestrator.core.observed import EngineObserved
-from orchestrator.core.plan import Action
+from orchestrator.core.plan import Action, Skip
 from orchestrator.core.steps import (
     AwaitMemory,
     AwaitReady,
@@ -25,9 +25,10 @@ from orchestrator.core.steps import (
     ReleaseRequests,
     RemoveEngine,
     StopEngine,
+    UnloadModel,
 )
 from orchestrator.planning.forms.base import Arranged, Change, Items
-from orchestrator.planning.parts import Limits, release_items
+from orchestrator.planning.parts import Limits, release_items, standing_by
 
 
 def handover(change: Change, serving: EngineObserved | None, limits: Limits) -> Arranged:
@@ -38,7 +39,7 @@ def handover(change: Change, serving: EngineObserved | None, limits: Limits) -> 
     early = change.chosen.own_store
     hold = Action(HoldRequests(owner, limits.longest_hold_s), (ReleaseRequests(owner),))
     held = (
-        *(item for engine in change.others for item in _stopped(engine, engine is serving, limits)),
+        *(item for engine in change.others for item in _ended(engine, change, engine is serving, limits)),
         *_memory_awaited(change),
         *(() if early else (*change.start, *change.imports)),
         *change.ready,
@@ -57,7 +58,11 @@ def handover(change: Change, serving: EngineObserved | None, limits: Limits) -> 
         hold,
         *(replace(item, within=within) if isinstance(item, Action) else item for item in held),
     )
-    removed = (Action(RemoveEngine(one.deployment.target, one.instance.name)) for one in change.others)
+    removed = (
+        Action(RemoveEngine(one.deployment.target, one.instance.name))
+        for one in change.others
+        if one is not change.standby
+    )
     return Arranged(before, (*release_items(owner), *change.tidy, *removed, *change.last))
 
 
@@ -65,14 +70,21 @@ def _read_ahead(chosen: Deployment) -> Items:
     return (Action(ReadAhead(chosen.artifact_key, chosen.model_path)),)
 
 
-def _stopped(engine: EngineObserved, serves: bool, limits: Limits) -> Iterator[Action]:
-    """What is in flight on it answered, and then ended."""
+def _ended(engine: EngineObserved, change: Change, serves: bool, limits: Limits) -> Iterator[Action | Skip]:
+    """What is in flight on it answered, and its memory free."""
     deployment, name = engine.deployment, engine.instance.name
     stop = StopEngine(deployment.target, name)
+    stands_by = engine is change.standby
+    if stands_by and (engine.rests or engine.instance.state is InstanceState.STOPPED):
+        yield from standing_by(engine, limits.drain_s)
+        return
     if engine.instance.state is InstanceState.STOPPED:
         yield Action(stop)
         return
     yield Action(Drain(name, limits.drain_s, cut=False))
+    if stands_by and deployment.own_store:
+        yield Action(UnloadModel(deployment), (AwaitReady(deployment, limits.ready_s),))
+        return
     # One that did not answer before has nobody waiting for it.
     back = (EnsureEngine(deployment), *((AwaitReady(deployment, limits.ready_s),) if engine.answers else ()))
     yield Action(stop, back if serves else ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.planning.forms.base import Arranged, Change
-from orchestrator.planning.parts import Limits, release_items, retirement
+from orchestrator.planning.parts import Limits, release_items, retirement, standing_by
 
 
 def overlap(change: Change, held: bool, limits: Limits) -> Arranged:
@@ -24,5 +24,6 @@ def overlap(change: Change, held: bool, limits: Limits) -> Arranged:
     after = [*(release_items(change.chosen.profile) if held else ()), *change.tidy]
     for engine in change.others:
         # What hangs does not end what is in flight on it.
-        after += retirement(engine, 0.0 if engine.hangs else limits.drain_s)
+        drain_s = 0.0 if engine.hangs else limits.drain_s
+        after += standing_by(engine, drain_s) if engine is change.standby else retirement(engine, drain_s)
     return Arranged(before, (*after, *change.last))
