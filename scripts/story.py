@@ -3,8 +3,9 @@
 Pull from a hub (a small one on loopback), build GGUF and NVFP4 and compare them with the reference builders, serve,
 add an adapter, migrate to vLLM under streaming load and back, stop. Starts from llama.cpp, or from Ollama where its
 binary is on PATH. With `--target docker` all of it runs in containers, from images made on this machine (Ollama's is a
-stand-in over llama.cpp). Leaves nothing running, however it ends; its data stay in .demo/, and a second run installs
-nothing.
+stand-in over llama.cpp). With `--one-engine-fits` memory is declared that holds one engine: the migration ends the old
+one first, while requests wait. Leaves nothing running, however it ends; its data stay in .demo/, and a second run
+installs nothing.
 
 Exit codes: 0 all of it was true; 1 it was not: a request failed, an answer was wrong, fewer than 8 streams were open
 across a switch, an engine answered out of its turn; 4 this machine cannot tell it (no Docker, no room, ...); 130
@@ -34,6 +35,7 @@ from typing import Any
 from docker_images import ensure_images
 from hub_server import HubServer
 from story_commands import MODEL, PATIENCE_S, QUESTION, ROOT, Story, StoryFailedError, check, leftovers
+from story_handover import hand_over, room_for_one
 from story_switch import CLIENTS, switch
 
 from orchestrator.drivers.files import host_errors
@@ -63,7 +65,9 @@ def main() -> int:
     os.chdir(ROOT)
     parser = argparse.ArgumentParser(description="orch's main job on a tiny real model, end to end.")
     parser.add_argument("--target", choices=("local", "docker"), default="local", help="where engines run")
-    target = parser.parse_args().target
+    parser.add_argument("--one-engine-fits", action="store_true", help="migrate where there is memory for one engine")
+    asked = parser.parse_args()
+    target = asked.target
     home = Path(os.environ.get("ORCH_DEMO_HOME") or ".demo")
     interrupts = Interrupts()
     began = time.monotonic()
@@ -79,7 +83,8 @@ def main() -> int:
                     story.take_down()  # of a demo that was killed
                 if target == "docker":
                     make_images(story)
-                tell(story, "ollama" if target == "docker" or shutil.which("ollama") else "llamacpp")
+                first = "ollama" if target == "docker" or shutil.which("ollama") else "llamacpp"
+                (tell_where_one_fits if asked.one_engine_fits else tell)(story, first)
                 interrupts.over = True
             except BaseException as error:  # noqa: BLE001  it is told below, when nothing runs any more
                 ended = error
@@ -194,6 +199,39 @@ def tell(story: Story, first: str) -> None:
     check(story.ask(MODEL) == answer, "the answer changed on the way back")
 
     story.say("9. Stop everything.")
+    story.orch("down", "--all", "--forget")
+
+
+def tell_where_one_fits(story: Story, first: str) -> None:
+    """The chapters of a machine on which two engines do not fit together."""
+    story.say("1. Pull the weights of a tiny real Qwen3 from a hub (on loopback), and vLLM, once.")
+    story.orch("pull", "-p", story.profile)
+    if story.target == "local":
+        story.orch("engines", "install", "vllm")
+
+    story.say(f"2. Room for one engine: {first} or vLLM.")
+    room_for_one(story, first, "vllm")
+
+    story.say(f"3. Serve it with {first}, with an adapter.")
+    story.orch("up", first, "-p", story.profile)
+    story.orch("lora", "add", "pirate", str(ASSETS / "lora-a"))
+    answer = story.ask(MODEL)
+
+    story.say("4. What a migration would do.")
+    story.orch("migrate", "--to", "vllm", "--keep-old", "--plan")
+
+    story.say(f"5. Migrate while {CLIENTS} clients stream: they wait, and none fails.")
+    hand_over(story, f"{first} -> vllm", "migrate", "--to", "vllm", "--keep-old", "--drain", f"{PATIENCE_S:.0f}")
+    check(story.ask(MODEL) == answer, "the answer changed with the engine")
+    check(story.ask("pirate") == ADAPTED, "the adapter did not come along")
+    story.orch("status")
+
+    story.say("6. And back, to what stands by.")
+    seconds = hand_over(story, f"vllm -> {first}", "rollback", "--drain", f"{PATIENCE_S:.0f}")
+    story.note(f"rollback             {seconds:.1f} s")
+    check(story.ask(MODEL) == answer, "the answer changed on the way back")
+
+    story.say("7. Stop everything.")
     story.orch("down", "--all", "--forget")
 
 
