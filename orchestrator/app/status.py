@@ -51,7 +51,7 @@ OF_A_START = (WriteFile, EnsureEngine, ImportArtifact, AwaitReady, SetRoute, Ver
 class EngineStatus:
     """One instance of an engine. What is not known is None, as is what there is not: the pid of what does not run, the
     image of a process. `state` is that of an Instance, or "unsupervised" where nothing restarts it, or "unknown" where
-    its target cannot be asked and only its route tells of it.
+    its target cannot be asked and only its route tells of it; "standby": it served before, and is kept for a rollback.
 
     `answers`: it serves its model and is ours, or for an unknown one something of that engine answers at its address.
     `since` (UTC, ISO 8601) and `uptime_s` are of its process. `memory` and `gpu_memory` are bytes that it holds now;
@@ -200,7 +200,7 @@ def _engine(orch: Orchestrator, engine: EngineObserved, observed: Observed) -> E
     since = _whole_second(instance.since) if engine.running and instance.since else None
     return EngineStatus(
         instance=instance.name,
-        state=instance.state.value if instance.supervised or not engine.running else "unsupervised",
+        state=_state(engine, observed),
         answers=engine.answers,
         address=instance.url if instance.port is not None else None,
         profile=deployment.profile,
@@ -223,6 +223,15 @@ def _engine(orch: Orchestrator, engine: EngineObserved, observed: Observed) -> E
         requests=load.counts.requests if load is not None else None,
         in_flight=load.in_flight if load is not None else None,
     )
+
+
+def _state(engine: EngineObserved, observed: Observed) -> str:
+    instance, desired = engine.instance, observed.desired.get(engine.deployment.profile)
+    idle = engine.rests or instance.state is InstanceState.STOPPED
+    serves = observed.serving(engine.deployment.profile) == instance.name
+    if idle and not serves and desired is not None and desired.stands_by(engine.deployment):
+        return "standby"
+    return instance.state.value if instance.supervised or not engine.running else "unsupervised"
 
 
 def _whole_second(moment: str) -> str:

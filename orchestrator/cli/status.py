@@ -79,7 +79,8 @@ def _tell(screen: Screen, found: Status) -> None:
 
 def _engine_facts(engine: EngineStatus) -> dict[str, str]:
     """What there is to tell of it, a line each; what is empty is left out by the screen."""
-    state = [engine.state, "answers" if engine.answers else "does not answer"]
+    answers = "answers" if engine.answers else "does not answer"
+    state = ["stands by"] if engine.state == "standby" else [engine.state, answers]
     if engine.uptime_s is not None:
         state.append(f"up {duration(engine.uptime_s)}")
     restarts = f"{engine.restarts} (the last one {engine.last_exit})" if engine.last_exit else f"{engine.restarts}"

@@ -238,6 +238,11 @@ class Desired(Part):
         known = (served.resolution for served in (self.served, self.before) if served is not None)
         return frozenset(made.deployment.store for made in known if made is not None) - {""}
 
+    def stands_by(self, deployment: Deployment) -> bool:
+        """Whether that is what was served before, and is kept."""
+        before = self.before.resolution if self.before is not None else None
+        return self.keeps and before is not None and before.deployment.fingerprint == deployment.fingerprint
+
     def changed_to(self, spec: DeploymentSpec) -> Desired:
         """The same with another spec, to be resolved; the one before becomes what `rollback` returns to."""
         if spec == self.spec:

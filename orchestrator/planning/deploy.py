@@ -159,10 +159,7 @@ def plan_deploy(
 
 def _standby(desired: Desired, others: tuple[EngineObserved, ...]) -> EngineObserved | None:
     """The one of them that is to be kept: the newest that `rollback` can start again."""
-    before = desired.before.resolution if desired.before is not None else None
-    if not desired.keeps or before is None:
-        return None
-    return next((one for one in reversed(others) if one.deployment.fingerprint == before.deployment.fingerprint), None)
+    return next((one for one in reversed(others) if desired.stands_by(one.deployment)), None)
 
 
 def _only_tells(step: Step) -> bool:

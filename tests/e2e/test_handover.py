@@ -93,6 +93,24 @@ def test_a_changed_profile_under_load(one: OnStandIn, load: MixedLoad) -> None:
     settled(one, "llamacpp")
 
 
+def test_what_stands_by_is_back_without_an_import(one: OnStandIn, load: MixedLoad) -> None:
+    """llama.cpp's server ended, Ollama's without its model: each is left alone until it is wanted."""
+    one.run(*TO_OLLAMA, "--keep-old")
+    states = {"tiny-llamacpp-g2": "standby", "tiny-ollama-g3": "running"}
+    assert {name: row["state"] for name, row in one.engines().items()} == states
+    one.status()
+    assert "ReleaseRequests" not in one.run("up", "--json").steps("started")
+    back = one.run("rollback", "--json").steps("done")
+    assert back.index("StopEngine" if "StopEngine" in back else "UnloadModel") < back.index("EnsureEngine")
+    states = {"tiny-llamacpp-g2": "running", "tiny-ollama-g3": "standby"}
+    assert {name: row["state"] for name, row in one.engines().items()} == states
+    assert one.engines()["tiny-ollama-g3"]["pid"]
+    forth = one.run("rollback", "--json").steps("done")
+    assert {"EnsureEngine", "ImportArtifact"}.isdisjoint(forth)
+    one.status()
+    assert (one.says(), one.says("alpha")) == (ANSWER, "Ahoy! The answer is alpha.")
+
+
 @pytest.mark.docker
 def test_in_containers(orch_docker: Orch) -> None:
     """The pool is the same, whatever the daemon says of its memory."""
