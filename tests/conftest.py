@@ -27,7 +27,12 @@ MADE_BESIDE = ("docker", "vllm", "clients", "browser")
 # The files that take longest, the longest first: no process is to be left alone with one at the end.
 SLOWEST = (
     *("e2e/test_vllm.py", "e2e/test_vllm_faults.py", "e2e/test_kills.py", "docker/test_container_faults.py"),
-    *("clients/test_ollama_clients.py", "e2e/test_gateway_upgrades.py", "e2e/test_main_job.py"),
+    *(
+        "clients/test_ollama_clients.py",
+        "clients/test_openai_clients.py",
+        "e2e/test_gateway_upgrades.py",
+        "e2e/test_main_job.py",
+    ),
     *("docker/test_images_offline.py", "e2e/test_faults.py", "e2e/test_execs.py", "docker/test_tools.py"),
     *("local/test_environments.py", "faults/test_two_hundred_kills.py", "faults/test_power_cut.py"),
     *("run/test_accidents.py", "artifacts/test_build_gguf.py", "plan/test_properties.py", "plan/test_memory.py"),

@@ -83,6 +83,7 @@ def serving(engine: str, place: Path, environments: Path) -> Iterator[Served]:
     kind = OnStandIn if engine == "stand-in" else Orch
     name = {"stand-in": "ollama", "vllm-tiny": "vllm"}.get(engine, engine)
     with stopped_afterwards(kind(place / "home")) as orch:
+        orch.engine = name
         if name == "vllm":
             with_environments(orch, environments)
         served = Served(orch, tiny=engine != "vllm", chain=engine in ("llamacpp", "vllm"))

@@ -22,7 +22,9 @@ from orchestrator.core.routes import ANTHROPIC, LLAMA_SERVER, OLLAMA, OPENAI, Ba
 pytestmark = [pytest.mark.parts, pytest.mark.clients]
 
 OPENAIS = [
-    (client, verb) for client in ("python_openai", "npm_openai") for verb in ("stream", "completions", "responses")
+    *((one, verb) for one in ("python_openai", "npm_openai") for verb in ("stream", "completions", "responses")),
+    *((f"python_{one}", "stream") for one in ("langchain_openai", "litellm_openai", "llm_openai", "instructor")),
+    *((one, "stream") for one in ("python_pydantic_ai", "npm_ai")),
 ]
 ANTHROPICS = [(client, verb) for client in ("python_anthropic", "npm_anthropic") for verb in ("stream", "events")]
 OLLAMAS = [

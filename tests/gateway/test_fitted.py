@@ -8,22 +8,26 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from openai_engine import ROUTE, Counting
+from openai_engine import CARD, ROUTE, Counting
 
+from orchestrator.core.model_card import ModelCard
 from orchestrator.core.routes import LLAMA_SERVER, OLLAMA, OPENAI, VLLM
 from orchestrator.gateway.dialects.base import Question
 from orchestrator.gateway.dialects.openai import OpenAI
-from orchestrator.gateway.dialects.openai.asked import CHAT
+from orchestrator.gateway.dialects.openai.asked import CHAT, RESPONSES
+from orchestrator.gateway.refusals import Refusal
 
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 FILLED_IN = {"temperature": 0.6, "repeat_penalty": 1.5, "max_tokens": 5}
 
 
-def sent(server: str, **more: Any) -> dict[str, Any]:
-    """What an engine is sent of a chat; of two fields with one name the last one counts."""
-    body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "."}], **more}).encode()
-    engine = Counting(replace(ROUTE, speaks=(OPENAI, server), defaults=FILLED_IN))
+def sent(server: str, card: ModelCard = CARD, path: str = CHAT, **more: Any) -> dict[str, Any]:
+    """What an engine is sent of a question; of two fields with one name the last one counts."""
+    asked = {"input": "."} if path == RESPONSES else {"messages": [{"role": "user", "content": "."}]}
+    body = json.dumps({"model": "tiny", **asked, **more}).encode()
+    engine = Counting(replace(ROUTE, speaks=(OPENAI, server), defaults=FILLED_IN, card=card))
     dialect = OpenAI()
-    question = asyncio.run(dialect.question(dialect.parse(CHAT, body), CHAT, body, engine))
+    question = asyncio.run(dialect.question(dialect.parse(path, body), path, body, engine))
     assert isinstance(question, Question)
     found: dict[str, Any] = json.loads(question.body)
     return found
@@ -48,3 +52,15 @@ def test_what_is_said_counts(server: str, said: dict[str, Any], wanted: dict[str
 @pytest.mark.parametrize("said", [{}, {"temperature": None, "max_tokens": None}])
 def test_what_nobody_says_is_filled_in(server: str, said: dict[str, Any]) -> None:
     assert sent(server, **said).items() >= FILLED_IN.items()
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+def test_tools_that_llama_cpp_would_leave_out_in_silence_are_refused(path: str) -> None:
+    """The others say it themselves, or can have a model call what its template does not tell it of."""
+    for more in ({}, {"tool_choice": "auto"}, {"tool_choice": "required"}):
+        with pytest.raises(Refusal) as raised:
+            sent(LLAMA_SERVER, path=path, tools=TOOLS, **more)
+        assert (raised.value.status, raised.value.param) == (400, "tools")
+        assert sent(LLAMA_SERVER, CARD.model_copy({"takes_tools": True}), path, tools=TOOLS, **more)["tools"] == TOOLS
+        assert sent(VLLM, path=path, tools=TOOLS, **more)["tools"] == TOOLS
+    assert sent(LLAMA_SERVER, path=path, tools=TOOLS, tool_choice="none")["tools"] == TOOLS

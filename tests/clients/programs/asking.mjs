@@ -22,7 +22,7 @@ export async function answer(verbs, streams) {
         say({ result: { text: texts.join(""), parts: texts.length, rest: rest ?? null } });
       }
     } catch (error) {
-      const status = error.status_code ?? error.status ?? null;
+      const status = error.status_code ?? error.statusCode ?? error.status ?? null;
       say({ raised: { type: error.constructor.name, message: String(error.message), status }, text: texts.join("") });
     }
   }

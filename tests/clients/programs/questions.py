@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel
 
 TOKENS = 200
 GREEDY: dict[str, Any] = {"temperature": 0, "seed": 1, "num_predict": TOKENS}
@@ -12,6 +14,12 @@ SCHEMA: dict[str, Any] = {
     "properties": {"weather": {"type": "string", "enum": ["sunny", "rainy"]}},
     "required": ["weather"],
 }
+
+
+class Weather(BaseModel):
+    """The same, for clients that are told it so."""
+
+    weather: Literal["sunny", "rainy"]
 
 
 def _function(name: str, description: str, **properties: str) -> dict[str, Any]:

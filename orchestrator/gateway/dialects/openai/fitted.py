@@ -195,6 +195,7 @@ class ForLlamaServer(Fitting):
 
     def chat(self, chat: Chat) -> Json:
         found = super().chat(chat)
+        self._takes_tools(chat)
         if chat.tools and isinstance(chat.tool_choice, dict):
             # It does not look at the name.
             found |= {"tools": _chosen(chat), "tool_choice": "required"}
@@ -216,7 +217,13 @@ class ForLlamaServer(Fitting):
 
     def responses(self, responses: Responses) -> Json:
         found = super().responses(responses)
+        self._takes_tools(responses)
         return found | ({"max_output_tokens": -1} if responses.limits and responses.limit is None else {})
+
+    def _takes_tools(self, asked: Chat | Responses) -> None:
+        """It would leave them out without a word."""
+        if asked.tools and asked.tool_choice != "none" and self.card is not None and not self.card.takes_tools:
+            raise refusals.not_supported("tools", "the model's chat template has no place for them; leave them out")
 
 
 class ForVllm(Fitting):
