@@ -11,6 +11,8 @@ from orchestrator.core.artifact import Recipe, artifact_key
 from orchestrator.core.progress import silent
 from orchestrator.errors import HostError, PlanRefused
 
+pytestmark = pytest.mark.slow
+
 BUILDER = Builder(quantizer_library())
 
 

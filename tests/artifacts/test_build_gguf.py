@@ -33,6 +33,8 @@ from orchestrator.artifacts.quantize import Quantizer
 from orchestrator.core.progress import silent
 from orchestrator.errors import HostError, Interrupted, SourceError
 
+pytestmark = pytest.mark.slow
+
 QUANTS: tuple[Quant, ...] = ("bf16", "q6_k")
 
 
@@ -49,7 +51,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reader]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("oracle", ["gguf/bf16", "gguf/q6_k", "untied/gguf/bf16", "untied/gguf/q6_k"])
 def test_tensors_are_those_of_llama_cpp_byte_for_byte_and_in_order(built: dict[str, Reader], oracle: str) -> None:
     assert list(gguf_tensors(built[oracle]).items()) == list(expected_gguf(oracle).items())
@@ -64,14 +65,12 @@ def test_metadata_is_that_of_llama_cpp(built: dict[str, Reader], quant: Quant) -
     assert as_converted(found, expected) == expected
 
 
-@pytest.mark.slow
 def test_bytes_do_not_depend_on_where_the_source_lies(tmp_path: Path) -> None:
     build_gguf(TINY, tmp_path / "one.gguf", "q6_k", quantizer(), silent)
     build_gguf(copy_tiny(tmp_path / "elsewhere"), tmp_path / "two.gguf", "q6_k", quantizer(), silent)
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
 
 
-@pytest.mark.slow
 def test_a_tied_head_that_is_stored_anyway_is_left_out(tmp_path: Path) -> None:
     source = copy_tiny(tmp_path / "source")
     tensors = read_safetensors(source)
@@ -80,7 +79,6 @@ def test_a_tied_head_that_is_stored_anyway_is_left_out(tmp_path: Path) -> None:
     assert gguf_tensors(tmp_path / "model.gguf") == expected_gguf("gguf/q6_k")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_wider_weights_are_rounded_to_bf16_to_nearest(dtype: type[np.floating], tmp_path: Path) -> None:
     source = copy_tiny(tmp_path / "source")
@@ -111,7 +109,6 @@ def test_columns_that_fit_no_quantized_type_become_f16(tmp_path: Path) -> None:
     assert written["blk.0.ffn_up.weight"].tensor_type is GGMLQuantizationType.Q6_K
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("quant", QUANTS)
 @pytest.mark.parametrize("bits", [0x7F80, 0x7FC0])
 def test_nan_and_inf_are_refused_by_tensor_name(bits: int, quant: Quant, tmp_path: Path) -> None:
@@ -175,7 +172,6 @@ build_gguf(Path(sys.argv[1]), Path(sys.argv[2]), "q6_k", Quantizer(Path(sys.argv
 """
 
 
-@pytest.mark.slow
 def test_a_killed_build_leaves_nothing_that_looks_finished_and_can_be_repeated(tmp_path: Path) -> None:
     out = tmp_path / "model.gguf"
     arguments = [sys.executable, "-c", KILLED, str(TINY), str(out), str(quantizer_library())]
@@ -283,7 +279,6 @@ def wide_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return source
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["gguf-q6_k", "gguf-bf16", "nvfp4a16"])
 def test_memory_stays_small_whatever_the_size_of_a_tensor(recipe: str, wide_source: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"

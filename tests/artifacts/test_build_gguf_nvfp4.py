@@ -41,6 +41,8 @@ from orchestrator.core.artifact import Recipe
 from orchestrator.core.progress import silent
 from orchestrator.errors import SourceError
 
+pytestmark = pytest.mark.slow
+
 ORACLE = json.loads((ASSETS / "oracles-gguf-nvfp4.json").read_bytes())["gguf/nvfp4"]
 # llama-smol has columns that no block divides.
 FAMILIES = ("qwen3", "llama-spm", "llama-3", "llama-smol", "mistral")
@@ -80,7 +82,6 @@ def test_tensors_are_those_of_llama_cpp_byte_for_byte_and_in_order(tiny: Path) -
     assert gguf_metadata(tiny)["general.file_type"] == ORACLE["file_type"]
 
 
-@pytest.mark.slow
 def test_it_is_the_same_file_whatever_else_is_made_in_the_one_read(tiny: Path, tmp_path: Path) -> None:
     works = {recipe: tmp_path / recipe.value for recipe in Recipe if recipe.streamed}
     for work in works.values():

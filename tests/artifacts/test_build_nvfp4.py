@@ -23,6 +23,8 @@ from orchestrator.artifacts.safetensors import Checkpoint
 from orchestrator.core.progress import silent
 from orchestrator.errors import HostError, Interrupted, SourceError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("source", "oracle"), [(TINY, "nvfp4a16"), (UNTIED, "untied/nvfp4a16")])
 def test_tensors_are_those_of_llm_compressor_byte_for_byte(source: Path, oracle: str, tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ from orchestrator.artifacts.rope_factors import llama3_factors
 from orchestrator.core.progress import silent
 from orchestrator.errors import SourceError
 
+pytestmark = pytest.mark.slow
+
 # Bits of the factors that are neither 1 nor the whole factor.
 LLAMA_31_FACTORS = [1067093717, 1069995594, 1073852189, 1076654894, 1080806094, 1084767238]
 LLAMA_32_FACTORS = [1070816962, 1079161967, 1092266734]
@@ -57,7 +59,6 @@ def built(
     return request.param, {one.quant: gguf_contents(one.out) for one in specs}
 
 
-@pytest.mark.slow
 def test_tensors_are_those_of_llama_cpp_byte_for_byte_and_in_order(
     built: tuple[str, dict[Quant, GgufContents]],
 ) -> None:
@@ -66,7 +67,6 @@ def test_tensors_are_those_of_llama_cpp_byte_for_byte_and_in_order(
         assert list(found.tensors.items()) == list(oracle(name)[quant]["tensors"].items()), quant
 
 
-@pytest.mark.slow
 def test_metadata_is_that_of_llama_cpp(built: tuple[str, dict[Quant, GgufContents]]) -> None:
     name, files = built
     for quant, found in files.items():
@@ -74,7 +74,6 @@ def test_metadata_is_that_of_llama_cpp(built: tuple[str, dict[Quant, GgufContent
         assert as_converted(found.metadata, expected) == expected, quant
 
 
-@pytest.mark.slow
 def test_the_vocabulary_is_that_of_llama_cpp(built: tuple[str, dict[Quant, GgufContents]]) -> None:
     name, files = built
     if MODELS[name].tokenizer == "spm-json":

@@ -29,6 +29,8 @@ from orchestrator.artifacts.rows import to_float32
 from orchestrator.core.progress import silent
 from orchestrator.errors import SourceError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:

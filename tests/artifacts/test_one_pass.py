@@ -16,6 +16,8 @@ from orchestrator.artifacts.one_pass import OutputSpec, build, fused_with
 from orchestrator.core.progress import silent
 from orchestrator.errors import HostError, Interrupted, SourceError
 
+pytestmark = pytest.mark.slow
+
 
 def output_specs(place: Path, there: bool = False) -> list[OutputSpec]:
     place.mkdir(exist_ok=there)
@@ -38,7 +40,6 @@ def bytes_read(work: Callable[[], None]) -> int:
     return count() - before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("source", [TINY, UNTIED])
 def test_together_they_are_as_one_by_one(source: Path, tmp_path: Path) -> None:
     build(source, output_specs(tmp_path / "together"), silent)
@@ -47,7 +48,6 @@ def test_together_they_are_as_one_by_one(source: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "together") == contents(tmp_path / "alone")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("source", [TINY, UNTIED])
 def test_the_weights_are_read_once(source: Path, tmp_path: Path) -> None:
     size = sum(path.stat().st_size for path in source.glob("*.safetensors"))
@@ -55,7 +55,6 @@ def test_the_weights_are_read_once(source: Path, tmp_path: Path) -> None:
     assert size < bytes_read(lambda: build(source, output_specs(tmp_path / "made"), silent)) < 1.25 * size
 
 
-@pytest.mark.slow
 def test_what_is_too_large_to_be_held_is_read_twice_and_comes_out_the_same(tmp_path: Path) -> None:
     build(UNTIED, output_specs(tmp_path / "held"), silent)
     read = bytes_read(lambda: build(UNTIED, output_specs(tmp_path / "read"), silent, held_bytes=100_000))
@@ -91,7 +90,6 @@ def test_an_error_in_mid_unit_ends_the_build_and_leaves_nothing(tmp_path: Path) 
     assert threading.active_count() == before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_interrupted_none_of_them_looks_finished(share: float, tmp_path: Path) -> None:
     def stop(what: str, done: int, total: int) -> None:
@@ -112,7 +110,6 @@ def test_matrices_that_engines_fuse_belong_together() -> None:
     assert fused_with("lm_head.weight") == "lm_head.weight"
 
 
-@pytest.mark.slow
 def test_two_builds_never_write_one_file(tmp_path: Path) -> None:
     """The second would go on filling what the first has given its final name."""
     refused: list[str] = []

@@ -19,6 +19,8 @@ from orchestrator.artifacts.tokenizer import read_tokenizer
 from orchestrator.artifacts.vocabulary import Tokenizer
 from orchestrator.errors import SourceError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
