@@ -15,7 +15,7 @@ from stand_in_orch import OnStandIn
 pytestmark = [pytest.mark.llamacpp, pytest.mark.sampled]
 
 # How much engines may take together, so that one fits, by what the larger of the two asks for.
-ONE_FITS = {("llamacpp", "ollama"): "300MiB", ("llamacpp", "vllm"): "1300MiB", ("ollama", "vllm"): "1300MiB"}
+ONE_FITS = {("llamacpp", "ollama"): "300MiB", ("llamacpp", "vllm"): "1250MiB", ("ollama", "vllm"): "1250MiB"}
 # Moves under one load: what scripts/test long makes, and others.
 MOVES = {"overlap": (50, 4), "handover": (20, 4)}
 # vLLM takes a minute to start here.
