@@ -51,9 +51,9 @@ def run(plan: Plan, world: World, emit: Emit, interrupted: Callable[[], bool]) -
             progress(item.step.what, 0, 0)
             if not committed:
                 undo.append(item)
-            perform(item.step, world, progress)
+            told = perform(item.step, world, progress) or ""
             seconds = world.clock.monotonic() - began
-            emit(Event(EventKind.DONE, plan.verb, index, step_name(item.step), item.step.what, seconds=seconds))
+            emit(Event(EventKind.DONE, plan.verb, index, kind, what, told, seconds=seconds))
         except Exception as error:
             _tell_failure(plan.verb, index, item, error, emit)
             stranded = _take_back(plan, undo, world, emit)

@@ -6,30 +6,28 @@ is a generation of the profile, so that what a killed check leaves is taken away
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.app.intent import chosen_target, with_listed_adapters
 from orchestrator.app.meaning import learnt, meaning_of_weights
 from orchestrator.app.profiles import named_profile, pinned, weights_facts
 from orchestrator.app.resolution import Take, observed_for, resolve_desired
 from orchestrator.app.runs import Watcher, alone, run_plan
-from orchestrator.core.deployment import Adapter, Deployment, DeploymentSpec, Desired
+from orchestrator.core.deployment import Deployment, DeploymentSpec, Desired
 from orchestrator.core.launch import Instance
 from orchestrator.core.meaning import Meaning
 from orchestrator.core.observed import Observed
 from orchestrator.core.parity import (
-    ANSWER_TOKENS,
     CHATS,
     QUESTIONS,
     TEXTS,
     Answers,
     Check,
     Reference,
-    Tokens,
     compared,
 )
 from orchestrator.core.plan import Action, Plan, Skip
@@ -37,8 +35,8 @@ from orchestrator.core.profile import Profile
 from orchestrator.core.resolved import Resolved
 from orchestrator.core.steps import RemoveEngine, StopEngine
 from orchestrator.engines import ENGINES
-from orchestrator.engines.base import EngineCall
 from orchestrator.errors import HostError, OrchError, PlanRefused
+from orchestrator.interview import Interview, text_of
 from orchestrator.planning.parts import (
     Limits,
     chosen_generation,
@@ -50,7 +48,7 @@ from orchestrator.planning.parts import (
 )
 from orchestrator.planning.preconditions import refuse_no_room
 from orchestrator.planning.prerequisites import prerequisite_items
-from orchestrator.probes import HELLO, instance_of, question_of
+from orchestrator.probes import HELLO, instance_of
 
 if TYPE_CHECKING:
     from orchestrator.app.orchestrator import Orchestrator
@@ -186,48 +184,18 @@ def _running(orch: Orchestrator, one: Candidate, watcher: Watcher) -> Iterator[I
 
 def _ask(orch: Orchestrator, one: Candidate, instance: Instance, ends: tuple[int, ...]) -> Answers:
     """Everything that there is to ask one engine."""
-    sheet, deployment = ENGINES[one.engine], one.deployment
-
-    def said(call: EngineCall) -> object:
-        url = instance.url + call.path
-        reply = orch.http.send(call.method, url, call.body, ANSWER_S, orch.progress, instance.secret)
-        if reply is None:
-            raise HostError(f"{deployment.instance} does not answer.", hint=f"orch logs {deployment.instance}")
-        return reply.json
-
-    def tokens(text: str) -> Tokens:
-        found = sheet.prompt_in(said(sheet.tokens_request(deployment, text)))
-        return found if isinstance(found, Tokens) else Tokens()
-
-    def prompt(call: EngineCall | None) -> Tokens | None:
-        found = sheet.prompt_in(said(call)) if call is not None else None
-        return tokens(found) if isinstance(found, str) else found
-
-    def answer(adapter: Adapter | None, question: str, extra: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The first choice of an answer; empty where there is none."""
-        path, body = question_of(question, deployment.chats)
-        asked = {"model": sheet.upstream(deployment, adapter), **body, "temperature": 0, "max_tokens": ANSWER_TOKENS}
-        call = EngineCall("POST", path, {**asked, **sheet.patch(deployment, adapter), **extra})
-        reply = said(call)
-        choices = reply.get("choices") if isinstance(reply, dict) else None
-        return choices[0] if isinstance(choices, list) and choices else {}
-
+    deployment, forced_end = one.deployment, ENGINES[one.engine].forced_end
+    interview = Interview(orch, deployment, instance, orch.progress, ANSWER_S)
     orch.progress(f"asking {one.engine} for tokens", 0, 0)
-    texts = tuple(map(tokens, TEXTS))
-    chats = tuple(prompt(sheet.prompt_request(deployment, chat)) for chat in CHATS) if deployment.chats else None
+    texts = tuple(map(interview.tokens, TEXTS))
+    chats = tuple(map(interview.prompt, CHATS)) if deployment.chats else None
     orch.progress(f"asking {one.engine} where answers end", 0, 0)
-    forced = {number: sheet.forced_end(number) for number in ends}
-    told = {number: answer(None, HELLO, extra) for number, extra in forced.items() if extra is not None}
+    forced = {number: forced_end(number) for number in ends}
+    told = {number: interview.choice(HELLO, **extra) for number, extra in forced.items() if extra is not None}
     ended = tuple(number for number, choice in told.items() if choice.get("finish_reason") == "stop")
     greedy = {}
     for adapter in (None, *deployment.adapters):
         name = adapter.name if adapter is not None else deployment.served_name
         orch.progress(f"asking {one.engine} as {name}", 0, 0)
-        greedy[name] = tuple(text_of(answer(adapter, question, {})) for question in QUESTIONS)
+        greedy[name] = tuple(text_of(interview.choice(question, adapter)) for question in QUESTIONS)
     return Answers(one.engine, deployment.recipe, texts, chats, ended if len(told) == len(forced) else None, greedy)
-
-
-def text_of(choice: Mapping[str, Any]) -> str:
-    """The text of a choice, of a chat or of a completion."""
-    message = choice.get("message")
-    return str((message.get("content") if isinstance(message, dict) else choice.get("text")) or "")

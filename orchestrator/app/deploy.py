@@ -33,13 +33,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Waiting:
     """How many seconds an engine has until it answers, requests in flight have to end, and one may be held for at most;
-    the form of the change (None: by what fits), and whether what served before then stands by."""
+    the form of the change (None: by what fits), whether what served before then stands by, and which probes the new
+    engine need not pass."""
 
     ready_s: float = 900.0
     drain_s: float = 300.0
     longest_hold_s: float = LONGEST_HOLD_S
     form: Form | None = None
     keep_old: bool = False
+    skipped_probes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def plan_to(
     target, renew, more = desired.spec.target, options.renew_gateway, options.more_origins
     gateway = gateway_spec(orch, observed, options.listen, target, renew, more)
     waiting = options.waiting
-    limits = Limits(waiting.ready_s, waiting.drain_s, waiting.longest_hold_s)
+    limits = Limits(waiting.ready_s, waiting.drain_s, waiting.longest_hold_s, waiting.skipped_probes)
     return plan_deploy(verb, resolved, desired, observed, gateway, limits, options.fresh, waiting.form)
 
 

@@ -18,6 +18,7 @@ from orchestrator.core.host import Gpu
 from orchestrator.core.launch import InstanceState, Usage
 from orchestrator.core.observed import EngineObserved, Observed
 from orchestrator.core.plan import Upgrade
+from orchestrator.core.proof import Proofs
 from orchestrator.core.routes import Backend
 from orchestrator.core.steps import (
     AwaitReady,
@@ -56,7 +57,7 @@ class EngineStatus:
     `answers`: it serves its model and is ours, or for an unknown one something of that engine answers at its address.
     `since` (UTC, ISO 8601) and `uptime_s` are of its process. `memory` and `gpu_memory` are bytes that it holds now;
     `requests` are all that the gateway has counted under its name, tries included, and `in_flight` those of them that
-    have no whole answer yet."""
+    have no whole answer yet. `proofs` is what came of its probes before a client met it."""
 
     instance: str
     state: str
@@ -71,6 +72,7 @@ class EngineStatus:
     environment: str | None = None
     gpus: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
+    proofs: str | None = None
     pid: int | None = None
     port: int | None = None
     since: str | None = None
@@ -212,6 +214,7 @@ def _engine(orch: Orchestrator, engine: EngineObserved, observed: Observed) -> E
         environment=instance.launch.environment,
         gpus=tuple(filter(None, deployment.gpu.split(","))),
         adapters=tuple(adapter.name for adapter in deployment.adapters),
+        proofs=_proofs(orch, deployment),
         pid=instance.pid,
         port=instance.port,
         since=since,
@@ -223,6 +226,15 @@ def _engine(orch: Orchestrator, engine: EngineObserved, observed: Observed) -> E
         requests=load.counts.requests if load is not None else None,
         in_flight=load.in_flight if load is not None else None,
     )
+
+
+def _proofs(orch: Orchestrator, deployment: Deployment) -> str | None:
+    """What came of the probes of this instance, in a line."""
+    try:
+        proofs = Proofs.from_json(orch.records.noted("proofs", deployment.profile))
+    except ValueError:
+        return None
+    return proofs.summary if proofs.instance == deployment.instance else None
 
 
 def _state(engine: EngineObserved, observed: Observed) -> str:

@@ -19,6 +19,7 @@ from orchestrator.cli.options import (
     OnlyPlan,
     ProfileName,
     ReadyMade,
+    SkippedProbes,
     Target,
     Timeout,
     Yes,
@@ -54,6 +55,7 @@ def up(
     form: FormOfChange = None,
     max_hold: LongestHold = 240.0,
     keep_old: KeepOld = False,
+    skip_probe: SkippedProbes = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start a new generation, even beside a running one.")] = False,
     gateway: Annotated[
         bool,
@@ -85,7 +87,7 @@ def up(
         def make_plan() -> Plan:
             orch = session.orch
             lock = read_lock(orch, locked) if locked is not None else None
-            waiting = Waiting(timeout, drain, max_hold, form, keep_old)
+            waiting = Waiting(timeout, drain, max_hold, form, keep_old, tuple(skip_probe or ()))
             options = Options(listen, waiting, fresh, gateway, tuple(origin or ()))
             observed = orch.observe()
 
@@ -115,6 +117,7 @@ def migrate(
     form: FormOfChange = None,
     max_hold: LongestHold = 240.0,
     keep_old: KeepOld = False,
+    skip_probe: SkippedProbes = None,
     plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
@@ -123,9 +126,8 @@ def migrate(
         from orchestrator.app.intent import MoveTo, recipe_named
 
         intent = MoveTo(to, profile, target, recipe_named(recipe), ready_made)
-        _change_deployed(
-            session, "migrate", f"migrate --to {to}", intent, (timeout, drain, max_hold, form, keep_old), plan
-        )
+        waiting = (timeout, drain, max_hold, form, keep_old, tuple(skip_probe or ()))
+        _change_deployed(session, "migrate", f"migrate --to {to}", intent, waiting, plan)
 
 
 @app.command()
@@ -144,7 +146,7 @@ def rollback(
         from orchestrator.app.intent import GoBack
 
         _change_deployed(
-            session, "rollback", "rollback", GoBack(profile), (timeout, drain, max_hold, form, keep_old), plan
+            session, "rollback", "rollback", GoBack(profile), (timeout, drain, max_hold, form, keep_old, ()), plan
         )
 
 
@@ -189,7 +191,8 @@ def lora_add(
         from orchestrator.app.intent import AddAdapter
 
         intent = AddAdapter(name, path, profile)
-        _change_deployed(session, "lora add", f"lora add {name}", intent, (timeout, drain, max_hold, form, False), plan)
+        waiting = (timeout, drain, max_hold, form, False, ())
+        _change_deployed(session, "lora add", f"lora add {name}", intent, waiting, plan)
 
 
 @lora.command("rm")
@@ -212,7 +215,7 @@ def lora_rm(
             "lora rm",
             f"lora rm {name}",
             RemoveAdapter(name, profile),
-            (timeout, drain, max_hold, form, False),
+            (timeout, drain, max_hold, form, False, ()),
             plan,
         )
 
@@ -234,7 +237,7 @@ def _change_deployed(
     verb: str,
     doing: str,
     intent: Intent,
-    waiting: tuple[float, float, float, Form | None, bool],
+    waiting: tuple[float, float, float, Form | None, bool, tuple[str, ...]],
     only_plan: bool,
 ) -> None:
     """Run the plan from what is deployed to what was asked; `waiting` are the fields of Waiting (app/deploy.py)."""

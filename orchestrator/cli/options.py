@@ -10,6 +10,7 @@ import typer
 from typer.main import get_command
 
 from orchestrator.core.form import Form
+from orchestrator.core.proof import Probe
 
 if TYPE_CHECKING:
     from orchestrator.cli.session import Session
@@ -112,6 +113,10 @@ LongestHold = Annotated[
     typer.Option(
         "--max-hold", help="Seconds that a request may wait in a handover; past it the old engine comes back.", min=1
     ),
+]
+SkippedProbes = Annotated[
+    list[Probe] | None,
+    typer.Option("--skip-probe", help="What a new engine need not prove before clients meet it; several for several."),
 ]
 KeepOld = Annotated[
     bool,

@@ -218,7 +218,7 @@ class Human(Screen):
             case EventKind.SKIPPED:
                 self._err(_skip_mark(event.is_so), event.what, f"   {event.why}", dim=True)
             case EventKind.DONE:
-                self._err("  +", event.what, f"   {event.seconds:.1f} s")
+                self._err("  +", event.what, f"   {event.seconds:.1f} s{f'   {event.why}' if event.why else ''}")
             case EventKind.FAILED:
                 self._err("  !", event.what, fg="red")
             case EventKind.UNDOING:

@@ -94,6 +94,7 @@ def _engine_facts(engine: EngineStatus) -> dict[str, str]:
         "image": engine.image or "",
         "environment": engine.environment or "",
         "GPU": ", ".join(engine.gpus),
+        "probes": engine.proofs or "",
         "memory": ", ".join(held),
         "requests": f"{engine.requests}, in flight {engine.in_flight}" if engine.requests is not None else "",
         "restarts": restarts if engine.restarts else "",

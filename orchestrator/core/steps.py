@@ -279,6 +279,33 @@ class AwaitReady(Step):
 
 
 @dataclass(frozen=True)
+class AskBefore(Step):
+    """Ask the engine that serves what the new one's answers are compared with, as far as it answers within seconds."""
+
+    deployment: Deployment
+
+    @property
+    def what(self) -> str:
+        return f"ask {self.deployment.instance} what its successor is compared with"
+
+
+@dataclass(frozen=True)
+class ProveEngine(Step):
+    """Have an engine that no client has met show that it does as it must, beside what the one `before` (an instance)
+    has said; without the probes that are to be `skipped`."""
+
+    duration = Duration.LONG
+
+    deployment: Deployment
+    before: str
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def what(self) -> str:
+        return f"probe {self.deployment.instance}" + (f", but for {', '.join(self.skipped)}" if self.skipped else "")
+
+
+@dataclass(frozen=True)
 class LoadAdapter(Step):
     """Load an adapter into a running engine; `deployment` is what it is afterwards."""
 

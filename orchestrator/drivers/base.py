@@ -373,6 +373,14 @@ class Records(Protocol):
         """Remember that."""
         ...
 
+    def note(self, kind: str, profile: str, value: object) -> None:
+        """Keep what was found out about a profile's engines, in place of what was of this kind."""
+        ...
+
+    def noted(self, kind: str, profile: str) -> object:
+        """That; None where there is none, or it cannot be read."""
+        ...
+
 
 class Clock(Protocol):
     """Time."""

@@ -31,6 +31,7 @@ class Records:
     def __init__(self, root: Path, settings: ReadSettings) -> None:
         self._desired = root / "desired"
         self._starts = root / "starts.json"
+        self._notes = root
         self._settings = settings
 
     def desired(self) -> dict[str, Desired]:
@@ -74,6 +75,17 @@ class Records:
     def note_start(self, key: str, seconds: float) -> None:
         """Remember that."""
         write_json(self._starts, {**self.starts(), key: round(seconds, 1)})
+
+    def note(self, kind: str, profile: str, value: object) -> None:
+        """Keep what was found out about a profile's engines, in place of what was of this kind: KIND/PROFILE.json."""
+        write_json(self._notes / kind / f"{profile}.json", value)
+
+    def noted(self, kind: str, profile: str) -> object:
+        """That; None where there is none, or it cannot be read."""
+        try:
+            return read_json(self._notes / kind / f"{profile}.json")
+        except (HostError, ValueError):
+            return None
 
 
 class LockFiles:

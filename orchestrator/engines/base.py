@@ -267,6 +267,10 @@ class EngineSheet(Protocol):
         """The tokens that such an answer tells, or the text that they are of."""
         ...
 
+    def asked_to_think(self, on: bool) -> dict[str, Any]:
+        """What is said in a chat, besides, for an answer with thoughts or without."""
+        ...
+
     def forced_end(self, number: int) -> dict[str, Any] | None:
         """What added to a request makes it answer with this one token; None where it cannot be made to."""
         ...
@@ -364,6 +368,10 @@ class EngineDefaults:
         """Tokens by their ids."""
         found = reply.get("tokens") if isinstance(reply, dict) else None
         return Tokens(tuple(found) if isinstance(found, list) else None)
+
+    def asked_to_think(self, on: bool) -> dict[str, Any]:
+        """As templates are asked."""
+        return {"chat_template_kwargs": {"enable_thinking": on}}
 
     def forced_end(self, number: int) -> dict[str, Any] | None:
         """By a bias, as OpenAI's API has it."""

@@ -296,6 +296,9 @@ class Ollama(EngineDefaults):
         found = reply.get("prompt_eval_count") if isinstance(reply, dict) else None
         return Tokens(count=found if isinstance(found, int) else None)
 
+    def asked_to_think(self, on: bool) -> dict[str, Any]:
+        return {"reasoning_effort": "medium" if on else "none"}
+
     def forced_end(self, number: int) -> dict[str, Any] | None:
         return None
 

@@ -35,6 +35,7 @@ from orchestrator.planning.parts import (
     gateway_ready_items,
     matching_generation,
     names_to_verify,
+    proof_items,
     record_item,
     replaced_gateways,
     spare_in_store,
@@ -100,6 +101,7 @@ def plan_deploy(
     imports = list(engine_imports(resolved, chosen, match))
     ready = engine_ready_item(chosen, match, serving, limits, asleep=asleep)
     loads = list(adapters_to_load(chosen, match)) if match is not None else []
+    before, proofs = proof_items(verb, chosen, match, serving, limits)
     spoken = observed.gateway.status.protocol if observed.gateway.status is not None else PROTOCOL
     switch = list(switch_items(chosen, routes, match, observed, spoken))
     recorded = record_item(desired, observed, spoken)
@@ -135,12 +137,12 @@ def plan_deploy(
         others=others,
         standby=_standby(desired, others),
         prepare=tuple(prepare),
-        gateway=tuple(of_gateway),
+        gateway=(*of_gateway, *before),
         files=tuple(files),
         start=tuple(starts),
         gateway_ready=tuple(gateway_ready_items(for_gateway)),
         imports=tuple(imports),
-        ready=(ready,),
+        ready=(ready, *proofs),
         loads=tuple(loads),
         record=(recorded,),
         switch=tuple(switch),

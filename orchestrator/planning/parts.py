@@ -18,6 +18,7 @@ from orchestrator.core.plan import Action, Remark, Skip
 from orchestrator.core.resolved import Resolved
 from orchestrator.core.routes import FIRST_WITH_CARDS, PROTOCOL, Backend, Route
 from orchestrator.core.steps import (
+    AskBefore,
     AwaitGateway,
     AwaitMemory,
     AwaitReady,
@@ -28,6 +29,7 @@ from orchestrator.core.steps import (
     ImportArtifact,
     KeepGateway,
     LoadAdapter,
+    ProveEngine,
     RecordDesired,
     ReleaseRequests,
     RemoveEngine,
@@ -56,11 +58,12 @@ UNDO_DRAIN_S = 60.0
 @dataclass(frozen=True)
 class Limits:
     """How long to wait, in seconds: for an engine to answer, for requests in flight to end, and at most for a request
-    that is held."""
+    that is held; and which probes a new engine need not pass."""
 
     ready_s: float
     drain_s: float
     longest_hold_s: float = LONGEST_HOLD_S
+    skipped_probes: tuple[str, ...] = ()
 
 
 def matching_generation(
@@ -224,6 +227,18 @@ def engine_ready_item(
     if match is not None and match.answers:
         return Skip(ready.what, f"it answers as {chosen.served_name}")
     return Action(ready)
+
+
+def proof_items(
+    verb: str, chosen: Deployment, match: EngineObserved | None, serving: EngineObserved | None, limits: Limits
+) -> tuple[tuple[Action, ...], tuple[Action, ...]]:
+    """What is asked of the engine that serves, and of the one that is to take its place before a client meets it. What
+    served before, and goes back, has done its proof; so has the same program with other adapters."""
+    same = serving is not None and serving.deployment.fingerprint == chosen.fingerprint
+    if serving is None or same or match is not None or verb == "rollback":
+        return (), ()
+    prove = Action(ProveEngine(chosen, serving.deployment.instance, limits.skipped_probes))
+    return ((Action(AskBefore(serving.deployment)),) if serving.answers else ()), (prove,)
 
 
 def _proved(chosen: Deployment, serving: EngineObserved | None) -> tuple[str, ...]:

@@ -100,6 +100,14 @@ def test_how_long_a_start_took_is_known_the_next_time(records: Records) -> None:
     assert records.starts() == {"local vllm weights-1": 38.0, "local llamacpp gguf-1": 2.0}
 
 
+def test_what_is_noted_of_a_kind_is_read_as_it_was(records: Records) -> None:
+    assert records.noted("proofs", "tiny") is None
+    for value in ({"a": [1, "x"]}, {"b": None}):
+        records.note("proofs", "tiny", value)
+        assert records.noted("proofs", "tiny") == value
+    assert records.noted("answers", "tiny") is None
+
+
 RING = KeyRing((ApiKey("one", digest_of("the key"), "2026-01-31T12:00:00Z", expires="2027-01-31T12:00:00Z"),))
 
 

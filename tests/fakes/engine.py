@@ -77,7 +77,7 @@ class EngineServer:
     def post(self, path: str, body: dict[str, Any]) -> Reply:
         if path == "/v1/chat/completions":
             self.asked.append(body)
-            return self._chat(str(body.get("model")))
+            return self._chat(str(body.get("model")), formed="response_format" in body)
         if self.deployment.engine == "vllm" and path == "/v1/load_lora_adapter":
             if body["lora_name"] in self.adapters and not body.get("load_inplace"):
                 return _reply(400, {"error": {"message": f"The lora adapter {body['lora_name']} is loaded already"}})
@@ -134,7 +134,7 @@ class EngineServer:
         told = ({"status": f"using existing layer {blob}"} for blob in added)
         return _lines({"status": "parsing GGUF"}, *told, {"status": "writing manifest"}, {"status": "success"})
 
-    def _chat(self, name: str) -> Reply:
+    def _chat(self, name: str, formed: bool) -> Reply:
         known = {self.deployment.served_name, *self.adapters}
         if self.deployment.engine == "ollama":
             if tagged(name) not in self.kept.models:
@@ -143,7 +143,8 @@ class EngineServer:
         # llama.cpp answers to any name.
         elif self.deployment.engine != "llamacpp" and name not in known:
             return _reply(404, {"error": {"message": f"The model `{name}` does not exist."}})
-        return _reply(200, {"model": name, "choices": [{"message": {"content": "."}}]})
+        said = '{"answer": "yes"}' if formed else "."
+        return _reply(200, {"model": name, "choices": [{"message": {"content": said}, "finish_reason": "stop"}]})
 
 
 def tagged(name: str) -> str:

@@ -299,6 +299,7 @@ class FakeRecords:
     def __init__(self, faults: Faults) -> None:
         self.texts: dict[str, str] = {}
         self.took: dict[str, float] = {}
+        self.notes: dict[tuple[str, str], str] = {}
         self._faults = faults
 
     def desired(self) -> dict[str, Desired]:
@@ -313,6 +314,13 @@ class FakeRecords:
     def note_start(self, key: str, seconds: float) -> None:
         with self._faults.call("records.note_start"):
             self.took[key] = round(seconds, 1)
+
+    def note(self, kind: str, profile: str, value: object) -> None:
+        with self._faults.call(f"records.note {kind}"):
+            self.notes[kind, profile] = json.dumps(value)
+
+    def noted(self, kind: str, profile: str) -> object:
+        return json.loads(self.notes.get((kind, profile), "null"))
 
     def record(self, profile: str, desired: Desired | None) -> None:
         with self._faults.call(f"records.record {profile}"):
