@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 CLIENTS = ROOT / "tests" / "clients"
 PINNED = ("requirements.txt", "package.json", "package-lock.json")
+OPEN_WEBUI = ("open_webui.txt",)
 # What an environment has in it when it is whole.
 FINISHED = "finished.json"
 
@@ -51,28 +52,38 @@ class Environment:
 
 def ensure(kept: Path) -> Environment:
     """The environment under `kept`, made if it is not there; raises CannotMakeError."""
+    return _ensure(kept, "clients", PINNED)
+
+
+def ensure_open_webui(kept: Path) -> Environment:
+    """Open WebUI's own: it pins other versions of what the clients have too."""
+    return _ensure(kept, "open-webui", OPEN_WEBUI)
+
+
+def _ensure(kept: Path, what: str, pinned: Sequence[str]) -> Environment:
     kept.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256(b"\0".join((CLIENTS / name).read_bytes() for name in PINNED)).hexdigest()[:8]
+    digest = hashlib.sha256(b"\0".join((CLIENTS / name).read_bytes() for name in pinned)).hexdigest()[:8]
     # With a dot before it orch does not take it for an engine's.
-    name = f".clients-py{sys.version_info[0]}{sys.version_info[1]}-{digest}"
+    name = f".{what}-py{sys.version_info[0]}{sys.version_info[1]}-{digest}"
     with (kept / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         directory = kept / name
         if not (directory / FINISHED).exists():
             shutil.rmtree(directory, ignore_errors=True)
-            _make(directory)
+            _make(directory, pinned)
         return Environment(directory)
 
 
-def _make(directory: Path) -> None:
+def _make(directory: Path, pinned: Sequence[str]) -> None:
     _run([sys.executable, "-m", "venv", str(directory)])
     python = str(directory / "bin" / "python")
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    _run([*pip, "--requirement", str(CLIENTS / "requirements.txt")])
-    for name in PINNED[1:]:
-        shutil.copy(CLIENTS / name, directory)
-    npm = [str(directory / "bin" / "npm"), "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
-    _run(npm, directory)
+    _run([*pip, "--requirement", str(CLIENTS / pinned[0])])
+    if npms := pinned[1:]:
+        for name in npms:
+            shutil.copy(CLIENTS / name, directory)
+        npm = [str(directory / "bin" / "npm"), "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
+        _run(npm, directory)
     (directory / FINISHED).write_text(json.dumps({"directory": str(directory)}))
 
 
