@@ -13,6 +13,8 @@ from orchestrator.errors import HostError, UsageError
 
 DEFAULT_LISTEN = "127.0.0.1:8484"
 DEFAULT_PULL_PARALLEL = 4
+# Less is a forgotten unit.
+_LEAST_MEMORY = 1 << 20
 MOST_PULL_PARALLEL = 16
 # A unix socket's path has room for 107 bytes: a first gateway's is shorter than those that come after it.
 SOCKET_PATH_MAX = 100
@@ -161,7 +163,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         limits=_listed(environ.get("ORCH_LIMITS")),
         shared_stores=tuple(dict.fromkeys(place for place in shared if place != data / "store")),
         store_limit=_size("ORCH_STORE_LIMIT", limit) if limit else None,
-        engine_memory=_size("ORCH_ENGINE_MEMORY", memory) if memory else None,
+        engine_memory=_size("ORCH_ENGINE_MEMORY", memory, least=_LEAST_MEMORY) if memory else None,
         hf_token_file=Path(token_file).expanduser() if (token_file := environ.get("ORCH_HF_TOKEN_FILE")) else None,
         pull_parallel=_pull_parallel(environ.get("ORCH_PULL_PARALLEL") or str(DEFAULT_PULL_PARALLEL)),
         llama_cpp=Path(tools).expanduser().resolve() if (tools := environ.get("ORCH_LLAMA_CPP")) else None,
@@ -188,14 +190,14 @@ def _pull_parallel(said: str) -> int:
     return int(said)
 
 
-def _size(name: str, text: str) -> int:
+def _size(name: str, text: str, least: int = 1) -> int:
     """Bytes, from such as 200GB (decimal), 186GiB (binary) or 200000000000."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMGT]I?)?B)?", text.strip(), re.IGNORECASE | re.ASCII)
     unit = (found[2] or "").upper() if found else ""
     size = (
         int(float(found[1]) * (1024 if unit.endswith("I") else 1000) ** " KMGT".index(unit[:1] or " ")) if found else 0
     )
-    if size <= 0:
+    if size < least:
         raise UsageError(f"{name}={text} is not a valid size.", hint="Write it as 200GB (decimal) or 186GiB (binary).")
     return size
 

@@ -297,7 +297,7 @@ def declared_pool(size: int, engines: Iterable[EngineObserved]) -> MemoryPool:
     take."""
     taken = sum(engine.deployment.memory for engine in engines if engine.running and not engine.rests)
     name, said_in = f"what engines may take ({size >> 20} MiB)", "ORCH_ENGINE_MEMORY"
-    return MemoryPool(name, size, size - taken, limit_file=said_in, declared=True)
+    return MemoryPool(name, size, max(0, size - taken), limit_file=said_in, declared=True)
 
 
 def _gib(size: int) -> str:

@@ -60,7 +60,7 @@ _MOST_OF_ALL = 1_000_000
 
 def parse_limit(text: str) -> tuple[str, float]:
     """`NAME=VALUE`; raises ValueError."""
-    name, _, said = text.partition("=")
+    name, _, said = (part.strip() for part in text.partition("="))
     if name not in NAMES:
         raise ValueError(f"{text!r} is not a limit; the limits are {', '.join(NAMES)}, such as {NAMES[0]}=30")
     most = next((most for end, most in _MOST.items() if name.endswith(end)), _MOST_OF_ALL)

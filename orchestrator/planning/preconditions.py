@@ -77,15 +77,12 @@ def refuse_no_room(resolved: Resolved, instead: str = "") -> None:
         return
     steady = replace(memory_fit.pool, free=memory_fit.pool.free - (OWN_BYTES if memory_fit.pool.limit_file else 0))
     ways = [_way(way, wanted.engine) for way in suggest(memory_fit.request, steady)]
-    hint = (
-        f"In the profile, set {'; or '.join(ways)}."
-        if ways
-        else "No settings of the profile make it fit: free some memory, or serve a smaller artifact."
-    )
+    none = "No settings of the profile make it fit: free some memory, or serve a smaller artifact."
+    hint = f"In the profile, set {'; or '.join(ways)}." if ways else none
     if memory_fit.pool.limit_file:
         hint += f" Or raise the limit, which is set in {memory_fit.pool.limit_file}."
     if instead:
-        hint += f" {instead}"
+        hint = f"{instead} {hint}" if ways else instead
     if memory_fit.pool.users and memory_fit.left < memory_fit.request.ahead:
         hint += f" GPU memory is held by {', '.join(str(user) for user in memory_fit.pool.users)}."
     detail = "\n".join(f"{part:<14} {size / GIB:6.2f} GiB  {note}".rstrip() for part, size, note in memory_fit.rows())

@@ -14,7 +14,7 @@ from orchestrator.core.model_card import ModelCard
 from orchestrator.core.routes import LLAMA_SERVER, OLLAMA, OPENAI, VLLM
 from orchestrator.gateway.dialects.base import Question
 from orchestrator.gateway.dialects.openai import OpenAI
-from orchestrator.gateway.dialects.openai.asked import CHAT, RESPONSES
+from orchestrator.gateway.dialects.openai.asked import CHAT, COMPLETIONS, RESPONSES
 from orchestrator.gateway.refusals import Refusal
 
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
@@ -23,7 +23,8 @@ FILLED_IN = {"temperature": 0.6, "repeat_penalty": 1.5, "max_tokens": 5}
 
 def sent(server: str, card: ModelCard = CARD, path: str = CHAT, **more: Any) -> dict[str, Any]:
     """What an engine is sent of a question; of two fields with one name the last one counts."""
-    asked = {"input": "."} if path == RESPONSES else {"messages": [{"role": "user", "content": "."}]}
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "."}]}
+    asked = {RESPONSES: {"input": "."}, COMPLETIONS: {"prompt": "twelve chars"}}.get(path, asked)
     body = json.dumps({"model": "tiny", **asked, **more}).encode()
     engine = Counting(replace(ROUTE, speaks=(OPENAI, server), defaults=FILLED_IN, card=card))
     dialect = OpenAI()
@@ -52,6 +53,26 @@ def test_what_is_said_counts(server: str, said: dict[str, Any], wanted: dict[str
 @pytest.mark.parametrize("said", [{}, {"temperature": None, "max_tokens": None}])
 def test_what_nobody_says_is_filled_in(server: str, said: dict[str, Any]) -> None:
     assert sent(server, **said).items() >= FILLED_IN.items()
+
+
+@pytest.mark.parametrize(
+    ("said", "limit"),
+    [
+        ({}, 5),
+        ({"max_tokens": None}, 5),
+        ({"max_tokens": -1}, 500),
+        ({"max_tokens": 512}, 500),
+        ({"max_tokens": 505}, 500),
+        ({"max_tokens": 499}, 499),
+        ({"max_tokens": 16}, 16),
+        ({"prompt": ["twelve chars", "a"], "max_tokens": -1}, 500),
+        ({"prompt": [1, 2, 3], "max_tokens": -1}, 509),
+        ({"prompt": [[1], [1, 2]], "max_tokens": 9999}, 510),
+    ],
+)
+def test_a_completion_on_vllm_is_as_long_as_there_is_room_for(said: dict[str, Any], limit: int) -> None:
+    """It takes no limit, and null, for 16."""
+    assert sent(VLLM, path=COMPLETIONS, **said)["max_tokens"] == limit
 
 
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])

@@ -14,7 +14,7 @@ from orchestrator.core.plan import Remark
 from orchestrator.core.resolved import Resolved
 from orchestrator.planning.preconditions import refuse_no_room
 
-_INSTEAD = "Or have what serves now end first, while requests wait: --form handover"
+_INSTEAD = "Have what serves now end first, while requests wait: --form handover"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,9 @@ def _why_overlap(fit: MemoryFit | None, asked: Form | None) -> Remark:
 
 def _why_handover(fit: MemoryFit | None, fits: bool, expected: str, leaving: Sequence[EngineObserved]) -> Remark:
     names = ", ".join(engine.instance.name for engine in leaving)
-    waits = f"new requests wait from the end of {names} until the new engine answers, {expected}"
+    waits = (
+        f"new requests wait while {names} answers what it has in flight, and then until the new engine does, {expected}"
+    )
     if fits or fit is None:
         return Remark("form handover", f"it was asked for; {waits}")
     sizes = f"{_gib(fit.needed)} are needed, {_gib(fit.pool.free)} free"

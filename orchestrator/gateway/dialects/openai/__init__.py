@@ -74,7 +74,7 @@ class OpenAI:
             assert isinstance(question, Responses)
             return await counted.told(question, engine)
         fit = fitting(engine.card, body)
-        changes, longest = fit.changes(question), fit.longest(question)
+        changes, longest = fit.changes(question) | await fit.room(question, engine), fit.longest(question)
 
         def asking(more: Mapping[str, object], instead: Callable[[], Question] | None = None) -> Question:
             answer = Answer(path, _ENDS.get(path, ()), name, fit.context, instead)

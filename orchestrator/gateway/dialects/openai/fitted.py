@@ -15,6 +15,7 @@ import msgspec
 from orchestrator.core.model_card import ModelCard
 from orchestrator.core.routes import LLAMA_SERVER, OLLAMA, VLLM, Route
 from orchestrator.gateway import refusals, servers
+from orchestrator.gateway.dialects.base import Engine
 from orchestrator.gateway.dialects.openai.asked import (
     NOTHING,
     PARTS,
@@ -177,6 +178,10 @@ class Fitting:
         """What has an answer be as long as there is room for, where the server refuses one that may be longer."""
         return None
 
+    async def room(self, question: Question, engine: Engine) -> Json:
+        """What is added besides, where the engine has to be asked for it; raises Refusal."""
+        return {}
+
     def whole(self, name: str) -> Any:
         """A field as it came, all of it."""
         return decoded(msgspec.json.decode(self._body, type=dict[str, msgspec.Raw])[name])
@@ -266,13 +271,40 @@ class ForVllm(Fitting):
 
     def completion(self, completion: Completion) -> Json:
         found = super().completion(completion)
-        if completion.suffix is not None:
-            found["suffix"] = None
-        # Else it would be 16.
-        return found if completion.limits else found | {"max_tokens": None}
+        return found | ({"suffix": None} if completion.suffix is not None else {})
+
+    async def room(self, question: Question, engine: Engine) -> Json:
+        """A completion without a limit has 16 tokens there, and so has one whose limit is null."""
+        if not isinstance(question, Completion) or not self.context:
+            return {}
+        if not question.limits and "max_tokens" in engine.route.defaults:
+            return {}
+        prompts, limit = _prompts(question), question.limit
+        # A token is a byte at the least.
+        if limit is not None and limit + max(map(_most_tokens, prompts), default=0) <= self.context:
+            return {}
+        counts = [
+            len(await servers.VLLM_SERVER.tokens(engine, one) if isinstance(one, str) else one) for one in prompts
+        ]
+        room = self.context - max(counts, default=0)
+        # What leaves no room is refused in the engine's own words.
+        return {"max_tokens": min(room, room if limit is None else limit)} if room > 0 else {}
 
     def responses(self, responses: Responses) -> Json:
         return super().responses(responses) | self._limited(responses, "max_output_tokens")
+
+
+def _prompts(completion: Completion) -> list[str | list[int]]:
+    """Each of them, as a text or as tokens."""
+    prompt = completion.prompt
+    if not isinstance(prompt, list):
+        return [] if prompt is None else [prompt]
+    tokens = [one for one in prompt if isinstance(one, int)]
+    return [tokens] if tokens else [one for one in prompt if not isinstance(one, int)]
+
+
+def _most_tokens(prompt: str | list[int]) -> int:
+    return len(prompt.encode()) + 1 if isinstance(prompt, str) else len(prompt)
 
 
 class ForOllama(Fitting):
