@@ -18,7 +18,7 @@ from orchestrator.core.resolved import Resolved
 from orchestrator.core.routes import FIRST_WITH_DIGESTS, PROTOCOL, Backend
 from orchestrator.core.steps import EnsureEngine, LoadAdapter, SetRoute, Step, StopEngine
 from orchestrator.planning.forms.base import Change
-from orchestrator.planning.forms.choice import Choice, chosen_form
+from orchestrator.planning.forms.choice import Choice, begun_before, chosen_form
 from orchestrator.planning.forms.handover import handover
 from orchestrator.planning.forms.overlap import overlap
 from orchestrator.planning.keys import dropped_items, kept_items, read_items
@@ -84,7 +84,9 @@ def plan_deploy(
     others = tuple(engine for engine in mine if engine.deployment.instance != chosen.instance)
     choice = Choice(Form.OVERLAP, resolved.memory_fit)
     asleep = match is not None and match.rests and match is not serving
-    if match is None or asleep or not (match.running or end_of_hanging):
+    if observed.holds(wanted.profile) and serving in others and not serving.running:
+        choice = begun_before(resolved)
+    elif match is None or asleep or not (match.running or end_of_hanging):
         choice = chosen_form(form, resolved, match, others, observed)
     if match is None:
         refuse_small_disk(resolved, observed)
@@ -154,7 +156,8 @@ def plan_deploy(
         ),
     )
     hands_over = choice.form is Form.HANDOVER
-    arranged = handover(change, serving, limits) if hands_over else overlap(change, held, limits)
+    runs = match is not None and match.running and not asleep
+    arranged = handover(change, serving, runs, limits) if hands_over else overlap(change, held, limits)
     plan = Plan(verb, (*arranged.before, *arranged.after), len(arranged.before))
     return plan if match is not None else replace(plan, memory_fit=choice.fit, sampling=resolved.sampling)
 

@@ -182,6 +182,22 @@ def test_killed_at_every_step_up_finishes_it_or_goes_back(
             one.run(*TO_LLAMACPP)
 
 
+@pytest.mark.parametrize("step", ["EnsureEngine", "AwaitReady", "SetRoute"])
+def test_killed_and_then_interrupted_it_is_taken_back(one: OnStandIn, load: MixedLoad, step: str) -> None:
+    """The second command knows that requests are held, and leaves nobody without an engine."""
+    one.env["ORCH_ENGINE_MEMORY"] = "200MiB"
+    one.write_profile(context=768)
+    change = ("up", "-p", str(one.profile))
+    one.signal_at(one.actions(*change).index(step), signal.SIGKILL, *change)
+    steps = one.actions(*change)
+    told = one.signal_at(steps.index("HoldRequests") + 1, signal.SIGINT, *change)
+    assert told.code in (0, 130), told.out
+    assert (one.says(), one.gateway_status()["paused"]) == (ANSWER, {})
+    # What the kill left is told, and finished by the next.
+    one.run("up")
+    settled(one, "llamacpp")
+
+
 def test_interrupted_at_any_step_it_is_taken_back(one: OnStandIn, load: MixedLoad, chance: random.Random) -> None:
     steps = one.actions(*TO_OLLAMA)
     number = chance.randrange(steps.index("HoldRequests"), steps.index("VerifyRoute"))

@@ -50,6 +50,11 @@ def chosen_form(
     return Choice(Form.OVERLAP, fit, _why_overlap(fit, asked) if serves else None)
 
 
+def begun_before(resolved: Resolved) -> Choice:
+    """The handover that somebody began who was killed: what served is ended, and requests are held."""
+    return Choice(Form.HANDOVER, resolved.memory_fit, Remark("form handover", "it was begun before: requests are held"))
+
+
 def _freed(pool: MemoryPool, leaving: Sequence[EngineObserved]) -> MemoryPool:
     """With what these hold of it free again: what they were started to take, as far as that is known."""
     freed = sum(one.deployment.memory for one in leaving if _is_in(pool, one))

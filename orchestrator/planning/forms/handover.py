@@ -24,6 +24,7 @@ from orchestrator.core.steps import (
     ReadAhead,
     ReleaseRequests,
     RemoveEngine,
+    Step,
     StopEngine,
     UnloadModel,
 )
@@ -31,13 +32,13 @@ from orchestrator.planning.forms.base import Arranged, Change, Items
 from orchestrator.planning.parts import Limits, release_items, standing_by
 
 
-def handover(change: Change, serving: EngineObserved | None, limits: Limits) -> Arranged:
+def handover(change: Change, serving: EngineObserved | None, runs: bool, limits: Limits) -> Arranged:
     """The engines among the others that run give their memory to the chosen one; the `serving` one, if it is among
-    them, comes back where that fails."""
+    them, comes back where that fails. The chosen one `runs` where somebody who was killed had begun it."""
     owner = change.chosen.profile
     # A server with a store of its own takes memory for a model when it is asked, and an import may take minutes.
     early = change.chosen.own_store
-    hold = Action(HoldRequests(owner, limits.longest_hold_s), (ReleaseRequests(owner),))
+    begun = serving if serving in change.others and not serving.running else None
     held = (
         *(item for engine in change.others for item in _ended(engine, change, engine is serving, limits)),
         *_memory_awaited(change),
@@ -49,13 +50,16 @@ def handover(change: Change, serving: EngineObserved | None, limits: Limits) -> 
         *change.verify,
     )
     within = LongestHold(owner, limits.longest_hold_s)
+    hold = Action(HoldRequests(owner, limits.longest_hold_s), _until_it_serves(begun, change, runs, limits))
     before = (
+        # Whoever is held already is not let go on to an engine that somebody has ended.
+        *((hold,) if begun is not None else ()),
         *change.prepare,
         *change.gateway,
         *change.gateway_ready,
         *change.files,
         *((*change.start, *change.imports) if early else _read_ahead(change.chosen)),
-        hold,
+        *((hold,) if begun is None else ()),
         *(replace(item, within=within) if isinstance(item, Action) else item for item in held),
     )
     removed = (
@@ -66,6 +70,15 @@ def handover(change: Change, serving: EngineObserved | None, limits: Limits) -> 
     return Arranged(before, (*release_items(owner), *change.tidy, *removed, *change.last))
 
 
+def _until_it_serves(begun: EngineObserved | None, change: Change, runs: bool, limits: Limits) -> tuple[Step, ...]:
+    """What takes a hold back; where somebody had `begun` by ending an engine, that is started again first."""
+    release = ReleaseRequests(change.chosen.profile)
+    if begun is None:
+        return (release,)
+    ended = (StopEngine(change.chosen.target, change.chosen.instance),) if runs else ()
+    return (*ended, EnsureEngine(begun.deployment), AwaitReady(begun.deployment, limits.ready_s), release)
+
+
 def _read_ahead(chosen: Deployment) -> Items:
     return (Action(ReadAhead(chosen.artifact_key, chosen.model_path)),)
 
@@ -73,12 +86,12 @@ def _read_ahead(chosen: Deployment) -> Items:
 def _ended(engine: EngineObserved, change: Change, serves: bool, limits: Limits) -> Iterator[Action | Skip]:
     """What is in flight on it answered, and its memory free."""
     deployment, name = engine.deployment, engine.instance.name
-    stop = StopEngine(deployment.target, name)
-    stands_by = engine is change.standby
-    if stands_by and (engine.rests or engine.instance.state is InstanceState.STOPPED):
+    stop, stands_by = StopEngine(deployment.target, name), engine is change.standby
+    ended = engine.instance.state is InstanceState.STOPPED
+    if stands_by and (engine.rests or ended):
         yield from standing_by(engine, limits.drain_s)
         return
-    if engine.instance.state is InstanceState.STOPPED:
+    if ended:
         yield Action(stop)
         return
     yield Action(Drain(name, limits.drain_s, cut=False))
