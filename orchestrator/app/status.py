@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from orchestrator.app.gateway import upgrade
 from orchestrator.app.keys import open_until
 from orchestrator.app.runs import who_is_at_work
 from orchestrator.core.deployment import Deployment, Desired
-from orchestrator.core.gateway_status import BackendLoad, is_gateway
+from orchestrator.core.gateway_status import BackendLoad, HeldLoad, Traffic, is_gateway
 from orchestrator.core.host import Gpu
 from orchestrator.core.launch import InstanceState, Usage
 from orchestrator.core.observed import EngineObserved, Observed
@@ -113,6 +113,18 @@ class GatewayStatus:
     errors: int
     in_flight: int
     leaving: tuple[Leaving, ...]
+    holds: tuple[HoldStatus, ...] = ()
+
+
+@dataclass(frozen=True)
+class HoldStatus:
+    """Requests to a profile that wait for a change of what serves it: how many, for how many seconds the oldest has,
+    and after how many they would go on by themselves."""
+
+    profile: str
+    requests: int
+    longest_s: float
+    expires_s: float
 
 
 @dataclass(frozen=True)
@@ -336,7 +348,14 @@ def _gateway(orch: Orchestrator, observed: Observed) -> GatewayStatus | None:
         errors=told.traffic.totals.errors,
         in_flight=told.traffic.in_flight,
         leaving=tuple(leaving),
+        holds=tuple(_holds(told.paused, told.traffic)),
     )
+
+
+def _holds(paused: Mapping[str, float], traffic: Traffic) -> Iterator[HoldStatus]:
+    for profile, left in paused.items():
+        held = traffic.holds.get(profile, HeldLoad())
+        yield HoldStatus(profile, held.requests, held.oldest_s, left)
 
 
 def _open_until(orch: Orchestrator) -> str | None:

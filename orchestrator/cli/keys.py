@@ -130,6 +130,8 @@ def _change(session: Session, name: str, key: str, make_plan: Callable[[], Plan]
         made = make_plan()
         if not only_plan and not known:
             session.screen.result({"name": name, "key": key}, f"The API key {name}, which is not shown again:\n{key}")
+            # Whoever has read it counts on it: `| head -1`.
+            session.goes_on_unread = True
         return made
 
     session.plan_and_run(f"keys {name}", planned, only_plan=only_plan)

@@ -27,6 +27,7 @@ class Session:
         self.settings: Settings = read_settings(os.environ)
         self.screen: Screen = JsonLines() if as_json else Human()
         self._interrupted = False
+        self.goes_on_unread = False
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
 
@@ -46,8 +47,8 @@ class Session:
         try:
             self.screen.event(event)
         except (OSError, NobodyReadsError):
-            # A reader that has left, a full disk: stop, and take back in silence.
-            self._interrupted, self.screen = True, Screen()
+            # A reader that has left, a full disk: stop, and take back in silence; or go on, where it has what it needs.
+            self._interrupted, self.screen = self._interrupted or not self.goes_on_unread, Screen()
 
     def error(self, error: HostError) -> None:
         """Show it; what is being done goes on."""

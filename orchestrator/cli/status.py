@@ -12,7 +12,7 @@ from orchestrator.core.progress_view import amount, duration
 from orchestrator.errors import DRIFT, LockHeld
 
 if TYPE_CHECKING:
-    from orchestrator.app.status import EngineStatus, GatewayStatus, Status
+    from orchestrator.app.status import EngineStatus, GatewayStatus, HoldStatus, Status
     from orchestrator.cli.screen import Screen
 
 GATEWAY_TELLS = " What is told of them is what the gateway has, and what answers there."
@@ -71,7 +71,8 @@ def _tell(screen: Screen, found: Status) -> None:
             screen.say(f"{other.instance} was replaced; it answers {other.in_flight} requests.")
     for line in found.upgrades:
         screen.say(line)
-    for line in found.drift:
+    # While somebody changes it, what is not as it should be is what is being done.
+    for line in found.drift if not found.at_work else ():
         screen.say(f"DRIFT {line}")
     if found.in_sync:
         screen.say("All is as it should be.")
@@ -113,9 +114,15 @@ def _gateway_facts(gateway: GatewayStatus) -> dict[str, str]:
         "program": f"orch {gateway.version}, {pid}{keys}",
         "state": f"answers, up {duration(gateway.uptime_s)}",
         "requests": f"{gateway.requests}, errors {gateway.errors}, in flight {gateway.in_flight}",
+        "held": "; ".join(_held(hold) for hold in gateway.holds),
         "origins": ", ".join(gateway.origins),
         "limits": ", ".join(gateway.limits),
     }
+
+
+def _held(hold: HoldStatus) -> str:
+    longest = f", the longest for {hold.longest_s:.0f} s" if hold.requests else ""
+    return f"{hold.requests} requests to {hold.profile}{longest}, until what serves it is changed"
 
 
 @app.command()

@@ -135,6 +135,24 @@ def test_a_hold_that_would_last_too_long_ends_with_the_old_engine(one: OnStandIn
     settled(one, "llamacpp")
 
 
+def test_who_waits_is_told_meanwhile(one: OnStandIn) -> None:
+    """And what is being done is not told as something that is wrong."""
+    one.slow(load=8)
+    load = MixedLoad(f"http://{one.listen}", ("tiny",), clients=3).start()
+    moving = one.start(*TO_OLLAMA)
+    wait_until(lambda: one.gateway_status()["held"] == 3, what="requests that are held")
+    (hold,) = one.status(code=8).document["gateway"]["holds"]
+    assert (hold["profile"], hold["requests"]) == ("tiny", 3)
+    assert 0 < hold["longest_s"] < hold["expires_s"] <= 300
+    plain = one.run("status", code=8).out
+    assert "3 requests to tiny, the longest for" in plain
+    assert "DRIFT" not in plain
+    moving.communicate(timeout=120)
+    assert moving.returncode == 0
+    assert problems(load.stop()) == []
+    assert one.status().document["gateway"]["holds"] == []
+
+
 def test_what_takes_too_long_to_end_is_not_cut(one: OnStandIn) -> None:
     pid = int(one.engines()["tiny-llamacpp-g2"]["pid"])
     os.kill(pid, signal.SIGSTOP)
