@@ -41,6 +41,20 @@ def served(orch: Orch) -> Orch:
     return orch
 
 
+def test_who_reads_the_key_and_no_more_has_it(served: Orch) -> None:
+    """As in `orch keys add one --json | head -1`."""
+    process = served.start("keys", "add", "one", "--json")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    key = json.loads(process.stdout.readline())["key"]
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0
+    assert [status_for(served, one) for one in ("", key)] == [401, 200]
+    assert list(rows(served)) == ["one"]
+
+
 def test_the_variable_is_the_first_key_of_a_new_gateway_and_nothing_else(orch: Orch) -> None:
     orch.env["ORCH_API_KEY"] = GIVEN
     command = ("up", "llamacpp", "-p", str(orch.profile))

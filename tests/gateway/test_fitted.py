@@ -76,12 +76,12 @@ def test_a_completion_on_vllm_is_as_long_as_there_is_room_for(said: dict[str, An
 
 
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
-def test_tools_that_llama_cpp_would_leave_out_in_silence_are_refused(path: str) -> None:
-    """The others say it themselves, or can have a model call what its template does not tell it of."""
+@pytest.mark.parametrize("server", [LLAMA_SERVER, VLLM])
+def test_tools_that_a_template_has_no_place_for_are_refused(server: str, path: str) -> None:
+    """Ollama refuses them itself."""
     for more in ({}, {"tool_choice": "auto"}, {"tool_choice": "required"}):
         with pytest.raises(Refusal) as raised:
-            sent(LLAMA_SERVER, path=path, tools=TOOLS, **more)
+            sent(server, path=path, tools=TOOLS, **more)
         assert (raised.value.status, raised.value.param) == (400, "tools")
-        assert sent(LLAMA_SERVER, CARD.model_copy({"takes_tools": True}), path, tools=TOOLS, **more)["tools"] == TOOLS
-        assert sent(VLLM, path=path, tools=TOOLS, **more)["tools"] == TOOLS
-    assert sent(LLAMA_SERVER, path=path, tools=TOOLS, tool_choice="none")["tools"] == TOOLS
+        assert sent(server, CARD.model_copy({"takes_tools": True}), path, tools=TOOLS, **more)["tools"] == TOOLS
+    assert sent(server, path=path, tools=TOOLS, tool_choice="none")["tools"] == TOOLS

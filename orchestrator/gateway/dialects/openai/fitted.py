@@ -160,6 +160,11 @@ class Fitting:
         empty = responses.tools is not None and not responses.tools
         return {"tools": None, "tool_choice": None} if empty else {}
 
+    def takes_tools(self, asked: Chat | Responses) -> None:
+        """Refuses those that the model would not be told of: llama.cpp leaves them out without a word."""
+        if asked.tools and asked.tool_choice != "none" and self.card is not None and not self.card.takes_tools:
+            raise refusals.not_supported("tools", "the model's chat template has no place for them; leave them out")
+
     def sampled(self, asked: Sampled) -> Json:
         """What chats and completions have in common."""
         found: Json = {}
@@ -200,7 +205,7 @@ class ForLlamaServer(Fitting):
 
     def chat(self, chat: Chat) -> Json:
         found = super().chat(chat)
-        self._takes_tools(chat)
+        self.takes_tools(chat)
         if chat.tools and isinstance(chat.tool_choice, dict):
             # It does not look at the name.
             found |= {"tools": _chosen(chat), "tool_choice": "required"}
@@ -222,13 +227,8 @@ class ForLlamaServer(Fitting):
 
     def responses(self, responses: Responses) -> Json:
         found = super().responses(responses)
-        self._takes_tools(responses)
+        self.takes_tools(responses)
         return found | ({"max_output_tokens": -1} if responses.limits and responses.limit is None else {})
-
-    def _takes_tools(self, asked: Chat | Responses) -> None:
-        """It would leave them out without a word."""
-        if asked.tools and asked.tool_choice != "none" and self.card is not None and not self.card.takes_tools:
-            raise refusals.not_supported("tools", "the model's chat template has no place for them; leave them out")
 
 
 class ForVllm(Fitting):
@@ -290,7 +290,12 @@ class ForVllm(Fitting):
         # What leaves no room is refused in the engine's own words.
         return {"max_tokens": min(room, room if limit is None else limit)} if room > 0 else {}
 
+    def chat(self, chat: Chat) -> Json:
+        self.takes_tools(chat)
+        return super().chat(chat)
+
     def responses(self, responses: Responses) -> Json:
+        self.takes_tools(responses)
         return super().responses(responses) | self._limited(responses, "max_output_tokens")
 
 
