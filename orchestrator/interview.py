@@ -37,9 +37,10 @@ class Interview:
         return reply
 
     def tokens(self, text: str) -> Tokens:
-        """The tokens of a text."""
+        """The tokens of a text, as far as it tells them."""
         sheet = ENGINES[self.deployment.engine]
-        found = sheet.prompt_in(self.reply(sheet.tokens_request(self.deployment, text)).json)
+        call = sheet.tokens_request(self.deployment, text)
+        found = sheet.prompt_in(self.reply(call).json) if call is not None else None
         return found if isinstance(found, Tokens) else Tokens()
 
     def prompt(self, chat: Chat) -> Tokens | None:

@@ -291,8 +291,8 @@ class AskBefore(Step):
 
 @dataclass(frozen=True)
 class ProveEngine(Step):
-    """Have an engine that no client has met show that it does as it must, beside what the one `before` (an instance)
-    has said; without the probes that are to be `skipped`."""
+    """Have an engine that no client has met show that it does as it must, beside what the one `before` (an instance;
+    empty: there is nothing to compare) has said; without the probes that are to be `skipped`."""
 
     duration = Duration.LONG
 

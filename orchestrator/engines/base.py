@@ -255,8 +255,8 @@ class EngineSheet(Protocol):
         """Whether the same request, made again, may well succeed."""
         ...
 
-    def tokens_request(self, deployment: Deployment, text: str) -> EngineCall:
-        """What is answered with the tokens of a text, as a completion of it would begin."""
+    def tokens_request(self, deployment: Deployment, text: str) -> EngineCall | None:
+        """What is answered with the tokens of a text, as a completion would begin; None where it does not tell."""
         ...
 
     def prompt_request(self, deployment: Deployment, chat: Chat) -> EngineCall | None:
@@ -363,6 +363,14 @@ class EngineDefaults:
     def rest_requests(self, deployment: Deployment) -> tuple[EngineCall, ...]:
         """Never asked for where there is no store."""
         return ()
+
+    def tokens_request(self, deployment: Deployment, text: str) -> EngineCall | None:
+        """It does not tell."""
+        return None
+
+    def prompt_request(self, deployment: Deployment, chat: Chat) -> EngineCall | None:
+        """It does not tell."""
+        return None
 
     def prompt_in(self, reply: Any) -> Tokens | str:
         """Tokens by their ids."""

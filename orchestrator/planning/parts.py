@@ -237,8 +237,11 @@ def proof_items(
     same = serving is not None and serving.deployment.fingerprint == chosen.fingerprint
     if serving is None or same or match is not None or verb == "rollback":
         return (), ()
-    prove = Action(ProveEngine(chosen, serving.deployment.instance, limits.skipped_probes))
-    return ((Action(AskBefore(serving.deployment)),) if serving.answers else ()), (prove,)
+    # Another model may well have other tokens.
+    same_model = serving.deployment.weights_source == chosen.weights_source
+    before = serving.deployment.instance if same_model else ""
+    prove = Action(ProveEngine(chosen, before, limits.skipped_probes))
+    return ((Action(AskBefore(serving.deployment)),) if same_model and serving.answers else ()), (prove,)
 
 
 def _proved(chosen: Deployment, serving: EngineObserved | None) -> tuple[str, ...]:

@@ -96,7 +96,10 @@ def test_it_serves_and_is_taken_down(orch: Orch, tmp_path: Path) -> None:
 
     with_settings(orch, '[engines.parrot]\nwords = "Pretty bird"\n')
     assert "tiny differs from its lock" in orch.run("up", "-p", profile, "--locked", str(lock), code=5).err
-    orch.run("up", "-p", profile)
+    told = orch.run("up", "-p", profile, "--json", code=6).lines[-1]
+    assert "under a JSON schema it says 'Pretty bird" in told["error"]
+    assert "--skip-probe schema" in told["hint"]
+    orch.run("up", "-p", profile, "--skip-probe", "schema", "--skip-probe", "stop")
     assert orch.says() == "Pretty bird"
     orch.run("rollback")
     assert orch.says() == "Who is there? Who is there?"
