@@ -35,6 +35,7 @@ _TOOL = {
     },
 }
 _SCHEMA = {"type": "object", "properties": {"answer": {"enum": ["yes", "no"]}}, "required": ["answer"]}
+_PROMPT = "prompt of a chat: "
 # Tokens for what has to come to an end: JSON with blanks, a thought.
 _LONG = 64
 # Of a prompt that is as long as it may be: what a chat puts around it, and the answer.
@@ -103,7 +104,7 @@ def _tokens_asked(interview: Interview) -> Iterator[tuple[str, Callable[[], Any]
     for text in _TEXTS:
         yield repr(text), partial(_tokens_of, interview, text)
     for chat in CHATS if interview.deployment.chats else ():
-        yield f"prompt {chat.name}", partial(_prompt_of, interview, chat)
+        yield f"{_PROMPT}{chat.name}", partial(_prompt_of, interview, chat)
 
 
 def _answer(interview: Interview, question: str) -> str:
@@ -139,15 +140,16 @@ _Told = tuple[bool, str] | None
 
 
 def _tokens(interview: Interview, before: Before | None) -> _Told:
+    """Prompts must have the same tokens. Texts to be completed begin as each engine has it (BOS), which is told."""
     if before is None or not before.tokens:
         return None
     asked = [(name, ask) for name, ask in _tokens_asked(interview) if name in before.tokens]
-    now = [(name, ask()) for name, ask in asked]
-    compared = [(name, tokens) for name, tokens in now if tokens is not None]
-    wrong = [name for name, tokens in compared if not _alike(tokens, before.tokens[name])]
-    if wrong:
-        return False, f"the tokens of {wrong[0]} are not those of {before.instance}"
-    return True, f"the tokens of {len(compared)} texts and prompts are the same"
+    found = {name: tokens for name, ask in asked if (tokens := ask()) is not None}
+    wrong = [name for name, tokens in found.items() if not _alike(tokens, before.tokens[name])]
+    prompts = [name for name in wrong if name.startswith(_PROMPT)]
+    if prompts:
+        return False, f"the tokens of the {prompts[0]} are not those of {before.instance}"
+    return True, f"the tokens of {len(found) - len(wrong)} of {len(found)} prompts and texts are the same"
 
 
 def _answers(interview: Interview, before: Before | None) -> _Told:
