@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from orchestrator.probes import HELLO, instance_of
 # The engine before may be under load, and nobody is to wait for that.
 BEFORE_S = 10.0
 ANSWER_S = 120.0
+CONTEXT_S = 30.0
 # Of the texts that orch check has: as many as an engine can be asked that counts by reading.
 _TEXTS = TEXTS[:6]
 _TOOL = {
@@ -222,7 +223,12 @@ def _context(interview: Interview, before: Before | None) -> _Told:
     each = interview.tokens("word " * 100).number or 0
     if room <= 0 or not each:
         return None
-    reply = interview.asked("word " * int(room / each * 100), max_tokens=1)
+    patient = replace(interview, answer_s=CONTEXT_S)
+    try:
+        reply = patient.asked("word " * int(room / each * 100), max_tokens=1)
+    except HostError:
+        # A large model on a CPU reads so much in minutes, and somebody may be waiting.
+        return True, f"a prompt of about {room} tokens is not read within {CONTEXT_S:.0f} s"
     return reply.status == 200, f"a prompt of about {room} tokens is answered {reply.status}"
 
 
