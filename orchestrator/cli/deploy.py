@@ -30,9 +30,9 @@ from orchestrator.cli.options import (
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
+    from orchestrator.app.deploy import Waiting
     from orchestrator.app.intent import Intent
     from orchestrator.cli.session import Session
-    from orchestrator.core.form import Form
     from orchestrator.core.plan import Plan
 
 lora = typer.Typer(help="Adapters of a deployed profile.", no_args_is_help=True)
@@ -123,10 +123,11 @@ def migrate(
 ) -> None:
     """Move to another engine, artifact or target under load. No failed request, no client edit."""
     with session_of(as_json) as session:
+        from orchestrator.app.deploy import Waiting
         from orchestrator.app.intent import MoveTo, recipe_named
 
         intent = MoveTo(to, profile, target, recipe_named(recipe), ready_made)
-        waiting = (timeout, drain, max_hold, form, keep_old, tuple(skip_probe or ()))
+        waiting = Waiting(timeout, drain, max_hold, form, keep_old, tuple(skip_probe or ()))
         _change_deployed(session, "migrate", f"migrate --to {to}", intent, waiting, plan)
 
 
@@ -143,11 +144,11 @@ def rollback(
 ) -> None:
     """Go back to what served before. Twice goes forward again; adapters stay."""
     with session_of(as_json) as session:
+        from orchestrator.app.deploy import Waiting
         from orchestrator.app.intent import GoBack
 
-        _change_deployed(
-            session, "rollback", "rollback", GoBack(profile), (timeout, drain, max_hold, form, keep_old, ()), plan
-        )
+        waiting = Waiting(timeout, drain, max_hold, form, keep_old)
+        _change_deployed(session, "rollback", "rollback", GoBack(profile), waiting, plan)
 
 
 @app.command()
@@ -188,10 +189,11 @@ def lora_add(
 ) -> None:
     """Serve an adapter beside its base; replaces an adapter of the same name."""
     with session_of(as_json) as session:
+        from orchestrator.app.deploy import Waiting
         from orchestrator.app.intent import AddAdapter
 
         intent = AddAdapter(name, path, profile)
-        waiting = (timeout, drain, max_hold, form, False, ())
+        waiting = Waiting(timeout, drain, max_hold, form)
         _change_deployed(session, "lora add", f"lora add {name}", intent, waiting, plan)
 
 
@@ -208,16 +210,11 @@ def lora_rm(
 ) -> None:
     """Stop serving an adapter."""
     with session_of(as_json) as session:
+        from orchestrator.app.deploy import Waiting
         from orchestrator.app.intent import RemoveAdapter
 
-        _change_deployed(
-            session,
-            "lora rm",
-            f"lora rm {name}",
-            RemoveAdapter(name, profile),
-            (timeout, drain, max_hold, form, False, ()),
-            plan,
-        )
+        waiting = Waiting(timeout, drain, max_hold, form)
+        _change_deployed(session, "lora rm", f"lora rm {name}", RemoveAdapter(name, profile), waiting, plan)
 
 
 @lora.command("ls")
@@ -233,18 +230,13 @@ def lora_ls(as_json: AsJson = False) -> None:
 
 
 def _change_deployed(
-    session: Session,
-    verb: str,
-    doing: str,
-    intent: Intent,
-    waiting: tuple[float, float, float, Form | None, bool, tuple[str, ...]],
-    only_plan: bool,
+    session: Session, verb: str, doing: str, intent: Intent, waiting: Waiting, only_plan: bool
 ) -> None:
-    """Run the plan from what is deployed to what was asked; `waiting` are the fields of Waiting (app/deploy.py)."""
-    from orchestrator.app.deploy import Options, Waiting, plan_for
+    """Run the plan from what is deployed to what was asked."""
+    from orchestrator.app.deploy import Options, plan_for
 
     def make_plan() -> Plan:
-        return plan_for(session.orch, verb, intent, session.orch.observe(), Options(waiting=Waiting(*waiting)))
+        return plan_for(session.orch, verb, intent, session.orch.observe(), Options(waiting=waiting))
 
     session.plan_and_run(doing, make_plan, only_plan)
     if not only_plan:

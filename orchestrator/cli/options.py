@@ -111,7 +111,10 @@ FormOfChange = Annotated[
 LongestHold = Annotated[
     float,
     typer.Option(
-        "--max-hold", help="Seconds that a request may wait in a handover; past it the old engine comes back.", min=1
+        "--max-hold",
+        help="Seconds that a request may wait in a handover; past it the old engine comes back. Node.js gives up at 300.",
+        min=1,
+        max=3540,
     ),
 ]
 SkippedProbes = Annotated[
