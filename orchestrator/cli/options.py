@@ -112,7 +112,7 @@ LongestHold = Annotated[
     float,
     typer.Option(
         "--max-hold",
-        help="Seconds that a request may wait in a handover; past it the old engine comes back. Node.js gives up at 300.",
+        help="Seconds that a request may wait in a handover; past it the old engine is back. Node.js gives up at 300.",
         min=1,
         max=3540,
     ),
