@@ -43,30 +43,21 @@ SLOWEST = (
 SHARES = {
     **dict.fromkeys(
         (
-            *(
-                "artifacts/test_gguf_nvfp4_server.py",
-                "clients/test_ollama_clients.py",
-                "docker/test_container_faults.py",
-            ),
-            *(
-                "docker/test_images_offline.py",
-                "docker/test_tools.py",
-                "e2e/test_circumstances.py",
-                "e2e/test_execs.py",
-            ),
-            *("e2e/test_faults.py", "e2e/test_gateway_upgrades.py", "e2e/test_handover.py", "e2e/test_kills.py"),
-            *("e2e/test_upgrades.py", "local/test_environments.py", "ollama_api/test_runners.py"),
-            "ollama_api/test_serve.py",
+            *("artifacts/test_gguf_nvfp4_server.py", "clients/test_migrations.py", "clients/test_ollama_clients.py"),
+            *("clients/test_openai_clients.py", "contract/test_target.py", "docker/test_container_faults.py"),
+            *("docker/test_images_offline.py", "docker/test_tools.py", "e2e/test_api_keys.py"),
+            *("e2e/test_circumstances.py", "e2e/test_execs.py", "e2e/test_faults.py", "e2e/test_gateway_upgrades.py"),
+            *("e2e/test_handover.py", "e2e/test_kills.py", "e2e/test_main_job.py", "e2e/test_meaning_served.py"),
+            *("e2e/test_ollama_stand_in.py", "e2e/test_upgrades.py", "local/test_environments.py"),
+            *("ollama_api/test_runners.py", "ollama_api/test_serve.py"),
         ),
         3,
     ),
     **dict.fromkeys(
         (
-            *("clients/test_migrations.py", "clients/test_openai_clients.py", "contract/test_target.py"),
             *("docker/test_compose.py", "docker/test_container_memory.py", "docker/test_images_gc.py"),
-            *("docker/test_images_registry.py", "docker/test_logs.py", "e2e/test_api_keys.py", "e2e/test_check.py"),
-            *("e2e/test_main_job.py", "e2e/test_meaning_served.py", "e2e/test_names_on_every_path.py"),
-            *("e2e/test_ollama_stand_in.py", "e2e/test_out_of_memory.py", "e2e/test_plan_only.py"),
+            *("docker/test_images_registry.py", "docker/test_logs.py", "e2e/test_check.py"),
+            *("e2e/test_names_on_every_path.py", "e2e/test_out_of_memory.py", "e2e/test_plan_only.py"),
         ),
         2,
     ),

@@ -135,7 +135,7 @@ def test_local_logs_are_shown_when_the_daemon_does_not_answer(up: DockerOrch) ->
     assert "tiny-llamacpp-g2 | " in served
     host, up.env["DOCKER_HOST"] = up.env["DOCKER_HOST"], "unix:///nonexistent/docker.sock"
     try:
-        told = up.run("logs", "tiny-llamacpp-g2")
+        told = up.run("logs", "tiny-llamacpp-g2", "-n", "5000")
         assert "The Docker daemon does not answer" in told.err
         assert "--- started " in told.out
         assert "tiny-llamacpp-g2 | " in up.run("logs").out
