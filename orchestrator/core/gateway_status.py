@@ -156,7 +156,8 @@ class HeldLoad:
     def from_json(cls, value: object) -> HeldLoad:
         """Read the JSON form; ValueError says which field is wrong."""
         document = fields.mapping(value, "hold")
-        return cls(fields.whole(document, "requests"), fields.whole(document, "size"), float(str(document["oldest_s"])))
+        oldest_s = float(str(document.get("oldest_s", 0.0)))
+        return cls(fields.whole(document, "requests"), fields.whole(document, "size"), oldest_s)
 
 
 @dataclass(frozen=True)

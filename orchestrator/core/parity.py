@@ -28,7 +28,7 @@ TEXTS = (
     "https://example.com/a?b=c&d=%20#e",
     "\n\n\n",
 )
-_TOOL = {
+TOOL = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -65,7 +65,7 @@ CHATS = (
     Chat("a question", _turns("Who are you?")),
     Chat("with a system message", ({"role": "system", "content": "Be brief."}, *_turns("Who are you?"))),
     Chat("a conversation", _turns("Hello!", "Hello! How can I help you today?", "What is 2+2?")),
-    Chat("with a tool", _turns("What is the weather in Paris?"), tools=(_TOOL,)),
+    Chat("with a tool", _turns("What is the weather in Paris?"), tools=(TOOL,)),
     Chat("thinking", _turns("Who are you?"), options={"enable_thinking": True}),
     Chat("not thinking", _turns("Who are you?"), options={"enable_thinking": False}),
 )

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from orchestrator.core.deployment import Deployment
-from orchestrator.core.parity import CHATS, QUESTIONS, TEXTS, Chat, Tokens
+from orchestrator.core.parity import CHATS, QUESTIONS, TEXTS, TOOL, Chat, Tokens
 from orchestrator.core.progress import Progress
 from orchestrator.core.proof import Before, Probe, Proof, Proofs
 from orchestrator.core.steps import AskBefore, ProveEngine
@@ -27,14 +27,6 @@ ANSWER_S = 120.0
 CONTEXT_S = 30.0
 # Of the texts that orch check has: as many as an engine can be asked that counts by reading.
 _TEXTS = TEXTS[:6]
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "The weather in a city.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
 _SCHEMA = {"type": "object", "properties": {"answer": {"enum": ["yes", "no"]}}, "required": ["answer"]}
 _PROMPT = "prompt of a chat: "
 # Tokens for what has to come to an end: JSON with blanks, a thought.
@@ -57,7 +49,7 @@ def ask_before(step: AskBefore, world: World, progress: Progress) -> None:
         for question in QUESTIONS:
             if world.clock.monotonic() < deadline and (said := _answer(interview, question)):
                 answers[question] = said
-    world.records.note("answers", step.deployment.profile, asdict(Before(step.deployment.instance, tokens, answers)))
+    _note(world, "answers", step.deployment.profile, asdict(Before(step.deployment.instance, tokens, answers)))
 
 
 @perform.register
@@ -73,7 +65,7 @@ def prove_engine(step: ProveEngine, world: World, progress: Progress) -> str:
         if proof is not None:
             found.append(Proof(probe.value, *proof))
     proofs = Proofs(deployment.instance, tuple(found))
-    world.records.note("proofs", deployment.profile, asdict(proofs))
+    _note(world, "proofs", deployment.profile, asdict(proofs))
     wrong = [one for one in proofs.proofs if not one.holds]
     if wrong:
         raise HostError(
@@ -82,6 +74,12 @@ def prove_engine(step: ProveEngine, world: World, progress: Progress) -> str:
             detail="\n".join(f"{one.probe}: {one.told}" for one in wrong),
         )
     return proofs.summary
+
+
+def _note(world: World, kind: str, profile: str, value: object) -> None:
+    """For people, and for a comparison: what cannot be written stops nothing."""
+    with suppress(HostError):
+        world.records.note(kind, profile, value)
 
 
 def _interview(deployment: Deployment, world: World, progress: Progress, answer_s: float) -> Interview:
@@ -173,7 +171,8 @@ def _thinking(interview: Interview, before: Before | None) -> _Told:
             return own_store, f"a chat {how} thoughts is answered {reply.status}"
     message = choice_of(plain).get("message") or {}
     if message.get("reasoning_content") or message.get("reasoning"):
-        return False, "it thinks although it was asked not to"
+        # So do models whose template begins a thought whatever it is told.
+        return True, "it thinks although it was asked not to"
     return True, "it thinks, or not, as it is asked"
 
 
@@ -181,7 +180,7 @@ def _tools(interview: Interview, before: Before | None) -> _Told:
     card = interview.deployment.card
     if card is None or not card.takes_tools:
         return None
-    reply = interview.asked("What is the weather in Paris?", tools=[_TOOL], max_tokens=_LONG)
+    reply = interview.asked("What is the weather in Paris?", tools=[TOOL], max_tokens=_LONG)
     if reply.status != 200:
         # Ollama has its own idea of which templates take tools.
         return interview.deployment.own_store, f"a chat with a tool is answered {reply.status}: {reply.text[:200]}"

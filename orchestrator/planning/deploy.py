@@ -18,7 +18,7 @@ from orchestrator.core.resolved import Resolved
 from orchestrator.core.routes import FIRST_WITH_DIGESTS, PROTOCOL, Backend
 from orchestrator.core.steps import EnsureEngine, LoadAdapter, SetRoute, Step, StopEngine
 from orchestrator.planning.forms.base import Change
-from orchestrator.planning.forms.choice import Choice, begun_before, chosen_form
+from orchestrator.planning.forms.choice import Choice, begun_before, chosen_form, was_begun
 from orchestrator.planning.forms.handover import handover
 from orchestrator.planning.forms.overlap import overlap
 from orchestrator.planning.keys import dropped_items, kept_items, read_items
@@ -84,7 +84,7 @@ def plan_deploy(
     others = tuple(engine for engine in mine if engine.deployment.instance != chosen.instance)
     choice = Choice(Form.OVERLAP, resolved.memory_fit)
     asleep = match is not None and match.rests and match is not serving
-    if observed.holds(wanted.profile) and serving in others and not serving.running:
+    if observed.holds(wanted.profile) and was_begun(serving, others):
         choice = begun_before(resolved)
     elif match is None or asleep or not (match.running or end_of_hanging):
         choice = chosen_form(form, resolved, match, others, observed)

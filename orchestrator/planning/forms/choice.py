@@ -50,6 +50,13 @@ def chosen_form(
     return Choice(Form.OVERLAP, fit, _why_overlap(fit, asked) if serves else None)
 
 
+def was_begun(serving: EngineObserved | None, others: Sequence[EngineObserved]) -> bool:
+    """Whether a handover that was killed has got so far that an engine is to end, or has ended, before anybody may be
+    let go on."""
+    ended = serving is not None and serving in others and (not serving.running or serving.rests)
+    return ended or any(engine.instance.state is not InstanceState.STOPPED for engine in others)
+
+
 def begun_before(resolved: Resolved) -> Choice:
     """The handover that somebody began who was killed: what served is ended, and requests are held."""
     return Choice(Form.HANDOVER, resolved.memory_fit, Remark("form handover", "it was begun before: requests are held"))

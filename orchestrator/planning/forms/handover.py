@@ -38,7 +38,7 @@ def handover(change: Change, serving: EngineObserved | None, runs: bool, limits:
     owner = change.chosen.profile
     # A server with a store of its own takes memory for a model when it is asked, and an import may take minutes.
     early = change.chosen.own_store
-    begun = serving if serving in change.others and not serving.running else None
+    begun = serving if serving in change.others and (not serving.running or serving.rests) else None
     held = (
         *(item for engine in change.others for item in _ended(engine, change, engine is serving, limits)),
         *_memory_awaited(change),
@@ -94,7 +94,8 @@ def _ended(engine: EngineObserved, change: Change, serves: bool, limits: Limits)
     if ended:
         yield Action(stop)
         return
-    yield Action(Drain(name, limits.drain_s, cut=False))
+    # What hangs ends nothing that is in flight on it.
+    yield Action(Drain(name, 0.0) if engine.hangs else Drain(name, limits.drain_s, cut=False))
     if stands_by and deployment.own_store:
         yield Action(UnloadModel(deployment), (AwaitReady(deployment, limits.ready_s),))
         return
