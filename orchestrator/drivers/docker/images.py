@@ -38,7 +38,8 @@ VERSION_LABEL = "org.opencontainers.image.version"
 PULL_HINTS: Mapping[str, str] = {
     "no basic auth": "The registry wants a login: docker login",
     "unauthorized": "The registry wants a login: docker login",
-    "401": "The registry wants a login: docker login",
+    # With its word: digests and ports have numbers of their own.
+    "401 Unauthorized": "The registry wants a login: docker login",
     "verification failed": "What came is not what the digest names. Try again; is a proxy in the way?",
     "unexpected commit digest": "What came is not what the digest names. Try again; is a proxy in the way?",
     "unknown blob": "The registry has only a part of the image: pin another one, orch images pin ENGINE IMAGE:TAG",
