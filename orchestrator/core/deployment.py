@@ -50,7 +50,8 @@ class Deployment(Part):
     template; `defaults` is what the gateway fills into requests that do not say (None: as earlier versions did).
     `card` is what clients are told of it (None: nothing of that was known yet); it is recorded with what is wanted, and
     what runs neither bears it nor differs by it. `memory` are the bytes that it was started to take (0: that is not
-    known); what runs bears them, and nothing differs by them.
+    known); what runs bears them, and nothing differs by them. `share` is what it takes of a GPU where it came beside
+    another engine, and that is less than the profile's (None: it is as the profile has it); `share_args` tell it so.
     """
 
     profile: str
@@ -81,6 +82,8 @@ class Deployment(Part):
     defaults: dict[str, Any] | None = None
     card: ModelCard | None = None
     memory: int = 0
+    share: float | None = None
+    share_args: tuple[str, ...] = ()
 
     @property
     def store(self) -> str:
@@ -95,8 +98,8 @@ class Deployment(Part):
 
     @property
     def launch(self) -> Launch:
-        """The full launch, adapters included, so that a restart brings them back, and on the same GPUs."""
-        launch = replace(self.base_launch, argv=(*self.base_launch.argv, *self.adapter_args))
+        """The full launch, adapters included, so that a restart brings them back, and on as much of the same GPUs."""
+        launch = replace(self.base_launch, argv=(*self.base_launch.argv, *self.adapter_args, *self.share_args))
         if not self.gpu:
             return launch
         if launch.container is not None:
@@ -116,9 +119,11 @@ class Deployment(Part):
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two deployments that one process can serve: all but generation, GPUs, adapters and aliases."""
+        """Equal for two deployments that one process can serve: all but generation, GPUs and how much of them, adapters
+        and aliases."""
         of_adapters = {"adapters", "adapter_args", "adapter_lines", "adapter_loads"}
-        left_out = {"generation", "public_names", "gpu", "gpu_way", "gpu_nodes", "card", "memory"} | of_adapters
+        of_gpus = {"gpu", "gpu_way", "gpu_nodes", "memory", "share", "share_args"}
+        left_out = {"generation", "public_names", "card"} | of_gpus | of_adapters
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
 
     @property

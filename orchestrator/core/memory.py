@@ -24,6 +24,9 @@ MIB = 2**20
 # New values by field of MemoryRequest.
 Change = Mapping[str, int | float]
 
+# ASSUMPTION: of a GPU, what those that run on it may come to take more while an engine starts beside them.
+SHARE_TO_SPARE = 0.01
+
 # Bytes per parameter: (matrices of the layers, embedding and head). Q6_K has 210 bytes for 256 weights; NVFP4 half a
 # byte and an FP8 scale per 16 of them, with embedding and head left at 16 bit.
 BYTES_OF: Mapping[Recipe, tuple[float, float]] = {
@@ -208,6 +211,27 @@ class MemoryFit:
         return self.requested + self.request.ahead
 
     @property
+    def beside(self) -> MemoryFit | None:
+        """With the largest share of a GPU that is surely free now; None where it takes no share, or even that is not
+        enough for one request."""
+        if self.request.utilisation is None:
+            return None
+        share = largest_share(self.pool.free - self.request.ahead, self.pool.total)
+        if share is None or share <= SHARE_TO_SPARE:
+            return None
+        found = self.with_share(round(min(share - SHARE_TO_SPARE, self.request.utilisation), 2))
+        return found if found.fits else None
+
+    def with_share(self, share: float) -> MemoryFit:
+        """The same with another share of the GPU."""
+        return replace(self, request=self.request.changed({"utilisation": share}))
+
+    @property
+    def serves_all(self) -> bool:
+        """Whether its KV cache holds as many requests as the profile has served at a time, each as long as may be."""
+        return self.kv >= self.request.kv_token * self.request.context * self.request.parallel
+
+    @property
     def lacking(self) -> str:
         """Why it does not fit, with the figures as they are; empty when it does."""
         request, kind = self.request, "GPU memory" if self.pool.uuid else "memory"
@@ -280,6 +304,11 @@ class MemoryFit:
             "left": self.left,
             "fits": self.fits,
         }
+
+
+def largest_share(free: int, total: int) -> float | None:
+    """The largest share of a GPU, in hundredths, that is free now."""
+    return next((n / 100 for n in range(100, 0, -1) if math.ceil(total * (n / 100)) <= free), None)
 
 
 def memory_pools(host: Host, gpus: tuple[Gpu, ...]) -> tuple[MemoryPool, ...]:

@@ -23,6 +23,7 @@ class Resolved:
     memory that one more such engine needs against what there is; None when nothing is known of the weights yet.
     `sampling` is what is taken where requests do not say. `import_size` are the bytes of disk that the artifact takes
     in the engine's own store, `import_peak` those while it is imported; 0 where it has none, or nothing is known yet.
+    `share_option` is how its program is told which share of a GPU to take; empty where it takes none.
     It is assumed to answer `start_s` seconds after its start.
     """
 
@@ -37,6 +38,7 @@ class Resolved:
     environment: EnvironmentSpec | None = None
     sampling: tuple[SamplingDefault, ...] = ()
     start_s: float = 0.0
+    share_option: str = ""
 
     @property
     def resolution(self) -> Resolution:

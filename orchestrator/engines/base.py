@@ -121,6 +121,8 @@ class EngineSheet(Protocol):
     speaks: tuple[str, ...]
     # The HTTP paths on which it heeds what `patch` adds to a request; None: on all.
     patch_paths: tuple[str, ...] | None
+    # How its program is told which share of a GPU to take; empty where it takes what it needs.
+    share_option: str
     # Seconds from its start to its first answer, besides reading the model: ASSUMPTION, until it has been seen here.
     starts_in_s: float
 
@@ -314,6 +316,7 @@ class EngineDefaults:
     in_containers = True
     speaks: tuple[str, ...] = (OPENAI, ANTHROPIC)
     patch_paths: tuple[str, ...] | None = None
+    share_option = ""
     starts_in_s = 3.0
 
     def gpus(self, profile: Profile, accelerator: Accelerator) -> int:

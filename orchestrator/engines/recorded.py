@@ -87,6 +87,7 @@ def resolve_recorded(
         environment=resolution.environment,
         memory_fit=memory_fit,
         start_s=start_estimate(sheet, memory_fit),
+        share_option=sheet.share_option,
         import_size=import_size,
         import_peak=sheet.import_peak(import_size),
     )

@@ -129,6 +129,8 @@ class Vllm(EngineDefaults):
     starts_in_s = 60.0
     settings: type[EngineSettings] = VllmSettings
     hot_adapters = True
+    # Its command line counts before its file.
+    share_option = "--gpu-memory-utilization"
     takes_gpu = True
     speaks: tuple[str, ...] = (OPENAI, ANTHROPIC, VLLM)
 

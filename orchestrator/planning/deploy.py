@@ -18,7 +18,7 @@ from orchestrator.core.resolved import Resolved
 from orchestrator.core.routes import FIRST_WITH_DIGESTS, PROTOCOL, Backend
 from orchestrator.core.steps import EnsureEngine, LoadAdapter, SetRoute, Step, StopEngine
 from orchestrator.planning.forms.base import Change
-from orchestrator.planning.forms.choice import Choice, begun_before, chosen_form, was_begun
+from orchestrator.planning.forms.choice import Choice, begun_before, chosen_form, fit_of, share_to_raise, was_begun
 from orchestrator.planning.forms.handover import handover
 from orchestrator.planning.forms.overlap import overlap
 from orchestrator.planning.keys import dropped_items, kept_items, read_items
@@ -74,6 +74,11 @@ def plan_deploy(
     mine = observed.engines_of(wanted.profile)
     serving = next((one for one in mine if one.deployment.instance == observed.serving(wanted.profile)), None)
     match = None if fresh else matching_generation(wanted, mine, observed.serving(wanted.profile))
+    raises, of_share = share_to_raise(verb, resolved, match, mine)
+    if raises:
+        # A handover that was killed may have begun it.
+        whole = tuple(engine for engine in mine if engine.deployment.share is None)
+        match = matching_generation(wanted, whole, observed.serving(wanted.profile))
     end_of_hanging: list[Action] = []
     if match is not None and match.hangs:
         # In place: nobody is answered now, and there may be no room for another one beside it.
@@ -82,24 +87,30 @@ def plan_deploy(
         match = match.stopped
     chosen = chosen_generation(wanted, mine, match)
     others = tuple(engine for engine in mine if engine.deployment.instance != chosen.instance)
-    choice = Choice(Form.OVERLAP, resolved.memory_fit)
+    choice = Choice(Form.OVERLAP, fit_of(resolved, match))
     asleep = match is not None and match.rests and match is not serving
     if observed.holds(wanted.profile) and was_begun(serving, others):
         choice = begun_before(resolved)
     elif match is None or asleep or not (match.running or end_of_hanging):
         choice = chosen_form(form, resolved, match, others, observed)
+    if choice.share is not None:
+        share_args = (resolved.share_option, f"{choice.share:g}")
+        memory = choice.fit.requested if choice.fit is not None else 0
+        chosen = chosen.model_copy({"share": choice.share, "share_args": share_args, "memory": memory})
+    memory_fit = choice.fit if choice.share is not None else fit_of(resolved, match)
     if match is None:
         refuse_small_disk(resolved, observed)
     prepare: list[Action | Skip] = [
         *resolved.passed_over,
         *_other_weights(wanted, serving),
         *((choice.why,) if choice.why is not None else ()),
+        *((of_share,) if of_share is not None else ()),
         *prerequisite_items(resolved.prerequisites, observed),
         *(unknown_room(resolved, observed) if match is None else ()),
     ]
     routes = tuple(route.led_to(Backend(chosen.instance, "", chosen.target)) for route in resolved.routes)
     files = list(engine_files(chosen, match))
-    starts = [*end_of_hanging, *engine_start_items(chosen, match, resolved.memory_fit, limits, serving)]
+    starts = [*end_of_hanging, *engine_start_items(chosen, match, memory_fit, limits, serving)]
     imports = list(engine_imports(resolved, chosen, match))
     ready = engine_ready_item(chosen, match, serving, limits, asleep=asleep)
     loads = list(adapters_to_load(chosen, match)) if match is not None else []
@@ -135,7 +146,7 @@ def plan_deploy(
         verify = Skip(f"ask {wanted.served_name} through the gateway", "nothing changed")
     change = Change(
         chosen=chosen,
-        fit=resolved.memory_fit,
+        fit=memory_fit,
         others=others,
         standby=_standby(desired, others),
         prepare=(*prepare, *before),

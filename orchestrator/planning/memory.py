@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from itertools import combinations
 
-from orchestrator.core.memory import MIB, Change, MemoryFit, MemoryPool, MemoryRequest
+from orchestrator.core.memory import MIB, Change, MemoryFit, MemoryPool, MemoryRequest, largest_share
 
 # Contexts are suggested in steps of this many tokens; it is also the least that a profile may ask for.
 CONTEXT_STEP = 128
@@ -85,18 +85,13 @@ def _solve(request: MemoryRequest, pool: MemoryPool, fields: tuple[str, ...]) ->
 
 def _relaxed(request: MemoryRequest, pool: MemoryPool, field: str) -> float | None:
     if field == "utilisation":
-        return _share(pool.free - request.ahead, pool.total)
+        return largest_share(pool.free - request.ahead, pool.total)
     if field == "kv_cache_mib":
         room = (pool.free - request.ahead - request.fixed) // MIB
         return room if room >= 16 else None
     if field == "prompt_cache_mib":
         return 0
     return request.least_slots if field == "slots" else 1
-
-
-def _share(free: int, total: int) -> float | None:
-    """The largest share of a GPU, in hundredths, that is free now."""
-    return next((n / 100 for n in range(100, 0, -1) if math.ceil(total * (n / 100)) <= free), None)
 
 
 def _nearest(request: MemoryRequest, pool: MemoryPool, field: str) -> float | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from orchestrator.core.deployment import Deployment, Desired
 from orchestrator.core.gateway import GatewaySpec
@@ -105,7 +106,9 @@ def chosen_generation(wanted: Deployment, mine: tuple[EngineObserved, ...], matc
         return wanted.model_copy(update={"generation": newest + 1, "adapter_loads": len(wanted.adapters)})
     # Where it is, the model lies already; one that has to be started anew goes where resolve would have it.
     has = match.deployment
-    kept = {"generation": has.generation, "adapter_loads": _loads(match, wanted)}
+    kept: dict[str, Any] = {"generation": has.generation, "adapter_loads": _loads(match, wanted)}
+    if has.share is not None:
+        kept |= {"share": has.share, "share_args": has.share_args, "memory": has.memory}
     on_gpu = {"gpu": has.gpu, "gpu_way": has.gpu_way, "gpu_nodes": has.gpu_nodes}
     return wanted.model_copy(update=kept | (on_gpu if match.running else {}))
 

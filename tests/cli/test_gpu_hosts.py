@@ -24,7 +24,7 @@ from gpu_machines import (
     compiled,
     machine_env,
 )
-from orch_command import Orch
+from orch_command import Orch, stopped_afterwards
 from test_terminal import on_terminal, too_wide
 
 MIB = 2**20
@@ -310,3 +310,19 @@ def test_what_an_engine_holds_of_its_gpus_is_told_where_nvml_names_it(orch: Orch
         assert held(f"{first}|processes={pid}:x:?") is None
     finally:
         orch.run("down", "--all")
+
+
+@pytest.mark.llamacpp
+def test_beside_what_serves_vllm_takes_what_is_left_of_the_card(machine: Machine) -> None:
+    """Of 32,607 MiB 25,217 are free; less a context of 512 MiB that is 0.757 of them, and a hundredth stays spare."""
+    with stopped_afterwards(machine(f"{RTX_5090.replace('|32000', '|25217')}|hidden={NO_PERMISSION}")) as orch:
+        orch.run("up", "llamacpp", "-p", str(orch.profile))
+        lines = orch.run("migrate", "--to", "vllm", "--plan", "--json").lines
+        (plan,) = (line for line in lines if "plan" in line)
+        (budget,) = (line["budget"] for line in lines if "budget" in line)
+        (form,) = (item["why"] for item in plan["items"] if item.get("skip") == "form overlap")
+        assert form.startswith("both fit, as vllm takes 0.74 of the GPU (23.56 GiB for ")
+        assert form.endswith(", and not 0.85; nobody waits. A later orch up raises it to 0.85")
+        assert (budget["requested"], budget["fits"]) == (-(-32607 * MIB * 74 // 100), True)
+        asked = orch.run("migrate", "--to", "vllm", "--form", "handover", "--plan", "--json", code=5).lines[-1]
+        assert asked["error"].startswith("vllm asks for 27.1 GiB of GPU memory (0.85 of 31.8 GiB); 24.6 GiB are free")

@@ -88,14 +88,15 @@ class Situation:
 
     `command` is what the user typed, `profile` what has changed in the tiny profile since. `engines` has a line per
     generation: `ENGINE gN [RECIPE] [target=docker] [backoff|stopped] [unsupervised] [silent|hangs|rests]
-    [drift=paused|renamed] [spare=MODEL] [context=N] [aliases=X,Y] [adapters=A,B] [loaded=A,B] [loads=N]`; without words
-    it runs, is supervised and answers, with its adapters loaded. `routes` (to which generation all names lead),
-    `desired` and `previous` are written the same way; `untold`: by a version of orch that told clients nothing of
-    models; `keeps`: what was before stands by. `gateway` is well (where there are engines), absent, silent,
-    unsupervised or renamed, `gateway_target` where it is, `gateway_name`, `gateway_protocol` and `gateway_version`
-    which one, `gateway_origins` whose pages it lets in, and `origins` what ORCH_ORIGINS says of that; `other_gateways`
-    has lines `NAME waiting|leaving|silent|stopped`, `in_flight` counts requests by instance, and with `paused` those to
-    the profile are held; `foreign` are public names of another profile. `engine_memory_gib` is ORCH_ENGINE_MEMORY.
+    [drift=paused|renamed] [spare=MODEL] [context=N] [parallel=N] [aliases=X,Y] [adapters=A,B] [loaded=A,B] [loads=N]
+    [share=N]`; without words it runs, is supervised and answers, with its adapters loaded. `routes` (to which
+    generation all names lead), `desired` and `previous` are written the same way; `untold`: by a version of orch that
+    told clients nothing of models; `keeps`: what was before stands by. `gateway` is well (where there are engines),
+    absent, silent, unsupervised or renamed, `gateway_target` where it is, `gateway_name`, `gateway_protocol` and
+    `gateway_version` which one, `gateway_origins` whose pages it lets in, and `origins` what ORCH_ORIGINS says of that;
+    `other_gateways` has lines `NAME waiting|leaving|silent|stopped`, `in_flight` counts requests by instance, and with
+    `paused` those to the profile are held; `foreign` are public names of another profile. `engine_memory_gib` is
+    ORCH_ENGINE_MEMORY.
     `host`, `ollama`, `free_gib`, `free_disk_gb` and `free_gpu_gib` are the machine; `driver` is the version of
     NVIDIA's, `lingering_gib` GPU memory that a dead process has not given back, `gpu_users` lines `NAME PID GIB` of
     living ones; what is said of GPU memory is of each GPU, or a list with a number for each.
@@ -158,12 +159,12 @@ class Situation:
         )
 
     def _desired_of(self, words: list[str]) -> Desired:
-        """`ENGINE [RECIPE] [target=docker] [context=N] [adapters=A,B]`."""
+        """`ENGINE [RECIPE] [target=docker] [context=N] [parallel=N] [adapters=A,B]`."""
         settings = dict(word.split("=", 1) for word in words if "=" in word)
         recipe = next((Recipe(word) for word in words if word in list(Recipe)), None)
         changes: dict[str, Any] = {}
-        if "context" in settings:
-            changes["serving"] = {"context": int(settings["context"])}
+        if serving := {name: int(settings[name]) for name in ("context", "parallel") if name in settings}:
+            changes["serving"] = serving
         if "aliases" in settings:
             changes["public_names"] = ["tiny", *settings["aliases"].split(",")]
         profile = tiny(**changes)
@@ -176,7 +177,14 @@ class Situation:
         settings = dict(word.split("=", 1) for word in words if "=" in word)
         generation = next(int(word[1:]) for word in words if re.fullmatch(r"g\d+", word))
         loads = int(settings.get("loads", len(desired.adapters)))
-        return self._resolved(desired).deployment.model_copy(update={"generation": generation, "adapter_loads": loads})
+        changes: dict[str, Any] = {"generation": generation, "adapter_loads": loads}
+        made = self._resolved(desired)
+        if "share" in settings:
+            share = settings["share"]
+            changes |= {"share": float(share), "share_args": (made.share_option, share)}
+            if made.memory_fit is not None:
+                changes["memory"] = made.memory_fit.with_share(float(share)).requested
+        return made.deployment.model_copy(update=changes)
 
     def _resolved(self, desired: Desired) -> Resolved:
         """As it was resolved when it was started: everything was there."""

@@ -35,6 +35,29 @@ def test_the_sizes_of_qwen3_8b() -> None:
     assert artifact_bytes(Recipe.GGUF_BF16, QWEN3_8B_BYTES, QWEN3_8B) == QWEN3_8B_BYTES
 
 
+# By hand: of 32,607 MiB the driver keeps some 500 and Ollama holds 6.7 GB (Q6_K, and its KV cache); vLLM's context
+# comes first (512 MiB), and one hundredth stays spare. None: what the profile promises, four requests of 8,192 tokens
+# (4.5 GiB), would not fit beside 6.0 GiB of weights and the allowance of 1.2.
+@pytest.mark.parametrize(
+    ("gib", "held", "share"),
+    [(31.84, 6.7e9 + 500 * MIB, 0.76), (23.9, 6.7e9 + 500 * MIB, 0.68), (15.9, 6.7e9 + 500 * MIB, None)],
+    ids=["RTX 5090", "RTX 4090", "16 GB"],
+)
+def test_beside_ollama_vllm_takes_what_it_leaves(gib: float, held: float, share: float | None) -> None:
+    request = ENGINES["vllm"].memory_request(
+        qwen3_8b(serving__context=8192, serving__parallel=4), NVFP4_BYTES, QWEN3_8B, Accelerator.CUDA, 0
+    )
+    total = int(gib * GIB)
+    whole = MemoryFit(request, MemoryPool("GPU", total, total - int(held), "GPU-1"))
+    less = whole.beside
+    assert not whole.fits
+    if share is None:
+        assert less is None or not less.serves_all
+        return
+    assert less is not None
+    assert (less.request.utilisation, less.fits, less.serves_all) == (share, True, True)
+
+
 # vLLM's fit formula worked out by hand: thousands of KV tokens for 0.85 and 0.92 of so many GiB, without LoRA, with
 # two slots of rank 16, and with four of rank 64. None: the weights alone are too much.
 TOKENS: dict[int, tuple[tuple[float | None, float | None], ...]] = {

@@ -10,7 +10,7 @@ from orchestrator.core.launch import InstanceState
 from orchestrator.core.memory import GIB, MemoryFit, MemoryPool
 from orchestrator.core.observed import EngineObserved, Observed
 from orchestrator.core.pins import Accelerator
-from orchestrator.core.plan import Remark
+from orchestrator.core.plan import Remark, Upgrade
 from orchestrator.core.resolved import Resolved
 from orchestrator.planning.preconditions import refuse_no_room
 
@@ -19,11 +19,13 @@ _INSTEAD = "Have what serves now end first, while requests wait: --form handover
 
 @dataclass(frozen=True)
 class Choice:
-    """A form and why, where something serves; `fit` is how the new engine fits then (None: that is not known)."""
+    """A form and why, where something serves; `fit` is how the new engine fits then (None: that is not known), and
+    `share` what it takes of a GPU, where that is less than the profile's."""
 
     form: Form
     fit: MemoryFit | None
     why: Remark | None = None
+    share: float | None = None
 
 
 def chosen_form(
@@ -35,19 +37,46 @@ def chosen_form(
     Raises PlanRefused where it fits in none. What served and is only started again is not asked whether it fits; and
     where none of the others runs, there is nothing to hand over.
     """
-    fit, serving = resolved.memory_fit, at.serving(resolved.deployment.profile)
+    fit, serving = fit_of(resolved, match), at.serving(resolved.deployment.profile)
     leaving = [engine for engine in others if engine.instance.state is not InstanceState.STOPPED]
     serves = any(engine.deployment.instance == serving for engine in leaving)
     heals = match is not None and not serves
     fits = fit is None or fit.fits or fit.fits_later
-    after = fit and MemoryFit.of(fit.request, tuple(_freed(one.pool, leaving) for one in fit.each))
+    after = fit and _after(fit, leaving)
     fits_after = after is None or after.fits
-    if leaving and (asked is Form.HANDOVER or (asked is None and fits_after and not fits)):
+    less = _less(asked, resolved, match, leaving) if serves and not fits else None
+    if less is not None:
+        return Choice(Form.OVERLAP, less, _why_less(less, resolved), less.request.utilisation)
+    known = all(engine.deployment.memory for engine in leaving)
+    hands_over = fits_after or not known if asked is Form.HANDOVER else asked is None and fits_after and not fits
+    if leaving and hands_over:
         return Choice(Form.HANDOVER, after, _why_handover(fit, fits, _expected(resolved, at.starts), leaving))
     if not heals:
-        known = all(engine.deployment.memory for engine in leaving)
         refuse_no_room(resolved, _INSTEAD if leaving and (fits_after or not known) else "")
     return Choice(Form.OVERLAP, fit, _why_overlap(fit, asked) if serves else None)
+
+
+def fit_of(resolved: Resolved, match: EngineObserved | None) -> MemoryFit | None:
+    """How the generation that matches fits, or the new one: with the share of a GPU that it has."""
+    fit, share = resolved.memory_fit, match.deployment.share if match is not None else None
+    return fit if fit is None or share is None else fit.with_share(share)
+
+
+def share_to_raise(
+    verb: str, resolved: Resolved, match: EngineObserved | None, mine: Sequence[EngineObserved]
+) -> tuple[bool, Remark | None]:
+    """Whether the generation that matches is to be replaced, because it has less of a GPU than the profile says: it
+    came beside another engine, and `up` gives it the rest. And what there is to say where it stays."""
+    fit, share = resolved.memory_fit, match.deployment.share if match is not None else None
+    if match is None or share is None or fit is None or not fit.request.utilisation:
+        return False, None
+    what = f"raise {match.instance.name} to {fit.request.utilisation:g} of the GPU"
+    came = f"it came beside another engine, and has {share:g}"
+    if verb != "up":
+        return False, Upgrade(what, f"{came}; the next orch up does it, by a handover if need be")
+    if not _after(fit, [one for one in mine if one.running]).fits:
+        return False, Remark(what, f"{came}; something else has what is left of it")
+    return True, None
 
 
 def was_begun(serving: EngineObserved | None, others: Sequence[EngineObserved]) -> bool:
@@ -60,6 +89,24 @@ def was_begun(serving: EngineObserved | None, others: Sequence[EngineObserved]) 
 def begun_before(resolved: Resolved) -> Choice:
     """The handover that somebody began who was killed: what served is ended, and requests are held."""
     return Choice(Form.HANDOVER, resolved.memory_fit, Remark("form handover", "it was begun before: requests are held"))
+
+
+def _less(
+    asked: Form | None, resolved: Resolved, match: EngineObserved | None, leaving: Sequence[EngineObserved]
+) -> MemoryFit | None:
+    """With less of a GPU, where that lets a new engine start beside what serves. Who has not asked for that gets all
+    the room that the profile promises, on the way to another engine; and nothing is replaced by itself with less."""
+    fit, wanted, of = resolved.memory_fit, resolved.deployment, [engine.deployment for engine in leaving]
+    if fit is None or match is not None or any(one.fingerprint == wanted.fingerprint for one in of):
+        return None
+    moves = all(one.engine != wanted.engine for one in of)
+    less = fit.beside if asked is Form.OVERLAP or (asked is None and moves) else None
+    return less if less is not None and (less.serves_all or asked is Form.OVERLAP) else None
+
+
+def _after(fit: MemoryFit, leaving: Sequence[EngineObserved]) -> MemoryFit:
+    """How it fits once these have ended."""
+    return MemoryFit.of(fit.request, tuple(_freed(one.pool, leaving) for one in fit.each))
 
 
 def _freed(pool: MemoryPool, leaving: Sequence[EngineObserved]) -> MemoryPool:
@@ -83,6 +130,16 @@ def _why_overlap(fit: MemoryFit | None, asked: Form | None) -> Remark:
         return Remark("form overlap", "both run until the switch; how much memory that takes is not known")
     return Remark(
         "form overlap", f"both fit: {_gib(fit.needed)} of {_gib(fit.pool.free)} free are needed; nobody waits"
+    )
+
+
+def _why_less(less: MemoryFit, resolved: Resolved) -> Remark:
+    engine, whole = resolved.deployment.engine, resolved.memory_fit
+    would = whole.request.utilisation if whole is not None else None
+    return Remark(
+        "form overlap",
+        f"both fit, as {engine} takes {less.request.utilisation:g} of the GPU ({_gib(less.requested)} for "
+        f"{less.tokens} tokens of KV cache), and not {would:g}; nobody waits. A later orch up raises it to {would:g}",
     )
 
 

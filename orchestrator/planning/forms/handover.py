@@ -41,7 +41,7 @@ def handover(change: Change, serving: EngineObserved | None, runs: bool, limits:
     begun = serving if serving in change.others and (not serving.running or serving.rests) else None
     held = (
         *(item for engine in change.others for item in _ended(engine, change, engine is serving, limits)),
-        *_memory_awaited(change),
+        *(() if runs else _memory_awaited(change)),
         *(() if early else (*change.start, *change.imports)),
         *change.ready,
         *change.loads,
