@@ -41,6 +41,12 @@ class Group:
         file = self.places["cpu"] / FILES[self.version][1]
         file.write_text(quota if self.version == 1 else f"{quota} 100000")
 
+    @property
+    def kills(self) -> int:
+        """How many processes the kernel has ended because they would have outgrown it."""
+        said = self.places["memory"] / ("memory.oom_control" if self.version == 1 else "memory.events")
+        return next(int(line.split()[1]) for line in said.read_text().splitlines() if line.startswith("oom_kill "))
+
     def processes(self) -> list[int]:
         return [int(pid) for pid in (self.places["memory"] / "cgroup.procs").read_text().split()]
 

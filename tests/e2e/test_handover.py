@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from control_groups import MIB, group
 from forks import Forked
 from mixed_load import MixedLoad, problems
 from orch_command import ANSWER, ASSETS, Orch, Outcome, stopped_afterwards, wait_until
@@ -125,6 +127,31 @@ def test_in_containers(orch_docker: Orch) -> None:
     orch.status()
     assert orch.says() == ANSWER
     assert len(orch.processes()) == orch.all_of_it
+
+
+@pytest.mark.groups
+def test_in_a_control_group_that_holds_one(tmp_path: Path) -> None:
+    """Nobody has declared anything: the group's limit is real, and its kernel would end what is too much for it."""
+    with group() as limited, stopped_afterwards(OnStandIn(tmp_path / "home")) as orch:
+        limited.limit_memory(700 * MIB)
+        orch.within = limited.within
+        # A KV cache of 256 MiB, whichever engine has it.
+        orch.write_profile(context=2048, parallel=64)
+        orch.run("up", "llamacpp", "-p", str(orch.profile))
+        sizes = re.match(
+            r"handover: they do not fit together: (0\.\d+) GiB are needed, (0\.\d+) GiB free;", form_of(orch, *TO_OLLAMA)
+        )
+        assert sizes is not None and float(sizes[1]) > float(sizes[2])
+        running = MixedLoad(f"http://{orch.listen}", ("tiny",)).start()
+        wait_until(lambda: any(asked.first for asked in running.asked), what="an answer")
+        orch.run(*TO_OLLAMA)
+        orch.status()
+        assert serving(orch) == ["ollama"]
+        orch.run("rollback")
+        orch.status()
+        assert serving(orch) == ["llamacpp"]
+        assert problems(running.stop()) == []
+        assert limited.kills == 0
 
 
 def test_a_hold_that_would_last_too_long_ends_with_the_old_engine(one: OnStandIn, load: MixedLoad) -> None:
