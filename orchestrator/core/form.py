@@ -16,7 +16,9 @@ class Form(StrEnum):
 
 @dataclass(frozen=True)
 class LongestHold:
-    """No request for the names of `owner` may be held for more than `seconds`."""
+    """No request for the names of `owner` may wait for more than `seconds`, until it has its first token from
+    `instance`."""
 
     owner: str
     seconds: float
+    instance: str

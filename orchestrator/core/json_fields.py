@@ -29,6 +29,14 @@ def whole(document: Mapping[str, object], key: str) -> int:
     return value
 
 
+def number(document: Mapping[str, object], key: str, default: float) -> float:
+    """A number; the default where there is none."""
+    value = document.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{key}: a number is needed, not {value!r}")
+    return float(value)
+
+
 def truth(document: Mapping[str, object], key: str) -> bool:
     """True or false."""
     value = document.get(key)

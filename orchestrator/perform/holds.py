@@ -5,6 +5,7 @@ from __future__ import annotations
 from orchestrator.core.form import LongestHold
 from orchestrator.core.gateway_status import GatewayStatus, HeldLoad
 from orchestrator.core.progress import Progress
+from orchestrator.core.proof import Proofs
 from orchestrator.core.steps import HoldRequests, ReleaseRequests
 from orchestrator.drivers.base import World
 from orchestrator.errors import HostError
@@ -28,8 +29,9 @@ def release_requests(step: ReleaseRequests, world: World, progress: Progress) ->
 
 def keeping_hold(longest: LongestHold, world: World, progress: Progress) -> Progress:
     """`progress` of a step while requests are held: it keeps the hold from expiring, and raises HostError once a
-    request has waited for too long."""
-    looked = renewed = world.clock.monotonic()
+    request has waited for too long, or would have when it is answered."""
+    renewed = world.clock.monotonic()
+    looked = renewed - LOOK_S
 
     def kept(what: str, done: int, total: int) -> None:
         nonlocal looked, renewed
@@ -39,9 +41,12 @@ def keeping_hold(longest: LongestHold, world: World, progress: Progress) -> Prog
             return
         looked = now
         oldest_s = status.traffic.holds.get(longest.owner, HeldLoad()).oldest_s
-        if oldest_s > longest.seconds:
+        first_s = _first_token_s(longest, world)
+        if oldest_s and oldest_s + first_s > longest.seconds:
+            more = f" and would wait for {first_s:.0f} s more" if first_s >= 1 else ""
             raise HostError(
-                f"a request has been held for {oldest_s:.0f} s, and none may be for more than {longest.seconds:.0f}.",
+                f"a request has been held for {oldest_s:.0f} s{more}, and none may be for more than "
+                f"{longest.seconds:.0f}.",
                 hint="A larger --max-hold lets them wait longer. Clients give up, too: Node.js after 300 s.",
             )
         if now - renewed >= RENEW_S:
@@ -49,6 +54,16 @@ def keeping_hold(longest: LongestHold, world: World, progress: Progress) -> Prog
             renewed = now
 
     return kept
+
+
+def _first_token_s(longest: LongestHold, world: World) -> float:
+    """How long the oldest, which goes on first, will wait for its first token: as long as the probe did. 0 as long as
+    the new engine has not been asked."""
+    try:
+        proofs = Proofs.from_json(world.records.noted("proofs", longest.owner))
+    except ValueError:
+        return 0.0
+    return proofs.first_token_s if proofs.instance == longest.instance else 0.0
 
 
 def _hold(owner: str, longest_s: float, world: World) -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from orchestrator.core.deployment import Deployment
+from orchestrator.core.deployment import Adapter, Deployment
 from orchestrator.core.parity import CHATS, QUESTIONS, TEXTS, TOOL, Chat, Tokens
 from orchestrator.core.progress import Progress
 from orchestrator.core.proof import Before, Probe, Proof, Proofs
@@ -42,6 +42,7 @@ def ask_before(step: AskBefore, world: World, progress: Progress) -> None:
     deadline = world.clock.monotonic() + BEFORE_S
     tokens: dict[str, Any] = {}
     answers: dict[str, str] = {}
+    adapters: dict[str, str] = {}
     with suppress(HostError):
         for name, ask in _tokens_asked(interview):
             if world.clock.monotonic() < deadline and (found := ask()) is not None:
@@ -49,7 +50,11 @@ def ask_before(step: AskBefore, world: World, progress: Progress) -> None:
         for question in QUESTIONS:
             if world.clock.monotonic() < deadline and (said := _answer(interview, question)):
                 answers[question] = said
-    _note(world, "answers", step.deployment.profile, asdict(Before(step.deployment.instance, tokens, answers)))
+        for adapter in step.deployment.adapters:
+            if world.clock.monotonic() < deadline:
+                adapters[adapter.digest] = _answer(interview, HELLO, adapter)
+    before = Before(step.deployment.instance, tokens, answers, adapters)
+    _note(world, "answers", step.deployment.profile, asdict(before))
 
 
 @perform.register
@@ -106,8 +111,8 @@ def _tokens_asked(interview: Interview) -> Iterator[tuple[str, Callable[[], Any]
         yield f"{_PROMPT}{chat.name}", partial(_prompt_of, interview, chat)
 
 
-def _answer(interview: Interview, question: str) -> str:
-    return text_of(interview.choice(question))
+def _answer(interview: Interview, question: str, adapter: Adapter | None = None) -> str:
+    return text_of(interview.choice(question, adapter))
 
 
 def _tokens_of(interview: Interview, text: str) -> list[int] | int | None:
@@ -135,7 +140,7 @@ def _number(tokens: Any) -> Any:
     return len(tokens) if isinstance(tokens, list) else tokens
 
 
-_Told = tuple[bool, str] | None
+_Told = tuple[bool, str] | tuple[bool, str, float] | None
 
 
 def _tokens(interview: Interview, before: Before | None) -> _Told:
@@ -157,6 +162,21 @@ def _answers(interview: Interview, before: Before | None) -> _Told:
     now = {question: _answer(interview, question) for question in before.answers}
     same = sum(now[question] == answer for question, answer in before.answers.items())
     return True, f"{same} of {len(now)} greedy answers as before"
+
+
+def _adapters(interview: Interview, before: Before | None) -> _Told:
+    """Numbers may part two engines' answers; but where the base says what it said, an adapter that now says the same
+    and did not before is not applied."""
+    compared = [one for one in interview.deployment.adapters if before is not None and one.digest in before.adapters]
+    if before is None or not compared:
+        return None
+    was, base = before.answers.get(HELLO), _answer(interview, HELLO)
+    now = {adapter.digest: _answer(interview, HELLO, adapter) for adapter in compared}
+    for adapter in compared:
+        if base == was == now[adapter.digest] != before.adapters[adapter.digest]:
+            return False, f"adapter {adapter.name} changes nothing: it answers as the base does"
+    same = sum(now[digest] == before.adapters[digest] for digest in now)
+    return True, f"{same} of {len(now)} adapters answer as before"
 
 
 def _thinking(interview: Interview, before: Before | None) -> _Told:
@@ -235,12 +255,14 @@ def _first_token(interview: Interview, before: Before | None) -> _Told:
     clock = interview.world.clock
     began = clock.monotonic()
     interview.asked(HELLO, max_tokens=1)
-    return True, f"the first token came after {clock.monotonic() - began:.2f} s"
+    seconds = clock.monotonic() - began
+    return True, f"the first token came after {seconds:.2f} s", seconds
 
 
 _PROBES: dict[Probe, Callable[[Interview, Before | None], _Told]] = {
     Probe.TOKENS: _tokens,
     Probe.ANSWERS: _answers,
+    Probe.ADAPTERS: _adapters,
     Probe.THINKING: _thinking,
     Probe.TOOLS: _tools,
     Probe.SCHEMA: _schema,

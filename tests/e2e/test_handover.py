@@ -139,7 +139,8 @@ def test_in_a_control_group_that_holds_one(tmp_path: Path) -> None:
         orch.write_profile(context=2048, parallel=64)
         orch.run("up", "llamacpp", "-p", str(orch.profile))
         sizes = re.match(
-            r"handover: they do not fit together: (0\.\d+) GiB are needed, (0\.\d+) GiB free;", form_of(orch, *TO_OLLAMA)
+            r"handover: they do not fit together: (0\.\d+) GiB are needed, (0\.\d+) GiB free;",
+            form_of(orch, *TO_OLLAMA),
         )
         assert sizes is not None and float(sizes[1]) > float(sizes[2])
         running = MixedLoad(f"http://{orch.listen}", ("tiny",)).start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -238,6 +238,31 @@ class FakeHttp:
         if engine is None or engine.server is None or engine.server.hangs:
             return Reply(502, None, f"{route.backend.instance} does not answer")
         return engine.server.post(path, {**body, "model": route.upstream or route.name, **route.patch})
+
+
+class AlteredHttp(FakeHttp):
+    """The same, of whose answers `alter` may make others: it is given what was asked, and the reply."""
+
+    def __init__(
+        self,
+        targets: tuple[FakeTarget, ...],
+        faults: Faults,
+        alter: Callable[[Mapping[str, Any], Reply | None], Reply | None],
+    ) -> None:
+        super().__init__(targets, faults)
+        self._alter = alter
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        content: Mapping[str, Any] | Path | None,
+        timeout_s: float,
+        progress: Progress,
+        key: str = "",
+    ) -> Reply | None:
+        reply = super().send(method, url, content, timeout_s, progress, key)
+        return self._alter(content if isinstance(content, Mapping) else {}, reply)
 
 
 def _unauthorized() -> Reply:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 from fakes.asks import CPU, GIB, plan_of, tiny
+from fakes.gateway import AlteredHttp
 from fakes.target import Fate
 from fakes.world import FakeWorld
 
 from orchestrator.app.deploy import Options, Waiting
 from orchestrator.core.gateway_status import HeldLoad
 from orchestrator.core.plan import Plan
+from orchestrator.drivers.base import Reply
 from orchestrator.errors import StepFailed
 
 # llama.cpp asks for 0.93 GiB, vLLM for 3.14.
@@ -51,6 +56,28 @@ def test_a_request_that_has_waited_too_long_brings_the_old_engine_back(world: Fa
     assert held(world) == {}
     (engine,) = world.observe().engines_of("tiny")
     assert (engine.deployment.engine, engine.answers, world.chat("tiny")) == ("llamacpp", True, 200)
+
+
+@pytest.mark.parametrize(("waited_s", "engine"), [(23.0, "vllm"), (25.0, "llamacpp")])
+def test_the_first_token_is_a_part_of_the_wait(world: FakeWorld, waited_s: float, engine: str) -> None:
+
+    def slow_to_begin(asked: Mapping[str, Any], reply: Reply | None) -> Reply | None:
+        if asked.get("max_tokens") == 1:
+            world.clock.sleep(6)
+        return reply
+
+    world.http = AlteredHttp(world.targets, world.faults, slow_to_begin)
+    world.gateway.held["tiny"] = HeldLoad(1, 70, waited_s)
+    plan = handover(world, longest_hold_s=30.0)
+    if engine == "vllm":
+        world.run(plan)
+    else:
+        with pytest.raises(StepFailed) as failed:
+            world.run(plan)
+        said = "a request has been held for 25 s and would wait for 6 s more, and none may be for more than 30"
+        assert said in failed.value.message
+    (serving,) = world.observe().engines_of("tiny")
+    assert (serving.deployment.engine, held(world)) == (engine, {})
 
 
 def test_as_long_as_nobody_waits_for_too_long_it_goes_on_and_the_hold_is_renewed(world: FakeWorld) -> None:

@@ -49,7 +49,7 @@ def handover(change: Change, serving: EngineObserved | None, runs: bool, limits:
         *change.switch,
         *change.verify,
     )
-    within = LongestHold(owner, limits.longest_hold_s)
+    within = LongestHold(owner, limits.longest_hold_s, change.chosen.instance)
     hold = Action(HoldRequests(owner, limits.longest_hold_s), _until_it_serves(begun, change, runs, limits))
     before = (
         # Whoever is held already is not let go on to an engine that somebody has ended.
