@@ -145,7 +145,13 @@ def _engine(instance: Instance, deployment: Deployment, world: World) -> EngineO
         return EngineObserved(instance, deployment, answers=False)
     hangs = _hangs(instance, sheet, world)
     loaded, spare = sheet.loaded(deployment, reply.json), sheet.spare(deployment, reply.json)
-    return EngineObserved(instance, deployment, not hangs, loaded, hangs, spare)
+    sleeps = deployment.asleep is not None and _sleeps(instance, sheet, world)
+    return EngineObserved(instance, deployment, not hangs, loaded, hangs, spare, sleeps)
+
+
+def _sleeps(instance: Instance, sheet: EngineSheet, world: World) -> bool:
+    reply = world.http.get(instance.url + sheet.sleep_path(), PROBE_TIMEOUT_S, instance.secret)
+    return reply is not None and reply.status == 200 and sheet.asleep(reply.json)
 
 
 def _hangs(instance: Instance, sheet: EngineSheet, world: World) -> bool:

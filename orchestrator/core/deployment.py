@@ -38,6 +38,13 @@ class Adapter(Part):
     gguf: str
 
 
+class Asleep(Part):
+    """What an engine that sleeps still holds, in bytes: its weights in the host's memory, and a part of the GPU."""
+
+    host: int
+    gpu: int
+
+
 class Deployment(Part):
     """Everything that decides what one generation of a profile serves, and how it was started.
 
@@ -52,6 +59,7 @@ class Deployment(Part):
     what runs neither bears it nor differs by it. `memory` are the bytes that it was started to take (0: that is not
     known); what runs bears them, and nothing differs by them. `share` is what it takes of a GPU where it came beside
     another engine, and that is less than the profile's (None: it is as the profile has it); `share_args` tell it so.
+    Where it can sleep as a standby, `asleep` is what it holds then.
     """
 
     profile: str
@@ -84,6 +92,12 @@ class Deployment(Part):
     memory: int = 0
     share: float | None = None
     share_args: tuple[str, ...] = ()
+    asleep: Asleep | None = None
+
+    @property
+    def can_rest(self) -> bool:
+        """Whether its server can go on without a model in memory."""
+        return self.own_store or self.asleep is not None
 
     @property
     def store(self) -> str:
@@ -122,7 +136,7 @@ class Deployment(Part):
         """Equal for two deployments that one process can serve: all but generation, GPUs and how much of them, adapters
         and aliases."""
         of_adapters = {"adapters", "adapter_args", "adapter_lines", "adapter_loads"}
-        of_gpus = {"gpu", "gpu_way", "gpu_nodes", "memory", "share", "share_args"}
+        of_gpus = {"gpu", "gpu_way", "gpu_nodes", "memory", "share", "share_args", "asleep"}
         left_out = {"generation", "public_names", "card"} | of_gpus | of_adapters
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
 

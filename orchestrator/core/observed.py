@@ -19,7 +19,8 @@ from orchestrator.errors import HostError
 class EngineObserved:
     """A generation that exists. `answers`: it serves its model under its name, and it is ours;
     `loaded` are the adapters (name, path) that it serves at this moment, None when it could not be asked. `hangs`: its
-    server answers, and what it has loaded does not. `spare` lies in its own store and is of no adapter of it."""
+    server answers, and what it has loaded does not. `spare` lies in its own store and is of no adapter of it. It
+    `sleeps` where it was told to."""
 
     instance: Instance
     deployment: Deployment
@@ -27,6 +28,7 @@ class EngineObserved:
     loaded: tuple[tuple[str, str], ...] | None = None
     hangs: bool = False
     spare: tuple[str, ...] = ()
+    sleeps: bool = False
 
     @property
     def running(self) -> bool:
@@ -35,9 +37,10 @@ class EngineObserved:
 
     @property
     def rests(self) -> bool:
-        """Its server answers, and has no model in memory: it loads one when it is asked."""
+        """Its server answers, and has no model in memory."""
         children = self.instance.children
-        return self.answers and self.deployment.own_store and children is not None and children.count == 0
+        unloaded = self.deployment.own_store and children is not None and children.count == 0
+        return self.answers and (unloaded or self.sleeps)
 
     @property
     def stopped(self) -> EngineObserved:

@@ -43,5 +43,5 @@ class Resolved:
     @property
     def resolution(self) -> Resolution:
         """What is recorded of it: not what it takes, which is known better once its artifact is there."""
-        deployment = self.deployment.model_copy({"memory": 0})
+        deployment = self.deployment.model_copy({"memory": 0, "asleep": None})
         return Resolution(deployment=deployment, image=self.image, environment=self.environment)

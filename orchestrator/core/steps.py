@@ -332,17 +332,36 @@ class UnloadAdapter(Step):
 
 @dataclass(frozen=True)
 class UnloadModel(Step):
-    """Have a server with a store of its own give its model's memory back, and stand by."""
+    """Have a server that can go on without its model give that one's memory back, and stand by."""
 
     deployment: Deployment
 
     @property
     def what(self) -> str:
-        return f"unload the model of {self.deployment.instance}, which stands by"
+        name = self.deployment.instance
+        return f"put {name} to sleep" if self.deployment.asleep else f"unload the model of {name}, which stands by"
 
     @property
     def limit_s(self) -> float:
         return MEMORY_S
+
+
+@dataclass(frozen=True)
+class WakeEngine(Step):
+    """Have an engine that sleeps answer again."""
+
+    duration = Duration.LONG
+
+    deployment: Deployment
+    timeout_s: float
+
+    @property
+    def what(self) -> str:
+        return f"wake {self.deployment.instance}"
+
+    @property
+    def limit_s(self) -> float:
+        return self.timeout_s
 
 
 @dataclass(frozen=True)

@@ -237,8 +237,25 @@ class EngineSheet(Protocol):
         """What takes that out of its own store."""
         ...
 
+    def sleeps(self, profile: Profile, accelerator: Accelerator) -> bool:
+        """Whether it is started so that it can sleep: its server goes on, and its GPU is free."""
+        ...
+
     def rest_requests(self, deployment: Deployment) -> tuple[EngineCall, ...]:
-        """What has it give back the memory of all that it serves; asked of those with a store of their own."""
+        """What has it give back the memory of all that it serves; asked of those with a store of their own, and of
+        those that can sleep."""
+        ...
+
+    def wake_requests(self, deployment: Deployment) -> tuple[EngineCall, ...]:
+        """What wakes one that sleeps; who has a store of its own loads what it is asked for."""
+        ...
+
+    def sleep_path(self) -> str:
+        """What to read to know whether it sleeps."""
+        ...
+
+    def asleep(self, reply: Any) -> bool:
+        """Whether it does, by the JSON at sleep_path."""
         ...
 
     def load_requests(self, deployment: Deployment, adapter: Adapter, digest: Digest) -> tuple[EngineCall, ...]:
@@ -363,9 +380,25 @@ class EngineDefaults:
         """Never asked for where nothing is spare."""
         return ()
 
+    def sleeps(self, profile: Profile, accelerator: Accelerator) -> bool:
+        """It cannot."""
+        return False
+
     def rest_requests(self, deployment: Deployment) -> tuple[EngineCall, ...]:
-        """Never asked for where there is no store."""
+        """Never asked for where there is no store, and no sleep."""
         return ()
+
+    def wake_requests(self, deployment: Deployment) -> tuple[EngineCall, ...]:
+        """Never asked for where there is no sleep."""
+        return ()
+
+    def sleep_path(self) -> str:
+        """Never asked for where there is no sleep."""
+        return ""
+
+    def asleep(self, reply: Any) -> bool:
+        """Never asked for where there is no sleep."""
+        return False
 
     def tokens_request(self, deployment: Deployment, text: str) -> EngineCall | None:
         """It does not tell."""

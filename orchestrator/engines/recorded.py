@@ -25,6 +25,7 @@ from orchestrator.engines.resolve import (
     finished_size,
     import_size_of,
     memory_fit_of,
+    memory_of,
     routes_of,
     start_estimate,
 )
@@ -76,7 +77,7 @@ def resolve_recorded(
         len(adapters),
         context.ready.get(recipe),
     )
-    deployment = deployment.model_copy({"memory": memory_fit.requested if memory_fit is not None else 0})
+    deployment = deployment.model_copy(memory_of(sheet, spec.profile, accelerator, memory_fit))
     import_size = import_size_of(sheet, finished, memory_fit)
     return Resolved(
         deployment=deployment,

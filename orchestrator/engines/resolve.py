@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.core.artifact import Recipe, artifact_key
-from orchestrator.core.deployment import Adapter, Deployment, DeploymentSpec
+from orchestrator.core.deployment import Adapter, Asleep, Deployment, DeploymentSpec
 from orchestrator.core.environment import EnvironmentSpec
 from orchestrator.core.host import Host
 from orchestrator.core.launch import DOCKER, LOCAL, Container
@@ -105,7 +105,7 @@ def resolve(
     memory_fit = memory_fit_of(
         sheet, spec, recipe, finished, weights, accelerator, context.pools(host, gpus), len(adapters), ready
     )
-    deployment = deployment.model_copy({"memory": memory_fit.requested if memory_fit is not None else 0})
+    deployment = deployment.model_copy(memory_of(sheet, spec.profile, accelerator, memory_fit))
     import_size = import_size_of(sheet, finished, memory_fit)
     prerequisites = prerequisites_of(sheet, recipe, weights, image or environment, adapters, context)
     builds = remarks_on_builds(profile, prerequisites, weights, context) if to_run else ()
@@ -114,6 +114,7 @@ def resolve(
         prerequisites=prerequisites,
         passed_over=(
             *gpus_left_out(sheet, profile, accelerator, host),
+            *_sleepless(sheet, profile, accelerator),
             *older,
             *passed_over,
             *told(weights),
@@ -129,6 +130,11 @@ def resolve(
         import_size=import_size,
         import_peak=sheet.import_peak(import_size),
     )
+
+
+def _sleepless(sheet: EngineSheet, profile: Profile, accelerator: Accelerator) -> Iterator[Skip]:
+    if sheet.sleeps(profile, Accelerator.CUDA) and not sheet.sleeps(profile, accelerator):
+        yield Remark("sleep as a standby", f"{sheet.name} can only do so on a GPU: it is ended, and not removed")
 
 
 def told(weights: WeightsFacts) -> Iterator[Skip]:
@@ -252,6 +258,18 @@ def memory_fit_of(
     size = finished or artifact_bytes(recipe, weights.size, shape)
     request = sheet.memory_request(spec.profile, size, shape, accelerator, adapters)
     return MemoryFit.of(request, pools)
+
+
+def memory_of(
+    sheet: EngineSheet, profile: Profile, accelerator: Accelerator, memory_fit: MemoryFit | None
+) -> dict[str, Any]:
+    """The Deployment's fields for what it takes of memory, awake and asleep; nothing where that is not known."""
+    if memory_fit is None:
+        return {"memory": 0, "asleep": None}
+    request = memory_fit.request
+    # ASSUMPTION: CUDA's context and graphs stay.
+    asleep = Asleep(host=request.weights * request.gpus, gpu=request.allowance)
+    return {"memory": memory_fit.requested, "asleep": asleep if sheet.sleeps(profile, accelerator) else None}
 
 
 def start_estimate(sheet: EngineSheet, memory_fit: MemoryFit | None) -> float:

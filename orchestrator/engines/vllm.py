@@ -113,12 +113,14 @@ HEARSAY = ("Engine core initialization failed", "WorkerProc initialization faile
 
 class VllmSettings(EngineSettings):
     """gpu_memory_utilization: share of each GPU; kv_cache_mib: the KV cache on a CPU, where nothing is profiled; gpus:
-    over how many, all alike, the model is spread (tensor parallel)."""
+    over how many, all alike, the model is spread (tensor parallel); sleep: on a GPU it stands by asleep, its weights in
+    the host's memory, which takes vLLM's development mode."""
 
     recipes: tuple[Recipe, ...] = (Recipe.NVFP4A16, Recipe.WEIGHTS)
     gpu_memory_utilization: Annotated[float, Must(gt=0, le=1)] = 0.85
     kv_cache_mib: Annotated[int, Must(ge=16)] = 1024
     gpus: Annotated[int, Must(ge=1, le=MOST_GPUS)] = 1
+    sleep: bool = False
 
 
 class Vllm(EngineDefaults):
@@ -196,6 +198,7 @@ class Vllm(EngineDefaults):
                 "cpu": cpu,
                 "dtype": "half" if half else "auto",
                 "gpus": self.gpus(profile, request.accelerator),
+                "sleeps": self.sleeps(profile, request.accelerator),
                 "max_loras": max_loras,
                 "max_lora_rank": _lora_rank(profile),
                 "tool_parser": _tool_parser(request),
@@ -206,6 +209,9 @@ class Vllm(EngineDefaults):
         env = OFFLINE | PLACES | {"VLLM_API_KEY": SECRET}
         if cpu:
             env |= ON_CPU
+        if self.sleeps(profile, request.accelerator):
+            # It opens other paths, too: nobody but orch reaches them, and the gateway forwards none.
+            env["VLLM_SERVER_DEV_MODE"] = "1"
         if slots:
             env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
         argv: tuple[str, ...] = ("--config", "{dir}/serve.yaml", "--host", request.bind, "--port", "{port}")
@@ -266,6 +272,22 @@ class Vllm(EngineDefaults):
             kv_cache_mib=settings.kv_cache_mib if cpu else None,
             gpus=gpus,
         )
+
+    def sleeps(self, profile: Profile, accelerator: Accelerator) -> bool:
+        return VllmSettings.of(profile, self.name).sleep and accelerator is Accelerator.CUDA
+
+    def rest_requests(self, deployment: Deployment) -> tuple[EngineCall, ...]:
+        # Level 1 keeps the weights in the host's memory; the KV cache is dropped.
+        return (EngineCall("POST", "/sleep?level=1"),)
+
+    def wake_requests(self, deployment: Deployment) -> tuple[EngineCall, ...]:
+        return (EngineCall("POST", "/wake_up"),)
+
+    def sleep_path(self) -> str:
+        return "/is_sleeping"
+
+    def asleep(self, reply: Any) -> bool:
+        return isinstance(reply, dict) and reply.get("is_sleeping") is True
 
     def hold_less(self, accelerator: Accelerator) -> str:
         return "engines.vllm.kv_cache_mib" if accelerator is Accelerator.CPU else ""

@@ -17,6 +17,7 @@ from orchestrator.core.steps import (
     TidyStore,
     UnloadAdapter,
     UnloadModel,
+    WakeEngine,
     WriteFile,
 )
 from orchestrator.drivers.base import World
@@ -106,6 +107,8 @@ def tidy_store(step: TidyStore, world: World, progress: Progress) -> None:
 def unload_model(step: UnloadModel, world: World, progress: Progress) -> None:
     deployment = step.deployment
     ask_engine(deployment, ENGINES[deployment.engine].rest_requests(deployment), world, progress, gone_is_fine=True)
+    if not deployment.own_store:
+        return
     deadline = world.clock.monotonic() + step.limit_s
     # It answers before the process that had the model has ended.
     while (now := instance_of(deployment.target, deployment.instance, world)) is not None and now.children is not None:
@@ -118,6 +121,13 @@ def unload_model(step: UnloadModel, world: World, progress: Progress) -> None:
             )
         progress("waiting for the end of its model", 0, 0)
         world.clock.sleep(POLL_S)
+
+
+@perform.register
+def wake_engine(step: WakeEngine, world: World, progress: Progress) -> None:
+    deployment = step.deployment
+    ask_engine(deployment, ENGINES[deployment.engine].wake_requests(deployment), world, progress, gone_is_fine=False)
+    await_ready(deployment, step.timeout_s, (), world, progress)
 
 
 @perform.register

@@ -26,6 +26,7 @@ from orchestrator.planning.parts import (
     Limits,
     adapters_to_load,
     adapters_to_unload,
+    cannot_sleep,
     chosen_generation,
     engine_files,
     engine_imports,
@@ -39,6 +40,7 @@ from orchestrator.planning.parts import (
     record_item,
     replaced_gateways,
     spare_in_store,
+    standby_remarks,
     switch_items,
     verify_item,
 )
@@ -144,12 +146,14 @@ def plan_deploy(
         verify: Action | Skip = verify_item(chosen, names, limits)
     else:
         verify = Skip(f"ask {wanted.served_name} through the gateway", "nothing changed")
+    standby = _standby(desired, others)
     change = Change(
         chosen=chosen,
         fit=memory_fit,
         others=others,
-        standby=_standby(desired, others),
-        prepare=(*prepare, *before),
+        standby=standby,
+        may_rest=standby is None or not cannot_sleep(standby, observed.host),
+        prepare=(*prepare, *standby_remarks(standby, observed.host), *before),
         gateway=tuple(of_gateway),
         files=tuple(files),
         start=tuple(starts),

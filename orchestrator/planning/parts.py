@@ -12,8 +12,9 @@ from typing import Any
 from orchestrator.core.deployment import Deployment, Desired
 from orchestrator.core.gateway import GatewaySpec
 from orchestrator.core.gateway_status import GATEWAY, generation_of, successor_of
+from orchestrator.core.host import Host
 from orchestrator.core.launch import Instance, InstanceState
-from orchestrator.core.memory import MemoryFit
+from orchestrator.core.memory import GIB, MemoryFit
 from orchestrator.core.observed import EngineObserved, GatewayObserved, Observed
 from orchestrator.core.plan import Action, Remark, Skip
 from orchestrator.core.resolved import Resolved
@@ -44,6 +45,7 @@ from orchestrator.core.steps import (
     UnloadAdapter,
     UnloadModel,
     VerifyRoute,
+    WakeEngine,
     WriteFile,
 )
 from orchestrator.planning.prerequisites import prerequisite_items
@@ -52,6 +54,8 @@ from orchestrator.planning.prerequisites import prerequisite_items
 FIRST_WITH_HANDOVER = 2
 # Node.js gives up on an answer of which there is no head after 300 s; until then the old engine has to be back.
 LONGEST_HOLD_S = 240.0
+# Of the host's memory, beside what sleeps in it: ASSUMPTION.
+SLEEPERS_SPARE = 2 * GIB
 # Somebody waits for an undo to end.
 UNDO_DRAIN_S = 60.0
 
@@ -223,7 +227,9 @@ def engine_ready_item(
     *,
     asleep: bool = False,
 ) -> Action | Skip:
-    """The generation ready. One that is `asleep` loads its model when it is asked."""
+    """The generation ready. One that is `asleep` loads its model when it is asked, or is woken."""
+    if match is not None and match.sleeps:
+        return Action(WakeEngine(chosen, limits.ready_s), (UnloadModel(chosen),) if asleep else ())
     ready = AwaitReady(chosen, limits.ready_s, _proved(chosen, serving))
     if asleep:
         return Action(ready, (UnloadModel(chosen),))
@@ -372,17 +378,43 @@ def release_items(profile: str) -> Iterator[Action]:
     yield Action(ReleaseRequests(profile))
 
 
-def standing_by(engine: EngineObserved, drain_s: float) -> Iterator[Action | Skip]:
-    """An engine that is kept where `rollback` finds it: a server with a store of its own without its model, any other
-    ended, and not removed."""
+def cannot_sleep(engine: EngineObserved, host: Host) -> str:
+    """Why an engine that could is not to sleep as a standby; empty where it is, or where it is no question."""
+    asleep = engine.deployment.asleep
+    if asleep is None or engine.rests or host.memory.available >= asleep.host + SLEEPERS_SPARE:
+        return ""
+    free = f"{host.memory.available / GIB:.1f} GiB are free"
+    return f"asleep it would hold its weights in {asleep.host / GIB:.1f} GiB of the host's memory, and {free}"
+
+
+def standby_remarks(standby: EngineObserved | None, host: Host) -> Iterator[Skip]:
+    """What a standby that can sleep will hold, or why it is ended instead."""
+    if standby is None or (asleep := standby.deployment.asleep) is None or not standby.running:
+        return
+    what = f"have {standby.instance.name} sleep"
+    if why := cannot_sleep(standby, host):
+        yield Remark(what, f"{why}: it is ended, and not removed")
+    else:
+        yield Remark(
+            what,
+            f"it keeps its weights in {asleep.host / GIB:.1f} GiB of the host's memory, and about "
+            f"{asleep.gpu / GIB:.1f} GiB of the GPU. Nobody has verified this on a GPU yet",
+        )
+
+
+def standing_by(engine: EngineObserved, drain_s: float, may_rest: bool = True) -> Iterator[Action | Skip]:
+    """An engine that is kept where `rollback` finds it: a server that can go on without its model so, where it
+    `may_rest`, any other ended, and not removed."""
     deployment, name = engine.deployment, engine.instance.name
     if engine.instance.state is InstanceState.STOPPED:
         yield Skip(f"keep {name}", "it is stopped, and holds no memory")
     elif engine.rests:
-        yield Skip(f"keep {name}", "its server runs without a model")
+        yield Skip(f"keep {name}", "it sleeps" if engine.sleeps else "its server runs without a model")
     else:
+        # vLLM dies of requests that it still has when it goes to sleep.
         yield Action(Drain(name, drain_s))
-        yield Action(UnloadModel(deployment) if deployment.own_store else StopEngine(deployment.target, name))
+        rests = deployment.can_rest and may_rest
+        yield Action(UnloadModel(deployment) if rests else StopEngine(deployment.target, name))
 
 
 def retirement(engine: EngineObserved, drain_s: float | None) -> Iterator[Action | Skip]:

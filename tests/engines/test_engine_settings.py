@@ -55,12 +55,14 @@ def test_a_record_has_all_settings_as_earlier_versions_wrote_and_read_them() -> 
             "gpu_memory_utilization": 0.85,
             "kv_cache_mib": 64,
             "gpus": 1,
+            "sleep": False,
         },
     }
     earlier = EARLIER["wish"]["profile"]["engines"]
     read = Desired.from_record(EARLIER, read_settings).spec.profile.engines
     # What came later has its default.
-    assert read == {**earlier, "ollama": {**earlier["ollama"], "prompt_cache_mib": 0}}
+    since = {"ollama": {"prompt_cache_mib": 0}, "vllm": {"sleep": False}}
+    assert read == {engine: {**said, **since.get(engine, {})} for engine, said in earlier.items()}
 
 
 def test_what_was_recorded_before_there_was_a_setting_is_the_same_profile_with_it() -> None:

@@ -29,7 +29,8 @@ class OllamaStore:
 class EngineServer:
     """One started engine. vLLM's adapters come from its serve.yaml, as the real one's do, Ollama's models from its
     store; `asked` are the bodies of all chats so far. Ollama with `on_gpu` false has fallen back to the CPU; with
-    `hangs` (a model's tag) what it has loaded answers nothing; `unloaded`: it was told to have nothing in memory."""
+    `hangs` (a model's tag) what it has loaded answers nothing; `unloaded`: it was told to have nothing in memory; vLLM
+    `sleeps` where it was told to."""
 
     def __init__(
         self, deployment: Deployment, files: Mapping[str, str], kept: OllamaStore, on_gpu: bool | None = None
@@ -40,7 +41,7 @@ class EngineServer:
         self.adapters = dict(_lora_modules(files.get("serve.yaml", "")))
         self._on_gpu = deployment.accelerator != "cpu" if on_gpu is None else on_gpu
         self._in_memory = self.hangs = ""
-        self.unloaded = False
+        self.unloaded = self.sleeps = False
 
     def get(self, path: str) -> Reply:
         body: Any = {}
@@ -61,6 +62,8 @@ class EngineServer:
                 base = {"id": self.deployment.served_name, "root": self.deployment.model_path, "parent": None}
                 added = [{"id": n, "root": p, "parent": base["id"]} for n, p in self.adapters.items()]
                 body = {"object": "list", "data": [base, *added]}
+            case "vllm", "/is_sleeping" if self.deployment.asleep is not None:
+                body = {"is_sleeping": self.sleeps}
             case _:
                 return _reply(404, {"error": {"message": f"no {path}"}})
         return _reply(200, body)
@@ -75,6 +78,12 @@ class EngineServer:
         return _reply(405, {"error": {"message": f"no {method} {path}"}})
 
     def post(self, path: str, body: dict[str, Any]) -> Reply:
+        if self.deployment.asleep is not None and path in ("/sleep", "/wake_up"):
+            self.sleeps = path == "/sleep"
+            return _reply(200, {"status": "sleeping" if self.sleeps else "awake"})
+        if self.sleeps:
+            # The real one dies of it.
+            return _reply(500, {"error": {"message": "EngineCore encountered an issue."}})
         if path == "/v1/chat/completions":
             self.asked.append(body)
             return self._chat(str(body.get("model")), formed="response_format" in body)

@@ -205,7 +205,8 @@ class FakeWorld:
         target.files[name] = dict(engine.deployment.written)
         if engine.running:
             process.server = EngineServer(engine.deployment, target.files[name], process.kept)
-            if engine.rests:
+            process.server.sleeps = engine.sleeps
+            if engine.rests and not engine.sleeps:
                 process.server.unloaded, process.children = True, None
             process.ready_at = 0.0 if engine.answers or engine.hangs else LOADING_S
         if engine.loaded is None or process.server is None:

@@ -168,6 +168,10 @@ def test_nothing_else_is_reachable(gateway, engine):
         "/tokenize",
         "/lora-adapters",
         "/v1/load_lora_adapter",
+        # What vLLM's development mode opens, where it may sleep.
+        "/sleep",
+        "/wake_up",
+        "/collective_rpc",
         "/v1/chat/completions/../../slots",
         "/v1/chat/completions/%2e%2e/x",
         "/status",

@@ -87,7 +87,7 @@ class Situation:
     """A case file's world as an Observed.
 
     `command` is what the user typed, `profile` what has changed in the tiny profile since. `engines` has a line per
-    generation: `ENGINE gN [RECIPE] [target=docker] [backoff|stopped] [unsupervised] [silent|hangs|rests]
+    generation: `ENGINE gN [RECIPE] [target=docker] [backoff|stopped] [unsupervised] [silent|hangs|rests|sleep|asleep]
     [drift=paused|renamed] [spare=MODEL] [context=N] [parallel=N] [aliases=X,Y] [adapters=A,B] [loaded=A,B] [loads=N]
     [share=N]`; without words it runs, is supervised and answers, with its adapters loaded. `routes` (to which
     generation all names lead), `desired` and `previous` are written the same way; `untold`: by a version of orch that
@@ -159,12 +159,14 @@ class Situation:
         )
 
     def _desired_of(self, words: list[str]) -> Desired:
-        """`ENGINE [RECIPE] [target=docker] [context=N] [parallel=N] [adapters=A,B]`."""
+        """`ENGINE [RECIPE] [target=docker] [context=N] [parallel=N] [sleep] [adapters=A,B]`."""
         settings = dict(word.split("=", 1) for word in words if "=" in word)
         recipe = next((Recipe(word) for word in words if word in list(Recipe)), None)
         changes: dict[str, Any] = {}
         if serving := {name: int(settings[name]) for name in ("context", "parallel") if name in settings}:
             changes["serving"] = serving
+        if {"sleep", "asleep"} & {*words}:
+            changes["engines"] = {"vllm": {"sleep": True}}
         if "aliases" in settings:
             changes["public_names"] = ["tiny", *settings["aliases"].split(",")]
         profile = tiny(**changes)
@@ -225,7 +227,8 @@ class Situation:
             loaded = tuple((a.name, a.path) for a in adapters)
         hangs = "hangs" in words
         spare = tuple(word.removeprefix("spare=") for word in words if word.startswith("spare="))
-        return EngineObserved(instance, deployment, answers and not hangs, loaded, hangs, spare)
+        sleeps = "asleep" in words
+        return EngineObserved(instance, deployment, answers and not hangs, loaded, hangs, spare, sleeps)
 
     def _gateway(self, engines: tuple[EngineObserved, ...]) -> GatewayObserved:
         state = self._case.get("gateway", "well" if engines else "absent")

@@ -110,9 +110,15 @@ def _after(fit: MemoryFit, leaving: Sequence[EngineObserved]) -> MemoryFit:
 
 
 def _freed(pool: MemoryPool, leaving: Sequence[EngineObserved]) -> MemoryPool:
-    """With what these hold of it free again: what they were started to take, as far as that is known."""
-    freed = sum(one.deployment.memory for one in leaving if _is_in(pool, one))
+    """With what these hold of it free again: what they were started to take, as far as that is known, but for what one
+    that may sleep keeps."""
+    freed = sum(_held(one) for one in leaving if _is_in(pool, one))
     return replace(pool, free=min(pool.total, pool.free + pool.lingering + freed), lingering=0)
+
+
+def _held(engine: EngineObserved) -> int:
+    asleep = engine.deployment.asleep
+    return 0 if engine.rests else engine.deployment.memory - (asleep.gpu if asleep is not None else 0)
 
 
 def _is_in(pool: MemoryPool, engine: EngineObserved) -> bool:

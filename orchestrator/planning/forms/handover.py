@@ -27,6 +27,7 @@ from orchestrator.core.steps import (
     Step,
     StopEngine,
     UnloadModel,
+    WakeEngine,
 )
 from orchestrator.planning.forms.base import Arranged, Change, Items
 from orchestrator.planning.parts import Limits, release_items, standing_by
@@ -76,7 +77,13 @@ def _until_it_serves(begun: EngineObserved | None, change: Change, runs: bool, l
     if begun is None:
         return (release,)
     ended = (StopEngine(change.chosen.target, change.chosen.instance),) if runs else ()
-    return (*ended, EnsureEngine(begun.deployment), AwaitReady(begun.deployment, limits.ready_s), release)
+    ready = _awake(begun.deployment, limits) if begun.rests else AwaitReady(begun.deployment, limits.ready_s)
+    return (*ended, EnsureEngine(begun.deployment), ready, release)
+
+
+def _awake(rests: Deployment, limits: Limits) -> Step:
+    """Who has a store of its own loads what it is asked for."""
+    return AwaitReady(rests, limits.ready_s) if rests.own_store else WakeEngine(rests, limits.ready_s)
 
 
 def _read_ahead(chosen: Deployment) -> Items:
@@ -89,15 +96,15 @@ def _ended(engine: EngineObserved, change: Change, serves: bool, limits: Limits)
     stop, stands_by = StopEngine(deployment.target, name), engine is change.standby
     ended = engine.instance.state is InstanceState.STOPPED
     if stands_by and (engine.rests or ended):
-        yield from standing_by(engine, limits.drain_s)
+        yield from standing_by(engine, limits.drain_s, change.may_rest)
         return
     if ended:
         yield Action(stop)
         return
     # What hangs ends nothing that is in flight on it.
     yield Action(Drain(name, 0.0) if engine.hangs else Drain(name, limits.drain_s, cut=False))
-    if stands_by and deployment.own_store:
-        yield Action(UnloadModel(deployment), (AwaitReady(deployment, limits.ready_s),))
+    if stands_by and deployment.can_rest and change.may_rest:
+        yield Action(UnloadModel(deployment), (_awake(deployment, limits),))
         return
     # One that did not answer before has nobody waiting for it.
     back = (EnsureEngine(deployment), *((AwaitReady(deployment, limits.ready_s),) if engine.answers else ()))
@@ -113,4 +120,6 @@ def _memory_awaited(change: Change) -> Items:
         item.step.gpu for item in change.start if isinstance(item, Action) and isinstance(item.step, AwaitMemory)
     }
     pools = [pool for pool in fit.short if not pool.declared and pool.uuid not in planned]
-    return tuple(Action(AwaitMemory(pool.uuid, fit.needed)) for pool in pools)
+    wakes = any(isinstance(item, Action) and isinstance(item.step, WakeEngine) for item in change.ready)
+    has = change.chosen.asleep.gpu if wakes and change.chosen.asleep is not None else 0
+    return tuple(Action(AwaitMemory(pool.uuid, fit.needed - has)) for pool in pools)

@@ -25,5 +25,7 @@ def overlap(change: Change, held: bool, limits: Limits) -> Arranged:
     for engine in change.others:
         # What hangs does not end what is in flight on it.
         drain_s = 0.0 if engine.hangs else limits.drain_s
-        after += standing_by(engine, drain_s) if engine is change.standby else retirement(engine, drain_s)
+        after += (
+            standing_by(engine, drain_s, change.may_rest) if engine is change.standby else retirement(engine, drain_s)
+        )
     return Arranged(before, (*after, *change.last))
