@@ -17,6 +17,7 @@ from orchestrator.gateway import cors, metrics, refusals
 from orchestrator.gateway.bodies import Body, Ledger, check_head
 from orchestrator.gateway.dialects import spoken_at
 from orchestrator.gateway.dialects.base import Dialect, Endpoint, Said, Visit
+from orchestrator.gateway.early import Early
 from orchestrator.gateway.keys import CREDENTIALS, Keys
 from orchestrator.gateway.limits import Limits
 from orchestrator.gateway.origins import Allowed, parse_host, parse_origin, parse_patterns
@@ -163,7 +164,8 @@ class FrontDoor:
             with Body(self._ledger, self._terms.limits.body_s) as body:
                 await body.read(request)
                 see_off, own = partial(self._see_off, request), keys.shows_issued(request.headers)
-                arrival = Arrival(request, path, dialect, endpoint, body, see_off, own)
+                early = Early(request, dialect, see_off, self._terms.limits.held_head_s)
+                arrival = Arrival(request, path, dialect, endpoint, body, see_off, early, own)
                 return await relay(arrival, self._board, self._clients)
         finally:
             self._places.give_back(whose)

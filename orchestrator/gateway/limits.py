@@ -20,7 +20,8 @@ class Limits:
     one client that reads more slowly than its engine answers, `buffers_mib` for all together; beyond it the engine
     has to wait, and the client to read on. `connections` are those of clients; `requests` what engines answer at once,
     of all clients, and of each API key (0: as many). While what serves is changed, up to `held_requests` wait, with
-    bodies of `held_mib` together.
+    bodies of `held_mib` together; a stream (of events) that has waited for `held_head_s` is begun with a comment, and
+    has another after each such time (0: none is begun before there is an answer).
     """
 
     head_s: float = 30.0
@@ -36,6 +37,7 @@ class Limits:
     requests_per_key: int = 0
     held_requests: int = 2048
     held_mib: int = 128
+    held_head_s: float = 0.0
 
     @property
     def files(self) -> int:
@@ -53,7 +55,7 @@ class Limits:
 
 
 NAMES = tuple(field.name for field in fields(Limits))
-_LEAST = {"requests_per_key": 0, "connections": 8}
+_LEAST = {"requests_per_key": 0, "connections": 8, "held_head_s": 0}
 _MOST = {"_s": 86400, "_mib": 1 << 20}
 _MOST_OF_ALL = 1_000_000
 
@@ -64,7 +66,7 @@ def parse_limit(text: str) -> tuple[str, float]:
     if name not in NAMES:
         raise ValueError(f"{text!r} is not a limit; the limits are {', '.join(NAMES)}, such as {NAMES[0]}=30")
     most = next((most for end, most in _MOST.items() if name.endswith(end)), _MOST_OF_ALL)
-    least = 0.1 if name.endswith("_s") else _LEAST.get(name, 1)
+    least = _LEAST.get(name, 0.1 if name.endswith("_s") else 1)
     kind = "a number of seconds" if name.endswith("_s") else "a whole number"
     try:
         value = float(said) if name.endswith("_s") else int(said)

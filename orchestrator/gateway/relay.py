@@ -25,6 +25,7 @@ from orchestrator.gateway.dialects.base import (
     Reply,
     Said,
 )
+from orchestrator.gateway.early import Early
 from orchestrator.gateway.holds import HoldFullError
 from orchestrator.gateway.keys import CREDENTIALS
 from orchestrator.gateway.refusals import Refusal
@@ -98,7 +99,8 @@ class BackendLostError(NoAnswerError):
 @dataclass(frozen=True)
 class Arrival:
     """A request that an engine is to answer: at which `path`, in whose words, with what body. `depart` is told of the
-    head of an answer before that is sent. `own`: it is orch itself that asks."""
+    head of an answer before that is sent; `early` is one that was begun before an engine was asked. `own`: it is orch
+    itself that asks."""
 
     request: web.BaseRequest
     path: str
@@ -106,11 +108,27 @@ class Arrival:
     endpoint: Endpoint
     body: Body
     depart: Callable[[web.StreamResponse], None]
+    early: Early
     own: bool = False
 
 
 async def relay(arrival: Arrival, board: Switchboard, clients: Clients) -> web.StreamResponse:
-    """Answer a request from the engine that its public name leads to; raises Refusal while nothing of it is out.
+    """Answer a request from the engine that its public name leads to; raises Refusal while nothing of it is out."""
+    try:
+        try:
+            return await arrival.early.ended(await _answered(arrival, board, clients))
+        except Refusal as refusal:
+            board.totals.errors += refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+            if arrival.early.answer is None:
+                raise
+            return await arrival.early.refused(refusal)
+    except ConnectionError:
+        # The engine's are BackendLostError, so it is the client that went away under a write. Nobody gets this answer.
+        return web.Response(status=499)
+
+
+async def _answered(arrival: Arrival, board: Switchboard, clients: Clients) -> web.StreamResponse:
+    """The answer; raises Refusal while nothing of it is out.
 
     The answer's end is left to the server side, which writes it when the claim is released already: a client that
     does not read the end of a finished answer must not keep the engine in use.
@@ -129,20 +147,11 @@ async def relay(arrival: Arrival, board: Switchboard, clients: Clients) -> web.S
     except UnknownNameError:
         raise dialect.unknown_name(call.name, arrival.path, board.table) from None
     except StoppingError:
-        board.totals.errors += 1
         raise refusals.unavailable("The gateway is stopping.") from None
     except CrowdedError:
-        board.totals.errors += 1
         raise refusals.crowded(call.name) from None
     except HoldFullError:
-        board.totals.errors += 1
         raise refusals.too_many_held(call.name) from None
-    except Refusal as refusal:
-        board.totals.errors += refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        raise
-    except ConnectionError:
-        # The engine's are BackendLostError, so it is the client that went away under a write. Nobody gets this answer.
-        return web.Response(status=499)
 
 
 async def _with_retries(
@@ -155,7 +164,7 @@ async def _with_retries(
     clock = asyncio.get_running_loop().time
     asker, patience = Asker(clock(), len(arrival.body.data), arrival.own), GIVE_UP_S
     for pause in (*PAUSES, None):
-        with await board.admit(name, asker, again) as claim:
+        with await arrival.early.admitted(board.admit(name, asker, again), call.streams) as claim:
             began = clock()
             if (instead := arrival.endpoint.instead_of_chats) and not claim.route.chats:
                 raise refusals.no_chat_template(call.name, arrival.path, instead)
@@ -312,9 +321,10 @@ class Attempt:
             self.totals.errors += 1
         if self._streaming and reply.gathers:
             return respond(await self._gathered(upstream, first, reply))
-        if self._streaming or reply.passes:
+        if self._streaming or (reply.passes and self.arrival.early.answer is None):
             return await self._copy(upstream, first, reply)
-        said = await reply.whole(status, await _whole(upstream, first))
+        body = await _whole(upstream, first)
+        said = Said(body, status) if reply.passes else await reply.whole(status, body)
         if isinstance(said, Question):
             return said
         self.arrival.body.release()
@@ -336,21 +346,17 @@ class Attempt:
         return said
 
     async def _copy(self, upstream: aiohttp.ClientResponse, chunk: bytes, reply: Reply) -> web.StreamResponse:
-        headers = end_to_end(upstream.headers, _HOP_BY_HOP)
-        answer = web.StreamResponse(
-            status=upstream.status,
-            reason=upstream.reason,
-            headers=[pair for pair in headers if not pair[0].lower().startswith(_CORS)],
-        )
         if self._streaming:
             self.claim.streaming()
             self.totals.streams += 1
-            if reply.stream_type:
-                answer.headers[hdrs.CONTENT_TYPE] = reply.stream_type
-        self.answer = answer
-        self.arrival.body.release()
-        self.arrival.depart(answer)
-        await answer.prepare(self.arrival.request)
+        if self.arrival.early.answer is not None:
+            answer = self.answer = self.arrival.early.answer
+            self.arrival.body.release()
+        else:
+            answer = self.answer = self._head(upstream, reply)
+            self.arrival.body.release()
+            self.arrival.depart(answer)
+            await answer.prepare(self.arrival.request)
         by_itself, tail = self._streaming and upstreams.may_end_by_itself(self.claim.route), b""
         while chunk:
             sent = reply.part(chunk) if self._streaming else chunk
@@ -369,6 +375,17 @@ class Attempt:
                 rest = b""
             if rest:
                 await answer.write(rest)
+        return answer
+
+    def _head(self, upstream: aiohttp.ClientResponse, reply: Reply) -> web.StreamResponse:
+        headers = end_to_end(upstream.headers, _HOP_BY_HOP)
+        answer = web.StreamResponse(
+            status=upstream.status,
+            reason=upstream.reason,
+            headers=[pair for pair in headers if not pair[0].lower().startswith(_CORS)],
+        )
+        if self._streaming and reply.stream_type:
+            answer.headers[hdrs.CONTENT_TYPE] = reply.stream_type
         return answer
 
     async def break_off(self, answer: web.StreamResponse, reason: str) -> web.StreamResponse:

@@ -153,3 +153,68 @@ def test_a_gateway_that_is_started_again_holds_on(gateway, engine, number):
     gateway.end(number)
     gateway.start()
     assert gateway.status().paused == {}
+
+
+EARLY = "held_head_s=0.2"
+STREAMED = {**ASKED, "stream": True}
+
+
+def begun(gateway, path):
+    """A stream that is asked for while requests are held: its connection, and its head, which is there already."""
+    connection = gateway.connect()
+    connection.request("POST", path, json.dumps(STREAMED), {"Content-Type": "application/json"})
+    return connection, connection.getresponse()
+
+
+def test_a_stream_that_waits_is_begun_where_the_operator_wants_that(idle_gateway, engine):
+    gateway = idle_gateway
+    gateway.start("--limit", EARLY)
+    gateway.admin.set_routes("one", [gateway.route("tiny", engine("one-g1"))])
+    told = gateway.ask(CHAT, STREAMED)[2]
+    gateway.admin.pause("one", 60)
+    connection, answer = begun(gateway, CHAT)
+    assert (answer.status, answer.getheader("content-type")) == (200, "text/event-stream")
+    assert answer.readline() == b": waiting for the model\n"
+    assert gateway.status().traffic.held == 1
+    gateway.admin.resume("one")
+    rest = answer.read()
+    connection.close()
+    assert rest.replace(b": waiting for the model\n\n", b"").lstrip(b"\n") == told
+    # What wants no stream is answered as ever.
+    gateway.admin.pause("one", 0.6)
+    assert source(gateway.ask(CHAT, ASKED)) == "one-g1"
+    # An engine's own error comes as the end of the stream.
+    gateway.admin.pause("one", 0.6)
+    status, _, body = gateway.ask(CHAT, {**STREAMED, "whole": True, "status": 400})
+    assert (status, json.loads(body.splitlines()[-2][6:])["error"]["code"]) == (200, "backend_refused")
+    assert gateway.status().traffic.totals.errors == 0
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
+def test_what_goes_wrong_after_that_is_told_in_the_stream(idle_gateway, engine, path):
+    gateway = idle_gateway
+    gateway.start("--limit", EARLY)
+    gateway.admin.set_routes("one", [gateway.route("tiny", engine("one-g1"))])
+    gateway.admin.pause("one", 60)
+    connection, answer = begun(gateway, path)
+    assert answer.readline() == b": waiting for the model\n"
+    gateway.admin.set_routes("one", [])
+    gateway.admin.resume("one")
+    rest = answer.read().decode()
+    connection.close()
+    (event,) = [json.loads(line[6:]) for line in rest.splitlines() if line.startswith("data: ")]
+    assert "tiny" in event["error"]["message"]
+    assert "[DONE]" not in rest
+
+
+def test_a_client_that_leaves_meanwhile_is_gone(idle_gateway, engine):
+    gateway = idle_gateway
+    gateway.start("--limit", EARLY)
+    gateway.admin.set_routes("one", [gateway.route("tiny", engine("one-g1"))])
+    gateway.admin.pause("one", 60)
+    connection, answer = begun(gateway, CHAT)
+    assert answer.readline() == b": waiting for the model\n"
+    connection.close()
+    wait_until(lambda: gateway.status().traffic.held == 0)
+    gateway.admin.resume("one")
+    assert source(gateway.ask(CHAT, ASKED)) == "one-g1"

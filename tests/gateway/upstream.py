@@ -129,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._at("head")
         if self.owner.loading:
             self.asked = {"status": 503}
-        if self.asked.get("stream"):
+        if self.asked.get("stream") and not self.asked.get("whole"):
             self._stream()
         else:
             self._whole()

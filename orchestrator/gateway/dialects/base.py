@@ -131,7 +131,9 @@ class Visit:
 
 
 class Dialect(Protocol):
-    """One API."""
+    """One API. Its streams may have comments (`has_comments`), where they are events."""
+
+    has_comments: bool
 
     def endpoint(self, path: str) -> Endpoint | None:
         """What there is at a path."""

@@ -35,6 +35,8 @@ _LARGE = 64 << 10
 class Anthropic:
     """See Dialect."""
 
+    has_comments = True
+
     def endpoint(self, path: str) -> Endpoint | None:
         return _ENDPOINTS.get(path)
 

@@ -33,6 +33,9 @@ _ENDPOINTS = {
 class Ollama:
     """See Dialect."""
 
+    # Every line is an answer.
+    has_comments = False
+
     def endpoint(self, path: str) -> Endpoint | None:
         return _ENDPOINTS.get(path) or library.endpoint(path)
 

@@ -51,6 +51,8 @@ _ENDS: dict[str, tuple[bytes, ...]] = {
 class OpenAI:
     """See Dialect."""
 
+    has_comments = True
+
     def endpoint(self, path: str) -> Endpoint | None:
         if path.startswith(MODELS + "/"):
             return _ENDPOINTS[MODELS]
