@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import peers_by_hand
 import pytest
 from gateway_process import Gateway, Stream
 from upstream import Upstream
@@ -83,3 +84,11 @@ def stream(gateway: Gateway) -> Iterator[Callable[..., Stream]]:
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture(autouse=True)
+def clients_closed() -> Iterator[None]:
+    """Those that a test has connected by hand."""
+    yield
+    while peers_by_hand.clients:
+        peers_by_hand.clients.pop().close()
