@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from chain_model import CALLS, SAID, THOUGHT
 from client_programs import Clients, shape
-from served import ALPHA, Served, serving
+from served import ALPHA, Served
 
 pytestmark = pytest.mark.clients
 
@@ -42,22 +41,6 @@ EVENTS = ("message_start", "ping", "content_block_start", "content_block_delta",
 LAST = ("message_delta", "message_stop")
 
 every = pytest.mark.parametrize("client", ["python_anthropic", "npm_anthropic"])
-
-
-@pytest.fixture(scope="module", params=ENGINES)
-def served(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, environments: Any
-) -> Iterator[Served]:
-    with serving(request.param, tmp_path_factory.mktemp("served"), environments) as started:
-        yield started
-
-
-@pytest.fixture
-def capable(served: Served) -> Served:
-    """An engine with the model that thinks and calls tools."""
-    if not served.chain:
-        pytest.skip("the other model is there")
-    return served
 
 
 def plain(message: dict[str, Any]) -> dict[str, Any]:

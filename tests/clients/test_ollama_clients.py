@@ -9,14 +9,13 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from chain_model import CALLS, SAID, THOUGHT
 from client_programs import Clients, shape
 from orch_command import wait_until
-from served import ALPHA, Served, serving
+from served import ALPHA, Served
 
 pytestmark = pytest.mark.clients
 
@@ -88,22 +87,6 @@ every = pytest.mark.parametrize("client", CLIENTS)
 official = pytest.mark.parametrize("client", OFFICIAL)
 
 
-@pytest.fixture(scope="module", params=ENGINES)
-def served(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, environments: Any
-) -> Iterator[Served]:
-    with serving(request.param, tmp_path_factory.mktemp("served"), environments) as started:
-        yield started
-
-
-@pytest.fixture
-def thinking(served: Served) -> Served:
-    """An engine with the model that thinks and calls tools."""
-    if not served.chain:
-        pytest.skip("the stand-in for Ollama has neither tools nor thoughts")
-    return served
-
-
 def content(client: str, chat: Any) -> str:
     """What was said, of what a client made of a whole chat."""
     if client == "python_litellm":
@@ -169,8 +152,8 @@ def test_schema(clients: Clients, served: Served, client: str) -> None:
 
 
 @every
-def test_tools_are_called_and_their_results_are_read(clients: Clients, thinking: Served, client: str) -> None:
-    told = clients[client].ask("tools", thinking.url, model="chain", result="sunny", **WEATHER).good()
+def test_tools_are_called_and_their_results_are_read(clients: Clients, capable: Served, client: str) -> None:
+    told = clients[client].ask("tools", capable.url, model="chain", result="sunny", **WEATHER).good()
     calls = [call["function"] for call in told["calls"]]
     arguments = [json.loads(one) if isinstance(one := call["arguments"], str) else one for call in calls]
     assert [*zip([call["name"] for call in calls], arguments, strict=True)] == [*CALLS]
@@ -178,8 +161,8 @@ def test_tools_are_called_and_their_results_are_read(clients: Clients, thinking:
 
 
 @official
-def test_tools_in_a_stream(clients: Clients, thinking: Served, client: str) -> None:
-    told = clients[client].ask("tools_stream", thinking.url, model="chain", **WEATHER).good()
+def test_tools_in_a_stream(clients: Clients, capable: Served, client: str) -> None:
+    told = clients[client].ask("tools_stream", capable.url, model="chain", **WEATHER).good()
     assert told["text"] == ""
     assert [(call["function"]["name"], call["function"]["arguments"]) for call in told["rest"]] == [*CALLS]
     if client == "npm_ollama":
@@ -191,15 +174,15 @@ def test_tools_in_a_stream(clients: Clients, thinking: Served, client: str) -> N
 
 @every
 @pytest.mark.parametrize("think", [True, False])
-def test_thinking(clients: Clients, thinking: Served, client: str, think: bool) -> None:
-    told = clients[client].ask("thinking", thinking.url, model="chain", think=think, **WEATHER).good()
+def test_thinking(clients: Clients, capable: Served, client: str, think: bool) -> None:
+    told = clients[client].ask("thinking", capable.url, model="chain", think=think, **WEATHER).good()
     # Blanks at its end are as the engine's own parser leaves them.
     assert (told["thinking"].strip(), told["content"]) == (THOUGHT.strip() if think else "", SAID)
 
 
 @official
-def test_thinking_in_a_stream(clients: Clients, thinking: Served, client: str) -> None:
-    told = clients[client].ask("thinking_stream", thinking.url, model="chain", **WEATHER).good()
+def test_thinking_in_a_stream(clients: Clients, capable: Served, client: str) -> None:
+    told = clients[client].ask("thinking_stream", capable.url, model="chain", **WEATHER).good()
     assert (told["rest"].strip(), told["text"]) == (THOUGHT.strip(), SAID)
 
 

@@ -4,7 +4,6 @@ the same fields, and the same texts."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from chain_model import CALLS, SAID, THOUGHT
 from client_programs import Client, Clients, shape
 from orch_command import wait_until, with_environments
-from served import ALPHA, Served, serving
+from served import ALPHA, Served
 from stand_in_orch import OnStandIn
 
 pytestmark = pytest.mark.clients
@@ -47,22 +46,6 @@ every = pytest.mark.parametrize("client", CLIENTS)
 official = pytest.mark.parametrize("client", OFFICIAL)
 calling = pytest.mark.parametrize("client", CALLING)
 thoughtful = pytest.mark.parametrize("client", THOUGHTFUL)
-
-
-@pytest.fixture(scope="module", params=ENGINES)
-def served(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, environments: Any
-) -> Iterator[Served]:
-    with serving(request.param, tmp_path_factory.mktemp("served"), environments) as started:
-        yield started
-
-
-@pytest.fixture
-def capable(served: Served) -> Served:
-    """An engine with the model that thinks and calls tools."""
-    if not served.chain:
-        pytest.skip("the stand-in for Ollama has neither tools nor thoughts")
-    return served
 
 
 def documented(told: Any, wanted: Any) -> Any:

@@ -155,8 +155,15 @@ def test_a_gateway_that_is_started_again_holds_on(gateway, engine, number):
     assert gateway.status().paused == {}
 
 
-EARLY = "held_head_s=0.2"
 STREAMED = {**ASKED, "stream": True}
+
+
+@pytest.fixture
+def early(idle_gateway, engine):
+    """A gateway that begins streams before there is an answer."""
+    idle_gateway.start("--limit", "held_head_s=0.2")
+    idle_gateway.admin.set_routes("one", [idle_gateway.route("tiny", engine("one-g1"))])
+    return idle_gateway
 
 
 def begun(gateway, path):
@@ -166,40 +173,34 @@ def begun(gateway, path):
     return connection, connection.getresponse()
 
 
-def test_a_stream_that_waits_is_begun_where_the_operator_wants_that(idle_gateway, engine):
-    gateway = idle_gateway
-    gateway.start("--limit", EARLY)
-    gateway.admin.set_routes("one", [gateway.route("tiny", engine("one-g1"))])
-    told = gateway.ask(CHAT, STREAMED)[2]
-    gateway.admin.pause("one", 60)
-    connection, answer = begun(gateway, CHAT)
+def test_a_stream_that_waits_is_begun_where_the_operator_wants_that(early):
+    told = early.ask(CHAT, STREAMED)[2]
+    early.admin.pause("one", 60)
+    connection, answer = begun(early, CHAT)
     assert (answer.status, answer.getheader("content-type")) == (200, "text/event-stream")
     assert answer.readline() == b": waiting for the model\n"
-    assert gateway.status().traffic.held == 1
-    gateway.admin.resume("one")
+    assert early.status().traffic.held == 1
+    early.admin.resume("one")
     rest = answer.read()
     connection.close()
     assert rest.replace(b": waiting for the model\n\n", b"").lstrip(b"\n") == told
     # What wants no stream is answered as ever.
-    gateway.admin.pause("one", 0.6)
-    assert source(gateway.ask(CHAT, ASKED)) == "one-g1"
+    early.admin.pause("one", 0.6)
+    assert source(early.ask(CHAT, ASKED)) == "one-g1"
     # An engine's own error comes as the end of the stream.
-    gateway.admin.pause("one", 0.6)
-    status, _, body = gateway.ask(CHAT, {**STREAMED, "whole": True, "status": 400})
+    early.admin.pause("one", 0.6)
+    status, _, body = early.ask(CHAT, {**STREAMED, "whole": True, "status": 400})
     assert (status, json.loads(body.splitlines()[-2][6:])["error"]["code"]) == (200, "backend_refused")
-    assert gateway.status().traffic.totals.errors == 0
+    assert early.status().traffic.totals.errors == 0
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
-def test_what_goes_wrong_after_that_is_told_in_the_stream(idle_gateway, engine, path):
-    gateway = idle_gateway
-    gateway.start("--limit", EARLY)
-    gateway.admin.set_routes("one", [gateway.route("tiny", engine("one-g1"))])
-    gateway.admin.pause("one", 60)
-    connection, answer = begun(gateway, path)
+def test_what_goes_wrong_after_that_is_told_in_the_stream(early, path):
+    early.admin.pause("one", 60)
+    connection, answer = begun(early, path)
     assert answer.readline() == b": waiting for the model\n"
-    gateway.admin.set_routes("one", [])
-    gateway.admin.resume("one")
+    early.admin.set_routes("one", [])
+    early.admin.resume("one")
     rest = answer.read().decode()
     connection.close()
     (event,) = [json.loads(line[6:]) for line in rest.splitlines() if line.startswith("data: ")]
@@ -207,14 +208,11 @@ def test_what_goes_wrong_after_that_is_told_in_the_stream(idle_gateway, engine, 
     assert "[DONE]" not in rest
 
 
-def test_a_client_that_leaves_meanwhile_is_gone(idle_gateway, engine):
-    gateway = idle_gateway
-    gateway.start("--limit", EARLY)
-    gateway.admin.set_routes("one", [gateway.route("tiny", engine("one-g1"))])
-    gateway.admin.pause("one", 60)
-    connection, answer = begun(gateway, CHAT)
+def test_a_client_that_leaves_meanwhile_is_gone(early):
+    early.admin.pause("one", 60)
+    connection, answer = begun(early, CHAT)
     assert answer.readline() == b": waiting for the model\n"
     connection.close()
-    wait_until(lambda: gateway.status().traffic.held == 0)
-    gateway.admin.resume("one")
-    assert source(gateway.ask(CHAT, ASKED)) == "one-g1"
+    wait_until(lambda: early.status().traffic.held == 0)
+    early.admin.resume("one")
+    assert source(early.ask(CHAT, ASKED)) == "one-g1"
