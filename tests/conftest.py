@@ -51,15 +51,16 @@ SHARES = {
             *("e2e/test_ollama_stand_in.py", "e2e/test_upgrades.py", "local/test_environments.py"),
             *("ollama_api/test_runners.py", "ollama_api/test_serve.py"),
         ),
-        3,
+        4,
     ),
     **dict.fromkeys(
         (
             *("docker/test_compose.py", "docker/test_container_memory.py", "docker/test_images_gc.py"),
             *("docker/test_images_registry.py", "docker/test_logs.py", "e2e/test_check.py"),
             *("e2e/test_names_on_every_path.py", "e2e/test_out_of_memory.py", "e2e/test_plan_only.py"),
+            "clients/test_anthropic_clients.py",
         ),
-        2,
+        3,
     ),
 }
 
