@@ -43,9 +43,10 @@ def run(plan: Plan, world: World, emit: Emit, interrupted: Callable[[], bool]) -
                 undo = []
             began = world.clock.monotonic()
             progress = _progress(plan.verb, index, item.step, emit, interrupted, world.clock.monotonic)
+            long, limit = item.step.duration is Duration.LONG, item.step.limit_s
             if item.within is not None:
                 progress = keeping_hold(item.within, world, progress)
-            long, limit = item.step.duration is Duration.LONG, item.step.limit_s
+                limit = min(limit, item.within.seconds)
             kind, what = step_name(item.step), item.step.what
             emit(Event(EventKind.STARTED, plan.verb, index, kind, what, limit=limit, long=long))
             progress(item.step.what, 0, 0)

@@ -64,7 +64,7 @@ def _tell(screen: Screen, found: Status) -> None:
     for line in found.out_of_memory:
         screen.say(line)
     if found.gateway is not None:
-        screen.facts("Gateway", _gateway_facts(found.gateway))
+        screen.facts("Gateway", _gateway_facts(found.gateway, at_work=bool(found.at_work)))
         rows = [{**asdict(name), "in_flight": "" if name.in_flight is None else name.in_flight} for name in found.names]
         screen.table("Names", ("public_name", "instance", "in_flight", "waiting"), rows)
         for other in found.gateway.leaving:
@@ -104,7 +104,7 @@ def _engine_facts(engine: EngineStatus) -> dict[str, str]:
     }
 
 
-def _gateway_facts(gateway: GatewayStatus) -> dict[str, str]:
+def _gateway_facts(gateway: GatewayStatus, *, at_work: bool) -> dict[str, str]:
     pid = f"pid {gateway.pid}, " if gateway.pid is not None else ""
     keys = "API key" if gateway.keys else "no API key"
     if gateway.open_until is not None:
@@ -114,15 +114,19 @@ def _gateway_facts(gateway: GatewayStatus) -> dict[str, str]:
         "program": f"orch {gateway.version}, {pid}{keys}",
         "state": f"answers, up {duration(gateway.uptime_s)}",
         "requests": f"{gateway.requests}, errors {gateway.errors}, in flight {gateway.in_flight}",
-        "held": "; ".join(_held(hold) for hold in gateway.holds),
+        "held": "; ".join(_held(hold, at_work=at_work) for hold in gateway.holds),
         "origins": ", ".join(gateway.origins),
         "limits": ", ".join(gateway.limits),
     }
 
 
-def _held(hold: HoldStatus) -> str:
+def _held(hold: HoldStatus, *, at_work: bool) -> str:
     longest = f", the longest for {hold.longest_s:.0f} s" if hold.requests else ""
-    return f"{hold.requests} requests to {hold.profile}{longest}, until what serves it is changed"
+    held = f"{hold.requests} requests to {hold.profile}{longest}, until what serves it is changed"
+    if at_work:
+        return held
+    go_on = f"else they go on in {hold.expires_s:.0f} s"
+    return f"{held}. Whoever began that is gone: the same command again, or orch up; {go_on}"
 
 
 @app.command()

@@ -48,10 +48,11 @@ class Proof:
 
 @dataclass(frozen=True)
 class Proofs:
-    """All of one instance."""
+    """All of one instance, but for those that were `skipped`."""
 
     instance: str
     proofs: tuple[Proof, ...]
+    skipped: tuple[str, ...] = ()
 
     @property
     def first_token_s(self) -> float:
@@ -63,14 +64,16 @@ class Proofs:
         """In a line."""
         good = sum(one.holds for one in self.proofs)
         figures = [one.told for one in self.proofs if one.probe in _FIGURES]
-        return "; ".join([f"{good} of {len(self.proofs)} hold", *figures])
+        skipped = f" ({', '.join(self.skipped)} skipped)" if self.skipped else ""
+        return "; ".join([f"{good} of {len(self.proofs)} hold{skipped}", *figures])
 
     @classmethod
     def from_json(cls, value: object) -> Proofs:
         """Read what `asdict` wrote; ValueError says which field is wrong."""
         document = fields.mapping(value, "proofs")
         listed = fields.listed(document.get("proofs"), "proofs")
-        return cls(fields.text(document, "instance"), tuple(map(Proof.from_json, listed)))
+        skipped = fields.texts(document, "skipped") if "skipped" in document else ()
+        return cls(fields.text(document, "instance"), tuple(map(Proof.from_json, listed)), skipped)
 
 
 @dataclass(frozen=True)

@@ -261,13 +261,15 @@ class ImportArtifact(Step):
 @dataclass(frozen=True)
 class AwaitReady(Step):
     """Wait until the engine answers one real token under its served name and of each adapter, or is dead, or the
-    deadline passed. Adapters in `proved` have answered in another process of the same, and are not asked again."""
+    deadline passed. Adapters in `proved` have answered in another process of the same, and are not asked again. How
+    long it takes is kept where it is the whole of its start (`timed`)."""
 
     duration = Duration.LONG
 
     deployment: Deployment
     timeout_s: float
     proved: tuple[str, ...] = ()
+    timed: bool = False
 
     @property
     def what(self) -> str:

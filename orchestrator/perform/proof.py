@@ -69,7 +69,7 @@ def prove_engine(step: ProveEngine, world: World, progress: Progress) -> str:
         proof = prove(interview, _said_before(step, world))
         if proof is not None:
             found.append(Proof(probe.value, *proof))
-    proofs = Proofs(deployment.instance, tuple(found))
+    proofs = Proofs(deployment.instance, tuple(found), step.skipped)
     _note(world, "proofs", deployment.profile, asdict(proofs))
     wrong = [one for one in proofs.proofs if not one.holds]
     if wrong:

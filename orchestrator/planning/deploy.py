@@ -94,7 +94,7 @@ def plan_deploy(
     if observed.holds(wanted.profile) and was_begun(serving, others):
         choice = begun_before(resolved)
     elif match is None or asleep or not (match.running or end_of_hanging):
-        choice = chosen_form(form, resolved, match, others, observed)
+        choice = chosen_form(form, resolved, match, others, observed, limits.longest_hold_s)
     if choice.share is not None:
         share_args = (resolved.share_option, f"{choice.share:g}")
         memory = choice.fit.requested if choice.fit is not None else 0
@@ -116,7 +116,7 @@ def plan_deploy(
     imports = list(engine_imports(resolved, chosen, match))
     ready = engine_ready_item(chosen, match, serving, limits, asleep=asleep)
     loads = list(adapters_to_load(chosen, match)) if match is not None else []
-    before, proofs = proof_items(verb, chosen, match, serving, limits)
+    before, proofs = proof_items(verb, chosen, _has_proved(match, serving, observed), serving, limits)
     spoken = observed.gateway.status.protocol if observed.gateway.status is not None else PROTOCOL
     switch = list(switch_items(chosen, routes, match, observed, spoken))
     recorded = record_item(desired, observed, spoken)
@@ -180,6 +180,12 @@ def plan_deploy(
 def _standby(desired: Desired, others: tuple[EngineObserved, ...]) -> EngineObserved | None:
     """The one of them that is to be kept: the newest that `rollback` can start again."""
     return next((one for one in reversed(others) if desired.stands_by(one.deployment)), None)
+
+
+def _has_proved(match: EngineObserved | None, serving: EngineObserved | None, observed: Observed) -> bool:
+    """Whether what matches has met clients. What somebody who was killed has started has not."""
+    recorded = None if match is None else observed.desired.get(match.deployment.profile)
+    return match is not None and (match is serving or (recorded is not None and recorded.stands_by(match.deployment)))
 
 
 def _only_tells(step: Step) -> bool:

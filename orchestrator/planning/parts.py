@@ -230,7 +230,8 @@ def engine_ready_item(
     """The generation ready. One that is `asleep` loads its model when it is asked, or is woken."""
     if match is not None and match.sleeps:
         return Action(WakeEngine(chosen, limits.ready_s), (UnloadModel(chosen),) if asleep else ())
-    ready = AwaitReady(chosen, limits.ready_s, _proved(chosen, serving))
+    begins = match is None or not match.running
+    ready = AwaitReady(chosen, limits.ready_s, _proved(chosen, serving), timed=begins)
     if asleep:
         return Action(ready, (UnloadModel(chosen),))
     if match is not None and match.answers:
@@ -239,12 +240,12 @@ def engine_ready_item(
 
 
 def proof_items(
-    verb: str, chosen: Deployment, match: EngineObserved | None, serving: EngineObserved | None, limits: Limits
+    verb: str, chosen: Deployment, proved: bool, serving: EngineObserved | None, limits: Limits
 ) -> tuple[tuple[Action, ...], tuple[Action, ...]]:
     """What is asked of the engine that serves, and of the one that is to take its place before a client meets it. What
-    served before, and goes back, has done its proof; so has the same program with other adapters."""
+    served before, and goes back (`proved`), has done its proof; so has the same program with other adapters."""
     same = serving is not None and serving.deployment.fingerprint == chosen.fingerprint
-    if serving is None or same or match is not None or verb == "rollback":
+    if serving is None or same or proved or verb == "rollback":
         return (), ()
     # Another model may well have other tokens.
     same_model = serving.deployment.weights_source == chosen.weights_source
@@ -388,18 +389,22 @@ def cannot_sleep(engine: EngineObserved, host: Host) -> str:
 
 
 def standby_remarks(standby: EngineObserved | None, host: Host) -> Iterator[Skip]:
-    """What a standby that can sleep will hold, or why it is ended instead."""
-    if standby is None or (asleep := standby.deployment.asleep) is None or not standby.running:
+    """How what served stands by, and what it holds then; nothing where it does already."""
+    if standby is None or standby.rests or not standby.running:
         return
-    what = f"have {standby.instance.name} sleep"
+    what, asleep = f"keep {standby.instance.name}", standby.deployment.asleep
     if why := cannot_sleep(standby, host):
-        yield Remark(what, f"{why}: it is ended, and not removed")
-    else:
+        yield Remark(what, f"{why}: it is ended, and not removed, and holds no memory")
+    elif asleep is not None:
         yield Remark(
             what,
-            f"it keeps its weights in {asleep.host / GIB:.1f} GiB of the host's memory, and about "
+            f"it sleeps: its weights stay in {asleep.host / GIB:.1f} GiB of the host's memory, and it keeps about "
             f"{asleep.gpu / GIB:.1f} GiB of the GPU. Nobody has verified this on a GPU yet",
         )
+    elif standby.deployment.own_store:
+        yield Remark(what, "its server runs on, without a model in memory")
+    else:
+        yield Remark(what, "it is ended, and not removed: it holds no memory, and its files stay where they are")
 
 
 def standing_by(engine: EngineObserved, drain_s: float, may_rest: bool = True) -> Iterator[Action | Skip]:

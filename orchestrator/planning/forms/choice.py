@@ -14,7 +14,7 @@ from orchestrator.core.plan import Remark, Upgrade
 from orchestrator.core.resolved import Resolved
 from orchestrator.planning.preconditions import refuse_no_room
 
-_INSTEAD = "Have what serves now end first, while requests wait: --form handover"
+_INSTEAD = "Have what serves now end first, while requests wait (--form handover)."
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,12 @@ class Choice:
 
 
 def chosen_form(
-    asked: Form | None, resolved: Resolved, match: EngineObserved | None, others: Sequence[EngineObserved], at: Observed
+    asked: Form | None,
+    resolved: Resolved,
+    match: EngineObserved | None,
+    others: Sequence[EngineObserved],
+    at: Observed,
+    longest_hold_s: float,
 ) -> Choice:
     """The form in which the resolved deployment, which does not run, takes the place of these others. `match` is the
     stopped generation that is started again (None: it is a new one).
@@ -50,7 +55,8 @@ def chosen_form(
     known = all(engine.deployment.memory for engine in leaving)
     hands_over = fits_after or not known if asked is Form.HANDOVER else asked is None and fits_after and not fits
     if leaving and hands_over:
-        return Choice(Form.HANDOVER, after, _why_handover(fit, fits, _expected(resolved, at.starts), leaving))
+        expected = _expected(resolved, at.starts, longest_hold_s)
+        return Choice(Form.HANDOVER, after, _why_handover(fit, fits, expected, leaving))
     if not heals:
         refuse_no_room(resolved, _INSTEAD if leaving and (fits_after or not known) else "")
     return Choice(Form.OVERLAP, fit, _why_overlap(fit, asked) if serves else None)
@@ -160,12 +166,15 @@ def _why_handover(fit: MemoryFit | None, fits: bool, expected: str, leaving: Seq
     return Remark("form handover", f"they do not fit together: {sizes}; {waits}")
 
 
-def _expected(resolved: Resolved, starts: Mapping[str, float]) -> str:
+def _expected(resolved: Resolved, starts: Mapping[str, float], longest_hold_s: float) -> str:
     """How long that takes."""
     seen = starts.get(resolved.deployment.start_key)
-    if seen is not None:
-        return f"about {seen:.0f} s, as the last time here" if seen >= 1 else "a second, as the last time here"
-    return f"about {resolved.start_s:.0f} s (an estimate: it has not been started here yet)"
+    takes = resolved.start_s if seen is None else seen
+    told = f"about {takes:.0f} s" if takes >= 1 else "a second"
+    told += ", as the last time here" if seen is not None else " (an estimate: it has not been started here yet)"
+    if takes > longest_hold_s:
+        told += f". None may wait for more than {longest_hold_s:.0f} s, so it would be taken back: --max-hold"
+    return told
 
 
 def _gib(size: int) -> str:
