@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from orchestrator.drivers.docker.daemon import Daemon
     from orchestrator.drivers.docker.images import DockerImages
     from orchestrator.drivers.keys import KeyFile
+    from orchestrator.drivers.local.command import Finished
     from orchestrator.drivers.local.environments import Environments
     from orchestrator.drivers.local.llmcompressor import LlmCompressor
     from orchestrator.drivers.local.processes import LocalTarget
@@ -70,6 +71,14 @@ class Orchestrator:
             from orchestrator.app.gateway import check_each_limit
 
             check_each_limit(settings.limits)
+
+    def run_module(
+        self, module: str, args: list[str], tick: Callable[[], None], line: Callable[[str], None]
+    ) -> Finished:
+        """Run a module of orch in a process of its own; `line` is told what it says. What `tick` raises ends it."""
+        from orchestrator.drivers.local.command import allowed_environ, run_command
+
+        return run_command([sys.executable, "-P", "-m", module, *args], allowed_environ(), tick=tick, on_line=line)
 
     # --- the World
 

@@ -2,7 +2,7 @@
 
 A file of verbs each: what serves in deploy and status, who may ask in keys, what it is started with in render; what it
 is made of in pull, build, artifacts, lock, engines, images, profiles and inspect; what they print for programs in
-schema. What they do lies in app/; they parse, ask and print.
+schema; how fast it is in bench. What they do lies in app/; they parse, ask and print.
 Everything heavy is imported inside them: `orch --help` pays for typer only, and a verb for no other.
 """
 
@@ -17,6 +17,7 @@ STDERR = 2
 # The first words of command lines, by the file that adds them to the app; in the order of --help.
 VERBS = {
     "artifacts": ("artifacts",),
+    "bench": ("bench",),
     "build": ("build",),
     "check": ("check",),
     "deploy": ("up", "migrate", "rollback", "down", "lora"),

@@ -444,7 +444,7 @@ def _width() -> int | None:
 
 
 def _is_number(column: str, rows: Sequence[Mapping[str, Any]]) -> bool:
-    return all(isinstance(row.get(column), int) for row in rows)
+    return all(isinstance(row.get(column), int | float) for row in rows)
 
 
 def _aligned(table: list[list[str]], right: set[int], width: int | None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from orchestrator.core.artifact import Recipe
@@ -121,6 +122,8 @@ class EngineSheet(Protocol):
     speaks: tuple[str, ...]
     # The HTTP paths on which it heeds what `patch` adds to a request; None: on all.
     patch_paths: tuple[str, ...] | None
+    # What a request says besides, so that its answer does not end before its limit.
+    endless: Mapping[str, Any]
     # How its program is told which share of a GPU to take; empty where it takes what it needs.
     share_option: str
     # Seconds from its start to its first answer, besides reading the model: ASSUMPTION, until it has been seen here.
@@ -334,6 +337,7 @@ class EngineDefaults:
     speaks: tuple[str, ...] = (OPENAI, ANTHROPIC)
     patch_paths: tuple[str, ...] | None = None
     share_option = ""
+    endless: Mapping[str, Any] = MappingProxyType({"ignore_eos": True})
     starts_in_s = 3.0
 
     def gpus(self, profile: Profile, accelerator: Accelerator) -> int:

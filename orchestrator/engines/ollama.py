@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from orchestrator.core.artifact import GGUF_FILE, Recipe
@@ -90,6 +91,8 @@ class Ollama(EngineDefaults):
     settings: type[EngineSettings] = OllamaSettings
     programs: tuple[str, ...] = (PROGRAM,)
     hot_adapters = True
+    # It knows no such thing.
+    endless: Mapping[str, Any] = MappingProxyType({})
     takes_gpu = True
     own_store = True
     speaks: tuple[str, ...] = (OPENAI, ANTHROPIC, OLLAMA)

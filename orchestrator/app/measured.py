@@ -1,0 +1,98 @@
+"""What is measured: what serves now, as a load asks it, through the gateway or directly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import __version__
+from orchestrator.core.observed import EngineObserved, Observed
+from orchestrator.engines import ENGINES
+from orchestrator.errors import PlanRefused
+from orchestrator.interview import Interview
+from orchestrator.probes import question_of
+
+if TYPE_CHECKING:
+    from orchestrator.app.orchestrator import Orchestrator
+
+ANSWER_S = 60.0
+_UP = "orch up ENGINE -p PROFILE"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is asked at `url` with `headers`, streamed, greedy; `facts` say what answers there, and where. Of
+    clients `in_flight` requests are at it already; it is asked `direct`ly, or through the gateway.
+    A prompt and its answer may have `context` tokens together (0: that is not known)."""
+
+    url: str
+    headers: Mapping[str, str]
+    facts: Mapping[str, Any]
+    in_flight: int
+    direct: bool
+    context: int
+    _interview: Interview
+    _name: str
+
+    def body(self, text: str, tokens: int) -> dict[str, Any]:
+        """A request for an answer of so many tokens, where the engine does not end it before."""
+        deployment = self._interview.deployment
+        question = question_of(text, deployment.chats)[1]
+        asked = {"model": self._name, **question, "max_tokens": tokens, "temperature": 0}
+        streamed = {"stream": True, "stream_options": {"include_usage": True}}
+        return {**asked, **streamed, **ENGINES[deployment.engine].endless}
+
+    def tokens_of(self, text: str) -> int:
+        """How many tokens a text is; one for each word where the engine does not tell."""
+        return self._interview.tokens(text).number or len(text.split())
+
+
+def subject_of(orch: Orchestrator, profile: str | None, *, direct: bool) -> Subject:
+    """What serves a profile (None: the only one). Raises PlanRefused where nothing does, and HostError."""
+    observed = orch.observe()
+    serving = _serving(observed, profile)
+    deployment, instance = serving.deployment, serving.instance
+    interview = Interview(orch, deployment, instance, orch.progress, ANSWER_S)
+    path = question_of("", deployment.chats)[0]
+    status = observed.gateway.status
+    if direct:
+        url, key, name = instance.url, instance.secret, ENGINES[deployment.engine].upstream(deployment, None)
+    else:
+        assert status is not None, "something serves"
+        url, key, name = f"http://{status.listen}", orch.gateway.credential(), deployment.served_name
+    gpus = [gpu.name for gpu in observed.host.gpus if not deployment.gpu or gpu.uuid in deployment.gpu]
+    container = instance.launch.container
+    facts = {
+        "orch": __version__,
+        "profile": deployment.profile,
+        "engine": deployment.engine,
+        "instance": deployment.instance,
+        "model_id": deployment.served_name,
+        "recipe": deployment.recipe.value,
+        "artifact": deployment.artifact_key,
+        "program": container.image if container is not None else instance.launch.environment,
+        "accelerator": deployment.accelerator.value,
+        "gpus": gpus if deployment.accelerator.value != "cpu" else [],
+        "through": "the engine" if direct else "the gateway",
+    }
+    route = status.routes.find(deployment.served_name) if status is not None else None
+    card = status.routes.card_of(route) if status is not None and route is not None else None
+    in_flight = status.load_of(instance.name).in_flight if status is not None else 0
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return Subject(
+        f"{url}{path}", headers, facts, in_flight, direct, card.context if card is not None else 0, interview, name
+    )
+
+
+def _serving(observed: Observed, profile: str | None) -> EngineObserved:
+    deployed = observed.deployed
+    if profile is None and len(deployed) > 1:
+        raise PlanRefused(f"Several profiles are deployed: {', '.join(deployed)}.", hint="Say which: --profile NAME")
+    name = profile or next(iter(deployed), None)
+    if name is None or name not in deployed:
+        raise PlanRefused(f"{name or 'Nothing'} is {'not ' if name else ''}deployed.", hint=_UP)
+    found = next((one for one in observed.engines_of(name) if one.instance.name == observed.serving(name)), None)
+    if found is None or not found.answers:
+        raise PlanRefused(f"{name} is not answered by anything now.", hint="orch up")
+    return found

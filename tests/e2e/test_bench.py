@@ -1,0 +1,74 @@
+"""`orch bench` on a real engine: what it measures is there, what goes wrong is told, what was measured stays."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import pytest
+from orch_command import Orch
+
+pytestmark = pytest.mark.llamacpp
+
+SHORT = ("--input-len", "32", "--output-len", "16", "--rounds", "2")
+
+
+def test_each_level_is_measured_and_kept(orch: Orch) -> None:
+    orch.run("up", "llamacpp", "-p", str(orch.profile))
+    told = orch.run("bench", "--concurrency", "1,3", *SHORT, "--goodput", "ttft:60000", "--json").lines
+    levels = [line for line in told if "max_concurrency" in line]
+    assert [(one["max_concurrency"], one["num_prompts"]) for one in levels] == [(1, 2), (3, 6)]
+    for one in levels:
+        assert (one["completed"], one["failed"], one["errors"]) == (one["num_prompts"], 0, {})
+        # Every answer goes on to its limit, and prompts are about as long as they are to be.
+        assert one["total_output_tokens"] == 16 * one["num_prompts"]
+        assert 0.5 < one["total_input_tokens"] / one["num_prompts"] / 32 < 3
+        assert one["request_goodput"] == pytest.approx(one["request_throughput"])
+        assert one["p50_ttft_ms"] <= one["p99_ttft_ms"] <= one["p99_e2el_ms"]
+        assert one["output_throughput"] == pytest.approx(one["total_output_tokens"] / one["duration"])
+        assert (one["engine"], one["recipe"], one["through"]) == ("llamacpp", "gguf-q6_k", "the gateway")
+    kept = orch.run("bench", "show", "--json").lines
+    assert kept == levels
+    shown = orch.run("bench", "show").out
+    assert "output tok/s" in shown
+    assert "TPOT: (E2EL - TTFT) / (output tokens - 1)" in shown
+    (row,) = orch.run("bench", "ls", "--json").lines
+    assert (row["engine"], row["users"]) == ("llamacpp", "1, 3")
+
+    direct = orch.run("bench", "--concurrency", "1", *SHORT, "--direct", "--json").lines[-1]
+    assert (direct["through"], direct["completed"]) == ("the engine", 2)
+    # No prompt is one that was asked before: all of it is read.
+    again = orch.run("bench", "--concurrency", "1", *SHORT, "--seed", "1", "--json").lines[-1]
+    assert again["failed"] == 0
+
+    told_it = orch.run("bench", "--input-len", "400", "--output-len", "400", code=5)
+    assert "864 tokens" in told_it.err
+    assert "are more than the context of 512" in told_it.err
+
+    # What it had measured by then is kept, and told.
+    running = orch.start("bench", "--concurrency", "1,2", "--output-len", "300", "--rounds", "500", "--input-len", "16")
+    time.sleep(6)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert "it was interrupted" in out
+    assert json.loads((orch.home / "bench" / "tiny.jsonl").read_text().splitlines()[-1])["interrupted"] is True
+    assert orch.gateway_status()["backends"]["tiny-llamacpp-g1"]["in_flight"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ((), 5, "Nothing is deployed."),
+        (("--profile", "other"), 5, "other is not deployed."),
+        (("--concurrency", "1,x"), 2, "'1,x' is not a list of numbers"),
+        (("--concurrency", "0"), 2, "'0' is not a list of numbers"),
+        (("--goodput", "speed:5"), 2, "'speed:5' is not NAME:MS"),
+        (("show",), 4, "There is no measurement yet."),
+        (("show", "20000101-000000"), 4, "There is no measurement 20000101-000000."),
+    ],
+)
+def test_what_cannot_be_is_told(orch: Orch, words: tuple[str, ...], code: int, said: str) -> None:
+    assert said in orch.run("bench", *words, code=code).err
+    assert not (orch.home / "bench").exists()
