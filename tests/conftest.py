@@ -203,7 +203,8 @@ def _not_their_turn(items: list[pytest.Item]) -> set[pytest.Item]:
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     left: set[pytest.Item] = set()
     for test, all_of_it in cases.items():
-        possible = [item for item in all_of_it if not _cannot(item)] or all_of_it
+        able = [item for item in all_of_it if not _cannot(item) and not item.get_closest_marker("long")]
+        possible = able or all_of_it
         file = test.partition("::")[0]
         left |= set(all_of_it) - {random.Random(f"{sample_seed()} {file}").choice(possible)}
     return left

@@ -116,7 +116,8 @@ def plan_deploy(
     imports = list(engine_imports(resolved, chosen, match))
     ready = engine_ready_item(chosen, match, serving, limits, asleep=asleep)
     loads = list(adapters_to_load(chosen, match)) if match is not None else []
-    before, proofs = proof_items(verb, chosen, _has_proved(match, serving, observed), serving, limits)
+    proved = _has_proved(match, serving, observed)
+    before, proofs = proof_items(verb, chosen, proved, serving, observed.routes_of(wanted.profile), limits)
     spoken = observed.gateway.status.protocol if observed.gateway.status is not None else PROTOCOL
     switch = list(switch_items(chosen, routes, match, observed, spoken))
     recorded = record_item(desired, observed, spoken)

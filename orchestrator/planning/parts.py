@@ -240,18 +240,30 @@ def engine_ready_item(
 
 
 def proof_items(
-    verb: str, chosen: Deployment, proved: bool, serving: EngineObserved | None, limits: Limits
+    verb: str,
+    chosen: Deployment,
+    proved: bool,
+    serving: EngineObserved | None,
+    told: Iterable[Route],
+    limits: Limits,
 ) -> tuple[tuple[Action, ...], tuple[Action, ...]]:
     """What is asked of the engine that serves, and of the one that is to take its place before a client meets it. What
-    served before, and goes back (`proved`), has done its proof; so has the same program with other adapters."""
+    served before, and goes back (`proved`), has done its proof; so has the same program with other adapters. `told` is
+    what clients are told of the profile's models now."""
     same = serving is not None and serving.deployment.fingerprint == chosen.fingerprint
     if serving is None or same or proved or verb == "rollback":
         return (), ()
-    # Another model may well have other tokens.
-    same_model = serving.deployment.weights_source == chosen.weights_source
+    # Another model may well have other tokens, and another chat template has.
+    same_model = serving.deployment.weights_source == chosen.weights_source and _same_template(chosen, told)
     before = serving.deployment.instance if same_model else ""
     prove = Action(ProveEngine(chosen, before, limits.skipped_probes))
     return ((Action(AskBefore(serving.deployment)),) if same_model and serving.answers else ()), (prove,)
+
+
+def _same_template(chosen: Deployment, told: Iterable[Route]) -> bool:
+    """Whether chats are put together as now, as far as that is known."""
+    now = next((route.card for route in told if route.name == chosen.served_name), None)
+    return now is None or chosen.card is None or now.template == chosen.card.template
 
 
 def _proved(chosen: Deployment, serving: EngineObserved | None) -> tuple[str, ...]:

@@ -185,7 +185,7 @@ def test_lists(clients: Clients, served: Served, client: str) -> None:
 @pytest.mark.parametrize(
     "engines",
     [
-        pytest.param(("llamacpp", "ollama"), id="there and back"),
+        pytest.param(("llamacpp", "ollama"), marks=pytest.mark.long, id="there and back"),
         pytest.param(
             ("vllm", "ollama", "llamacpp", "vllm", "llamacpp", "ollama"),
             marks=[pytest.mark.vllm, pytest.mark.long],

@@ -20,6 +20,7 @@ ONE_FITS = {("llamacpp", "ollama"): "300MiB", ("llamacpp", "vllm"): "1250MiB", (
 MOVES = {"overlap": (50, 2), "handover": (20, 2)}
 
 
+@pytest.mark.rotated
 @pytest.mark.parametrize("form", MOVES)
 @pytest.mark.parametrize(
     "pair",

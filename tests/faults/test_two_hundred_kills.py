@@ -21,7 +21,7 @@ from orchestrator.artifacts.store import Store
 from orchestrator.drivers.hub.part import PIECE, arrived, piece_size
 
 WEIGHTS = "model.safetensors"
-KILLS, SAMPLE = 200, 40
+KILLS, SAMPLE = 200, 20
 # Of one command in a row, before it may end.
 MOST = 13
 # Bytes per second: what comes of the weights between two kills is a part of them.
