@@ -9,6 +9,8 @@ from typing import Any
 
 from orchestrator.errors import HostError, host_errors
 
+# Of the lines: others are of another version of orch, and are left alone.
+VERSION = 1
 # Of a sweep all levels have it.
 RUN = "run"
 
@@ -27,7 +29,8 @@ class Results:
                 file.write(json.dumps(result) + "\n")
 
     def all(self) -> Iterator[dict[str, Any]]:
-        """All, those of a profile as they came. What cannot be read, as after a power cut, is left out."""
+        """All, those of a profile as they came. What cannot be read, as after a power cut, is left out, as are lines of
+        another version."""
         with host_errors(f"read {self._root}", {}):
             files = sorted(self._root.glob("*.jsonl"))
             lines = [line for file in files for line in file.read_text(errors="replace").splitlines()]
@@ -36,7 +39,7 @@ class Results:
                 found = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(found, dict) and {RUN, "profile", "engine"} <= found.keys():
+            if isinstance(found, dict) and found.get("version") == VERSION:
                 yield found
 
     def runs(self) -> dict[str, list[dict[str, Any]]]:

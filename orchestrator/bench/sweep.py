@@ -15,13 +15,12 @@ from orchestrator.app.measured import Subject
 from orchestrator.bench.client import Ask, Load
 from orchestrator.bench.metrics import Level, Measured
 from orchestrator.bench.prompts import prompts, sample, words_for
-from orchestrator.bench.results import RUN
+from orchestrator.bench.results import RUN, VERSION
 from orchestrator.errors import HostError, Interrupted, PlanRefused
 
 if TYPE_CHECKING:
     from orchestrator.app.orchestrator import Orchestrator
 
-VERSION = 1
 # Tokens that a template puts around a question, and by which a prompt may be longer than it is to be: ASSUMPTION.
 _AROUND = 64
 

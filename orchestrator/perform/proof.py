@@ -51,8 +51,8 @@ def ask_before(step: AskBefore, world: World, progress: Progress) -> None:
             if world.clock.monotonic() < deadline and (said := _answer(interview, question)):
                 answers[question] = said
         for adapter in step.deployment.adapters:
-            if world.clock.monotonic() < deadline:
-                adapters[adapter.digest] = _answer(interview, HELLO, adapter)
+            if world.clock.monotonic() < deadline and (said := _answer(interview, HELLO, adapter)):
+                adapters[adapter.digest] = said
     before = Before(step.deployment.instance, tokens, answers, adapters)
     _note(world, "answers", step.deployment.profile, asdict(before))
 
