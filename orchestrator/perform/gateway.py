@@ -7,26 +7,23 @@ import re
 from dataclasses import replace
 
 from orchestrator.core.gateway_status import GatewayState, gateway_label
-from orchestrator.core.launch import Instance, InstanceState, Launch
-from orchestrator.core.model_card import ModelCard
-from orchestrator.core.progress import Progress
-from orchestrator.core.routes import FIRST_WITH_DIGESTS, Route
-from orchestrator.core.steps import (
+from orchestrator.core.gateway_steps import (
     GATEWAY_START_S,
     AwaitGateway,
     ClearGateway,
-    Drain,
     DropOldKeyFile,
     EnsureGateway,
     KeepGateway,
     ReadKeys,
-    RemoveRoute,
     ReplaceGateway,
     RestartGateway,
-    SetRoute,
-    VerifyRoute,
     WriteKeys,
 )
+from orchestrator.core.launch import Instance, InstanceState, Launch
+from orchestrator.core.model_card import ModelCard
+from orchestrator.core.progress import Progress
+from orchestrator.core.routes import FIRST_WITH_DIGESTS, Route
+from orchestrator.core.steps import Drain, RemoveRoute, SetRoute, VerifyRoute
 from orchestrator.drivers.base import World
 from orchestrator.errors import HostError
 from orchestrator.perform.dispatch import perform

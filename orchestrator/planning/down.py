@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from orchestrator.core.gateway_steps import AwaitGateway, EnsureGateway
 from orchestrator.core.launch import Instance
 from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Action, Plan, Skip
-from orchestrator.core.steps import AwaitGateway, EnsureGateway, RecordDesired, RemoveEngine, RemoveRoute, StopEngine
+from orchestrator.core.steps import RecordDesired, RemoveEngine, RemoveRoute, StopEngine
 from orchestrator.planning.parts import release_items, retirement
 from orchestrator.planning.preconditions import refuse_unreachable
 

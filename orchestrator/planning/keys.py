@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from orchestrator.core.gateway import GatewaySpec, KeyChange
+from orchestrator.core.gateway_steps import DropOldKeyFile, ReadKeys, WriteKeys
 from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Action, Plan, Remark, Skip
 from orchestrator.core.routes import FIRST_WITH_DIGESTS
-from orchestrator.core.steps import DropOldKeyFile, ReadKeys, WriteKeys
 from orchestrator.errors import PlanRefused
 from orchestrator.planning.parts import Limits, gateway_items, gateway_ready_items, replaced_gateways
 from orchestrator.planning.preconditions import refuse_unreachable

@@ -12,6 +12,14 @@ from typing import Any
 from orchestrator.core.deployment import Deployment, Desired
 from orchestrator.core.gateway import GatewaySpec
 from orchestrator.core.gateway_status import GATEWAY, generation_of, successor_of
+from orchestrator.core.gateway_steps import (
+    AwaitGateway,
+    ClearGateway,
+    EnsureGateway,
+    KeepGateway,
+    ReplaceGateway,
+    RestartGateway,
+)
 from orchestrator.core.host import Host
 from orchestrator.core.launch import Instance, InstanceState
 from orchestrator.core.memory import GIB, MemoryFit
@@ -21,23 +29,17 @@ from orchestrator.core.resolved import Resolved
 from orchestrator.core.routes import FIRST_WITH_CARDS, PROTOCOL, Backend, Route
 from orchestrator.core.steps import (
     AskBefore,
-    AwaitGateway,
     AwaitMemory,
     AwaitReady,
-    ClearGateway,
     Drain,
     EnsureEngine,
-    EnsureGateway,
     ImportArtifact,
-    KeepGateway,
     LoadAdapter,
     ProveEngine,
     RecordDesired,
     ReleaseRequests,
     RemoveEngine,
     RemoveRoute,
-    ReplaceGateway,
-    RestartGateway,
     SetRoute,
     Step,
     StopEngine,
