@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import __version__
 from orchestrator.core.observed import EngineObserved, Observed
 from orchestrator.engines import ENGINES
-from orchestrator.errors import PlanRefused
+from orchestrator.engines.base import EngineCall
+from orchestrator.errors import OrchError, PlanRefused
 from orchestrator.interview import Interview
 from orchestrator.probes import question_of
 
@@ -24,7 +26,8 @@ _UP = "orch up ENGINE -p PROFILE"
 class Subject:
     """A model that is asked at `url` with `headers`, streamed, greedy; `facts` say what answers there, and where. Of
     clients `in_flight` requests are at it already; it is asked `direct`ly, or through the gateway.
-    A prompt and its answer may have `context` tokens together (0: that is not known)."""
+    A prompt and its answer may have `context` tokens together (0: that is not known). It computes on `gpus` (UUIDs),
+    and is asked by `name`."""
 
     url: str
     headers: Mapping[str, str]
@@ -32,16 +35,29 @@ class Subject:
     in_flight: int
     direct: bool
     context: int
+    gpus: tuple[str, ...]
+    name: str
     _interview: Interview
-    _name: str
 
-    def body(self, text: str, tokens: int) -> dict[str, Any]:
-        """A request for an answer of so many tokens, where the engine does not end it before."""
+    def body(self, messages: Sequence[tuple[str, str]], tokens: int) -> dict[str, Any]:
+        """A request for an answer of so many tokens, where the engine does not end it before, to messages as (role,
+        text); a model that does not chat is asked to go on from their texts."""
         deployment = self._interview.deployment
-        question = question_of(text, deployment.chats)[1]
-        asked = {"model": self._name, **question, "max_tokens": tokens, "temperature": 0}
+        if deployment.chats:
+            question: dict[str, Any] = {"messages": [{"role": role, "content": text} for role, text in messages]}
+        else:
+            question = question_of("\n".join(text for _, text in messages), chats=False)[1]
+        asked = {"model": self.name, **question, "max_tokens": tokens, "temperature": 0}
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
         return {**asked, **streamed, **ENGINES[deployment.engine].endless}
+
+    def memory(self) -> int | None:
+        """Bytes of RAM that the engine holds now; None where its target does not tell."""
+        interview = self._interview
+        try:
+            return interview.world.targets[interview.instance.target].usage(interview.instance).memory
+        except OrchError:
+            return None
 
     def tokens_of(self, text: str) -> int:
         """How many tokens a text is; one for each word where the engine does not tell."""
@@ -61,7 +77,8 @@ def subject_of(orch: Orchestrator, profile: str | None, *, direct: bool) -> Subj
     else:
         assert status is not None, "something serves"
         url, key, name = f"http://{status.listen}", orch.gateway.credential(), deployment.served_name
-    gpus = [gpu.name for gpu in observed.host.gpus if not deployment.gpu or gpu.uuid in deployment.gpu]
+    on_gpu = deployment.accelerator.value != "cpu"
+    gpus = [gpu for gpu in observed.host.gpus if on_gpu and (not deployment.gpu or gpu.uuid in deployment.gpu)]
     container = instance.launch.container
     facts = {
         "orch": __version__,
@@ -71,18 +88,29 @@ def subject_of(orch: Orchestrator, profile: str | None, *, direct: bool) -> Subj
         "model_id": deployment.served_name,
         "recipe": deployment.recipe.value,
         "artifact": deployment.artifact_key,
+        "engine_version": _version(interview),
         "program": container.image if container is not None else instance.launch.environment,
         "accelerator": deployment.accelerator.value,
-        "gpus": gpus if deployment.accelerator.value != "cpu" else [],
+        "gpus": [gpu.name for gpu in gpus],
         "through": "the engine" if direct else "the gateway",
     }
     route = status.routes.find(deployment.served_name) if status is not None else None
     card = status.routes.card_of(route) if status is not None and route is not None else None
     in_flight = status.load_of(instance.name).in_flight if status is not None else 0
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return Subject(
-        f"{url}{path}", headers, facts, in_flight, direct, card.context if card is not None else 0, interview, name
-    )
+    context = card.context if card is not None else 0
+    uuids = tuple(gpu.uuid for gpu in gpus)
+    return Subject(f"{url}{path}", headers, facts, in_flight, direct, context, uuids, name, interview)
+
+
+def _version(interview: Interview) -> str | None:
+    """What its program calls itself; None where it does not tell."""
+    sheet = ENGINES[interview.deployment.engine]
+    if sheet.package:
+        return metadata.version(sheet.package)
+    path, name = sheet.version_at
+    told = interview.reply(EngineCall("GET", path)).json if path else None
+    return str(told[name]) if isinstance(told, dict) and name in told else None
 
 
 def _serving(observed: Observed, profile: str | None) -> EngineObserved:

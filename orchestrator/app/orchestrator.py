@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.core.docker import DockerFacts
     from orchestrator.core.environment import EnvironmentSpec
     from orchestrator.core.gateway_status import Listener
-    from orchestrator.core.host import Host
+    from orchestrator.core.host import GpuSample, Host
     from orchestrator.core.launch import Launch
     from orchestrator.core.observed import Observed
     from orchestrator.core.pins import ImagePin
@@ -184,6 +185,12 @@ class Orchestrator:
         from orchestrator.engines.settings import read_settings
 
         return Records(self.settings.records, read_settings)
+
+    def sampling(self, gpus: tuple[str, ...]) -> AbstractContextManager[Callable[[], tuple[GpuSample, ...]]]:
+        """What to call for a sample of each of these GPUs (UUIDs), as long as the context lasts."""
+        from orchestrator.drivers.nvml_samples import sampling
+
+        return sampling(gpus)
 
     @cached_property
     def clock(self) -> SystemClock:

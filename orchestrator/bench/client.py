@@ -4,6 +4,9 @@ It reads one Load as JSON from the file that it is given, makes it, and writes a
 ends, then one with the `duration` of all. Whoever started it may end it at any time; what was written by then was
 measured.
 
+What is due at a time is measured from that time, not from when it was sent: a client that came too late would else hide
+how long its users waited (coordinated omission).
+
 A stream is asked for, and a token's time is when the bytes that hold it were there. The first token is the first piece
 with something in it: an opening piece that tells a role alone is none. Tokens are counted by the server (`usage`); who
 does not tell them has not answered, as has whoever breaks off, or says less than `data: [DONE]`.
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import orjson
 import uvloop
 
 from orchestrator.bench.metrics import Measured
@@ -95,7 +99,8 @@ async def _when_due(ask: Ask, place: int, began: float, measured: Callable[[int]
 
 
 async def _measured(session: aiohttp.ClientSession, load: Load, ask: Ask, began: float) -> Measured:
-    started = time.perf_counter()
+    now = time.perf_counter()
+    started = now if ask.due is None else began + ask.due
     pieces: list[float] = []
     usage: dict[str, int] = {}
     error = ""
@@ -107,10 +112,9 @@ async def _measured(session: aiohttp.ClientSession, load: Load, ask: Ask, began:
         error = f"no end after {load.timeout_s:g} s"
     except (aiohttp.ClientError, OSError) as lost:
         error = f"{type(lost).__name__}: {lost}"
-    offset = started - began
     return Measured(
-        due=ask.due if ask.due is not None else offset,
-        started=offset,
+        due=started - began,
+        started=now - began,
         ttft=pieces[0] - started if pieces else 0.0,
         itl=tuple(later - earlier for earlier, later in pairwise(pieces)),
         e2el=pieces[-1] - started if pieces else 0.0,
@@ -149,8 +153,8 @@ async def _read(
 
 def _take(told: bytes, now: float, pieces: list[float], usage: dict[str, int]) -> None:
     try:
-        part = json.loads(told)
-    except ValueError:
+        part = orjson.loads(told)
+    except orjson.JSONDecodeError:
         raise _FailedError("what came is not JSON") from None
     if not isinstance(part, dict) or "error" in part:
         raise _FailedError("broken off with an error")

@@ -24,9 +24,9 @@ LIMITED = ("ttft", "tpot", "e2el")
 
 @dataclass(frozen=True)
 class Measured:
-    """One request: when it was to start and when it did, in seconds since the level began; seconds until its first
-    token, between its pieces, and until its last token; tokens as the server counts them; `error` names what went
-    wrong, if anything did."""
+    """One request: when it was to start and when it did, in seconds since the level began; seconds from when it was to
+    start until its first token, between its pieces, and until its last token; tokens as the server counts them; `error`
+    names what went wrong, if anything did."""
 
     due: float
     started: float

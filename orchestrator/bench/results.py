@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import HostError, host_errors
 
 # Of the lines: others are of another version of orch, and are left alone.
-VERSION = 1
+VERSION = 2
 # Of a sweep all levels have it.
 RUN = "run"
+
+
+def new_run() -> str:
+    """A name for one, by the time; two of a second differ."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 class Results:
@@ -25,8 +33,10 @@ class Results:
         """Keep one."""
         with host_errors(f"write into {self._root}", {}):
             self._root.mkdir(parents=True, exist_ok=True)
-            with (self._root / f"{result['profile']}.jsonl").open("a") as file:
-                file.write(json.dumps(result) + "\n")
+            with (self._root / f"{result['profile']}.jsonl").open("ab+") as file:
+                # What was cut in the middle of a line keeps that line to itself.
+                whole = file.tell() == 0 or (file.seek(-1, os.SEEK_END), file.read())[1] == b"\n"
+                file.write((b"" if whole else b"\n") + json.dumps(result).encode() + b"\n")
 
     def all(self) -> Iterator[dict[str, Any]]:
         """All, those of a profile as they came. What cannot be read, as after a power cut, is left out, as are lines of
@@ -57,3 +67,19 @@ class Results:
             known = "orch bench ls shows those that there are." if runs else "orch bench makes one."
             raise HostError(f"There is no measurement {name or 'yet'}.", hint=known)
         return runs[chosen]
+
+    def chosen(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """The levels of several sweeps; of none named, the newest of each engine of the profile that was measured last,
+        in the order in which they were."""
+        if names:
+            return [level for name in names for level in self.run(name)]
+        profile = self.run(None)[-1]["profile"]
+        newest: dict[str, list[dict[str, Any]]] = {}
+        for levels in reversed(self.runs().values()):
+            of_engine: dict[str, list[dict[str, Any]]] = {}
+            for level in levels:
+                if level["profile"] == profile:
+                    of_engine.setdefault(level["engine"], []).append(level)
+            for engine, own in of_engine.items():
+                newest.setdefault(engine, own)
+        return sorted((level for own in newest.values() for level in own), key=lambda level: str(level["date"]))

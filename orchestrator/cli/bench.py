@@ -1,51 +1,68 @@
-"""`orch bench`: measure what serves now, and look at what was measured."""
+"""`orch bench`: measure what serves now, or engines one after the other."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.options import AsJson, app, session_of
-from orchestrator.errors import UsageError
+from orchestrator.cli.bench_results import bench, results_of, tell
+from orchestrator.cli.options import (
+    AsJson,
+    Drain,
+    FormOfChange,
+    LongestHold,
+    OnlyPlan,
+    ProfileName,
+    Target,
+    Timeout,
+    session_of,
+)
+from orchestrator.errors import PlanRefused, UsageError
 
 if TYPE_CHECKING:
-    from orchestrator.bench.results import Results
+    from orchestrator.bench.in_turn import Asked
+    from orchestrator.bench.prompts import Prompt
+    from orchestrator.bench.sweep import Rate, Sweep, Users
     from orchestrator.cli.session import Session
 
-bench = typer.Typer(
-    help="Measure what serves now: throughput and latencies against users.", invoke_without_command=True
-)
-app.add_typer(bench, name="bench")
-
-# As vllm bench serve names them; what each is stands in bench/metrics.py.
-COLUMNS = {
-    "users": "max_concurrency",
-    "completed": "completed",
-    "failed": "failed",
-    "req/s": "request_throughput",
-    "output tok/s": "output_throughput",
-    "TTFT p50 ms": "p50_ttft_ms",
-    "p95": "p95_ttft_ms",
-    "TPOT p50 ms": "p50_tpot_ms",
-    "p95 ": "p95_tpot_ms",
-    "E2EL p50 ms": "p50_e2el_ms",
-}
-FORMULAS = (
-    "TTFT: start to first token. E2EL: start to last token. TPOT: (E2EL - TTFT) / (output tokens - 1). "
-    "Tokens as the engine counts them; what failed is in no figure but its own."
-)
+_USERS_HINT = "--concurrency 1,2,4,8; with a + at its end users are doubled until that brings no more."
 
 
 @bench.callback()
 def bench_now(
     context: typer.Context,
-    profile: Annotated[str | None, typer.Option("--profile", help="Which one, where several are served.")] = None,
-    concurrency: Annotated[str, typer.Option(metavar="N,N,...", help="Requests at a time.")] = "1,2,4,8",
+    engines: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,NAME", help="Measure these one after the other; then all is as it was before."),
+    ] = None,
+    profile: ProfileName = None,
+    target: Target = None,
+    concurrency: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="Requests at a time; + at the end: on, until more users bring no more.  [default: 1,2,4,8+]",
+        ),
+    ] = None,
+    request_rate: Annotated[
+        str | None,
+        typer.Option(metavar="R,R,...", help="Requests a second instead, at random times, whatever becomes of them."),
+    ] = None,
+    duration: Annotated[float, typer.Option(help="Seconds of each --request-rate.", min=1, max=3600)] = 30.0,
     rounds: Annotated[int, typer.Option(help="Requests for each that is in flight.", min=1, max=1000)] = 4,
+    repeats: Annotated[int, typer.Option(help="The whole sweep so often: how sure its figures are.", min=1)] = 1,
     input_len: Annotated[int, typer.Option(help="Tokens of a prompt, about.", min=1)] = 256,
     output_len: Annotated[int, typer.Option(help="Tokens of an answer.", min=1)] = 256,
+    shared_prefix_len: Annotated[
+        int, typer.Option(help="Tokens that all prompts begin with: what a prefix cache may have.", min=0)
+    ] = 0,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Prompts from a file: JSON lines, or ShareGPT's list.", exists=True, dir_okay=False),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
     goodput: Annotated[
         list[str] | None,
@@ -54,6 +71,11 @@ def bench_now(
         ),
     ] = None,
     direct: Annotated[bool, typer.Option("--direct", help="Ask the engine, not the gateway.")] = False,
+    timeout: Timeout = 900.0,
+    drain: Drain = 300.0,
+    form: FormOfChange = None,
+    max_hold: LongestHold = 240.0,
+    plan: OnlyPlan = False,
     as_json: AsJson = False,
 ) -> None:
     """Ask what serves now, with more and more requests at a time: streams of fixed length, greedy, of prompts that no
@@ -61,105 +83,132 @@ def bench_now(
     if context.invoked_subcommand is not None:
         return
     with session_of(as_json) as session:
-        levels, limits = _levels(concurrency), _limits(goodput or ())
-        from orchestrator.app.measured import subject_of
-        from orchestrator.bench.sweep import Sweep, run
+        from orchestrator.app.deploy import Options, Waiting
+        from orchestrator.bench.in_turn import Asked
+        from orchestrator.bench.results import new_run
+        from orchestrator.bench.sweep import Sweep
 
-        subject = subject_of(session.orch, profile, direct=direct)
+        steps, saturate = _steps(concurrency, request_rate)
+        given, limits = _given(prompts), _limits(goodput or ())
+        sweep = Sweep(
+            steps, saturate, rounds, duration, repeats, input_len, min(shared_prefix_len, input_len), output_len, seed,
+            given, limits,
+        )  # fmt: skip
+        if given and sweep.most > len(given):
+            session.screen.say(
+                f"{prompts} has {len(given)} prompts for up to {sweep.most} requests: some are asked again, and a "
+                "prefix cache may have them."
+            )
+        measuring = _Measuring(session, sweep, new_run(), direct, as_json)
+        asked = Asked(profile, target, Options(waiting=Waiting(timeout, drain, max_hold, form)))
+        try:
+            if engines is not None:
+                _in_turn(session, [name.strip() for name in engines.split(",")], asked, measuring, plan)
+            elif plan:
+                raise UsageError("Without --engines nothing is changed, so there is no plan.", hint="--engines A,B")
+            else:
+                measuring.measure(profile)
+        finally:
+            measuring.tell()
+
+
+class _Measuring:
+    """One run, level by level: each is kept, and told once it is there or in the end."""
+
+    def __init__(self, session: Session, sweep: Sweep, run: str, direct: bool, as_json: bool) -> None:
+        self._session = session
+        self._sweep = sweep
+        self._run = run
+        self._direct = direct
+        self._as_json = as_json
+        self.found: list[dict[str, Any]] = []
+
+    def measure(self, profile: str | None) -> None:
+        """What serves a profile now (None: the only one)."""
+        from orchestrator.app.measured import subject_of
+        from orchestrator.bench.sweep import run
+
+        session = self._session
+        subject = subject_of(session.orch, profile, direct=self._direct)
         if subject.in_flight:
             session.screen.say(f"{subject.in_flight} requests of clients are in flight; the figures are of both.")
-        sweep = Sweep(levels, rounds, input_len, output_len, seed, limits)
-        results = _results(session)
-        found: list[dict[str, Any]] = []
-        try:
-            for level in run(session.orch, subject, sweep):
-                results.add(level)
-                found.append(level)
-                if as_json:
-                    session.screen.result(level, "")
-        finally:
-            _tell(session, () if as_json else found)
+        results = results_of(session)
+        for level in run(session.orch, subject, self._sweep, self._run):
+            results.add(level)
+            self.found.append(level)
+            if self._as_json:
+                session.screen.result(level, "")
+
+    def tell(self) -> None:
+        """What was measured, for people."""
+        if self.found and not self._as_json:
+            tell(self._session, self.found)
 
 
-@bench.command("ls")
-def bench_ls(as_json: AsJson = False) -> None:
-    """What was measured."""
-    with session_of(as_json) as session:
-        rows = [
-            {
-                "run": name,
-                "profile": levels[0]["profile"],
-                "engine": levels[0]["engine"],
-                "artifact": levels[0].get("recipe"),
-                "users": ", ".join(str(level["max_concurrency"]) for level in levels),
-                "best tok/s": round(max(level["output_throughput"] for level in levels), 1),
-            }
-            for name, levels in _results(session).runs().items()
-        ]
-        columns = ("run", "profile", "engine", "artifact", "users", "best tok/s")
-        session.screen.table("Measured", columns, rows)
+def _in_turn(session: Session, engines: Sequence[str], asked: Asked, measuring: _Measuring, only_plan: bool) -> None:
+    from orchestrator.bench.in_turn import before, check, in_turn, plan_of, profile_meant
 
-
-@bench.command("show")
-def bench_show(
-    name: Annotated[str | None, typer.Argument(metavar="[RUN]", help="As ls has it; default: the newest.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """The figures of one measurement."""
-    with session_of(as_json) as session:
-        levels = _results(session).run(name)
-        for level in levels if as_json else ():
-            session.screen.result(level, "")
-        _tell(session, () if as_json else levels)
-
-
-def _tell(session: Session, levels: Sequence[Mapping[str, Any]]) -> None:
-    if not levels:
+    check(engines)
+    orch = session.orch
+    observed = orch.observe()
+    if asked.profile is None and not observed.desired:
+        raise PlanRefused("Nothing is deployed, so a profile must be named.", hint="-p qwen3-8b, or -p FILE.toml")
+    profile = profile_meant(orch, engines[0], asked.profile)
+    was = before(profile, observed)
+    if only_plan:
+        for engine in engines:
+            session.screen.say(f"To measure {engine}, as things are now:")
+            session.screen.plan(plan_of(orch, engine, profile, asked))
+        back = f"{was.serving} serves {profile} again" if was.serving else f"{profile} is taken down again"
+        session.screen.say(f"In the end {back}.")
         return
-    first = levels[0]
-    title = f"{first['engine']} ({first['recipe']}) through {first['through']}, {first['run']}"
-    if first.get("num_prompts"):
-        title += f": about {first['random_input_len']} tokens in, {first['random_output_len']} out"
-    session.screen.table(title, tuple(COLUMNS), [_row(level) for level in levels])
-    for level in levels:
-        for error, count in level["errors"].items():
-            session.screen.say(f"At {level['max_concurrency']}: {count} x {error}")
-        if level["interrupted"]:
-            session.screen.say(
-                f"At {level['max_concurrency']} it was interrupted: {level['completed']} answers by then."
+
+    def measure(_: str) -> None:
+        measuring.measure(profile)
+
+    in_turn(orch, engines, was, asked, session, measure, session.heed_again)
+
+
+def _steps(concurrency: str | None, request_rate: str | None) -> tuple[tuple[Users | Rate, ...], bool]:
+    from orchestrator.bench.sweep import MOST_USERS, Rate, Users
+
+    if request_rate is not None:
+        if concurrency is not None:
+            raise UsageError(
+                "--concurrency and --request-rate are two loads.", hint="Leave one of them out; or measure twice."
             )
-        if level["request_goodput"] is not None:
-            session.screen.say(f"At {level['max_concurrency']}: {level['request_goodput']:.2f} good requests a second.")
-    session.screen.say(FORMULAS)
+        rates = _numbers(request_rate, float)
+        if not rates or not all(0 < rate <= 10_000 for rate in rates):
+            raise UsageError(
+                f"--request-rate: {request_rate!r} is not a list of numbers above 0.", hint="--request-rate 0.5,1,2"
+            )
+        return tuple(map(Rate, rates)), False
+    text = concurrency if concurrency is not None else "1,2,4,8+"
+    levels = _numbers(text.removesuffix("+"), int)
+    if not levels or not all(1 <= level <= MOST_USERS for level in levels):
+        raise UsageError(f"--concurrency: {text!r} is not a list of numbers from 1 to {MOST_USERS}.", hint=_USERS_HINT)
+    return tuple(map(Users, levels)), text.endswith("+")
 
 
-def _row(level: Mapping[str, Any]) -> dict[str, float | str]:
-    return {column: _figure(level[name]) for column, name in COLUMNS.items()}
-
-
-def _figure(value: float | None) -> float | str:
-    return "-" if value is None else value if isinstance(value, int) else round(value, 1)
-
-
-def _results(session: Session) -> Results:
-    from orchestrator.bench.results import Results
-
-    return Results(session.settings.data / "bench")
-
-
-def _levels(text: str) -> tuple[int, ...]:
+def _numbers(text: str, kind: type[Any]) -> list[Any]:
     try:
-        levels = tuple(int(part) for part in text.split(","))
+        return [kind(part) for part in text.split(",")]
     except ValueError:
-        levels = ()
-    if not levels or not all(1 <= level <= 1024 for level in levels):
-        raise UsageError(
-            f"--concurrency: {text!r} is not a list of numbers from 1 to 1024.", hint="--concurrency 1,2,4,8"
-        )
-    return levels
+        return []
 
 
-def _limits(texts: Sequence[str]) -> dict[str, float]:
+def _given(path: Path | None) -> tuple[Prompt, ...]:
+    if path is None:
+        return ()
+    from orchestrator.bench.prompts import prompts_in
+
+    try:
+        return prompts_in(path.read_text("utf-8"), str(path))
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text.") from None
+
+
+def _limits(texts: Sequence[str]) -> Mapping[str, float]:
     from orchestrator.bench.metrics import LIMITED
 
     found: dict[str, float] = {}

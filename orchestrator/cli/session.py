@@ -42,6 +42,10 @@ class Session:
         """Whether the user asked to stop."""
         return self._interrupted
 
+    def heed_again(self) -> None:
+        """What was asked to stop has stopped: from now on only who asks again stops anything."""
+        self._interrupted = False
+
     def event(self, event: Event) -> None:
         """Show it."""
         try:

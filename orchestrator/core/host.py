@@ -64,6 +64,17 @@ class Gpu:
 
 
 @dataclass(frozen=True)
+class GpuSample:
+    """What a GPU does at a moment: bytes of its memory that are in use, the watts that it draws, and the per cent of
+    the last moments in which it computed; None where the driver does not tell (MIG)."""
+
+    uuid: str
+    memory_used: int
+    power: float | None
+    utilization: int | None
+
+
+@dataclass(frozen=True)
 class Memory:
     """What processes may take together, in bytes, and what of it is free.
 

@@ -126,6 +126,10 @@ class EngineSheet(Protocol):
     endless: Mapping[str, Any]
     # How its program is told which share of a GPU to take; empty where it takes what it needs.
     share_option: str
+    # Where it tells its version, and under which name in the JSON there; empty where it does not.
+    version_at: tuple[str, str]
+    # The package that it is, where it runs in orch's own environment; else empty.
+    package: str
     # Seconds from its start to its first answer, besides reading the model: ASSUMPTION, until it has been seen here.
     starts_in_s: float
 
@@ -338,6 +342,8 @@ class EngineDefaults:
     patch_paths: tuple[str, ...] | None = None
     share_option = ""
     endless: Mapping[str, Any] = MappingProxyType({"ignore_eos": True})
+    version_at = ("", "")
+    package = ""
     starts_in_s = 3.0
 
     def gpus(self, profile: Profile, accelerator: Accelerator) -> int:

@@ -62,6 +62,7 @@ class Llamacpp(StaticAdapters):
     name = "llamacpp"
     settings: type[EngineSettings] = LlamacppSettings
     takes_gpu = False
+    package = "xllamacpp"
     in_containers = False
     speaks: tuple[str, ...] = (OPENAI, ANTHROPIC, LLAMA_SERVER)
     # It turns requests of other APIs into chats, and keeps of them only what it knows: /v1/messages loses the scales,

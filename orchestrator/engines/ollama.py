@@ -94,6 +94,7 @@ class Ollama(EngineDefaults):
     # It knows no such thing.
     endless: Mapping[str, Any] = MappingProxyType({})
     takes_gpu = True
+    version_at = ("/api/version", "version")
     own_store = True
     speaks: tuple[str, ...] = (OPENAI, ANTHROPIC, OLLAMA)
 

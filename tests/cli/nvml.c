@@ -5,6 +5,7 @@
      |hidden=CODE                 lists no processes and returns CODE instead
      |mig=NAME:UUID:TOTAL:FREE,...  MIG is on, with these devices (MIB); `-` is a place without one; `mig=` has none
      |minor=N                     of /dev/nvidiaN, else its index
+     |watts=N|busy=N              what it draws, and the per cent of time that it computes; else NOT_SUPPORTED
    `lost` in place of a GPU: it has fallen off the bus, and is found out at once. `NAME|lost`: only when it is asked.
    `fails=CODE` and `NAME|fails=CODE`: the same with another error.
 
@@ -29,12 +30,13 @@ struct process { unsigned pid, part; u64 mib; char name[64]; enum list list; };
 struct gpu {
     char name[96], uuid[80];
     int major, minor_capability, at_once, fails, hidden, mig, present;
-    unsigned minor, place, processes, parts;
+    unsigned minor, place, processes, parts, watts, busy;
     u64 total, free;
     struct gpu *whole, *part;
     struct process process[PROCESSES];
 };
 struct memory { u64 total, free, used; };
+struct utilization { unsigned gpu, memory; };
 struct process_info { unsigned pid; u64 used; unsigned gpu_instance, compute_instance; };
 
 static struct gpu gpus[GPUS], parts[GPUS][PARTS];
@@ -83,6 +85,8 @@ static void read_field(struct gpu *g, char *field) {
     else if (strcmp(field, "hidden") == 0) g->hidden = atoi(value);
     else if (strcmp(field, "mig") == 0) read_parts(g, value);
     else if (strcmp(field, "minor") == 0) g->minor = (unsigned)atoi(value);
+    else if (strcmp(field, "watts") == 0) g->watts = (unsigned)atoi(value);
+    else if (strcmp(field, "busy") == 0) g->busy = (unsigned)atoi(value);
     else end(field);
 }
 
@@ -193,6 +197,27 @@ int nvmlDeviceGetMemoryInfo(struct gpu *g, struct memory *m) {
     m->free = free_mib(g) << 20;
     m->used = m->total - m->free;
     return SUCCESS;
+}
+
+int nvmlDeviceGetPowerUsage(struct gpu *g, unsigned *milliwatts) {
+    if (g->fails) return g->fails;
+    *milliwatts = g->watts * 1000;
+    return g->watts ? SUCCESS : NOT_SUPPORTED;
+}
+
+int nvmlDeviceGetUtilizationRates(struct gpu *g, struct utilization *rates) {
+    if (g->fails) return g->fails;
+    rates->gpu = rates->memory = g->busy;
+    return g->busy ? SUCCESS : NOT_SUPPORTED;
+}
+
+int nvmlDeviceGetHandleByUUID(const char *uuid, struct gpu **g) {
+    for (unsigned i = 0; i < count; i++)
+        if (strcmp(gpus[i].uuid, uuid) == 0) {
+            *g = &gpus[i];
+            return SUCCESS;
+        }
+    return NOT_FOUND;
 }
 
 int nvmlDeviceGetCudaComputeCapability(struct gpu *g, int *major, int *minor) {

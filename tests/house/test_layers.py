@@ -85,11 +85,12 @@ PACKAGES: dict[str, set[str]] = {
     "drivers.docker": {"docker", "requests", "urllib3", "packaging"},
     "drivers.hub": {"huggingface_hub"},
     "drivers.nvml": {"pynvml"},
+    "drivers.nvml_samples": {"pynvml"},
     "drivers.local.llamacpp_server": {"xllamacpp"},
     # It runs in an environment that orch makes, which has these.
     "drivers.local.llmcompressor_job": {"torch", "transformers", "datasets", "llmcompressor"},
     "gateway": {"aiohttp", "uvloop", "orjson", "msgspec"},
-    "bench.client": {"aiohttp", "uvloop"},
+    "bench.client": {"aiohttp", "uvloop", "orjson"},
 }
 
 # Who asks the process environment, and for what.

@@ -1,0 +1,192 @@
+"""`orch bench ls|show|compare`: what was measured, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.cli.options import AsJson, app, session_of
+from orchestrator.errors import HostError
+
+if TYPE_CHECKING:
+    from orchestrator.bench.results import Results
+    from orchestrator.bench.series import Series
+    from orchestrator.cli.session import Session
+
+bench = typer.Typer(
+    help="Measure throughput and latencies against users: what serves now, or engines one after the other.",
+    invoke_without_command=True,
+)
+app.add_typer(bench, name="bench")
+
+# As vllm bench serve names them; what each is stands in bench/metrics.py.
+COLUMNS = {
+    "completed": "completed",
+    "failed": "failed",
+    "req/s": "request_throughput",
+    "output tok/s": "output_throughput",
+    "TTFT p50 ms": "p50_ttft_ms",
+    "p95": "p95_ttft_ms",
+    "TPOT p50 ms": "p50_tpot_ms",
+    "p95 ": "p95_tpot_ms",
+    "E2EL p50 ms": "p50_e2el_ms",
+}
+FORMULAS = (
+    "TTFT: start to first token. E2EL: start to last token. TPOT: (E2EL - TTFT) / (output tokens - 1). "
+    "Tokens as the engine counts them; what failed is in no figure but its own."
+)
+RunName = Annotated[str | None, typer.Argument(metavar="[RUN]", help="As ls has it; default: the newest.")]
+
+
+@bench.command("ls")
+def bench_ls(as_json: AsJson = False) -> None:
+    """What was measured."""
+    with session_of(as_json) as session:
+        rows = [
+            {
+                "run": name,
+                "profile": levels[0]["profile"],
+                "engine": levels[0]["engine"],
+                "artifact": levels[0].get("recipe"),
+                "users": ", ".join(_load_of(level) for level in levels),
+                "best tok/s": round(max(level["output_throughput"] for level in levels), 1),
+            }
+            for name, run in results_of(session).runs().items()
+            for levels in _by_engine(run)
+        ]
+        columns = ("run", "profile", "engine", "artifact", "users", "best tok/s")
+        session.screen.table("Measured", columns, rows)
+
+
+@bench.command("show")
+def bench_show(name: RunName = None, as_json: AsJson = False) -> None:
+    """The figures of one measurement."""
+    with session_of(as_json) as session:
+        levels = results_of(session).run(name)
+        for level in levels if as_json else ():
+            session.screen.result(level, "")
+        if not as_json:
+            tell(session, levels)
+
+
+@bench.command("compare")
+def bench_compare(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN...]", help="As ls has them; default: the newest of each engine.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Two measurements side by side, users by users, and where one overtakes the other."""
+    with session_of(as_json) as session:
+        from orchestrator.bench.series import series_of
+
+        levels = results_of(session).chosen(names or ())
+        found = series_of(levels)
+        if len(found) < 2:
+            raise HostError(
+                "There is only one engine among these measurements."
+                if found
+                else "None of these measurements is of users at a time.",
+                hint="orch bench --engines A,B measures two.",
+            )
+        _compare(session, found[0], found[1], as_json)
+        for more in found[2:]:
+            _compare(session, found[0], more, as_json)
+
+
+def tell(session: Session, levels: Sequence[Mapping[str, Any]]) -> None:
+    """All of a run, for people: a table for each engine, and what they come to together."""
+    from orchestrator.bench.series import series_of
+
+    for of_engine in _by_engine(levels):
+        _tell(session, of_engine)
+    session.screen.say(FORMULAS)
+    found = series_of(levels)
+    if len(found) == 2:
+        _compare(session, *found, as_json=False)
+
+
+def results_of(session: Session) -> Results:
+    """Those that are kept."""
+    from orchestrator.bench.results import Results
+
+    return Results(session.settings.data / "bench")
+
+
+def _by_engine(levels: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    return [list(of) for _, of in groupby(levels, key=lambda one: (one["engine"], one["recipe"], one["through"]))]
+
+
+def _tell(session: Session, levels: Sequence[Mapping[str, Any]]) -> None:
+    first = levels[0]
+    version = f" {first['engine_version']}" if first.get("engine_version") else ""
+    title = f"{first['engine']}{version} ({first['recipe']}) through {first['through']}, {first['run']}"
+    if first["num_prompts"] and first["random_input_len"]:
+        title += f": about {first['random_input_len']} tokens in, {first['random_output_len']} out"
+    open_loop = first["max_concurrency"] is None
+    load = "asked/s" if open_loop else "users"
+    rows = [{load: _load_of(level), **{name: _figure(level[key]) for name, key in COLUMNS.items()}} for level in levels]
+    session.screen.table(title, (load, *COLUMNS), rows)
+    for level in levels:
+        at = f"At {_load_of(level)}{' a second' if open_loop else ''}"
+        for error, count in level["errors"].items():
+            session.screen.say(f"{at}: {count} x {error}")
+        if level["interrupted"]:
+            session.screen.say(f"{at} it was interrupted: {level['completed']} answers by then.")
+        if level["request_goodput"] is not None:
+            session.screen.say(f"{at}: {level['request_goodput']:.2f} good requests a second.")
+    for use in levels[-1]["gpu_use"]:
+        told = [f"{use['memory_used_max'] / 1e9:.1f} GB in use at most"]
+        told += [f"{use['power_mean']:.0f} W"] if use["power_mean"] is not None else []
+        told += [f"{use['utilization_mean']:.0f} % busy"] if use["utilization_mean"] is not None else []
+        session.screen.say(f"GPU {use['uuid']}, at the last level: {', '.join(told)}.")
+
+
+def _compare(session: Session, simple: Series, other: Series, as_json: bool) -> None:
+    from orchestrator.bench.series import crossover
+
+    rows = []
+    for mine in simple.points:
+        theirs = other.at(mine.users)
+        if theirs is None:
+            continue
+        rows.append(
+            {
+                "users": mine.users,
+                f"{simple.title} tok/s": round(mine.throughput, 1),
+                f"{other.title} tok/s": round(theirs.throughput, 1),
+                "ratio": round(theirs.throughput / mine.throughput, 2) if mine.throughput else "-",
+                f"{simple.title} TTFT ms": _figure(mine.ttft_p50),
+                f"{other.title} TTFT ms": _figure(theirs.ttft_p50),
+            }
+        )
+    if not rows:
+        raise HostError(
+            f"{simple.title} and {other.title} were not measured at the same numbers of users.",
+            hint="orch bench --engines A,B measures both alike.",
+        )
+    found = crossover(simple, other)
+    if as_json:
+        for row in rows:
+            session.screen.result({"compared": row}, "")
+        across = {"users": found.users, "least": found.least, "most": found.most} if found is not None else None
+        session.screen.result({"crossover": across, "simple": simple.title, "other": other.title}, "")
+        return
+    session.screen.table(f"{simple.title} against {other.title}", tuple(rows[0]), rows)
+    if found is not None:
+        least = f"{found.least:.1f}" if found.least is not None else "the first"
+        most = f"{found.most:.1f}" if found.most is not None else "beyond the last"
+        session.screen.say(
+            f"{other.title} gives more tokens a second from {found.users:.1f} users on (95 %: {least} to {most})."
+        )
+
+
+def _load_of(level: Mapping[str, Any]) -> str:
+    return str(level["max_concurrency"]) if level["max_concurrency"] is not None else f"{level['request_rate']:g}"
+
+
+def _figure(value: float | None) -> float | str:
+    return "-" if value is None else value if isinstance(value, int) else round(value, 1)
