@@ -53,6 +53,11 @@ def builder_pins() -> dict[str, EnginePin]:
     return {path.stem: _pin(path, None) for path in sorted((root() / "profiles" / "builders").glob("*.toml"))}
 
 
+def instrument_pins() -> dict[str, EnginePin]:
+    """The shipped pins of programs that measure, by name; pinned like engines, and run in environments only."""
+    return {path.stem: _pin(path, None) for path in sorted((root() / "profiles" / "instruments").glob("*.toml"))}
+
+
 def calibration_texts() -> Path:
     """The shipped calibration texts, JSONL: few and short, for trying things out."""
     return root() / "profiles" / "calibration" / "default.jsonl"

@@ -1,7 +1,10 @@
-"""The environments of engines and builders: which there are, and having one here."""
+"""The environments of engines, builders and instruments: which there are, and having one here."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import resources
@@ -14,10 +17,11 @@ from orchestrator.planning.prerequisites import plan_prerequisites
 
 if TYPE_CHECKING:
     from orchestrator.app.orchestrator import Orchestrator
+    from orchestrator.drivers.local.command import Finished
 
 
 def environment_rows(orch: Orchestrator) -> list[dict[str, Any]]:
-    """What engines and builders run from, its state, and its size in bytes."""
+    """What engines, builders and instruments run from, its state, and its size in bytes."""
     rows: list[dict[str, Any]] = []
     for name, sheet in ENGINES.items():
         lacking, _ = sheet.missing(orch.host)
@@ -28,7 +32,8 @@ def environment_rows(orch: Orchestrator) -> list[dict[str, Any]]:
         {"engine": one.engine, "environment": one.name, "state": one.problem or "ready", "size": one.size}
         for one in present
     ]
-    names = [*(name for name, sheet in ENGINES.items() if sheet.needs_environment()), *resources.builder_pins()]
+    engines = (name for name, sheet in ENGINES.items() if sheet.needs_environment())
+    names = [*engines, *resources.builder_pins(), *resources.instrument_pins()]
     for spec in (environment_spec(orch, name) for name in names):
         if spec.name not in {one.name for one in present}:
             rows.append({"engine": spec.engine, "environment": spec.name, "state": "not installed", "size": 0})
@@ -36,9 +41,12 @@ def environment_rows(orch: Orchestrator) -> list[dict[str, Any]]:
 
 
 def environment_spec(orch: Orchestrator, name: str) -> EnvironmentSpec:
-    """The environment of an engine or builder, for what this machine computes on. PlanRefused where it needs none."""
+    """The environment of an engine, a builder or an instrument, for what this machine computes on. PlanRefused where it
+    needs none."""
     if name in resources.builder_pins():
         return orch.builder_spec(name)
+    if name in resources.instrument_pins():
+        return orch.instrument_spec(name)
     sheet = engine_sheet(name)
     if not sheet.needs_environment():
         raise PlanRefused(f"{name} needs no environment of its own.", hint="orch engines ls")
@@ -63,3 +71,21 @@ def remove_environment(orch: Orchestrator, name: str) -> None:
     if users:
         raise PlanRefused(f"{name} is in use by {', '.join(users)}.", hint="orch down first.")
     orch.environments.remove(name)
+
+
+def run_in(
+    orch: Orchestrator,
+    spec: EnvironmentSpec,
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    directory: Path,
+    tick: Callable[[], None],
+) -> Finished:
+    """Run a program of an environment that is here, in a directory, with what its environment variables have besides.
+    What `tick` raises ends it."""
+    from orchestrator.drivers.local.command import allowed_environ, run_command
+
+    programs = orch.environments.bin(spec.name)
+    named = allowed_environ()
+    path = f"{programs}{os.pathsep}{named.get('PATH', os.defpath)}"
+    return run_command([str(programs / argv[0]), *argv[1:]], {**named, "PATH": path, **env}, tick=tick, cwd=directory)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import __version__
+from orchestrator.app.profiles import weights_facts
 from orchestrator.core.observed import EngineObserved, Observed
 from orchestrator.engines import ENGINES
 from orchestrator.engines.base import EngineCall
@@ -27,7 +29,7 @@ class Subject:
     """A model that is asked at `url` with `headers`, streamed, greedy; `facts` say what answers there, and where. Of
     clients `in_flight` requests are at it already; it is asked `direct`ly, or through the gateway.
     A prompt and its answer may have `context` tokens together (0: that is not known). It computes on `gpus` (UUIDs),
-    and is asked by `name`."""
+    and is asked by `name`. `tokenizer` is the directory of its weights; empty where they are not here."""
 
     url: str
     headers: Mapping[str, str]
@@ -37,7 +39,13 @@ class Subject:
     context: int
     gpus: tuple[str, ...]
     name: str
+    tokenizer: str
     _interview: Interview
+
+    @property
+    def endless(self) -> bool:
+        """Whether an answer can be had that does not end before its limit."""
+        return bool(ENGINES[self._interview.deployment.engine].endless)
 
     def body(self, messages: Sequence[tuple[str, str]], tokens: int) -> dict[str, Any]:
         """A request for an answer of so many tokens, where the engine does not end it before, to messages as (role,
@@ -100,7 +108,9 @@ def subject_of(orch: Orchestrator, profile: str | None, *, direct: bool) -> Subj
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     context = card.context if card is not None else 0
     uuids = tuple(gpu.uuid for gpu in gpus)
-    return Subject(f"{url}{path}", headers, facts, in_flight, direct, context, uuids, name, interview)
+    weights = weights_facts(orch, observed.desired[deployment.profile].spec.profile)
+    tokenizer = weights.path if Path(weights.path, "tokenizer.json").is_file() else ""
+    return Subject(f"{url}{path}", headers, facts, in_flight, direct, context, uuids, name, tokenizer, interview)
 
 
 def _version(interview: Interview) -> str | None:

@@ -304,6 +304,17 @@ class Orchestrator:
             raise HostError(f"No build of {name} is pinned for {accelerator.value}.")
         return spec
 
+    def instrument_spec(self, name: str) -> EnvironmentSpec:
+        """The environment of a program that measures; it needs no GPU, wherever what it asks computes."""
+        from orchestrator import resources
+        from orchestrator.core.pins import Accelerator
+
+        index = self.settings.torch_index
+        pin = resources.instrument_pins()[name]
+        spec = pin.environment(Accelerator.CPU, (index,) if index is not None else None)
+        assert spec is not None, f"profiles/instruments/{name}.toml has a build for the CPU"
+        return spec
+
     def calibration(self, texts: CalibrationTexts) -> Calibration:
         """What 4-bit activations are calibrated with, and where."""
         from orchestrator import resources

@@ -75,6 +75,8 @@ def shipped_profiles() -> list[dict[str, str]]:
         rows.append({"kind": "engine", "name": name, "about": "; ".join(filter(None, (_builds(pin), image)))})
     for name, pin in resources.builder_pins().items():
         rows.append({"kind": "builder", "name": name, "about": _builds(pin)})
+    for name, pin in resources.instrument_pins().items():
+        rows.append({"kind": "instrument", "name": name, "about": _builds(pin)})
     return rows
 
 
@@ -83,7 +85,7 @@ def shipped_file(name: str) -> Path:
     root = resources.root() / "profiles"
     found = {
         path.stem: path
-        for kind in ("engines", "builders", "gpus", "models")
+        for kind in ("engines", "builders", "instruments", "gpus", "models")
         for path in sorted((root / kind).glob("*.toml"))
     }
     if name not in found:

@@ -96,16 +96,14 @@ def next_users(levels: Sequence[Mapping[str, Any]]) -> int | None:
     return users
 
 
-def run(
-    orch: Orchestrator, subject: Subject, sweep: Sweep, run_name: str, facts: Mapping[str, Any] | None = None
-) -> Iterator[dict[str, Any]]:
+def run(orch: Orchestrator, subject: Subject, sweep: Sweep, run_name: str) -> Iterator[dict[str, Any]]:
     """A result for each level, as it is there. An interrupted level is given, too, before Interrupted is raised; what
-    came by then is in it. `facts` are told besides."""
+    came by then is in it."""
     _check(subject, sweep)
     words_of: Callable[[int], int] = lambda tokens: words_for(tokens, sample_tokens)  # noqa: E731
     sample_tokens = subject.tokens_of(sample(sweep.seed))
     words = (words_of(sweep.input_tokens), words_of(sweep.shared_tokens) if sweep.shared_tokens else 0)
-    told = {**subject.facts, **(facts or {})}
+    told = {**subject.facts, "client_ceiling": _ceiling(orch, sweep)}
     for repeat in range(sweep.repeats):
         levels: list[dict[str, Any]] = []
         steps = list(sweep.steps)
@@ -123,7 +121,7 @@ def run(
                 "version": VERSION,
                 RUN: run_name,
                 **told,
-                **_described(sweep, step, len(asks)),
+                **described(sweep, step, len(asks)),
                 **found.told(sweep),
             }
             levels.append(level)
@@ -132,6 +130,19 @@ def run(
                 raise Interrupted
             if not steps and sweep.saturate and (users := next_users(levels)) is not None:
                 steps.append(Users(users))
+
+
+def _ceiling(orch: Orchestrator, sweep: Sweep) -> float | None:
+    """Tokens a second that the client can read here, of as many streams as the largest step has; see ceiling.py."""
+    users = max(step.number if isinstance(step, Users) else 1 for step in sweep.steps)
+    said: list[float] = []
+
+    def line(text: str) -> None:
+        said.extend(float(told) for name, told in _told(text).items() if name == "output_throughput")
+
+    args = [str(users), str(sweep.output_tokens)]
+    orch.run_module("orchestrator.bench.ceiling", args, lambda: orch.progress("the client alone", 0, 0), line)
+    return said[0] if said else None
 
 
 def _check(subject: Subject, sweep: Sweep) -> None:
@@ -174,7 +185,7 @@ def _wanted(subject: Subject, sweep: Sweep, prompt: Prompt) -> int:
     return prompt.output_tokens or (subject.tokens_of(prompt.answer) if prompt.answer else 0) or sweep.output_tokens
 
 
-def _described(sweep: Sweep, step: Users | Rate, requests: int) -> dict[str, Any]:
+def described(sweep: Sweep, step: Users | Rate, requests: int) -> dict[str, Any]:
     """What was asked, by the names of `vllm bench serve`."""
     users = isinstance(step, Users)
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,9 +23,11 @@ from orchestrator.cli.options import (
 from orchestrator.errors import PlanRefused, UsageError
 
 if TYPE_CHECKING:
+    from orchestrator.app.measured import Subject
     from orchestrator.bench.in_turn import Asked
     from orchestrator.bench.prompts import Prompt
     from orchestrator.bench.sweep import Rate, Sweep, Users
+    from orchestrator.bench.tools import Tool
     from orchestrator.cli.session import Session
 
 _USERS_HINT = "--concurrency 1,2,4,8; with a + at its end users are doubled until that brings no more."
@@ -70,6 +72,10 @@ def bench_now(
             metavar="NAME:MS", help="What is good: ttft, tpot or e2el within these milliseconds; may be repeated."
         ),
     ] = None,
+    tool: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Have vllm (vllm bench serve) or guidellm make the load, not orch itself."),
+    ] = None,
     direct: Annotated[bool, typer.Option("--direct", help="Ask the engine, not the gateway.")] = False,
     timeout: Timeout = 900.0,
     drain: Drain = 300.0,
@@ -87,6 +93,7 @@ def bench_now(
         from orchestrator.bench.in_turn import Asked
         from orchestrator.bench.results import new_run
         from orchestrator.bench.sweep import Sweep
+        from orchestrator.bench.tools import tool_named
 
         steps, saturate = _steps(concurrency, request_rate)
         given, limits = _given(prompts), _limits(goodput or ())
@@ -99,7 +106,8 @@ def bench_now(
                 f"{prompts} has {len(given)} prompts for up to {sweep.most} requests: some are asked again, and a "
                 "prefix cache may have them."
             )
-        measuring = _Measuring(session, sweep, new_run(), direct, as_json)
+        chosen = tool_named(tool) if tool is not None else None
+        measuring = _Measuring(session, sweep, new_run(), chosen, direct, as_json)
         asked = Asked(profile, target, Options(waiting=Waiting(timeout, drain, max_hold, form)))
         try:
             if engines is not None:
@@ -115,10 +123,13 @@ def bench_now(
 class _Measuring:
     """One run, level by level: each is kept, and told once it is there or in the end."""
 
-    def __init__(self, session: Session, sweep: Sweep, run: str, direct: bool, as_json: bool) -> None:
+    def __init__(
+        self, session: Session, sweep: Sweep, run: str, tool: Tool | None, direct: bool, as_json: bool
+    ) -> None:
         self._session = session
         self._sweep = sweep
         self._run = run
+        self._tool = tool
         self._direct = direct
         self._as_json = as_json
         self.found: list[dict[str, Any]] = []
@@ -126,18 +137,30 @@ class _Measuring:
     def measure(self, profile: str | None) -> None:
         """What serves a profile now (None: the only one)."""
         from orchestrator.app.measured import subject_of
-        from orchestrator.bench.sweep import run
 
         session = self._session
         subject = subject_of(session.orch, profile, direct=self._direct)
         if subject.in_flight:
             session.screen.say(f"{subject.in_flight} requests of clients are in flight; the figures are of both.")
         results = results_of(session)
-        for level in run(session.orch, subject, self._sweep, self._run):
+        for level in self._levels(subject):
             results.add(level)
             self.found.append(level)
             if self._as_json:
                 session.screen.result(level, "")
+
+    def _levels(self, subject: Subject) -> Iterator[dict[str, Any]]:
+        if self._tool is None:
+            from orchestrator.bench.sweep import run
+
+            return run(self._session.orch, subject, self._sweep, self._run)
+        from orchestrator.app.environments import plan_install
+        from orchestrator.bench import tool_runs
+
+        orch, pin = self._session.orch, self._tool.pin
+        tool_runs.check(self._sweep, subject, self._tool)
+        self._session.plan_and_run(f"bench --tool {self._tool.name}", lambda: plan_install(orch, pin), False)
+        return tool_runs.run(orch, subject, self._sweep, self._run, self._tool)
 
     def tell(self) -> None:
         """What was measured, for people."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli.options import AsJson, app, session_of
-from orchestrator.errors import HostError
+from orchestrator.errors import HostError, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.bench.results import Results
@@ -38,6 +39,8 @@ FORMULAS = (
     "TTFT: start to first token. E2EL: start to last token. TPOT: (E2EL - TTFT) / (output tokens - 1). "
     "Tokens as the engine counts them; what failed is in no figure but its own."
 )
+# So many times as fast as what it measures, the client is no part of it.
+ENOUGH = 10
 RunName = Annotated[str | None, typer.Argument(metavar="[RUN]", help="As ls has it; default: the newest.")]
 
 
@@ -97,6 +100,38 @@ def bench_compare(
             _compare(session, found[0], more, as_json)
 
 
+@bench.command("import")
+def bench_import(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", exists=True, dir_okay=False)],
+    engine: Annotated[str, typer.Option(help="Which answered, where the file does not say.")] = "",
+    profile: Annotated[str, typer.Option("--profile", "-p", help="Of which profile.")] = "",
+    recipe: Annotated[str, typer.Option(help="The artifact that it served.")] = "",
+    gpu: Annotated[list[str] | None, typer.Option(help="On which GPU; several times for several.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Results of vllm bench serve, guidellm or another orch, as a measurement beside yours."""
+    with session_of(as_json) as session:
+        from orchestrator.bench.imports import Told, levels_in
+        from orchestrator.bench.results import new_run
+
+        told, run = Told(profile, engine, recipe, tuple(gpu or ())), new_run()
+        # All are read before the first is kept.
+        levels = [level for file in files for level in levels_in(_text_of(file), str(file), told, run)]
+        results = results_of(session)
+        for level in levels:
+            results.add(level)
+        session.screen.result({"run": run, "levels": len(levels)}, f"{len(levels)} levels are kept as {run}.")
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{file} is not UTF-8 text.") from None
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}.") from error
+
+
 def tell(session: Session, levels: Sequence[Mapping[str, Any]]) -> None:
     """All of a run, for people: a table for each engine, and what they come to together."""
     from orchestrator.bench.series import series_of
@@ -104,6 +139,12 @@ def tell(session: Session, levels: Sequence[Mapping[str, Any]]) -> None:
     for of_engine in _by_engine(levels):
         _tell(session, of_engine)
     session.screen.say(FORMULAS)
+    ceiling = levels[-1]["client_ceiling"]
+    if ceiling:
+        times = ceiling / max(max(level["output_throughput"] for level in levels), 1e-9)
+        said = f"The client alone reads {ceiling:.0f} tok/s here: {times:.0f} times the fastest level."
+        too_slow = " It may have slowed what it measured." if times < ENOUGH else ""
+        session.screen.say(said + too_slow)
     found = series_of(levels)
     if len(found) == 2:
         _compare(session, *found, as_json=False)
