@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.core.pins import EnginePin, GatewayBases, GpuProfile, ImagePin
 from orchestrator.core.profile import parse_part
+from orchestrator.core.reference import Reference
 from orchestrator.core.text import decoded
 from orchestrator.core.tools import TOOLS
 from orchestrator.errors import OrchError, ProfileError
@@ -58,6 +59,12 @@ def instrument_pins() -> dict[str, EnginePin]:
     return {path.stem: _pin(path, None) for path in sorted((root() / "profiles" / "instruments").glob("*.toml"))}
 
 
+def reference() -> Reference:
+    """The figures of the article that orch started from."""
+    path = root() / "profiles" / "reference" / "ollama-vs-vllm.toml"
+    return parse_part(Reference, path.read_text("utf-8"), path.name)
+
+
 def calibration_texts() -> Path:
     """The shipped calibration texts, JSONL: few and short, for trying things out."""
     return root() / "profiles" / "calibration" / "default.jsonl"
@@ -97,7 +104,8 @@ def schemas() -> dict[str, Path]:
 
 
 def render_template(name: str, values: Mapping[str, Any]) -> str:
-    """A template under templates/, strictly: a variable that is not given is a bug, and raised as one."""
+    """A template under templates/, strictly: a variable that is not given is a bug, and raised as one. In pages
+    (.html.j2) values are text, whatever they hold."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
     environment = Environment(
@@ -106,7 +114,7 @@ def render_template(name: str, values: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,
+        autoescape=name.endswith(".html.j2"),
     )
     try:
         return environment.get_template(name).render(values)

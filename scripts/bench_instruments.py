@@ -3,7 +3,8 @@
     scripts/bench-instruments [--rounds N] [--users N]     needs a profile that is deployed: orch up ENGINE -p PROFILE
 
 Two servers. The paced one computes nothing: its first token comes after 40 ms and each of 63 more after another 10 ms,
-so it is known what an instrument has to say: TTFT 40, TPOT 10, E2EL 670 ms. The other is what is deployed, asked directly.
+so it is known what an instrument has to say: TTFT 40, TPOT 10, E2EL 670 ms. The other is what is deployed, asked
+directly.
 Each instrument measures each server once in every round, in an order that changes. Shown are means over the rounds with
 their standard deviation; a difference within twice the standard error of both is none.
 """

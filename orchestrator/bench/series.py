@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+# Users that bring less than this more than fewer did have shown where an engine is saturated.
+SATURATED_GAIN = 0.05
+
 
 @dataclass(frozen=True)
 class Point:
@@ -51,6 +54,13 @@ class Series:
     def at(self, users: int) -> Point | None:
         """The point for so many users."""
         return next((point for point in self.points if point.users == users), None)
+
+    def beyond(self, users: int) -> Point | None:
+        """The last point, where there are more users than it has and it shows saturation: it gave no more than before."""
+        if len(self.points) < 2 or users <= self.points[-1].users:
+            return None
+        best = max(point.throughput for point in self.points[:-1])
+        return self.points[-1] if self.points[-1].throughput < best * (1 + SATURATED_GAIN) else None
 
 
 @dataclass(frozen=True)
@@ -114,12 +124,13 @@ def _error_of(level: Mapping[str, Any]) -> float:
 
 
 def crossover(simple: Series, other: Series) -> Crossover | None:
-    """Where the other one comes to give more tokens a second than the simple one, between measured numbers of users
-    that both have; straight lines over the logarithm of users. None where it does not, or does from the beginning."""
+    """Where the other one comes to give more tokens a second than the simple one, between numbers of users that both
+    were measured at; straight lines over the logarithm of users. One that is saturated is held to give with more users
+    what it gave last. None where the lines do not cross in that way."""
     shared = [
-        (math.log2(mine.users), theirs.throughput - mine.throughput, math.hypot(mine.error, theirs.error))
-        for mine in simple.points
-        if (theirs := other.at(mine.users)) is not None
+        (math.log2(theirs.users), theirs.throughput - mine.throughput, math.hypot(mine.error, theirs.error))
+        for theirs in other.points
+        if (mine := simple.at(theirs.users) or simple.beyond(theirs.users)) is not None
     ]
     users = _crosses([(at, gain) for at, gain, _ in shared])
     if users is None:

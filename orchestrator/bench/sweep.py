@@ -18,6 +18,7 @@ from orchestrator.bench.gpu_use import GpuUse
 from orchestrator.bench.metrics import Level, Measured
 from orchestrator.bench.prompts import Prompt, prompts, sample, words_for
 from orchestrator.bench.results import RUN, VERSION
+from orchestrator.bench.series import SATURATED_GAIN
 from orchestrator.errors import HostError, Interrupted, PlanRefused
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 # Tokens that a template puts around a question, and by which a prompt may be longer than it is to be: ASSUMPTION.
 _AROUND = 64
-# A level that brings less than this more than the best before it has shown where the engine is saturated.
-SATURATED_GAIN = 0.05
 MOST_USERS = 1024
 # Most requests of a level: each is held in memory, with its times.
 MOST_REQUESTS = 100_000

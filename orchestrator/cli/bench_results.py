@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.options import AsJson, app, session_of
-from orchestrator.errors import HostError, UsageError
+from orchestrator.errors import HostError, UsageError, host_errors
 
 if TYPE_CHECKING:
     from orchestrator.bench.results import Results
@@ -98,6 +98,25 @@ def bench_compare(
         _compare(session, found[0], found[1], as_json)
         for more in found[2:]:
             _compare(session, found[0], more, as_json)
+
+
+@bench.command("report")
+def bench_report(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN...]", help="As ls has them; default: the newest of each engine.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.", dir_okay=False)] = Path("orch-bench.html"),
+    as_json: AsJson = False,
+) -> None:
+    """A page with plots and tables: throughput and first token against users, the article's figures beside yours."""
+    with session_of(as_json) as session:
+        from orchestrator import resources
+        from orchestrator.bench.report import report
+
+        page = report(results_of(session).chosen(names or ()), resources.reference())
+        with host_errors(f"write {out}", {}):
+            out.write_text(page, "utf-8")
+        session.screen.result({"report": str(out.resolve())}, f"{out} holds the report; open it in a browser.")
 
 
 @bench.command("import")

@@ -18,7 +18,7 @@ ARROWS: dict[str, set[str]] = {
     "__main__": {"cli"},
     # cli, and what comes beside it, over app; never back.
     "cli": {"app", "bench", "core", "settings", "errors", "__version__"},
-    "bench": {"app", "core", "errors"},
+    "bench": {"app", "core", "resources", "errors"},
     "app": {
         *(
             "run",
@@ -90,6 +90,8 @@ PACKAGES: dict[str, set[str]] = {
     # It runs in an environment that orch makes, which has these.
     "drivers.local.llmcompressor_job": {"torch", "transformers", "datasets", "llmcompressor"},
     "gateway": {"aiohttp", "uvloop", "orjson", "msgspec"},
+    "bench.charts": {"matplotlib"},
+    "bench.ceiling": {"uvloop"},
     "bench.client": {"aiohttp", "uvloop", "orjson"},
 }
 
