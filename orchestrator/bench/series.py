@@ -56,7 +56,7 @@ class Series:
         return next((point for point in self.points if point.users == users), None)
 
     def beyond(self, users: int) -> Point | None:
-        """The last point, where there are more users than it has and it shows saturation: it gave no more than before."""
+        """The last point, where there are more users than it has and it shows saturation: no more than before came."""
         if len(self.points) < 2 or users <= self.points[-1].users:
             return None
         best = max(point.throughput for point in self.points[:-1])

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import accumulate
@@ -119,3 +120,29 @@ def test_its_own_work_is_small_beside_the_servers(server: Scripted) -> None:
     every, seconds = measured(asked(server, *({"gaps": [0.0] * 255},) * 16, users=8))
     assert {one.error for one in every} == {""}
     assert sum(one.output_tokens for one in every) / seconds > 2000
+
+
+def test_who_comes_too_late_hides_nothing(server: Scripted) -> None:
+    """The client is kept from sending until 0.3 s after its time: the waiting is in what it tells."""
+
+    async def busy() -> tuple[list[Measured], float]:
+        found: list[Measured] = []
+        load = asked(server, {"first": 0.1}, {"first": 0.1}, due=0.05)
+        making = asyncio.create_task(make(load, lambda _, one: found.append(one)))
+        await asyncio.sleep(0)
+        time.sleep(0.35)  # as a client does that has too much to do
+        return found, await making
+
+    found, _ = asyncio.run(busy())
+    late = max(found, key=lambda one: one.due)
+    assert late.due == pytest.approx(0.05)
+    assert late.started >= 0.3
+    assert late.ttft >= 0.3 - 0.05 + 0.1
+
+
+def test_the_client_alone_is_fast() -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "orchestrator.bench.ceiling", "8", "64"], capture_output=True, text=True, check=True
+    )
+    # Some 40,000 where nothing else is at work; an engine on a CPU gives a hundred or two.
+    assert json.loads(told.stdout)["output_throughput"] > 2000

@@ -6,19 +6,38 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.bench.results import Results
+from orchestrator.bench.results import Results, new_run
 from orchestrator.errors import HostError
 
 
 def test_what_is_damaged_costs_nothing_else(tmp_path: Path) -> None:
     results = Results(tmp_path / "bench")
     assert results.runs() == {}
-    one = {"version": 1, "run": "20260101-000000", "profile": "tiny", "engine": "vllm"}
+    one = {"version": 2, "run": "20260101-000000", "profile": "tiny", "engine": "vllm"}
     results.add(one)
     with (tmp_path / "bench" / "tiny.jsonl").open("a") as file:
-        file.write('{"version": 1, "run": "20260102-0000\n\x00\n[]\n{"version": 2, "run": "later"}\n{"run": "none"}\n')
+        file.write('{"version": 2, "run": "20260102-0000\n\x00\n[]\n{"version": 3, "run": "later"}\n{"run": "none"}\n')
     results.add({**one, "run": "20260103-000000"})
     assert list(results.runs()) == ["20260101-000000", "20260103-000000"]
     assert results.run(None) == [{**one, "run": "20260103-000000"}]
     with pytest.raises(HostError, match="There is no measurement 20990101"):
         results.run("20990101-000000")
+
+
+def test_what_was_cut_keeps_its_line_to_itself(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    (tmp_path / "tiny.jsonl").write_text('{"version": 2, "run": "20260101')
+    results.add({"version": 2, "run": "20260102", "profile": "tiny"})
+    assert list(results.runs()) == ["20260102"]
+
+
+def test_two_of_a_second_have_two_names() -> None:
+    assert len({new_run() for _ in range(20)}) == 20
+
+
+def test_of_none_named_the_newest_of_each_engine_are_meant(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    for run, engine, profile in (("1", "ollama", "a"), ("2", "vllm", "b"), ("3", "vllm", "a"), ("4", "vllm", "a")):
+        results.add({"version": 2, "run": run, "date": run, "profile": profile, "engine": engine})
+    assert [level["run"] for level in results.chosen(())] == ["1", "4"]
+    assert [level["run"] for level in results.chosen(("2", "3"))] == ["2", "3"]
