@@ -61,7 +61,7 @@ def instrument_pins() -> dict[str, EnginePin]:
 
 def reference() -> Reference:
     """The figures of the article that orch started from."""
-    path = root() / "profiles" / "reference" / "ollama-vs-vllm.toml"
+    path = root() / "profiles" / "reference" / "article.toml"
     return parse_part(Reference, path.read_text("utf-8"), path.name)
 
 

@@ -83,6 +83,7 @@ def run_in(
 ) -> Finished:
     """Run a program of an environment that is here, in a directory, with what its environment variables have besides.
     What `tick` raises ends it."""
+    # Whoever only lists them runs nothing.
     from orchestrator.drivers.local.command import allowed_environ, run_command
 
     programs = orch.environments.bin(spec.name)

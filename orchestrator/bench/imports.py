@@ -55,7 +55,7 @@ def _levels(document: Any, name: str, told: Told, run: str) -> Iterator[dict[str
     if not told.engine or not told.profile:
         raise UsageError(
             f"{name} does not say which engine answered, and of which profile.",
-            hint="--engine vllm --profile qwen3-8b",
+            hint="--engine ENGINE --profile NAME",
         )
     try:
         every = tool.figures(document)

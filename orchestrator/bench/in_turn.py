@@ -8,13 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from orchestrator.app.deploy import Options, plan_for, plan_taking_down, plan_to, plan_up
+from orchestrator.app.engines import check_engine
 from orchestrator.app.intent import MoveTo, Serve, desired_for
 from orchestrator.app.resolution import Take
 from orchestrator.app.runs import Watcher, plan_and_run
 from orchestrator.core.deployment import Desired
 from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Plan
-from orchestrator.engines import engine_sheet
+from orchestrator.core.profile import Profile
 from orchestrator.errors import Interrupted, OrchError, UsageError
 
 if TYPE_CHECKING:
@@ -44,9 +45,9 @@ class Asked:
     options: Options = field(default_factory=Options)
 
 
-def profile_meant(orch: Orchestrator, engine: str, named: str | None) -> str:
-    """The name of the profile that somebody has named, or means."""
-    return desired_for(orch, Serve(engine, named), orch.observe()).spec.profile.name
+def profile_meant(orch: Orchestrator, engine: str, named: str | None) -> Profile:
+    """The profile that somebody has named, or means."""
+    return desired_for(orch, Serve(engine, named), orch.observe()).spec.profile
 
 
 def before(profile: str, observed: Observed) -> Before:
@@ -57,7 +58,7 @@ def before(profile: str, observed: Observed) -> Before:
 def check(engines: Sequence[str]) -> None:
     """UsageError where these cannot be measured one after the other."""
     for name in engines:
-        engine_sheet(name)
+        check_engine(name)
     if len(set(engines)) != len(engines):
         raise UsageError(f"--engines names one twice: {', '.join(engines)}.", hint="--engines ollama,vllm")
 

@@ -13,8 +13,6 @@ from orchestrator.bench.series import Crossover, Point, Series, crossover, serie
 from orchestrator.core.reference import Reference, ReferenceEngine
 from orchestrator.errors import HostError
 
-# What the simple and the other engine of a report are in the article.
-_ARTICLES = ("ollama", "vllm")
 # Standard errors to both sides of a figure: about 95 %.
 _SURE = 2
 
@@ -29,8 +27,9 @@ class Figure:
     narrow: str
 
 
-def report(levels: Sequence[Mapping[str, Any]], reference: Reference) -> str:
+def report(levels: Sequence[Mapping[str, Any]]) -> str:
     """The page (HTML, self-contained) of closed-loop levels; HostError where there is none of them."""
+    reference = resources.reference()
     every = ordered(series_of(levels))
     if not every:
         raise HostError(
@@ -138,7 +137,7 @@ def _facts(levels: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _figures(every: Sequence[Series], found: Crossover | None, reference: Reference) -> list[Figure]:
-    theirs = [one for name in _ARTICLES if (one := reference.of(name)) is not None]
+    theirs = reference.engines
     yours, article = "Yours", f"The article's: {reference.model}, {reference.gpu.removeprefix('NVIDIA GeForce ')}"
     throughput, first_token = "output tokens a second, all users", "first token, ms"
     figures = [
@@ -259,7 +258,7 @@ def _as_printed(
     every: Sequence[Series], levels: Sequence[Mapping[str, Any]], reference: Reference
 ) -> list[dict[str, Any]]:
     """The article's tables, with the user's own figures in front of its own."""
-    theirs = [one for name in _ARTICLES if (one := reference.of(name)) is not None]
+    theirs = reference.engines
     heads = ("", *(label for _, _, label in _placed(every)), *(f"article: {one.engine}" for one in theirs))
     single = [
         (

@@ -98,7 +98,7 @@ def next_users(levels: Sequence[Mapping[str, Any]]) -> int | None:
 def run(orch: Orchestrator, subject: Subject, sweep: Sweep, run_name: str) -> Iterator[dict[str, Any]]:
     """A result for each level, as it is there. An interrupted level is given, too, before Interrupted is raised; what
     came by then is in it."""
-    _check(subject, sweep)
+    check(sweep, subject.context)
     words_of: Callable[[int], int] = lambda tokens: words_for(tokens, sample_tokens)  # noqa: E731
     sample_tokens = subject.tokens_of(sample(sweep.seed))
     words = (words_of(sweep.input_tokens), words_of(sweep.shared_tokens) if sweep.shared_tokens else 0)
@@ -144,12 +144,14 @@ def _ceiling(orch: Orchestrator, sweep: Sweep) -> float | None:
     return said[0] if said else None
 
 
-def _check(subject: Subject, sweep: Sweep) -> None:
+def check(sweep: Sweep, context: int) -> None:
+    """PlanRefused where what answers cannot be asked this: a prompt and its answer may have `context` tokens together
+    (0: that is not known)."""
     wanted = sweep.input_tokens + sweep.output_tokens + _AROUND
-    if subject.context and wanted > subject.context and not sweep.given:
+    if context and wanted > context and not sweep.given:
         raise PlanRefused(
             f"{wanted} tokens (in, out, and {_AROUND} for what a chat puts around them) are more than the context of "
-            f"{subject.context}.",
+            f"{context}.",
             hint="A smaller --input-len or --output-len, or a larger serving.context in the profile.",
         )
     if sweep.most > MOST_REQUESTS:

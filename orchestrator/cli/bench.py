@@ -74,7 +74,7 @@ def bench_now(
     ] = None,
     tool: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Have vllm (vllm bench serve) or guidellm make the load, not orch itself."),
+        typer.Option(metavar="NAME", help="Have vllm (vllm bench serve) or guidellm make the load."),
     ] = None,
     direct: Annotated[bool, typer.Option("--direct", help="Ask the engine, not the gateway.")] = False,
     timeout: Timeout = 900.0,
@@ -162,6 +162,12 @@ class _Measuring:
         self._session.plan_and_run(f"bench --tool {self._tool.name}", lambda: plan_install(orch, pin), False)
         return tool_runs.run(orch, subject, self._sweep, self._run, self._tool)
 
+    def check(self, context: int) -> None:
+        """Whether it can be asked at all, of engines with such a context: before they are started for it."""
+        from orchestrator.bench.sweep import check
+
+        check(self._sweep, context)
+
     def tell(self) -> None:
         """What was measured, for people."""
         if self.found and not self._as_json:
@@ -176,7 +182,9 @@ def _in_turn(session: Session, engines: Sequence[str], asked: Asked, measuring: 
     observed = orch.observe()
     if asked.profile is None and not observed.desired:
         raise PlanRefused("Nothing is deployed, so a profile must be named.", hint="-p qwen3-8b, or -p FILE.toml")
-    profile = profile_meant(orch, engines[0], asked.profile)
+    meant = profile_meant(orch, engines[0], asked.profile)
+    measuring.check(meant.serving.context)
+    profile = meant.name
     was = before(profile, observed)
     if only_plan:
         for engine in engines:

@@ -110,10 +110,9 @@ def bench_report(
 ) -> None:
     """A page with plots and tables: throughput and first token against users, the article's figures beside yours."""
     with session_of(as_json) as session:
-        from orchestrator import resources
         from orchestrator.bench.report import report
 
-        page = report(results_of(session).chosen(names or ()), resources.reference())
+        page = report(results_of(session).chosen(names or ()))
         with host_errors(f"write {out}", {}):
             out.write_text(page, "utf-8")
         session.screen.result({"report": str(out.resolve())}, f"{out} holds the report; open it in a browser.")

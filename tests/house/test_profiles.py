@@ -87,6 +87,33 @@ def test_a_builder_is_pinned_completely_for_cpus_and_apart_from_engines(name: st
     assert pin.environment(Accelerator.CUDA) is not None
 
 
+@pytest.mark.parametrize("name", resources.instrument_pins())
+def test_an_instrument_is_pinned_completely_and_needs_no_gpu(name: str) -> None:
+    pin = resources.instrument_pins()[name]
+    assert (pin.engine, pin.docker) == (name, ())
+    assert name not in ENGINES
+    spec = pin.environment(Accelerator.CPU)
+    assert spec is not None
+    assert not spec.resolve
+    assert all(re.fullmatch(r"[\w.-]+==[\w.+]+", requirement) for requirement in spec.requirements)
+    assert len({_name(requirement) for requirement in spec.requirements}) == len(spec.requirements)
+    assert {_name(one) for one in spec.indexed} == {"torch"}
+
+
+def test_the_article_is_as_it_was_given() -> None:
+    told = resources.reference()
+    points = {one.engine: [(point.users, point.throughput, point.ttft) for point in one.points] for one in told.engines}
+    assert points == {
+        "ollama": [(1, 161, 132), (2, 165, None), (4, 168, 3200), (8, 173, 7012)],
+        "vllm": [(1, 68, 18), (2, 145, None), (4, 265, 22), (8, 332, 26)],
+    }
+    assert {one.engine: (one.memory_gb, one.five_models_gb, one.seconds_for_256) for one in told.engines} == {
+        "ollama": (6.7, 33.5, 1.6),
+        "vllm": (6.4, 5.7, 3.8),
+    }
+    assert all(note.source for note in told.notes)
+
+
 def test_the_shipped_calibration_texts_are_texts_and_chats() -> None:
     path = resources.calibration_texts()
     texts = parse_texts(path.read_text("utf-8"), path.name, 1000)
@@ -100,7 +127,8 @@ def _name(requirement: str) -> str:
 
 def test_every_shipped_file_is_read_by_one_of_these() -> None:
     kinds = {"models": MODELS, "gpus": resources.gpu_profiles(), "engines": resources.engine_pins()}
-    kinds["builders"] = resources.builder_pins()
+    kinds |= {"builders": resources.builder_pins(), "instruments": resources.instrument_pins()}
+    kinds["reference"] = [resources.reference().name]
     images = {Path("images", "gateway.toml"), Path("images", f"{resources.tools_pin().engine}.toml")}
     shipped = {path.relative_to(PROFILES) for path in PROFILES.rglob("*") if path.is_file()}
     assert shipped == {Path(kind, f"{name}.toml") for kind, names in kinds.items() for name in names} | {

@@ -1,0 +1,126 @@
+"""Engines measured one after the other: what was there before is there afterwards, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from orch_command import ASSETS, Orch, stopped_afterwards, wait_until
+from stand_in_orch import OnStandIn
+
+from orchestrator.core.routes import Route
+
+pytestmark = pytest.mark.llamacpp
+
+SHORT = ("--input-len", "32", "--output-len", "16", "--rounds", "2", "--concurrency", "1,2")
+BOTH = ("--engines", "llamacpp,ollama")
+
+
+@pytest.fixture
+def orch(tmp_path: Path) -> Iterator[OnStandIn]:
+    with stopped_afterwards(OnStandIn(tmp_path / "home")) as command:
+        yield command
+
+
+def record(orch: Orch) -> object:
+    return json.loads((orch.home / "records" / "desired" / "tiny.json").read_text())
+
+
+def serving(orch: Orch) -> list[str]:
+    routes = map(Route.from_json, orch.gateway_status()["routes"])
+    return sorted({route.backend.instance for route in routes})
+
+
+def test_nothing_is_left_where_nothing_was(orch: OnStandIn) -> None:
+    planned = orch.run("bench", *BOTH, "-p", str(orch.profile), *SHORT, "--plan")
+    assert "start tiny-llamacpp-g1" in planned.out
+    assert "start tiny-ollama-g1" in planned.out
+    assert "In the end tiny is taken down again." in planned.out
+    assert not {"processes", "records", "bench"} & {path.name for path in orch.home.iterdir()}
+
+    told = orch.run("bench", *BOTH, "-p", str(orch.profile), *SHORT, "--json").lines
+    levels = [line for line in told if "max_concurrency" in line]
+    assert [(one["engine"], one["max_concurrency"]) for one in levels] == [
+        ("llamacpp", 1),
+        ("llamacpp", 2),
+        ("ollama", 1),
+        ("ollama", 2),
+    ]
+    assert {one["failed"] for one in levels} == {0}
+    assert len({one["run"] for one in levels}) == 1
+    assert all(one["engine_version"] for one in levels)
+    assert all(one["client_ceiling"] > 10 * one["output_throughput"] for one in levels)
+    assert not list((orch.home / "records" / "desired").iterdir())
+    assert "Nothing is deployed" in orch.run("bench", code=5).err
+
+    compared = orch.run("bench", "compare", "--json").lines
+    assert [line["compared"]["users"] for line in compared if "compared" in line] == [1, 2]
+    page = orch.home / "page.html"
+    orch.run("bench", "report", "-o", str(page))
+    assert page.read_text().count("<svg") == 8
+    assert len(orch.run("bench", "ls", "--json").lines) == 2
+
+
+def test_what_served_serves_again(orch: OnStandIn) -> None:
+    orch.up()
+    orch.run("lora", "add", "alpha", str(ASSETS / "lora-a"))
+    orch.run("migrate", "--to", "llamacpp")
+    before = record(orch)
+
+    orch.run("bench", *BOTH, *SHORT)
+    assert record(orch) == before
+    assert serving(orch) == ["tiny-llamacpp-g4"]
+    assert orch.run("status", code=None).code == 0
+    # Back is where it was.
+    orch.run("rollback")
+    assert "ollama" in serving(orch)[0]
+
+
+def test_who_interrupts_it_has_what_was_there(orch: OnStandIn) -> None:
+    orch.up()
+    before = record(orch)
+    running = orch.start("bench", "--engines", "llamacpp", *SHORT, "--rounds", "1000", "--json")
+    wait_until(lambda: orch.gateway_status()["totals"]["requests"] > 20, what="requests of the bench")
+    time.sleep(1)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert json.loads((orch.home / "bench" / "tiny.jsonl").read_text().splitlines()[-1])["interrupted"] is True
+    assert record(orch) == before
+    assert "ollama" in serving(orch)[0]
+
+
+def test_an_engine_that_cannot_be_had_takes_nothing_with_it(orch: OnStandIn) -> None:
+    orch.up()
+    before = record(orch)
+    orch.slow(load=600)
+    # A migration to what does not start: it is undone, and what was measured by then is kept.
+    failed = orch.run("bench", "--engines", "ollama,parrot", *SHORT, code=None)
+    assert failed.code == 2
+    assert "parrot" in failed.err
+    assert record(orch) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--engines", "llamacpp,llamacpp"), 2, "--engines names one twice"),
+        (("--engines", "nothing"), 2, "nothing"),
+        (("--engines", "llamacpp"), 5, "so a profile must be named"),
+        (("--plan",), 2, "there is no plan"),
+        (("--concurrency", "1", "--request-rate", "2"), 2, "are two loads"),
+        (("--request-rate", "0"), 2, "'0' is not a list of numbers"),
+        (("--tool", "wrk"), 2, "orch does not run wrk"),
+        (("--prompts", "/dev/null"), 2, "/dev/null has no prompts"),
+        (("report",), 4, "There is no measurement yet."),
+        (("compare",), 4, "There is no measurement yet."),
+        (("import", "/dev/null"), 2, "/dev/null has no result"),
+    ],
+)
+def test_what_cannot_be_is_told(orch: OnStandIn, words: tuple[str, ...], code: int, said: str) -> None:
+    assert said in orch.run("bench", *words, code=code).err
+    assert not (orch.home / "bench").exists()
