@@ -60,7 +60,7 @@ def check(engines: Sequence[str]) -> None:
     for name in engines:
         check_engine(name)
     if len(set(engines)) != len(engines):
-        raise UsageError(f"--engines names one twice: {', '.join(engines)}.", hint="--engines ollama,vllm")
+        raise UsageError(f"--engines names one twice: {', '.join(engines)}.", hint="--engines A,B")
 
 
 def plan_of(orch: Orchestrator, engine: str, profile: str, asked: Asked) -> Plan:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +30,7 @@ from gpu_machines import (
     machine_env,
 )
 
-from orchestrator.core.host import Gpu, GpuUser, Host
+from orchestrator.core.host import Gpu, GpuSample, GpuUser, Host
 from orchestrator.drivers.host import amd_in, visible
 from orchestrator.drivers.nvml import FIRST_PID_NAMESPACE
 
@@ -297,3 +299,29 @@ GPU = Gpu("GPU-1", "NVIDIA H200", 140 * GIB, 100 * GIB, (9, 0), users_complete=T
 )
 def test_what_lingers(gpu: Gpu, gib: float) -> None:
     assert gpu.lingering == pytest.approx(gib * GIB, abs=16)
+
+
+def test_what_gpus_do_is_sampled(library: Path) -> None:
+    """The whole GPU tells all; another one has no power and no utilization to tell; one that is lost is left out."""
+    gpus = (f"{RTX_5090}|watts=412|busy=97", H200, LOST_WHEN_ASKED)
+    code = (
+        "from orchestrator.drivers.nvml_samples import sampling\n"
+        "with sampling(['GPU-aaaa-1', 'GPU-cccc-3', 'GPU-none']) as look: print(look())"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **machine_env(library, *gpus)}, capture_output=True, text=True
+    )
+    samples = eval(told.stdout, {"GpuSample": GpuSample})
+    assert samples == (
+        GpuSample("GPU-aaaa-1", 607 * MIB, 412.0, 97),
+        GpuSample("GPU-cccc-3", 771 * MIB, None, None),
+    )
+
+
+def test_without_a_driver_there_is_nothing_to_sample(library: Path) -> None:
+    code = (
+        "from orchestrator.drivers.nvml_samples import sampling\nwith sampling(['GPU-aaaa-1']) as look: print(look())"
+    )
+    env = {**os.environ, **machine_env(library, RTX_5090, NVML_INIT=DRIVER_NOT_LOADED)}
+    told = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert told.stdout == "()\n"
