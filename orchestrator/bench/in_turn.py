@@ -9,17 +9,48 @@ from typing import TYPE_CHECKING
 
 from orchestrator.app.deploy import Options, plan_for, plan_taking_down, plan_to, plan_up
 from orchestrator.app.engines import check_engine
-from orchestrator.app.intent import MoveTo, Serve, desired_for
+from orchestrator.app.intent import MoveTo, Serve, desired_for, recipe_named
 from orchestrator.app.resolution import Take
 from orchestrator.app.runs import Watcher, plan_and_run
+from orchestrator.core.artifact import Recipe
 from orchestrator.core.deployment import Desired
 from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Plan
 from orchestrator.core.profile import Profile
-from orchestrator.errors import Interrupted, OrchError, UsageError
+from orchestrator.errors import Interrupted, OrchError, PlanRefused, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.app.orchestrator import Orchestrator
+
+
+@dataclass(frozen=True)
+class Side:
+    """An engine, and what it is to serve: the artifact of a recipe (None: the profile's first choice)."""
+
+    engine: str
+    recipe: Recipe | None = None
+
+    def __str__(self) -> str:
+        return f"{self.engine}:{self.recipe.value}" if self.recipe is not None else self.engine
+
+    def is_served_by(self, desired: Desired | None) -> bool:
+        """Whether that is what serves already."""
+        if desired is None or desired.stopped or desired.spec.engine != self.engine:
+            return False
+        served = desired.resolution.deployment.recipe if desired.resolution is not None else desired.spec.recipe
+        return self.recipe is None or self.recipe == served
+
+
+def sides_of(text: str) -> tuple[Side, ...]:
+    """Engines as people type them: `llamacpp,vllm`, or with artifacts, `vllm:nvfp4a16,vllm:weights`. UsageError where
+    one is unknown, or there twice."""
+    named = [part.strip().partition(":") for part in text.split(",")]
+    for engine, _, _ in named:
+        check_engine(engine)
+    sides = tuple(Side(engine, recipe_named(recipe or None)) for engine, _, recipe in named)
+    if len(set(sides)) != len(sides):
+        raise UsageError(f"--engines names one twice: {', '.join(map(str, sides))}.", hint="--engines A,B")
+    return sides
 
 
 @dataclass(frozen=True)
@@ -45,9 +76,12 @@ class Asked:
     options: Options = field(default_factory=Options)
 
 
-def profile_meant(orch: Orchestrator, engine: str, named: str | None) -> Profile:
-    """The profile that somebody has named, or means."""
-    return desired_for(orch, Serve(engine, named), orch.observe()).spec.profile
+def profile_meant(orch: Orchestrator, side: Side, asked: Asked) -> Profile:
+    """The profile that somebody has named, or means. PlanRefused where nothing is deployed and none is named."""
+    observed = orch.observe()
+    if asked.profile is None and not observed.desired:
+        raise PlanRefused("Nothing is deployed, so a profile must be named.", hint="-p qwen3-8b, or -p FILE.toml")
+    return desired_for(orch, Serve(side.engine, asked.profile), observed).spec.profile
 
 
 def before(profile: str, observed: Observed) -> Before:
@@ -55,20 +89,13 @@ def before(profile: str, observed: Observed) -> Before:
     return Before(profile, observed.desired.get(profile), bool(observed.gateway.all))
 
 
-def check(engines: Sequence[str]) -> None:
-    """UsageError where these cannot be measured one after the other."""
-    for name in engines:
-        check_engine(name)
-    if len(set(engines)) != len(engines):
-        raise UsageError(f"--engines names one twice: {', '.join(engines)}.", hint="--engines A,B")
-
-
-def plan_of(orch: Orchestrator, engine: str, profile: str, asked: Asked) -> Plan:
-    """The plan that has a profile served by an engine: up where nothing serves it, else a migration."""
+def plan_of(orch: Orchestrator, side: Side, profile: str, asked: Asked) -> Plan:
+    """The plan that has a profile served by one of them: up where nothing serves it, else a migration."""
     observed, named = orch.observe(), asked.profile or profile
     if profile in observed.deployed:
-        return plan_for(orch, "bench", MoveTo(engine, named, asked.target), observed, asked.options)
-    return plan_up(orch, Serve(engine, named, asked.target), observed, asked.options)
+        move = MoveTo(side.engine, named, asked.target, side.recipe)
+        return plan_for(orch, "bench", move, observed, asked.options)
+    return plan_up(orch, Serve(side.engine, named, asked.target, side.recipe), observed, asked.options)
 
 
 def plans_back(orch: Orchestrator, was: Before, options: Options) -> Sequence[Callable[[], Plan]]:
@@ -92,22 +119,22 @@ def plans_back(orch: Orchestrator, was: Before, options: Options) -> Sequence[Ca
 
 def in_turn(
     orch: Orchestrator,
-    engines: Sequence[str],
+    sides: Sequence[Side],
     was: Before,
     asked: Asked,
     watcher: Watcher,
-    measure: Callable[[str], None],
+    measure: Callable[[Side], None],
     heed_again: Callable[[], None],
 ) -> None:
     """Measure each; then, also after an interrupt or a failure, have it as it was, for which `heed_again` makes the
     watcher heed a second interrupt instead of the first. An engine that cannot be had ends it."""
     changed = False
     try:
-        for engine in engines:
-            if engine != before(was.profile, orch.observe()).serving:
+        for side in sides:
+            if not side.is_served_by(orch.observe().desired.get(was.profile)):
                 changed = True
-                plan_and_run(orch, f"bench {engine}", partial(plan_of, orch, engine, was.profile, asked), watcher)
-            measure(engine)
+                plan_and_run(orch, f"bench {side}", partial(plan_of, orch, side, was.profile, asked), watcher)
+            measure(side)
     except Interrupted:
         heed_again()
         raise

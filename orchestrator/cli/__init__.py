@@ -2,7 +2,8 @@
 
 A file of verbs each: what serves in deploy and status, who may ask in keys, what it is started with in render; what it
 is made of in pull, build, artifacts, lock, engines, images, profiles and inspect; what they print for programs in
-schema; how fast it is in bench. What they do lies in app/; they parse, ask and print.
+schema; how fast it is in bench, and which engine that speaks for in advise. What they do lies in app/ and bench/; they
+parse, ask and print.
 Everything heavy is imported inside them: `orch --help` pays for typer only, and a verb for no other.
 """
 
@@ -16,6 +17,7 @@ from importlib import import_module
 STDERR = 2
 # The first words of command lines, by the file that adds them to the app; in the order of --help.
 VERBS = {
+    "advise": ("advise",),
     "artifacts": ("artifacts",),
     "bench": ("bench",),
     "build": ("build",),

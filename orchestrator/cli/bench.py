@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +20,7 @@ from orchestrator.cli.options import (
     Timeout,
     session_of,
 )
-from orchestrator.errors import PlanRefused, UsageError
+from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.app.measured import Subject
@@ -38,7 +38,9 @@ def bench_now(
     context: typer.Context,
     engines: Annotated[
         str | None,
-        typer.Option(metavar="NAME,NAME", help="Measure these one after the other; then all is as it was before."),
+        typer.Option(
+            metavar="A,B", help="Measure these one after the other (ENGINE or ENGINE:RECIPE); then all is as before."
+        ),
     ] = None,
     profile: ProfileName = None,
     target: Target = None,
@@ -111,7 +113,7 @@ def bench_now(
         asked = Asked(profile, target, Options(waiting=Waiting(timeout, drain, max_hold, form)))
         try:
             if engines is not None:
-                _in_turn(session, [name.strip() for name in engines.split(",")], asked, measuring, plan)
+                take_turns(session, engines, asked, plan, measuring.measure, measuring.check)
             elif plan:
                 raise UsageError("Without --engines nothing is changed, so there is no plan.", hint="--engines A,B")
             else:
@@ -174,30 +176,31 @@ class _Measuring:
             tell(self._session, self.found)
 
 
-def _in_turn(session: Session, engines: Sequence[str], asked: Asked, measuring: _Measuring, only_plan: bool) -> None:
-    from orchestrator.bench.in_turn import before, check, in_turn, plan_of, profile_meant
+def take_turns(
+    session: Session,
+    engines: str,
+    asked: Asked,
+    only_plan: bool,
+    measure: Callable[[str], None],
+    check: Callable[[int], None] | None = None,
+) -> None:
+    """Have engines serve a profile one after the other, and each measured by its name; or print the plans. `check` is
+    told of the profile's context, before anything is started."""
+    from orchestrator.bench.in_turn import before, in_turn, plan_of, profile_meant, sides_of
 
-    check(engines)
-    orch = session.orch
-    observed = orch.observe()
-    if asked.profile is None and not observed.desired:
-        raise PlanRefused("Nothing is deployed, so a profile must be named.", hint="-p qwen3-8b, or -p FILE.toml")
-    meant = profile_meant(orch, engines[0], asked.profile)
-    measuring.check(meant.serving.context)
-    profile = meant.name
-    was = before(profile, observed)
+    sides, orch = sides_of(engines), session.orch
+    meant = profile_meant(orch, sides[0], asked)
+    if check is not None:
+        check(meant.serving.context)
+    was = before(meant.name, orch.observe())
     if only_plan:
-        for engine in engines:
-            session.screen.say(f"To measure {engine}, as things are now:")
-            session.screen.plan(plan_of(orch, engine, profile, asked))
-        back = f"{was.serving} serves {profile} again" if was.serving else f"{profile} is taken down again"
+        for side in sides:
+            session.screen.say(f"To measure {side}, as things are now:")
+            session.screen.plan(plan_of(orch, side, meant.name, asked))
+        back = f"{was.serving} serves {meant.name} again" if was.serving else f"{meant.name} is taken down again"
         session.screen.say(f"In the end {back}.")
         return
-
-    def measure(_: str) -> None:
-        measuring.measure(profile)
-
-    in_turn(orch, engines, was, asked, session, measure, session.heed_again)
+    in_turn(orch, sides, was, asked, session, lambda _: measure(meant.name), session.heed_again)
 
 
 def _steps(concurrency: str | None, request_rate: str | None) -> tuple[tuple[Users | Rate, ...], bool]:

@@ -112,6 +112,8 @@ class EngineSheet(Protocol):
     programs: tuple[str, ...]
     # Adapters can be loaded and unloaded while it serves.
     hot_adapters: bool
+    # It is made to serve many at a time; the others are simple, and made for few.
+    for_many: bool
     # It computes on a GPU where there is one.
     takes_gpu: bool
     # It serves only what was imported into a store of its own.
@@ -344,6 +346,7 @@ class EngineDefaults:
     endless: Mapping[str, Any] = MappingProxyType({"ignore_eos": True})
     version_at = ("", "")
     package = ""
+    for_many = False
     starts_in_s = 3.0
 
     def gpus(self, profile: Profile, accelerator: Accelerator) -> int:

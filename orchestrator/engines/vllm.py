@@ -131,6 +131,7 @@ class Vllm(EngineDefaults):
     starts_in_s = 60.0
     settings: type[EngineSettings] = VllmSettings
     hot_adapters = True
+    for_many = True
     version_at = ("/version", "version")
     # Its command line counts before its file.
     share_option = "--gpu-memory-utilization"
