@@ -316,6 +316,8 @@ def _again(asked: Situation, engine: str) -> str:
     if engine != asked.simple or asked.many in asked.cannot:
         return ""
     found = crossing(asked)
+    if found is not None and found.users <= asked.later:
+        return f"With more than {asked.later} users {asked.many} gives more, as measured."
     if found is not None:
         least = f", perhaps from {found.least:.0f}" if found.least is not None and found.least < found.users - 1 else ""
         return f"Look again at {math.ceil(found.users)} users{least}: there {asked.many} gives more, as measured."

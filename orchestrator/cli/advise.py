@@ -20,9 +20,11 @@ def advise(
         bool, typer.Option("--live", help="As many as there were: by what the gateway has counted of its clients.")
     ] = False,
     hours: Annotated[float, typer.Option(help="Hours that --live looks back.", min=1, max=WEEK_H)] = WEEK_H,
-    growth: Annotated[float, typer.Option(help="So many times as many users later.", min=1, max=1000)] = 1.0,
+    growth: Annotated[
+        float, typer.Option(help="How many times as many users there will be later.", min=1, max=1000)
+    ] = 1.0,
     ttft: Annotated[
-        float | None, typer.Option(metavar="MS", help="A first token within so many milliseconds.", min=1)
+        float | None, typer.Option(metavar="MS", help="A first token within this many milliseconds.", min=1)
     ] = None,
     adapters: Annotated[
         int | None, typer.Option(help="LoRA adapters in use; default: those that are deployed.", min=0)
