@@ -96,7 +96,7 @@ def _prompt(entry: Any, place: str) -> Prompt:
     tokens = fields.get("output_tokens", fields.get("max_tokens"))
     if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
         raise UsageError(f"{place}: output_tokens is {tokens!r}, not a number from 1.", hint=_FORMS)
-    if isinstance(prompt := fields.get("prompt"), str) and prompt:
+    if isinstance(prompt := fields.get("prompt", fields.get("text")), str) and prompt:
         return Prompt((("user", prompt),), tokens)
     if messages := _said(fields.get("messages"), "role", "content"):
         return Prompt(messages, tokens)

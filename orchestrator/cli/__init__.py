@@ -19,7 +19,8 @@ STDERR = 2
 VERBS = {
     "advise": ("advise",),
     "artifacts": ("artifacts",),
-    "bench": ("bench",),
+    # The last of several files of verbs under one word, which imports the others.
+    "bench_quality": ("bench",),
     "build": ("build",),
     "check": ("check",),
     "deploy": ("up", "migrate", "rollback", "down", "lora"),

@@ -98,7 +98,7 @@ def bench_now(
         from orchestrator.bench.tools import tool_named
 
         steps, saturate = _steps(concurrency, request_rate)
-        given, limits = _given(prompts), _limits(goodput or ())
+        given, limits = given_prompts(prompts), _limits(goodput or ())
         sweep = Sweep(
             steps, saturate, rounds, duration, repeats, input_len, min(shared_prefix_len, input_len), output_len, seed,
             given, limits,
@@ -231,7 +231,8 @@ def _numbers(text: str, kind: type[Any]) -> list[Any]:
         return []
 
 
-def _given(path: Path | None) -> tuple[Prompt, ...]:
+def given_prompts(path: Path | None) -> tuple[Prompt, ...]:
+    """The prompts of a file that somebody has named; none of None."""
     if path is None:
         return ()
     from orchestrator.bench.prompts import prompts_in

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from orch_command import ASSETS, Orch, stopped_afterwards, wait_until
+from orch_command import ASSETS, Orch, stopped_afterwards, wait_until, with_environments
 from stand_in_orch import OnStandIn
 
 from orchestrator.core.routes import Route
@@ -124,3 +124,54 @@ def test_an_engine_that_cannot_be_had_takes_nothing_with_it(orch: OnStandIn) -> 
 def test_what_cannot_be_is_told(orch: OnStandIn, words: tuple[str, ...], code: int, said: str) -> None:
     assert said in orch.run("bench", *words, code=code).err
     assert not (orch.home / "bench").exists()
+
+
+def test_engines_are_asked_whether_they_agree(orch: OnStandIn) -> None:
+    orch.up()
+    told = orch.run("bench", "quality", "--engines", "llamacpp,ollama", "--output-len", "12", "--json").lines
+    (line,) = [line for line in told if line.get("kind") == "agreement"]
+    assert (line["against"], line["engine"]) == ("llamacpp:gguf-q6_k", "ollama")
+    # The stand-in computes with the same llama.cpp, from the same file.
+    assert (line["same"], line["share"]) == (line["of"], 1.0)
+    assert line["least"] < 1.0
+    assert "One engine alone" in orch.run("bench", "quality", code=2).err
+
+
+TASK = """task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list:
+  - metric: {metric}
+"""
+
+
+@pytest.mark.long
+def test_tasks_are_scored_and_what_cannot_be_is_said(
+    orch: OnStandIn, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    with_environments(orch, request.getfixturevalue("environments"))
+    orch.up()
+    data = tmp_path / "data.jsonl"
+    thanks = orch.says(question="Thank you!").strip()
+    rows = [{"question": "Thank you!", "answer": thanks}, {"question": "Hello!", "answer": "no such answer"}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kinds = {"own_answers": ("generate_until", "exact_match"), "own_odds": ("loglikelihood", "acc")}
+    for name, (kind, metric) in kinds.items():
+        (tmp_path / f"{name}.yaml").write_text(TASK.format(name=name, data=data, kind=kind, metric=metric))
+    words = ("--tasks", "own_answers,own_odds", "--include", str(tmp_path))
+    told = orch.run("bench", "quality", *words, "--json", timeout=900).lines
+    (score,) = [line for line in told if line.get("kind") == "score"]
+    assert (score["task"], score["metric"], score["value"], score["samples"]) == ("own_answers", "exact_match", 0.5, 2)
+    (left_out,) = [line for line in told if line.get("kind") == "unmeasurable"]
+    assert (left_out["task"], left_out["why"]) == (
+        "own_odds",
+        "a loglikelihood task, and it tells no probabilities of a prompt",
+    )
+    failed = orch.run("bench", "quality", "--tasks", "no_such_task", code=4, timeout=300)
+    assert "no_such_task" in failed.err
