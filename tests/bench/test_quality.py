@@ -73,4 +73,5 @@ def test_scores_are_read_as_the_harness_writes_them() -> None:
 
 def test_there_are_prompts_to_compare_by() -> None:
     assert len(default_prompts()) >= 32
+    assert {prompt.messages[-1][0] for prompt in default_prompts()} == {"user"}
     assert all(text for prompt in default_prompts() for _, text in prompt.messages)

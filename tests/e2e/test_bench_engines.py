@@ -129,11 +129,14 @@ def test_what_cannot_be_is_told(orch: OnStandIn, words: tuple[str, ...], code: i
 def test_engines_are_asked_whether_they_agree(orch: OnStandIn) -> None:
     orch.up()
     told = orch.run("bench", "quality", "--engines", "llamacpp,ollama", "--output-len", "12", "--json").lines
-    (line,) = [line for line in told if line.get("kind") == "agreement"]
-    assert (line["against"], line["engine"]) == ("llamacpp:gguf-q6_k", "ollama")
-    # The stand-in computes with the same llama.cpp, from the same file.
-    assert (line["same"], line["share"]) == (line["of"], 1.0)
-    assert line["least"] < 1.0
+    lines = [line for line in told if line.get("kind") == "agreement"]
+    assert [(line["against"], line["engine"]) for line in lines] == [
+        ("llamacpp:gguf-q6_k", "llamacpp"),
+        ("llamacpp:gguf-q6_k", "ollama"),
+    ]
+    # The stand-in computes with the same llama.cpp, from the same file; each parts from itself at near ties.
+    assert all(line["share"] == line["same"] / line["of"] >= 0.9 for line in lines)
+    assert all(line["least"] < line["share"] <= line["most"] for line in lines)
     assert "One engine alone" in orch.run("bench", "quality", code=2).err
 
 
