@@ -30,7 +30,8 @@ class Subject:
     """A model that is asked at `url` with `headers`, streamed, greedy; `facts` say what answers there, and where. Of
     clients `in_flight` requests are at it already; it is asked `direct`ly, or through the gateway.
     A prompt and its answer may have `context` tokens together (0: that is not known). It computes on `gpus` (UUIDs),
-    and is asked by `name`. `tokenizer` is the directory of its weights; empty where they are not here."""
+    and is asked by `name`. `tokenizer` is the directory of its weights; empty where they are not here.
+    `adapters` are the names of those that are deployed."""
 
     url: str
     headers: Mapping[str, str]
@@ -41,6 +42,7 @@ class Subject:
     gpus: tuple[str, ...]
     name: str
     tokenizer: str
+    adapters: tuple[str, ...]
     _interview: Interview
 
     @property
@@ -74,12 +76,12 @@ class Subject:
         """Whether an answer can be had that does not end before its limit."""
         return bool(ENGINES[self._interview.deployment.engine].endless)
 
-    def body(self, messages: Sequence[tuple[str, str]], tokens: int) -> dict[str, Any]:
+    def body(self, messages: Sequence[tuple[str, str]], tokens: int, name: str | None = None) -> dict[str, Any]:
         """A request for an answer of so many tokens, where the engine does not end it before, to messages as (role,
-        text)."""
+        text); of the base, or by the public `name` of an adapter."""
         deployment = self._interview.deployment
         _, question = self._question(messages)
-        asked = {"model": self.name, **question, "max_tokens": tokens, "temperature": 0}
+        asked = {"model": name or self.name, **question, "max_tokens": tokens, "temperature": 0}
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
         return {**asked, **streamed, **ENGINES[deployment.engine].endless}
 
@@ -150,9 +152,12 @@ def subject_of(orch: Orchestrator, profile: str | None, *, direct: bool) -> Subj
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     context = card.context if card is not None else 0
     uuids = tuple(gpu.uuid for gpu in gpus)
+    adapters = tuple(adapter.name for adapter in deployment.adapters)
     weights = weights_facts(orch, observed.desired[deployment.profile].spec.profile)
     tokenizer = weights.path if Path(weights.path, "tokenizer.json").is_file() else ""
-    return Subject(f"{url}{path}", headers, facts, in_flight, direct, context, uuids, name, tokenizer, interview)
+    return Subject(
+        f"{url}{path}", headers, facts, in_flight, direct, context, uuids, name, tokenizer, adapters, interview
+    )
 
 
 def _said(choice: Mapping[str, Any]) -> str:

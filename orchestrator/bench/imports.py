@@ -99,6 +99,7 @@ def _level(
         "random_output_len": round(figures["total_output_tokens"] / max(1, figures["completed"])),
         "shared_prefix_len": 0,
         "seed": 0,
+        "adapters": [],
         "goodput_limits": {},
         "interrupted": False,
         **figures,

@@ -35,7 +35,11 @@ def report(levels: Sequence[Mapping[str, Any]]) -> str:
         raise HostError(
             "None of these measurements is of users at a time.", hint="orch bench --engines A,B --concurrency 1,2,4,8"
         )
-    kept = [level for level in levels if level["max_concurrency"] is not None and not level["interrupted"]]
+    kept = [
+        level
+        for level in levels
+        if level["max_concurrency"] is not None and not level["interrupted"] and not level["adapters"]
+    ]
     first = kept[0]
     found = crossover(every[0], every[1]) if len(every) > 1 else None
     values = {

@@ -19,7 +19,7 @@ STDERR = 2
 VERBS = {
     "advise": ("advise",),
     "artifacts": ("artifacts",),
-    # The last of several files of verbs under one word, which imports the others.
+    "bench_changes": ("bench",),
     "bench_quality": ("bench",),
     "build": ("build",),
     "check": ("check",),

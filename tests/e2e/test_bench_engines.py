@@ -178,3 +178,31 @@ def test_tasks_are_scored_and_what_cannot_be_is_said(
     )
     failed = orch.run("bench", "quality", "--tasks", "no_such_task", code=4, timeout=300)
     assert "no_such_task" in failed.err
+
+
+def test_adapters_in_turn_and_starts(orch: OnStandIn) -> None:
+    orch.up()
+    assert "A swap takes two adapters" in orch.run("bench", "lora", code=5).err
+    for name in ("alpha", "beta"):
+        orch.run("lora", "add", name, str(ASSETS / ("lora-a" if name == "alpha" else "lora-b")))
+    short = ("--input-len", "32", "--output-len", "8", "--rounds", "8")
+    told = orch.run("bench", "lora", *short, "--concurrency", "1", "--json").lines
+    levels = [line for line in told if "max_concurrency" in line]
+    assert [line["adapters"] for line in levels] == [[], ["alpha"], ["alpha", "beta"]]
+    assert {line["failed"] for line in levels} == {0}
+    (swap,) = [line["swap"] for line in told if "swap" in line]
+    # The stand-in, as Ollama does, loads the other adapter's model: that takes its time.
+    assert swap["swap_ms"] > 20
+    assert "There is no adapter gamma" in orch.run("bench", "--adapters", "gamma", *short, code=5).err
+    # Nothing of it is a figure of the base.
+    only = orch.run("bench", "--adapters", "all", *short, "--concurrency", "1", "--json").lines[-1]
+    assert only["adapters"] == ["alpha", "beta"]
+
+    before = record(orch)
+    starts = orch.run(
+        "bench", "starts", "--engines", "ollama,llamacpp", "--output-len", "8", "--input-len", "32", "--json"
+    )
+    lines = [line for line in starts.lines if line.get("kind") == "start"]
+    assert [line["engine"] for line in lines] == ["ollama", "llamacpp"]
+    assert all(0 < line["steps"]["EnsureEngine"] < line["cold_s"] for line in lines)
+    assert record(orch) == before
