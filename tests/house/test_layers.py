@@ -92,6 +92,7 @@ PACKAGES: dict[str, set[str]] = {
     "gateway": {"aiohttp", "uvloop", "orjson", "msgspec"},
     "bench.charts": {"matplotlib"},
     "bench.ceiling": {"uvloop"},
+    "gateway.metrics": {"prometheus_client"},
     "bench.client": {"aiohttp", "uvloop", "orjson"},
 }
 
