@@ -11,11 +11,11 @@ from collections import deque
 
 # Bytes that hold the first event of a stream, and the last ones: what comes after the text, and after its figures.
 _HEAD = _TAIL = 4 << 10
-_READ = re.compile(rb'"(?:prompt_tokens|prompt_eval_count|input_tokens)":\s*(\d{1,15})')
-_WRITTEN = re.compile(rb'"(?:completion_tokens|eval_count|output_tokens)":\s*(\d{1,15})')
+_READ = re.compile(rb'"(?:prompt_tokens|prompt_eval_count|input_tokens)":\s*(\d{1,15})\b')
+_WRITTEN = re.compile(rb'"(?:completion_tokens|eval_count|output_tokens)":\s*(\d{1,15})\b')
 # What llama.cpp's server says where nobody has asked for `usage`: tokens that it read, those that it had read before,
 # and those that it wrote.
-_TIMINGS = re.compile(rb'"(cache_n|prompt_n|predicted_n)":\s*(\d{1,15})')
+_TIMINGS = re.compile(rb'"(cache_n|prompt_n|predicted_n)":\s*(\d{1,15})\b')
 
 
 class Told:
@@ -39,6 +39,11 @@ class Told:
         self._size += len(data)
         while self._size - len(tail[0]) >= _TAIL:
             self._size -= len(tail.popleft())
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept of it."""
+        return len(self._head) + self._size
 
     def has_begun(self, begins: bytes) -> bool:
         """Whether a token is in what came of a stream: what comes first is one, unless it is a comment; where streams

@@ -26,6 +26,7 @@ _EMPTY = b"data: null\n"
 _AS_IN_CHATS = b'"logprobs":{"content":['
 # What an engine says of the wish for figures that it does not know.
 _OF_FIGURES = b"stream_options"
+_REFUSED = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
 # What engines say of a prompt that does not fit; the last is Ollama's.
 _TOO_LONG = re.compile(r"maximum context length|exceeds? the (?:available )?context|exceeds the available context size")
 # What llama.cpp's server calls a fault of its own, and is the question's.
@@ -65,7 +66,7 @@ class Answer(Passing):
         """See Reply."""
         if status < HTTPStatus.BAD_REQUEST:
             return Said(self.rewritten(body), status)
-        if self._plain is not None and status == HTTPStatus.BAD_REQUEST and _OF_FIGURES in body:
+        if self._plain is not None and status in _REFUSED and _OF_FIGURES in body:
             return self._plain()
         refusal = refusal_of(status, body, self._context)
         if self._instead is not None and refusal.code == TOO_LONG:
