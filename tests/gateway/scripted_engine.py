@@ -103,7 +103,7 @@ def vllm_stream(
     events = [event(**head, choices=[choice(word, None)]) for word in words]
     events.append(event(**head, choices=[choice("", "stop", stop_reason=None)], **({} if figures else mark)))
     if figures:
-        usage = {"prompt_tokens": read, "total_tokens": read + written, "completion_tokens": written}
+        usage = {"prompt_tokens": 18, "total_tokens": 30, "completion_tokens": 12}
         events.append(event(**head, choices=[], usage=usage, **mark))
     return [*events, DONE]
 
