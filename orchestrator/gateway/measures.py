@@ -101,11 +101,12 @@ class Occupancy:
 
     def change(self, by: int, now: float) -> None:
         """So many more, or fewer."""
-        level = level_of(self.level)
-        self._seconds[level] = self._seconds.get(level, 0.0) + now - self._since
+        level, seconds = level_of(self.level), self._seconds
+        seconds[level] = seconds.get(level, 0.0) + now - self._since
         self._since = now
         self.level += by
-        self._most = max(self._most, self.level)
+        if self.level > self._most:
+            self._most = self.level
 
     def taken(self, now: float) -> AtATime:
         """What was since the last time."""
@@ -307,29 +308,31 @@ class Counted(Passage):
         self._first = self._last = 0.0
         self._failed_of, self._ours = "", False
         self._told = tokens.Told()
+        self._share = _share(route)
+        line = measures.slice_of(self._share)
+        line.requests += 1
         # Where it is counted as being there: at another engine meanwhile, it is still the same one.
-        self._there = measures.slice_of(_share(route)).crowd
+        self._there = line.crowd
         self._together = measures.crowd_of(route.owner)
-        measures.slice_of(_share(route)).requests += 1
         self._there.users.change(1, now)
         self._together.users.change(1, now)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        measures, route = self._measures, self._route
+        measures, owner = self._measures, self._route.owner
         now = measures.clock()
         self._there.users.change(-1, now)
         self._together.users.change(-1, now)
         if not self._together.users.level:
-            measures.at_rest(route.owner)
+            measures.at_rest(owner)
         if isinstance(error, Refusal):
             self.failed(error.code, error.status >= HTTPStatus.INTERNAL_SERVER_ERROR)
         elif isinstance(error, ConnectionError | asyncio.CancelledError):
             self.failed(CLIENT_GONE, ours=False)
         elif error is not None:
             self.failed(BUG, ours=True)
-        series, line = self._series(), measures.slice_of(_share(route))
+        series, line = self._series(), measures.slice_of(self._share)
         series.ended(now - self._began, self._failed_of)
         line.errors += self._ours
         if self._failed_of:
@@ -345,7 +348,8 @@ class Counted(Passage):
                 series.output_tokens.add((self._last - self._first) / (written - 1))
 
     def leads_to(self, route: Route) -> None:
-        self._route = route
+        if route is not self._route:
+            self._route, self._share = route, _share(route)
 
     def answered(self, status: int) -> None:
         self._told = tokens.Told()
@@ -361,7 +365,7 @@ class Counted(Passage):
             self._first = self._measures.clock()
             seconds = self._first - self._began
             self._series().first_tokens.add(seconds)
-            ttft, number = self._measures.slice_of(_share(self._route)).ttft, bucket_of(seconds)
+            ttft, number = self._measures.slice_of(self._share).ttft, bucket_of(seconds)
             ttft[number] = ttft.get(number, 0) + 1
 
     def streamed(self) -> None:
@@ -369,7 +373,7 @@ class Counted(Passage):
             self._last = self._measures.clock()
 
     def _series(self) -> Series:
-        return self._measures.series_of(Labels(*_share(self._route), self._operation))
+        return self._measures.series_of(Labels(*self._share, self._operation))
 
 
 def _share(route: Route) -> Share:

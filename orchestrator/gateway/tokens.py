@@ -11,11 +11,16 @@ from collections import deque
 
 # Bytes that hold the first event of a stream, and the last ones: what comes after the text, and after its figures.
 _HEAD = _TAIL = 4 << 10
-_READ = re.compile(rb'"(?:prompt_tokens|prompt_eval_count|input_tokens)":\s*(\d{1,15})\b')
-_WRITTEN = re.compile(rb'"(?:completion_tokens|eval_count|output_tokens)":\s*(\d{1,15})\b')
+# Tokens of the prompt and of the answer, as OpenAI's chats call them, Ollama's, and Anthropic's with OpenAI's responses.
+_NAMES = (
+    (b'"prompt_tokens":', b'"completion_tokens":'),
+    (b'"prompt_eval_count":', b'"eval_count":'),
+    (b'"input_tokens":', b'"output_tokens":'),
+)
 # What llama.cpp's server says where nobody has asked for `usage`: tokens that it read, those that it had read before,
 # and those that it wrote.
-_TIMINGS = re.compile(rb'"(cache_n|prompt_n|predicted_n)":\s*(\d{1,15})\b')
+_PROMPT, _CACHED, _PREDICTED = b'"prompt_n":', b'"cache_n":', b'"predicted_n":'
+_NUMBER = re.compile(rb"\s*(\d{1,15})\b")
 
 
 class Told:
@@ -55,14 +60,18 @@ class Told:
     def counts(self) -> tuple[int | None, int | None]:
         """Tokens of the prompt and of the answer; None where it does not say."""
         tail = b"".join(self._tail)
-        read, written = _last(_READ, tail), _last(_WRITTEN, tail)
-        if read is None and written is None:
-            timings = {name: int(number) for name, number in _TIMINGS.findall(tail)}
-            if b"predicted_n" in timings:
-                return timings.get(b"prompt_n", 0) + timings.get(b"cache_n", 0), timings[b"predicted_n"]
-        return (read if read is not None else _last(_READ, self._head)), written
+        for prompt, answer in _NAMES:
+            read, written = _last(prompt, tail), _last(answer, tail)
+            if read is not None or written is not None:
+                return (read if read is not None else _last(prompt, self._head)), written
+        predicted = _last(_PREDICTED, tail)
+        if predicted is None:
+            return None, None
+        return (_last(_PROMPT, tail) or 0) + (_last(_CACHED, tail) or 0), predicted
 
 
-def _last(pattern: re.Pattern[bytes], text: bytes) -> int | None:
-    found = pattern.findall(text)
-    return int(found[-1]) if found else None
+def _last(name: bytes, text: bytes) -> int | None:
+    """The number that a name has where it stands last."""
+    at = text.rfind(name)
+    found = _NUMBER.match(text, at + len(name)) if at >= 0 else None
+    return int(found[1]) if found is not None else None

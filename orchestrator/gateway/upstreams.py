@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 
@@ -55,10 +56,15 @@ def keeps_connections(route: Route) -> bool:
 
 def engine_of(route: Route) -> str:
     """What the engine behind a route is called; where its instance does not say, the API of its server."""
-    found = _INSTANCE.fullmatch(route.backend.instance.removeprefix(f"{route.owner}-"))
-    if found is not None and route.backend.instance.startswith(f"{route.owner}-"):
+    return _engine_of(route.backend.instance, route.owner, route.speaks)
+
+
+@functools.lru_cache(maxsize=1024)
+def _engine_of(instance: str, owner: str, speaks: tuple[str, ...]) -> str:
+    found = _INSTANCE.fullmatch(instance.removeprefix(f"{owner}-"))
+    if found is not None and instance.startswith(f"{owner}-"):
         return found["engine"]
-    return route.speaks[-1] if route.speaks else ""
+    return speaks[-1] if speaks else ""
 
 
 def queue_path(route: Route) -> str:

@@ -353,7 +353,7 @@ class ForOllama(Fitting):
         return found
 
     def unasked(self, question: Question) -> Unasked | None:
-        return Unasked(moves=False)
+        return Unasked(each=isinstance(question, Completion))
 
     def plain(self, chat: Chat) -> bool:
         # It makes a message of each part.

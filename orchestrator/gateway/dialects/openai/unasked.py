@@ -20,6 +20,7 @@ _EACH = "continuous_usage_stats"
 _UNSAID = (b"", b"null", b"false")
 _FIGURES = b'"usage":{'
 _REASON = b'"finish_reason":"'
+_NO_REASON = b'"finish_reason":null'
 _FINGERPRINT = b'"system_fingerprint":'
 _EMPTY_FIGURES = b',"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}'
 
@@ -48,17 +49,21 @@ class Unasked:
     """Takes the figures out of a stream, line by line.
 
     `moves`: the engine tells its fingerprint with the figures, in place of the event before, which waits for it.
+    `each`: it has empty ones in each event.
     """
 
-    def __init__(self, moves: bool) -> None:
+    def __init__(self, moves: bool = False, each: bool = False) -> None:
         self._moves = moves
+        self._each = each
         self._held = b""
         # The blank line behind an event that was taken out goes with it.
         self._drops = False
 
     def take(self, text: bytes) -> bytes:
         """What the client is told of some whole lines."""
-        if not (self._held or self._drops or _FIGURES in text or (self._moves and _REASON in text)):
+        # Where the last event is one of many, so are all before it.
+        plain = not (self._held or self._drops or self._each)
+        if plain and text.find(_NO_REASON, text.rfind(b"\ndata:") + 1) >= 0:
             return text
         return b"".join(map(self._line, text.splitlines(keepends=True)))
 
@@ -77,12 +82,13 @@ class Unasked:
                 return b""
             return line
         self._drops = False
+        if self._each:
+            line = line.replace(_EMPTY_FIGURES, b"")
         if _FIGURES in line:
             event = _read(line)
             if event is not None and event.choices == [] and bytes(event.usage).startswith(b"{"):
                 self._drops = True
                 return _with(bytes(event.system_fingerprint), self.rest())
-            line = line.replace(_EMPTY_FIGURES, b"")
         before = self.rest()
         if self._moves and _REASON in line:
             self._held = line
