@@ -166,6 +166,7 @@ def live_load_of(lines: Iterable[Line], profile: str, now: float, hours: float) 
     does it.
     """
     since = now - hours * 3600
+    lines = list(lines)
     kept = [line for line in lines if since <= line.minute + MINUTE_S and line.minute <= now]
     mine = [line for line in kept if line.profile == profile]
     named = [line for line in mine if line.route is not None]
@@ -174,7 +175,7 @@ def live_load_of(lines: Iterable[Line], profile: str, now: float, hours: float) 
         return None
     users, waiting = (_seconds(line.users for line in together), _seconds(line.waiting for line in together))
     ttft = sum((Counter(line.ttft) for line in named), Counter[int]())
-    counted = min(hours, (now - min(line.minute for line in kept)) / 3600)
+    counted = min(hours, (now - min(line.minute for line in lines)) / 3600)
     return LiveLoad(
         hours=counted,
         requests=sum(line.requests for line in named),

@@ -1,5 +1,5 @@
 """`python -m orchestrator.gateway --listen HOST:PORT --admin SOCKET --state ROUTES.json [--take-over SOCKET]
-[--key-file FILE] [--secrets DIR] [--origin ORIGIN ...] [--limit NAME=VALUE ...]`.
+[--key-file FILE] [--secrets DIR] [--origin ORIGIN ...] [--limit NAME=VALUE ...] [--window SECONDS]`.
 
 SIGHUP reads the key file again. Exit codes: 0 after SIGTERM or SIGINT, or when another gateway has taken over; 2 usage;
 4 when an address, a socket, the state file or the key file cannot be used, or when an address is beyond loopback and
@@ -23,6 +23,7 @@ from orchestrator.core.gateway_status import Listener
 from orchestrator.core.keys import KEY_USE
 from orchestrator.core.listen import is_loopback, join_address
 from orchestrator.core.routes import FIRST_WITH_DIGESTS, PROTOCOL
+from orchestrator.core.traffic_window import DIRECTORY, MINUTE_S
 from orchestrator.errors import HostError, OrchError
 from orchestrator.gateway import state_file
 from orchestrator.gateway.front import Terms
@@ -45,6 +46,16 @@ def _origin(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text
+
+
+def _part_of_a_minute(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= MINUTE_S or MINUTE_S / seconds % 1:
+        raise argparse.ArgumentTypeError(f"{text!r} does not divide a minute: 60, 30, 20, 15, 10, 5, 1 ... seconds")
+    return seconds
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -89,6 +100,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--grace", default=10.0, type=float, metavar="SECONDS", help="for requests in flight at SIGTERM"
+    )
+    parser.add_argument(
+        "--window",
+        default=float(MINUTE_S),
+        type=_part_of_a_minute,
+        metavar="SECONDS",
+        help="how often it is written down, beside the unix socket, what clients did; it divides a minute (60)",
     )
     arguments = parser.parse_args(argv)
     try:
@@ -165,8 +183,18 @@ def main(argv: list[str] | None = None) -> int:
         # Started again as an earlier version had started it, it does what that could do.
         protocol = PROTOCOL if arguments.secrets is not None else FIRST_WITH_DIGESTS - 1
         secrets = EngineSecrets(arguments.secrets)
-        said = tuple(arguments.limit)
-        setup = Setup(listeners, arguments.state, terms, secrets, origins, said, arguments.grace, protocol)
+        setup = Setup(
+            listeners=listeners,
+            state=arguments.state,
+            terms=terms,
+            secrets=secrets,
+            origins=origins,
+            limits=tuple(arguments.limit),
+            grace=arguments.grace,
+            traffic=arguments.admin.with_name(DIRECTORY),
+            window_s=arguments.window,
+            protocol=protocol,
+        )
         uvloop.run(serve(setup, Doors(fronts, admin, arguments.admin), saved, receiver))
     except OrchError as error:
         log.error(" ".join(part for part in (error.message, error.hint) if part))

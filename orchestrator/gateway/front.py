@@ -133,8 +133,11 @@ class FrontDoor:
         if path == HEALTH:
             return respond(Said(b'{"status": "ok"}'))
         if path == METRICS:
-            text = metrics.render(await self._succession.traffic())
-            return respond(Said(text.encode(), content_type=metrics.CONTENT_TYPE))
+            traffic, measured = await self._succession.traffic(), self._board.measures.snapshot()
+            wanted = request.headers.get(hdrs.ACCEPT, "")
+            # In a thread: the library behind it is imported by whoever asks first.
+            text, kind = await asyncio.to_thread(metrics.render, traffic, measured, wanted)
+            return respond(Said(text, content_type=kind))
         if endpoint.relayed:
             return await self._relayed(request, path, dialect, endpoint)
         with Body(self._ledger, self._terms.limits.body_s) as body:

@@ -28,6 +28,7 @@ from orchestrator.gateway.dialects.base import (
 from orchestrator.gateway.early import Early
 from orchestrator.gateway.holds import HoldFullError
 from orchestrator.gateway.keys import CREDENTIALS
+from orchestrator.gateway.measures import ENGINE_LOST, Passage
 from orchestrator.gateway.refusals import Refusal
 from orchestrator.gateway.secrets import EngineSecrets
 from orchestrator.gateway.switchboard import (
@@ -142,20 +143,21 @@ async def _answered(arrival: Arrival, board: Switchboard, clients: Clients) -> w
     if route is None:
         raise dialect.unknown_name(call.name, arrival.path, board.table)
     board.totals.requests += 1
-    try:
-        return await _with_retries(arrival, call, route.name, board, clients)
-    except UnknownNameError:
-        raise dialect.unknown_name(call.name, arrival.path, board.table) from None
-    except StoppingError:
-        raise refusals.unavailable("The gateway is stopping.") from None
-    except CrowdedError:
-        raise refusals.crowded(call.name) from None
-    except HoldFullError:
-        raise refusals.too_many_held(call.name) from None
+    with board.measures.passage(route, arrival.endpoint.operation, arrival.own) as passage:
+        try:
+            return await _with_retries(arrival, call, route.name, board, clients, passage)
+        except UnknownNameError:
+            raise dialect.unknown_name(call.name, arrival.path, board.table) from None
+        except StoppingError:
+            raise refusals.unavailable("The gateway is stopping.") from None
+        except CrowdedError:
+            raise refusals.crowded(call.name) from None
+        except HoldFullError:
+            raise refusals.too_many_held(call.name) from None
 
 
 async def _with_retries(
-    arrival: Arrival, call: Call, name: str, board: Switchboard, clients: Clients
+    arrival: Arrival, call: Call, name: str, board: Switchboard, clients: Clients, passage: Passage
 ) -> web.StreamResponse:
     losses = 0
     came = end_to_end(arrival.request.headers, _NOT_SENT_ON)
@@ -166,10 +168,12 @@ async def _with_retries(
     for pause in (*PAUSES, None):
         with await arrival.early.admitted(board.admit(name, asker, again), call.streams) as claim:
             began = clock()
+            passage.leads_to(claim.route)
             if (instead := arrival.endpoint.instead_of_chats) and not claim.route.chats:
                 raise refusals.no_chat_template(call.name, arrival.path, instead)
             kept = not again and (not call.streams or upstreams.keeps_connections(claim.route))
-            attempt = Attempt(arrival, headers, claim, board.totals, Behind(claim.route, clients, board.table))
+            engine = Behind(claim.route, clients, board.table)
+            attempt = Attempt(arrival, headers, claim, board.totals, engine, passage)
             try:
                 return await attempt.run(clients.kept if kept else clients.fresh, call, last=pause is None)
             except BackendLostError as lost:
@@ -177,6 +181,7 @@ async def _with_retries(
                 losses += lost.sent
                 if attempt.answer is not None:
                     board.totals.errors += 1
+                    passage.failed(ENGINE_LOST, ours=True)
                     return await attempt.break_off(attempt.answer, str(lost))
                 patience -= clock() - began
                 if pause is None or patience < 0 or lost.final or losses > LOSSES:
@@ -245,6 +250,7 @@ class Attempt:
     claim: Claim
     totals: Tally
     engine: Behind
+    passage: Passage
     answer: web.StreamResponse | None = None
     _streaming: bool = False
     _sent: bytes = b""
@@ -261,11 +267,11 @@ class Attempt:
                     return respond(question)
                 while True:
                     upstream, first = await self._send(session, question)
-                    reply = question.reply
+                    reply, begins = question.reply, question.begins
                     del question
                     try:
                         self._check(upstream, last)
-                        answered = await self._answer(upstream, first, reply)
+                        answered = await self._answer(upstream, first, reply, begins)
                     finally:
                         if not upstream.content.is_eof():
                             upstream.close()  # tells the engine that nobody listens any more
@@ -309,9 +315,10 @@ class Attempt:
         return await _open(session, url, headers, sent)
 
     async def _answer(
-        self, upstream: aiohttp.ClientResponse, first: bytes, reply: Reply
+        self, upstream: aiohttp.ClientResponse, first: bytes, reply: Reply, begins: bytes
     ) -> web.StreamResponse | Question:
         status, route = upstream.status, self.claim.route
+        self.passage.answered(status)
         self._streaming = is_stream(upstream.headers)
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR and not self._streaming:
             first = await _whole(upstream, first)
@@ -322,8 +329,9 @@ class Attempt:
         if self._streaming and reply.gathers:
             return respond(await self._gathered(upstream, first, reply))
         if self._streaming or (reply.passes and self.arrival.early.answer is None):
-            return await self._copy(upstream, first, reply)
+            return await self._copy(upstream, first, reply, begins)
         body = await _whole(upstream, first)
+        self.passage.took(body)
         said = Said(body, status) if reply.passes else await reply.whole(status, body)
         if isinstance(said, Question):
             return said
@@ -333,6 +341,7 @@ class Attempt:
     async def _gathered(self, upstream: aiohttp.ClientResponse, chunk: bytes, reply: Reply) -> Said:
         read = 0
         while chunk:
+            self.passage.took(chunk)
             reply.part(chunk)
             read += len(chunk)
             if read > LARGEST_ANSWER:
@@ -345,7 +354,9 @@ class Attempt:
         self.arrival.body.release()
         return said
 
-    async def _copy(self, upstream: aiohttp.ClientResponse, chunk: bytes, reply: Reply) -> web.StreamResponse:
+    async def _copy(
+        self, upstream: aiohttp.ClientResponse, chunk: bytes, reply: Reply, begins: bytes
+    ) -> web.StreamResponse:
         if self._streaming:
             self.claim.streaming()
             self.totals.streams += 1
@@ -358,7 +369,9 @@ class Attempt:
             self.arrival.depart(answer)
             await answer.prepare(self.arrival.request)
         by_itself, tail = self._streaming and upstreams.may_end_by_itself(self.claim.route), b""
+        took, first = self.passage.took, begins if self._streaming else None
         while chunk:
+            took(chunk, first)
             sent = reply.part(chunk) if self._streaming else chunk
             if sent:
                 await answer.write(sent)
@@ -367,6 +380,7 @@ class Attempt:
                 tail = (tail + chunk)[-upstreams.TAIL :]
             chunk = b"" if reply.done else await _more(upstream)
         if self._streaming:
+            self.passage.streamed()
             try:
                 rest = await reply.end()
             except EndedEarlyError as error:

@@ -26,11 +26,13 @@ from orchestrator.gateway.front import FrontDoor, Terms
 from orchestrator.gateway.handover import Receiver, Taken
 from orchestrator.gateway.keys import Keys
 from orchestrator.gateway.peers import Peers
-from orchestrator.gateway.relay import FAREWELL_S, Clients
+from orchestrator.gateway.queues import Queues
+from orchestrator.gateway.relay import FAREWELL_S, Behind, Clients
 from orchestrator.gateway.secrets import EngineSecrets
 from orchestrator.gateway.sockets import BACKLOG, Doors, address, engine_socket, watch_clients
 from orchestrator.gateway.succession import AGAIN_S, Succession
 from orchestrator.gateway.switchboard import Switchboard
+from orchestrator.gateway.window import Window
 
 log = logging.getLogger("orchestrator.gateway")
 
@@ -48,7 +50,8 @@ LAST_IDLE_S = 100.0
 class Setup:
     """What the process was started with. `listeners` are the addresses that it was told, `secrets` what engines ask
     for, `origins` and `limits` what was said of those in `terms`, as it was written; `grace` seconds are for requests
-    in flight at a signal. It says that it speaks `protocol`."""
+    in flight at a signal. It says that it speaks `protocol`. What clients do is written to `traffic` every `window_s`
+    seconds."""
 
     listeners: tuple[Listener, ...]
     state: Path
@@ -57,6 +60,8 @@ class Setup:
     origins: tuple[str, ...]
     limits: tuple[str, ...]
     grace: float
+    traffic: Path
+    window_s: float
     protocol: int = PROTOCOL
 
 
@@ -98,13 +103,15 @@ async def serve(setup: Setup, doors: Doors, saved: GatewayState, receiver: Recei
         gateway = Gateway(setup, doors, saved, Clients(kept, fresh, setup.secrets))
         await gateway.open()
         serving = asyncio.create_task(gateway.run(receiver))
-        beside = (asyncio.create_task(keys.keep_use()), asyncio.create_task(gateway.peers.watch()))
+        others = (keys.keep_use(), gateway.peers.watch(), gateway.window.keep(), gateway.queues.watch())
+        beside = [asyncio.create_task(one) for one in others]
         await asyncio.wait((serving, asyncio.create_task(stop.wait())), return_when=asyncio.FIRST_COMPLETED)
         serving.cancel()
         await gateway.close()
         for task in beside:
             task.cancel()
         keys.write_use()
+        gateway.window.write()
         # What ended it by itself is told.
         with contextlib.suppress(asyncio.CancelledError):
             await serving
@@ -129,6 +136,8 @@ class Gateway:
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._door = FrontDoor(self._board, clients, setup.terms, self._succession)
         self.peers = Peers(setup.terms.limits, self._board.turned_away)
+        self.window = Window(setup.traffic, self._board.measures, setup.window_s)
+        self.queues = Queues(self._board, lambda route: Behind(route, clients, self._board.table))
         self._front = web.ServerRunner(
             PublicServer(self._door, self.peers), shutdown_timeout=setup.grace + FAREWELL_S + 1
         )

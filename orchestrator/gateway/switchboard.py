@@ -19,6 +19,7 @@ from orchestrator.core.routes import Route, RouteTable
 from orchestrator.gateway import upstreams
 from orchestrator.gateway.holds import Holds
 from orchestrator.gateway.limits import Limits
+from orchestrator.gateway.measures import Measures
 from orchestrator.gateway.turns import Place, Turns, WaitingRoom
 
 # How long a drain waits for the requests that it has cut.
@@ -141,6 +142,7 @@ class Switchboard:
     def __init__(self, table: RouteTable, limits: Limits) -> None:
         self.table = table
         self.totals = Tally()
+        self.measures = Measures()
         self.holds = Holds(limits.held_requests, limits.held_mib << 20)
         self._waiting: Counter[str] = Counter()
         # Clients that took too much, or too long, by what was done about it.
@@ -179,7 +181,11 @@ class Switchboard:
                 raise UnknownNameError(name)
             if route.owner in self.holds and not asker.own:
                 waited = True
-                await self.holds.wait(route.owner, asker.arrived, asker.size)
+                self.measures.waits(route, 1)
+                try:
+                    await self.holds.wait(route.owner, asker.arrived, asker.size)
+                finally:
+                    self.measures.waits(route, -1)
                 continue
             backend, turn = self._backend(route.backend.instance), self._turns.get(name)
             if turn is None:
@@ -192,11 +198,11 @@ class Switchboard:
             if place.inside:
                 return Claim(route, backend, place)
             waited = True
-            self._waiting[name] += 1
+            self._wait(route, asker, 1)
             try:
                 let_in = await room.wait(place)
             finally:
-                self._waiting[name] -= 1
+                self._wait(route, asker, -1)
             if let_in:
                 if self._leads_still(route, asker):
                     return Claim(route, backend, place)
@@ -237,6 +243,20 @@ class Switchboard:
             self._backend(route.backend.instance)
         loads = {name: backend.load() for name, backend in self._backends.items()}
         return Traffic(loads, self.totals.frozen(), self.holds.loads, +self._waiting, dict(self.turned_away))
+
+    def _wait(self, route: Route, asker: Asker, by: int) -> None:
+        self._waiting[route.name] += by
+        if not asker.own:
+            self.measures.waits(route, by)
+
+    @property
+    def busy(self) -> list[tuple[Route, int]]:
+        """For each backend on which something is in flight one of the routes that lead there, and how much that is."""
+        return [
+            (next(iter(backend.claims)).route, len(backend.claims))
+            for backend in self._backends.values()
+            if backend.claims
+        ]
 
     def _leads_still(self, route: Route, asker: Asker) -> bool:
         """Whether a request that has waited may go where it was to go."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 
@@ -20,6 +21,10 @@ _RUNNER_LOST = re.compile(
 _SAME_TOKENS = 30
 # As many bytes of a stream hold them.
 TAIL = 32 << 10
+# The name of an instance is PROFILE-ENGINE-gN (core/deployment.py).
+_INSTANCE = re.compile(r"(?P<engine>.+)-g\d+")
+_WAITING = re.compile(rb"^vllm:num_requests_waiting(?:\{[^\n]*\})? (\S+)$", re.MULTILINE)
+
 _TOKEN = re.compile(rb'"(?:content|response|text|thinking|reasoning)":"((?:[^"\\]|\\.)*)"')
 
 # llama.cpp's server has one set of adapters in a batch, and the lowest busy slot says which: under a full load for one
@@ -47,6 +52,34 @@ def keeps_connections(route: Route) -> bool:
     """Whether a connection is good for another request after a stream. llama.cpp's server closes it, whatever its
     Keep-Alive header said, and a request that meets a closing connection is lost."""
     return VLLM in route.speaks or OLLAMA in route.speaks
+
+
+def engine_of(route: Route) -> str:
+    """What the engine behind a route is called; where its instance does not say, the API of its server."""
+    return _engine_of(route.backend.instance, route.owner, route.speaks)
+
+
+@functools.lru_cache(maxsize=1024)
+def _engine_of(instance: str, owner: str, speaks: tuple[str, ...]) -> str:
+    found = _INSTANCE.fullmatch(instance.removeprefix(f"{owner}-"))
+    if found is not None and instance.startswith(f"{owner}-"):
+        return found["engine"]
+    return speaks[-1] if speaks else ""
+
+
+def queue_path(route: Route) -> str:
+    """Where the engine behind a route says how many requests wait within it; empty where it does not. llama.cpp's
+    server would have to be started for it, and Ollama tells nobody: there, those beyond `at_once` wait."""
+    return "/metrics" if VLLM in route.speaks else ""
+
+
+def queue_in(body: bytes) -> int | None:
+    """How many it says, of all its processes; None where it says nothing of them."""
+    try:
+        found = [int(float(number)) for number in _WAITING.findall(body)]
+    except (ValueError, OverflowError):
+        return None
+    return sum(found) if found else None
 
 
 def lost_its_runner(route: Route, body: bytes) -> bool:

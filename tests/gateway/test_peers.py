@@ -58,7 +58,7 @@ def test_ten_that_do_not_read_are_cut_and_their_engine_is_told(torrent: Torrent,
     assert turned_away(gateway) == {"behind": 10}
     wait_until(lambda: gateway.status().traffic.in_flight == 0)
     text = gateway.ask("/metrics", verb="GET")[2].decode()
-    assert 'orch_gateway_turned_away_total{reason="behind"} 10' in text
+    assert 'orch_gateway_turned_away_total{reason="behind"} 10.0' in text
     assert sum("does not read" in line for line in gateway.log.read_text().splitlines()) == 1
     for client in clients:
         client.close()

@@ -77,7 +77,7 @@ def test_other_adapters_wait_for_what_is_in_flight(gateway, engine, stream, pool
     assert (load.in_flight, len(one.requests)) == (1, 2), "who waits has no claim"
     assert gateway.status().traffic.in_flight == 2
     told = gateway.ask("/metrics", verb="GET")[2].decode()
-    assert 'orch_gateway_waiting_requests{model="alpha"} 1' in told
+    assert 'orch_gateway_waiting_requests{model="alpha"} 1.0' in told
     one.gate.set()
     assert other.result()[0] == 200
     assert begun.rest()[-1] == "[DONE]"

@@ -17,7 +17,7 @@ from orchestrator.cli import VERBS
 ROOT = Path(__file__).parents[2]
 HEAVY = {
     *("docker", "httpx", "huggingface_hub", "aiohttp", "pydantic", "rich", "numpy", "gguf", "jinja2", "xllamacpp"),
-    *("uvloop", "orjson", "msgspec", "pynvml", "asyncio"),
+    *("uvloop", "orjson", "msgspec", "pynvml", "asyncio", "prometheus_client"),
 }
 DRIFT = 9
 TINY = {

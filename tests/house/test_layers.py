@@ -94,6 +94,7 @@ PACKAGES: dict[str, set[str]] = {
     "bench.ceiling": {"uvloop"},
     # It runs in an environment that orch makes, which has it.
     "bench.lm_eval_job": {"lm_eval"},
+    "gateway.metrics": {"prometheus_client"},
     "bench.client": {"aiohttp", "uvloop", "orjson"},
 }
 

@@ -20,7 +20,7 @@ import orchestrator
 from orchestrator.errors import HostError
 
 # What the gateway imports besides the standard library; what these need themselves is found out.
-NEEDED = ("aiohttp", "uvloop", "orjson", "msgspec")
+NEEDED = ("aiohttp", "uvloop", "orjson", "msgspec", "prometheus-client")
 # The rooms that the gateway is made of: core values, errors, small files.
 ROOMS = ("__init__.py", "errors.py", "core", "gateway", "drivers/__init__.py", "drivers/files.py")
 PLACE = "opt/orch"

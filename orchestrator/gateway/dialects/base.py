@@ -23,12 +23,14 @@ EVENTS = "text/event-stream"
 class Endpoint:
     """A path of an API and the methods that it is for. `relayed`: the engine behind the model that the body names
     answers; else the gateway does, and `reads` the body for it or not. `instead_of_chats`: what is asked for is a turn
-    in a conversation, which a model without a chat template cannot give; there it can be asked to complete a text."""
+    in a conversation, which a model without a chat template cannot give; there it can be asked to complete a text.
+    `operation` is what metrics call it: chat, text_completion and embeddings are OpenTelemetry's words."""
 
     methods: tuple[str, ...] = ("GET", "HEAD")
     relayed: bool = False
     reads: bool = False
     instead_of_chats: str = ""
+    operation: str = "chat"
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,13 @@ class Reply(Protocol):
 
 @dataclass(frozen=True)
 class Question:
-    """What an engine is asked, and how to read its answer."""
+    """What an engine is asked, and how to read its answer. A stream that has events before the first token has
+    `begins` in the first event with one."""
 
     path: str
     body: bytes
     reply: Reply
+    begins: bytes = b""
 
 
 class Engine(Protocol):

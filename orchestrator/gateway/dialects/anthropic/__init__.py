@@ -27,8 +27,10 @@ from orchestrator.gateway.servers import server_of
 MESSAGES = "/v1/messages"
 COUNT_TOKENS = "/v1/messages/count_tokens"
 
-_ENDPOINT = Endpoint(("POST",), relayed=True, instead_of_chats=COMPLETIONS)
-_ENDPOINTS = {MESSAGES: _ENDPOINT, COUNT_TOKENS: _ENDPOINT}
+_ENDPOINTS = {
+    MESSAGES: Endpoint(("POST",), relayed=True, instead_of_chats=COMPLETIONS),
+    COUNT_TOKENS: Endpoint(("POST",), relayed=True, instead_of_chats=COMPLETIONS, operation="count_tokens"),
+}
 _LARGE = 64 << 10
 
 

@@ -18,6 +18,8 @@ from orchestrator.gateway.servers import reason_in
 
 Json = dict[str, Any]
 _ENDS = (b'"type":"message_stop"', b'"type": "message_stop"', b"event: error")
+# What is before it says only that there will be an answer.
+_BEGINS = b"content_block_delta"
 _NO_THOUGHTS = b',"thinking":{"type":"disabled"}}'
 
 
@@ -45,7 +47,7 @@ def passed(route: Route, call: Call, path: str, body: bytes, card: ModelCard | N
         # It refuses to have a model think that cannot; elsewhere that is asked for in vain.
         body = body.rstrip(b" \t\r\n")[:-1] + _NO_THOUGHTS
     reply = Passing(_ENDS, call.name if route.answers_as_another else "")
-    return Question(path, body_for(route, call.name, body), reply)
+    return Question(path, body_for(route, call.name, body), reply, _BEGINS)
 
 
 async def counted_by_ollama(asked: Asked, engine: Engine) -> Said:

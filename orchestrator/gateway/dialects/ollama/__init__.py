@@ -20,13 +20,13 @@ from orchestrator.gateway.refusals import Refusal
 CHAT, GENERATE = "/api/chat", "/api/generate"
 EMBED, EMBEDDINGS = "/api/embed", "/api/embeddings"
 # Of these one asks for a model, and what comes back is the answer of the engine behind it.
-_RELAYED = Endpoint(("POST",), relayed=True)
+_EMBEDDED = Endpoint(("POST",), relayed=True, operation="embeddings")
 _LARGE = 64 << 10
 _ENDPOINTS = {
     CHAT: Endpoint(("POST",), relayed=True, instead_of_chats=GENERATE),
-    GENERATE: _RELAYED,
-    EMBED: _RELAYED,
-    EMBEDDINGS: _RELAYED,
+    GENERATE: Endpoint(("POST",), relayed=True, operation="text_completion"),
+    EMBED: _EMBEDDED,
+    EMBEDDINGS: _EMBEDDED,
 }
 
 

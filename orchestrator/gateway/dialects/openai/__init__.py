@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import orjson
 
@@ -11,7 +12,7 @@ from orchestrator.core.routes import Route, RouteTable
 from orchestrator.gateway import refusals
 from orchestrator.gateway.dialects.base import Call, Endpoint, Engine, Question, Said, Visit
 from orchestrator.gateway.dialects.named import Passing, body_for
-from orchestrator.gateway.dialects.openai import counted
+from orchestrator.gateway.dialects.openai import counted, unasked
 from orchestrator.gateway.dialects.openai.answers import Answer, error_of
 from orchestrator.gateway.dialects.openai.asked import (
     CHAT,
@@ -31,10 +32,10 @@ MODELS = "/v1/models"
 # What is passed on to an engine. Anything that is not named here, such as an engine's admin verbs, is out of reach.
 _ENDPOINTS = {
     CHAT: Endpoint(("POST",), relayed=True, instead_of_chats=COMPLETIONS),
-    COMPLETIONS: Endpoint(("POST",), relayed=True),
+    COMPLETIONS: Endpoint(("POST",), relayed=True, operation="text_completion"),
     RESPONSES: Endpoint(("POST",), relayed=True, instead_of_chats=COMPLETIONS),
-    INPUT_TOKENS: Endpoint(("POST",), relayed=True, instead_of_chats=COMPLETIONS),
-    EMBEDDINGS: Endpoint(("POST",), relayed=True),
+    INPUT_TOKENS: Endpoint(("POST",), relayed=True, instead_of_chats=COMPLETIONS, operation="count_tokens"),
+    EMBEDDINGS: Endpoint(("POST",), relayed=True, operation="embeddings"),
     MODELS: Endpoint(),
 }
 # Tokens are counted here, by what engines have for it.
@@ -46,6 +47,8 @@ _ENDS: dict[str, tuple[bytes, ...]] = {
     COMPLETIONS: _DONE,
     RESPONSES: (b'"type":"response.completed"', b'"type":"response.incomplete"', b'"type":"response.failed"'),
 }
+# What is before it says only that there will be an answer.
+_BEGINS = {RESPONSES: b'.delta"'}
 
 
 class OpenAI:
@@ -70,7 +73,8 @@ class OpenAI:
         name = call.name if route.answers_as_another else ""
         fitting = fitting_of(route)
         if fitting is None:
-            return Question(path, body_for(route, call.name, body), Passing(_ENDS.get(path, ()), name))
+            passing = Passing(_ENDS.get(path, ()), name)
+            return Question(path, body_for(route, call.name, body), passing, _BEGINS.get(path, b""))
         check(question)
         if path == INPUT_TOKENS:
             assert isinstance(question, Responses)
@@ -78,11 +82,18 @@ class OpenAI:
         fit = fitting(engine.card, body)
         changes, longest = fit.changes(question) | await fit.room(question, engine), fit.longest(question)
 
-        def asking(more: Mapping[str, object], instead: Callable[[], Question] | None = None) -> Question:
-            answer = Answer(path, _ENDS.get(path, ()), name, fit.context, instead)
-            return Question(path, body_for(route, call.name, body, {**changes, **more}), answer)
+        def asking(
+            more: Mapping[str, object], instead: Callable[[], Question] | None = None, figures: bool = True
+        ) -> Question:
+            options = unasked.options(question) if figures else None
+            taken_out = fit.unasked(question) if options is not None else None
+            wanted = {"stream_options": options} if taken_out is not None else {}
+            plain = partial(asking, more, instead, figures=False) if wanted else None
+            answer = Answer(path, _ENDS.get(path, ()), name, fit.context, instead, taken_out, plain)
+            sent = body_for(route, call.name, body, {**changes, **more, **wanted})
+            return Question(path, sent, answer, _BEGINS.get(path, b""))
 
-        return asking({}, (lambda: asking(longest)) if longest is not None else None)
+        return asking({}, partial(asking, longest) if longest is not None else None)
 
     async def tell(self, visit: Visit) -> Said:
         if visit.path == MODELS:

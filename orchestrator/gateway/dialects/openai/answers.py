@@ -13,6 +13,7 @@ import orjson
 from orchestrator.gateway.dialects.base import Question, Said
 from orchestrator.gateway.dialects.named import Passing
 from orchestrator.gateway.dialects.openai.asked import CHAT, COMPLETIONS
+from orchestrator.gateway.dialects.openai.unasked import Unasked
 from orchestrator.gateway.refusals import Refusal
 from orchestrator.gateway.servers import reason_in
 
@@ -23,6 +24,9 @@ _EITHER, _ONE, _OTHER = b'"reasoning', b'"reasoning":', b'"reasoning_content":'
 # What llama.cpp begins a stream for several prompts with.
 _EMPTY = b"data: null\n"
 _AS_IN_CHATS = b'"logprobs":{"content":['
+# What an engine says of the wish for figures that it does not know.
+_OF_FIGURES = b"stream_options"
+_REFUSED = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
 # What engines say of a prompt that does not fit; the last is Ollama's.
 _TOO_LONG = re.compile(r"maximum context length|exceeds? the (?:available )?context|exceeds the available context size")
 # What llama.cpp's server calls a fault of its own, and is the question's.
@@ -31,7 +35,8 @@ _OF_THE_QUESTION = re.compile(r"Failed to parse|is not supported|Missing ")
 
 class Answer(Passing):
     """See Reply. `context`, in tokens, is what there is (0: nobody knows); `instead` what to ask where the engine says
-    that so long an answer has no room in it."""
+    that so long an answer has no room in it. `unasked` takes out the figures that only the gateway wants; `plain` is
+    what to ask where the engine does not know of them."""
 
     def __init__(
         self,
@@ -40,6 +45,8 @@ class Answer(Passing):
         name: str,
         context: int,
         instead: Callable[[], Question] | None,
+        unasked: Unasked | None = None,
+        plain: Callable[[], Question] | None = None,
     ) -> None:
         self._path = path
         # Of each choice the characters whose probabilities were told.
@@ -47,6 +54,8 @@ class Answer(Passing):
         super().__init__(ends, name, rewrites=True)
         self._context = context
         self._instead = instead
+        self._unasked = unasked
+        self._plain = plain
 
     @property
     def passes(self) -> bool:
@@ -57,10 +66,22 @@ class Answer(Passing):
         """See Reply."""
         if status < HTTPStatus.BAD_REQUEST:
             return Said(self.rewritten(body), status)
+        if self._plain is not None and status in _REFUSED and _OF_FIGURES in body:
+            return self._plain()
         refusal = refusal_of(status, body, self._context)
         if self._instead is not None and refusal.code == TOO_LONG:
             return self._instead()
         return Said(error_of(refusal), refusal.status)
+
+    def part(self, data: bytes) -> bytes:
+        """See Reply."""
+        text = super().part(data)
+        return text if self._unasked is None else self._unasked.take(text)
+
+    async def end(self) -> bytes:
+        """See Reply."""
+        rest = await super().end()
+        return rest if self._unasked is None else self._unasked.take(rest) + self._unasked.rest()
 
     def rewritten(self, text: bytes) -> bytes:
         """Under the client's name for the model, with thoughts under both of theirs."""

@@ -29,6 +29,7 @@ from orchestrator.gateway.dialects.openai.asked import (
     decoded,
     kind_of,
 )
+from orchestrator.gateway.dialects.openai.unasked import Unasked
 from orchestrator.gateway.servers import Json, Sampling
 
 _FORMS = ("text", "json_object", "json_schema")
@@ -183,6 +184,11 @@ class Fitting:
         """What has an answer be as long as there is room for, where the server refuses one that may be longer."""
         return None
 
+    def unasked(self, question: Question) -> Unasked | None:
+        """What takes the figures out of a stream, where the server has to be asked for them, and can be without a
+        trace. llama.cpp's tells them in the last event anyway."""
+        return None
+
     async def room(self, question: Question, engine: Engine) -> Json:
         """What is added besides, where the engine has to be asked for it; raises Refusal."""
         return {}
@@ -254,6 +260,12 @@ class ForVllm(Fitting):
         if isinstance(question, Embeddings) or question.limit is None:
             return None
         return dict.fromkeys(question.limits)
+
+    def unasked(self, question: Question) -> Unasked | None:
+        # With several choices each has a last event, and only one of them the figures behind it.
+        alone = isinstance(question, Sampled) and (question.n or 1) == 1
+        several = isinstance(question, Completion) and len(_prompts(question)) > 1
+        return Unasked(moves=True) if alone and not several else None
 
     def _temperature(self, asked: Sampled) -> float:
         default = self.card.sampling.get("temperature", 1.0) if self.card is not None else 1.0
@@ -339,6 +351,9 @@ class ForOllama(Fitting):
         if chat.reasoning_effort is not None and not self.thinks:
             found["reasoning_effort"] = None
         return found
+
+    def unasked(self, question: Question) -> Unasked | None:
+        return Unasked(each=isinstance(question, Completion))
 
     def plain(self, chat: Chat) -> bool:
         # It makes a message of each part.
