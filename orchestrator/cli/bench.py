@@ -163,7 +163,7 @@ class Measuring:
         session = self._session
         subject = subject_of(session.orch, profile, direct=self._direct)
         if subject.in_flight:
-            session.screen.say(f"{subject.in_flight} requests of clients are in flight; the figures are of both.")
+            session.screen.say(f"Clients' requests are in flight ({subject.in_flight}): the figures are of both.")
         results = results_of(session)
         for level in self._levels(subject):
             results.add(level)

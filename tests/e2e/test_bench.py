@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from orch_command import Orch
+from orch_command import Orch, wait_until
 
 pytestmark = pytest.mark.llamacpp
 
@@ -36,6 +36,10 @@ def test_each_level_is_measured_and_kept(orch: Orch) -> None:
     (row,) = orch.run("bench", "ls", "--json").lines
     assert (row["engine"], row["users"]) == ("llamacpp", "1, 3")
 
+    load = orch.load("tiny", clients=2)
+    wait_until(lambda: orch.gateway_status()["backends"]["tiny-llamacpp-g1"]["in_flight"], what="a client's request")
+    assert "Clients' requests are in flight" in orch.run("bench", "--concurrency", "1", *SHORT).out
+    load.stop()
     direct = orch.run("bench", "--concurrency", "1", *SHORT, "--direct", "--json").lines[-1]
     assert (direct["through"], direct["completed"]) == ("the engine", 2)
     # No prompt is one that was asked before: all of it is read.
