@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.bench.metrics import Level
 from orchestrator.bench.results import RUN, VERSION
 from orchestrator.bench.tools import told_by
 from orchestrator.errors import UsageError
@@ -46,6 +47,8 @@ def _lines(text: str, name: str) -> list[Any]:
 
 def _levels(document: Any, name: str, told: Told, run: str) -> Iterator[dict[str, Any]]:
     if isinstance(document, dict) and document.get("version") == VERSION and "max_concurrency" in document:
+        if lacking := _KEYS - document.keys():
+            raise UsageError(f"{name} has a level without {', '.join(sorted(lacking))}.", hint=_FORMS)
         said = {"profile": told.profile, "engine": told.engine, "recipe": told.recipe, "gpus": list(told.gpus)}
         yield {**document, **{key: value for key, value in said.items() if value}, RUN: run}
         return
@@ -106,3 +109,7 @@ def _level(
         "engine_memory": None,
         "gpu_use": [],
     }
+
+
+_NOTHING = {"max_concurrency": 1, "request_rate": "inf", "num_prompts": 0, "model_id": ""}
+_KEYS = _level({}, _NOTHING, Level.of((), 1.0).to_json(), Told(), "", "orch").keys()
