@@ -25,6 +25,7 @@ VERBS = {
     "check": ("check",),
     "deploy": ("up", "migrate", "rollback", "down", "lora"),
     "engines": ("engines",),
+    "fit": ("fit",),
     "images": ("images",),
     "inspect": ("inspect",),
     "keys": ("keys",),

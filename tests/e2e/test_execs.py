@@ -58,6 +58,7 @@ bench report -o {out}/report.html
 bench quality --engines llamacpp --output-len 4
 bench starts --engines llamacpp --input-len 16 --output-len 4
 advise --users 2
+fit --adapters 3
 lora add beta {adapter}
 bench lora --rounds 1 --concurrency 1 --input-len 16 --output-len 4
 lora rm beta
