@@ -183,14 +183,28 @@ class Snapshot:
     queues: tuple[tuple[tuple[str, str], int], ...]
 
 
+class Desk:
+    """Where the requests for one route and operation are counted."""
+
+    __slots__ = ("line", "route", "series", "together")
+
+    def __init__(self, route: Route, series: Series, line: Slice, together: Crowd) -> None:
+        self.route = route
+        self.series = series
+        self.line = line
+        self.together = together
+
+
 class Measures:
     """All that is measured, by one clock (seconds, monotonic)."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
+        # A name per route, engine and operation that was ever asked for.
         self._series: dict[Labels, Series] = {}
         self._slices: dict[Share, Slice] = {}
         self._crowds: dict[str, Crowd] = {}
+        self._desks: dict[tuple[str, str, str], Desk] = {}
         self._queues: dict[tuple[str, str], int] = {}
         self._own: Counter[str] = Counter()
 
@@ -198,13 +212,23 @@ class Measures:
         """A request for this route has come."""
         if own:
             self._own[route.name] += 1
-            return Passage(self, route, operation)
+            return Passage()
         return Counted(self, route, operation)
+
+    def desk(self, route: Route, operation: str) -> Desk:
+        """Where it is counted."""
+        key = (route.name, route.backend.instance, operation)
+        desk = self._desks.get(key)
+        if desk is None or desk.route is not route:
+            share = _share(route)
+            series = self._series.setdefault(Labels(*share, operation), Series())
+            desk = self._desks[key] = Desk(route, series, self._slice(share), self.crowd_of(route.owner))
+        return desk
 
     def waits(self, route: Route, by: int) -> None:
         """One more waits at the gateway for this route, or one fewer; none of orch's own."""
         now = self.clock()
-        self.slice_of(_share(route)).crowd.waiting.change(by, now)
+        self._slice(_share(route)).crowd.waiting.change(by, now)
         self.crowd_of(route.owner).waiting.change(by, now)
 
     def queued(self, owner: str, instance: str, requests: int | None) -> None:
@@ -212,28 +236,13 @@ class Measures:
         before = self._queues.pop((owner, instance), 0)
         if requests is not None:
             self._queues[owner, instance] = requests
-        crowd = self.crowd_of(owner)
         if difference := (requests or 0) - before:
-            crowd.waiting.change(difference, self.clock())
+            self.crowd_of(owner).waiting.change(difference, self.clock())
 
     def at_rest(self, owner: str) -> None:
         """Nobody is there any more, whatever was last seen of queues."""
         for key in [key for key in self._queues if key[0] == owner]:
             self.queued(*key, None)
-
-    def series_of(self, labels: Labels) -> Series:
-        """The figures under these labels."""
-        found = self._series.get(labels)
-        if found is None:
-            found = self._series[labels] = Series()
-        return found
-
-    def slice_of(self, share: Share) -> Slice:
-        """The line in the making."""
-        found = self._slices.get(share)
-        if found is None:
-            found = self._slices[share] = Slice(self.clock())
-        return found
 
     def crowd_of(self, owner: str) -> Crowd:
         """Who is there of all names of a profile."""
@@ -259,21 +268,18 @@ class Measures:
             users, waiting = crowd.users.taken(now), crowd.waiting.taken(now)
             if users.most:
                 lines.append(Line(minute, owner, users=users, waiting=waiting))
-        for share, one in tuple(self._slices.items()):
-            if (line := one.line(minute, share, now)) is not None:
-                lines.append(line)
-            elif not one.crowd.waiting.level:
-                del self._slices[share]
-        return lines
+        found = (one.line(minute, share, now) for share, one in self._slices.items())
+        return [*lines, *(line for line in found if line is not None)]
+
+    def _slice(self, share: Share) -> Slice:
+        found = self._slices.get(share)
+        if found is None:
+            found = self._slices[share] = Slice(self.clock())
+        return found
 
 
 class Passage:
     """One request on its way, of orch's own: nothing of it is measured. What it says is what `Counted` does."""
-
-    def __init__(self, measures: Measures, route: Route, operation: str) -> None:
-        self._measures = measures
-        self._operation = operation
-        self._route = route
 
     def __enter__(self) -> Passage:
         return self
@@ -295,6 +301,9 @@ class Passage:
     def took(self, data: bytes, begins: bytes | None = None) -> None:
         """Some bytes of the engine's answer; `begins` for those of a stream, see Question."""
 
+    def took_all(self, body: bytes) -> None:
+        """All of it, where it came in one piece."""
+
     def streamed(self) -> None:
         """All of a stream has come."""
 
@@ -303,77 +312,81 @@ class Counted(Passage):
     """The same of a client's request, measured from now until `with` ends."""
 
     def __init__(self, measures: Measures, route: Route, operation: str) -> None:
-        super().__init__(measures, route, operation)
-        self._began = now = measures.clock()
+        self._measures = measures
+        self._operation = operation
         self._first = self._last = 0.0
         self._failed_of, self._ours = "", False
-        self._told = tokens.Told()
-        self._share = _share(route)
-        line = measures.slice_of(self._share)
-        line.requests += 1
+        self._told: tokens.Told | None = None
+        self._counts: tuple[int | None, int | None] = (None, None)
+        self._began = now = measures.clock()
         # Where it is counted as being there: at another engine meanwhile, it is still the same one.
-        self._there = line.crowd
-        self._together = measures.crowd_of(route.owner)
-        self._there.users.change(1, now)
-        self._together.users.change(1, now)
+        self._desk = self._there = desk = measures.desk(route, operation)
+        desk.line.requests += 1
+        desk.line.crowd.users.change(1, now)
+        desk.together.users.change(1, now)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        measures, owner = self._measures, self._route.owner
-        now = measures.clock()
-        self._there.users.change(-1, now)
-        self._together.users.change(-1, now)
-        if not self._together.users.level:
-            measures.at_rest(owner)
+        now, there, desk = self._measures.clock(), self._there, self._desk
+        there.line.crowd.users.change(-1, now)
+        there.together.users.change(-1, now)
+        if not there.together.users.level:
+            self._measures.at_rest(there.route.owner)
+        if error is not None:
+            self._raised(error)
+        desk.series.ended(now - self._began, self._failed_of)
+        if self._failed_of:
+            desk.line.errors += self._ours
+            return
+        read, written = self._counts if self._told is None else self._told.counts()
+        if read is not None:
+            desk.series.tokens_in.add(read)
+            desk.line.tokens_in += read
+        if written is not None:
+            desk.series.tokens_out.add(written)
+            desk.line.tokens_out += written
+            if self._last and written > 1:
+                desk.series.output_tokens.add((self._last - self._first) / (written - 1))
+
+    def _raised(self, error: BaseException) -> None:
         if isinstance(error, Refusal):
             self.failed(error.code, error.status >= HTTPStatus.INTERNAL_SERVER_ERROR)
         elif isinstance(error, ConnectionError | asyncio.CancelledError):
             self.failed(CLIENT_GONE, ours=False)
-        elif error is not None:
+        else:
             self.failed(BUG, ours=True)
-        series, line = self._series(), measures.slice_of(self._share)
-        series.ended(now - self._began, self._failed_of)
-        line.errors += self._ours
-        if self._failed_of:
-            return
-        read, written = self._told.counts()
-        if read is not None:
-            series.tokens_in.add(read)
-            line.tokens_in += read
-        if written is not None:
-            series.tokens_out.add(written)
-            line.tokens_out += written
-            if self._last and written > 1:
-                series.output_tokens.add((self._last - self._first) / (written - 1))
 
     def leads_to(self, route: Route) -> None:
-        if route is not self._route:
-            self._route, self._share = route, _share(route)
+        if route is not self._desk.route:
+            self._desk = self._measures.desk(route, self._operation)
 
     def answered(self, status: int) -> None:
-        self._told = tokens.Told()
-        bad = status >= HTTPStatus.BAD_REQUEST
-        self._failed_of, self._ours = (str(status), status >= HTTPStatus.INTERNAL_SERVER_ERROR) if bad else ("", False)
+        self._told, self._failed_of, self._ours = None, "", False
+        if status >= HTTPStatus.BAD_REQUEST:
+            self.failed(str(status), status >= HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def failed(self, of: str, ours: bool) -> None:
         self._failed_of, self._ours = of, ours
 
     def took(self, data: bytes, begins: bytes | None = None) -> None:
-        self._told.take(data)
-        if begins is not None and not self._first and not self._failed_of and self._told.has_begun(begins):
+        told = self._told
+        if told is None:
+            told = self._told = tokens.Told()
+        told.take(data)
+        if begins is not None and not self._first and told.has_begun(begins) and not self._failed_of:
             self._first = self._measures.clock()
             seconds = self._first - self._began
-            self._series().first_tokens.add(seconds)
-            ttft, number = self._measures.slice_of(self._share).ttft, bucket_of(seconds)
+            self._desk.series.first_tokens.add(seconds)
+            ttft, number = self._desk.line.ttft, bucket_of(seconds)
             ttft[number] = ttft.get(number, 0) + 1
+
+    def took_all(self, body: bytes) -> None:
+        self._counts = tokens.counts_in(body)
 
     def streamed(self) -> None:
         if self._first:
             self._last = self._measures.clock()
-
-    def _series(self) -> Series:
-        return self._measures.series_of(Labels(*self._share, self._operation))
 
 
 def _share(route: Route) -> Share:

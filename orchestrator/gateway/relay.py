@@ -331,7 +331,7 @@ class Attempt:
         if self._streaming or (reply.passes and self.arrival.early.answer is None):
             return await self._copy(upstream, first, reply, begins)
         body = await _whole(upstream, first)
-        self.passage.took(body)
+        self.passage.took_all(body)
         said = Said(body, status) if reply.passes else await reply.whole(status, body)
         if isinstance(said, Question):
             return said

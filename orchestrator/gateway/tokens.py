@@ -11,7 +11,7 @@ from collections import deque
 
 # Bytes that hold the first event of a stream, and the last ones: what comes after the text, and after its figures.
 _HEAD = _TAIL = 4 << 10
-# Tokens of the prompt and of the answer: as OpenAI's chats call them, Ollama's, and Anthropic's and OpenAI's responses.
+# Tokens of the prompt and of the answer, as OpenAI's chats call them, Ollama, and Anthropic (as OpenAI's responses).
 _NAMES = (
     (b'"prompt_tokens":', b'"completion_tokens":'),
     (b'"prompt_eval_count":', b'"eval_count":'),
@@ -24,18 +24,19 @@ _NUMBER = re.compile(rb"\s*(\d{1,15})\b")
 
 
 class Told:
-    """What an answer tells of itself."""
+    """What an answer tells of itself, as it comes."""
 
-    __slots__ = ("_head", "_size", "_tail")
+    __slots__ = ("_begun", "_head", "_size", "_tail")
 
     def __init__(self) -> None:
         self._head = b""
+        self._begun = False
         self._tail: deque[bytes] = deque()
         self._size = 0
 
     def take(self, data: bytes) -> None:
         """Some bytes of it, in their order."""
-        if len(self._head) < _HEAD:
+        if not self._begun:
             self._head += data[: _HEAD - len(self._head)]
         if len(data) > _TAIL:
             data = data[-_TAIL:]
@@ -53,21 +54,30 @@ class Told:
     def has_begun(self, begins: bytes) -> bool:
         """Whether a token is in what came of a stream: what comes first is one, unless it is a comment; where streams
         begin with something else, it `begins` with the first of these words."""
-        if begins:
-            return begins in self._head or begins in b"".join(self._tail)
-        return not self._head.startswith(b":") or b"\ndata:" in self._head or b"\ndata:" in b"".join(self._tail)
+        comment = self._head.startswith(b":")
+        if not self._begun and (begins or comment):
+            sign = begins or b"\ndata:"
+            self._begun = sign in self._head or sign in b"".join(self._tail)
+        else:
+            self._begun = True
+        return self._begun
 
     def counts(self) -> tuple[int | None, int | None]:
-        """Tokens of the prompt and of the answer; None where it does not say."""
-        tail = b"".join(self._tail)
-        for prompt, answer in _NAMES:
-            read, written = _last(prompt, tail), _last(answer, tail)
-            if read is not None or written is not None:
-                return (read if read is not None else _last(prompt, self._head)), written
-        predicted = _last(_PREDICTED, tail)
-        if predicted is None:
-            return None, None
-        return (_last(_PROMPT, tail) or 0) + (_last(_CACHED, tail) or 0), predicted
+        """See `counts_in`."""
+        return counts_in(b"".join(self._tail), self._head)
+
+
+def counts_in(text: bytes, head: bytes = b"") -> tuple[int | None, int | None]:
+    """Tokens of the prompt and of the answer, as the end of an answer tells them, and the `head` of a stream those of
+    the prompt; None where it does not say."""
+    for prompt, answer in _NAMES:
+        read, written = _last(prompt, text), _last(answer, text)
+        if read is not None or written is not None:
+            return (read if read is not None else _last(prompt, head)), written
+    predicted = _last(_PREDICTED, text)
+    if predicted is None:
+        return None, None
+    return (_last(_PROMPT, text) or 0) + (_last(_CACHED, text) or 0), predicted
 
 
 def _last(name: bytes, text: bytes) -> int | None:

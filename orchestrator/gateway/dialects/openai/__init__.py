@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import orjson
@@ -24,7 +25,7 @@ from orchestrator.gateway.dialects.openai.asked import (
     Responses,
     read,
 )
-from orchestrator.gateway.dialects.openai.fitted import check, fitting_of
+from orchestrator.gateway.dialects.openai.fitted import Fitting, check, fitting_of
 from orchestrator.gateway.refusals import Refusal
 
 MODELS = "/v1/models"
@@ -49,6 +50,32 @@ _ENDS: dict[str, tuple[bytes, ...]] = {
 }
 # What is before it says only that there will be an answer.
 _BEGINS = {RESPONSES: b'.delta"'}
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """What a call is sent as, to an engine whose server is known, with the `changes` that it `fit`s by."""
+
+    call: Asked
+    path: str
+    body: bytes
+    route: Route
+    fit: Fitting
+    changes: Mapping[str, object]
+
+    def question(
+        self, more: Mapping[str, object], instead: Callable[[], Question] | None = None, figures: bool = True
+    ) -> Question:
+        """With `more` changes; without the wish for `figures` for one that does not know of them."""
+        path, route = self.path, self.route
+        options = unasked.options(self.call.question) if figures else None
+        taken_out = self.fit.unasked(self.call.question) if options is not None else None
+        wanted = {"stream_options": options} if taken_out is not None else {}
+        plain = partial(self.question, more, instead, figures=False) if wanted else None
+        name = self.call.name if route.answers_as_another else ""
+        answer = Answer(path, _ENDS.get(path, ()), name, self.fit.context, instead, taken_out, plain)
+        sent = body_for(route, self.call.name, self.body, {**self.changes, **more, **wanted})
+        return Question(path, sent, answer, _BEGINS.get(path, b""))
 
 
 class OpenAI:
@@ -81,19 +108,8 @@ class OpenAI:
             return await counted.told(question, engine)
         fit = fitting(engine.card, body)
         changes, longest = fit.changes(question) | await fit.room(question, engine), fit.longest(question)
-
-        def asking(
-            more: Mapping[str, object], instead: Callable[[], Question] | None = None, figures: bool = True
-        ) -> Question:
-            options = unasked.options(question) if figures else None
-            taken_out = fit.unasked(question) if options is not None else None
-            wanted = {"stream_options": options} if taken_out is not None else {}
-            plain = partial(asking, more, instead, figures=False) if wanted else None
-            answer = Answer(path, _ENDS.get(path, ()), name, fit.context, instead, taken_out, plain)
-            sent = body_for(route, call.name, body, {**changes, **more, **wanted})
-            return Question(path, sent, answer, _BEGINS.get(path, b""))
-
-        return asking({}, partial(asking, longest) if longest is not None else None)
+        asking = _Asking(call, path, body, route, fit, changes)
+        return asking.question({}, partial(asking.question, longest) if longest is not None else None)
 
     async def tell(self, visit: Visit) -> Said:
         if visit.path == MODELS:
