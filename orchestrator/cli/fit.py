@@ -67,7 +67,7 @@ def fit(
         serving = found.profile.serving
         session.screen.say(
             f"Each model with the KV cache of {serving.parallel} requests of {serving.context} tokens, each adapter of "
-            f"rank {rank} on every matrix, 2 bytes an element ({_gb(one.adapter)} GB): as orch plans memory, with "
+            f"rank {rank} on every matrix, 2 bytes an element ({_gb(one.adapter)} GB): as memory is planned, with "
             "nothing else in it. The columns of weights have them alone, as the article counts."
         )
 
