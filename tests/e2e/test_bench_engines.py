@@ -95,14 +95,16 @@ def test_who_interrupts_it_has_what_was_there(orch: OnStandIn) -> None:
 
 
 def test_an_engine_that_cannot_be_had_takes_nothing_with_it(orch: OnStandIn) -> None:
-    orch.up()
+    orch.run("up", "llamacpp", "-p", str(orch.profile))
     before = record(orch)
-    orch.slow(load=600)
-    # A migration to what does not start: it is undone, and what was measured by then is kept.
-    failed = orch.run("bench", "--engines", "ollama,parrot", *SHORT, code=None)
-    assert failed.code == 2
-    assert "parrot" in failed.err
+    (orch.bin / "ollama").write_text("#!/bin/sh\necho it is broken >&2\nexit 1\n")
+    failed = orch.run("bench", *BOTH, *SHORT, code=6)
+    assert "it is broken" in failed.err
+    # What was measured by then is kept, and told.
+    assert "output tok/s" in failed.out
+    assert [line["engine"] for line in orch.run("bench", "ls", "--json").lines] == ["llamacpp"]
     assert record(orch) == before
+    assert serving(orch) == ["tiny-llamacpp-g1"]
 
 
 @pytest.mark.parametrize(
