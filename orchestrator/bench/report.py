@@ -95,8 +95,8 @@ def verdicts(every: Sequence[Series], found: Crossover | None) -> Iterable[str]:
     if mine is not None and theirs is not None and mine.ttft_p50 is not None and theirs.ttft_p50 is not None:
         quick, slow = sorted(((mine, simple), (theirs, other)), key=lambda pair: pair[0].ttft_p50 or 0.0)
         yield (
-            f"With {users_text(most)} the first token comes after {time_text(quick[0].ttft_p50)} from {quick[1].title}, "
-            f"and after {time_text(slow[0].ttft_p50)} from {slow[1].title}."
+            f"With {users_text(most)} the first token comes after {time_text(quick[0].ttft_p50)} from "
+            f"{quick[1].title}, and after {time_text(slow[0].ttft_p50)} from {slow[1].title}."
         )
     failed = {series.title: sum(point.failed for point in series.points) for series in every}
     for title, count in failed.items():
