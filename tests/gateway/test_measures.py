@@ -10,11 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from gateway_process import Gateway, Stream, wait_until
-from openai_engine import CARD
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
-from prometheus_client.parser import text_string_to_metric_families as plain_text
-from scripted_engine import (
+from engine_by_script import (
     DONE,
     JSON,
     Asked,
@@ -25,6 +21,10 @@ from scripted_engine import (
     vllm_stream,
     wants_figures,
 )
+from gateway_process import Gateway, Stream, wait_until
+from openai_engine import CARD
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
+from prometheus_client.parser import text_string_to_metric_families as plain_text
 
 from orchestrator.core.routes import LLAMA_SERVER, OLLAMA, OPENAI, VLLM, Route
 
