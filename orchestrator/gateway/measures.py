@@ -1,7 +1,8 @@
 """What the gateway measures of each request: how long, how many tokens, how it ended, how many there are at a time.
 
-A request costs a few additions of plain numbers; what is told of them is put together when somebody asks (metrics.py),
-and once a minute (window.py). orch's own requests are counted, and else in nothing.
+A request costs two notes, of when it came and how it ended. They are counted many at a time, since what is counted is
+scattered in memory: one by one that takes four times as long. It is told when somebody asks (metrics.py), and once a
+minute (window.py). orch's own requests are counted, and else in nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ DURATIONS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 
 FIRST_TOKENS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 OUTPUT_TOKENS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 TOKENS = tuple(4**power for power in range(14))
+# Notes that are kept before they are counted.
+_MOST_NOTES = 64
 # What a request failed of that no refusal names.
 CLIENT_GONE, ENGINE_LOST, BUG = "client_gone", "engine_lost", "internal"
 
@@ -195,6 +198,22 @@ class Desk:
         self.together = together
 
 
+class Note(NamedTuple):
+    """How a request has ended that was counted as being `there`: `first` and `last` are when its first token came and
+    the end of its stream (0: none did), `read` and `written` tokens that were told."""
+
+    there: Desk
+    desk: Desk
+    began: float
+    ended: float
+    first: float
+    last: float
+    failed_of: str
+    ours: bool
+    read: int | None
+    written: int | None
+
+
 class Measures:
     """All that is measured, by one clock (seconds, monotonic)."""
 
@@ -207,6 +226,8 @@ class Measures:
         self._desks: dict[tuple[str, str, str], Desk] = {}
         self._queues: dict[tuple[str, str], int] = {}
         self._own: Counter[str] = Counter()
+        # In the order of their times: who has come, and when, and who has ended.
+        self._notes: list[tuple[Desk, float] | Note] = []
 
     def passage(self, route: Route, operation: str, own: bool) -> Passage:
         """A request for this route has come."""
@@ -225,24 +246,73 @@ class Measures:
             desk = self._desks[key] = Desk(route, series, self._slice(share), self.crowd_of(route.owner))
         return desk
 
+    def note(self, note: tuple[Desk, float] | Note) -> None:
+        """Have it counted."""
+        self._notes.append(note)
+        if len(self._notes) >= _MOST_NOTES:
+            self._count()
+
+    def _count(self) -> None:
+        notes, self._notes = self._notes, []
+        for note in notes:
+            if isinstance(note, Note):
+                self._ended(note)
+            else:
+                desk, now = note
+                desk.line.requests += 1
+                desk.line.crowd.users.change(1, now)
+                desk.together.users.change(1, now)
+
+    def _ended(self, note: Note) -> None:
+        there, series, line = note.there, note.desk.series, note.desk.line
+        there.line.crowd.users.change(-1, note.ended)
+        there.together.users.change(-1, note.ended)
+        if not there.together.users.level:
+            self._at_rest(there.route.owner, note.ended)
+        series.ended(note.ended - note.began, note.failed_of)
+        if note.first:
+            seconds = note.first - note.began
+            series.first_tokens.add(seconds)
+            number = bucket_of(seconds)
+            line.ttft[number] = line.ttft.get(number, 0) + 1
+        if note.failed_of:
+            line.errors += note.ours
+            return
+        if note.read is not None:
+            series.tokens_in.add(note.read)
+            line.tokens_in += note.read
+        if note.written is not None:
+            series.tokens_out.add(note.written)
+            line.tokens_out += note.written
+            if note.last and note.written > 1:
+                series.output_tokens.add((note.last - note.first) / (note.written - 1))
+
     def waits(self, route: Route, by: int) -> None:
         """One more waits at the gateway for this route, or one fewer; none of orch's own."""
+        self._count()
         now = self.clock()
         self._slice(_share(route)).crowd.waiting.change(by, now)
         self.crowd_of(route.owner).waiting.change(by, now)
 
     def queued(self, owner: str, instance: str, requests: int | None) -> None:
-        """So many requests for an owner wait within an engine; None: it is not asked any more."""
+        """So many requests for an owner wait within an engine, if as many are there; None: it is not asked any more."""
+        self._count()
+        if requests is not None:
+            # Of orch's own there may be more.
+            requests = min(requests, self.crowd_of(owner).users.level)
+        self._queued(owner, instance, requests, self.clock())
+
+    def _queued(self, owner: str, instance: str, requests: int | None, now: float) -> None:
         before = self._queues.pop((owner, instance), 0)
         if requests is not None:
             self._queues[owner, instance] = requests
         if difference := (requests or 0) - before:
-            self.crowd_of(owner).waiting.change(difference, self.clock())
+            self.crowd_of(owner).waiting.change(difference, now)
 
-    def at_rest(self, owner: str) -> None:
+    def _at_rest(self, owner: str, now: float) -> None:
         """Nobody is there any more, whatever was last seen of queues."""
         for key in [key for key in self._queues if key[0] == owner]:
-            self.queued(*key, None)
+            self._queued(*key, None, now)
 
     def crowd_of(self, owner: str) -> Crowd:
         """Who is there of all names of a profile."""
@@ -253,6 +323,7 @@ class Measures:
 
     def snapshot(self) -> Snapshot:
         """All of it as it is now."""
+        self._count()
         return Snapshot(
             tuple((labels, series.copy()) for labels, series in self._series.items()),
             tuple((share, one.crowd.users.level) for share, one in self._slices.items()),
@@ -262,6 +333,7 @@ class Measures:
 
     def lines(self, at: float) -> list[Line]:
         """What was since the last time, which was within the minute of `at` (seconds since 1970)."""
+        self._count()
         minute, now = int(at // MINUTE_S) * MINUTE_S, self.clock()
         lines = []
         for owner, crowd in self._crowds.items():
@@ -280,6 +352,8 @@ class Measures:
 
 class Passage:
     """One request on its way, of orch's own: nothing of it is measured. What it says is what `Counted` does."""
+
+    __slots__ = ()
 
     def __enter__(self) -> Passage:
         return self
@@ -311,6 +385,11 @@ class Passage:
 class Counted(Passage):
     """The same of a client's request, measured from now until `with` ends."""
 
+    __slots__ = (
+        *("_began", "_counts", "_desk", "_failed_of", "_first", "_last", "_measures", "_operation", "_ours", "_there"),
+        "_told",
+    )
+
     def __init__(self, measures: Measures, route: Route, operation: str) -> None:
         self._measures = measures
         self._operation = operation
@@ -318,36 +397,30 @@ class Counted(Passage):
         self._failed_of, self._ours = "", False
         self._told: tokens.Told | None = None
         self._counts: tuple[int | None, int | None] = (None, None)
-        self._began = now = measures.clock()
+        self._began = measures.clock()
         # Where it is counted as being there: at another engine meanwhile, it is still the same one.
-        self._desk = self._there = desk = measures.desk(route, operation)
-        desk.line.requests += 1
-        desk.line.crowd.users.change(1, now)
-        desk.together.users.change(1, now)
+        self._desk = self._there = measures.desk(route, operation)
+        measures.note((self._desk, self._began))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        now, there, desk = self._measures.clock(), self._there, self._desk
-        there.line.crowd.users.change(-1, now)
-        there.together.users.change(-1, now)
-        if not there.together.users.level:
-            self._measures.at_rest(there.route.owner)
         if error is not None:
             self._raised(error)
-        desk.series.ended(now - self._began, self._failed_of)
-        if self._failed_of:
-            desk.line.errors += self._ours
-            return
-        read, written = self._counts if self._told is None else self._told.counts()
-        if read is not None:
-            desk.series.tokens_in.add(read)
-            desk.line.tokens_in += read
-        if written is not None:
-            desk.series.tokens_out.add(written)
-            desk.line.tokens_out += written
-            if self._last and written > 1:
-                desk.series.output_tokens.add((self._last - self._first) / (written - 1))
+        counts = self._counts if self._told is None else self._told.counts()
+        self._measures.note(
+            Note(
+                self._there,
+                self._desk,
+                self._began,
+                self._measures.clock(),
+                self._first,
+                self._last,
+                self._failed_of,
+                self._ours,
+                *counts,
+            )
+        )
 
     def _raised(self, error: BaseException) -> None:
         if isinstance(error, Refusal):
@@ -376,10 +449,6 @@ class Counted(Passage):
         told.take(data)
         if begins is not None and not self._first and told.has_begun(begins) and not self._failed_of:
             self._first = self._measures.clock()
-            seconds = self._first - self._began
-            self._desk.series.first_tokens.add(seconds)
-            ttft, number = self._desk.line.ttft, bucket_of(seconds)
-            ttft[number] = ttft.get(number, 0) + 1
 
     def took_all(self, body: bytes) -> None:
         self._counts = tokens.counts_in(body)
