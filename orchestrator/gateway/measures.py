@@ -372,14 +372,15 @@ class Passage:
     def failed(self, of: str, ours: bool) -> None:
         """It has failed; `ours`: it is the gateway's or the engine's fault."""
 
-    def took(self, data: bytes, begins: bytes | None = None) -> None:
-        """Some bytes of the engine's answer; `begins` for those of a stream, see Question."""
+    def took(self, data: bytes, begins: bytes | None = None) -> bool:
+        """Some bytes of the engine's answer; `begins` for those of a stream, see Question. Whether it has begun."""
+        return True
 
     def took_all(self, body: bytes) -> None:
         """All of it, where it came in one piece."""
 
-    def streamed(self) -> None:
-        """All of a stream has come."""
+    def streamed(self, counts: tuple[int | None, int | None] | None) -> None:
+        """All of a stream has come, with these tokens where somebody else has looked for them."""
 
 
 class Counted(Passage):
@@ -442,20 +443,23 @@ class Counted(Passage):
     def failed(self, of: str, ours: bool) -> None:
         self._failed_of, self._ours = of, ours
 
-    def took(self, data: bytes, begins: bytes | None = None) -> None:
+    def took(self, data: bytes, begins: bytes | None = None) -> bool:
         told = self._told
         if told is None:
             told = self._told = tokens.Told()
         told.take(data)
         if begins is not None and not self._first and told.has_begun(begins) and not self._failed_of:
             self._first = self._measures.clock()
+        return self._first > 0
 
     def took_all(self, body: bytes) -> None:
         self._counts = tokens.counts_in(body)
 
-    def streamed(self) -> None:
+    def streamed(self, counts: tuple[int | None, int | None] | None) -> None:
         if self._first:
             self._last = self._measures.clock()
+        if counts is not None:
+            self._told, self._counts = None, counts
 
 
 def _share(route: Route) -> Share:
