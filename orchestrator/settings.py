@@ -162,8 +162,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         origins=_listed(environ.get("ORCH_ORIGINS")),
         limits=_listed(environ.get("ORCH_LIMITS")),
         shared_stores=tuple(dict.fromkeys(place for place in shared if place != data / "store")),
-        store_limit=_size("ORCH_STORE_LIMIT", limit) if limit else None,
-        engine_memory=_size("ORCH_ENGINE_MEMORY", memory, least=_LEAST_MEMORY) if memory else None,
+        store_limit=size_of("ORCH_STORE_LIMIT", limit) if limit else None,
+        engine_memory=size_of("ORCH_ENGINE_MEMORY", memory, least=_LEAST_MEMORY) if memory else None,
         hf_token_file=Path(token_file).expanduser() if (token_file := environ.get("ORCH_HF_TOKEN_FILE")) else None,
         pull_parallel=_pull_parallel(environ.get("ORCH_PULL_PARALLEL") or str(DEFAULT_PULL_PARALLEL)),
         llama_cpp=Path(tools).expanduser().resolve() if (tools := environ.get("ORCH_LLAMA_CPP")) else None,
@@ -190,8 +190,8 @@ def _pull_parallel(said: str) -> int:
     return int(said)
 
 
-def _size(name: str, text: str, least: int = 1) -> int:
-    """Bytes, from such as 200GB (decimal), 186GiB (binary) or 200000000000."""
+def size_of(name: str, text: str, least: int = 1) -> int:
+    """Bytes that somebody has written for `name`, from such as 200GB (decimal), 186GiB (binary) or 200000000000."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMGT]I?)?B)?", text.strip(), re.IGNORECASE | re.ASCII)
     unit = (found[2] or "").upper() if found else ""
     size = (

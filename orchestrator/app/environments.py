@@ -80,13 +80,14 @@ def run_in(
     env: Mapping[str, str],
     directory: Path,
     tick: Callable[[], None],
+    asks_hub: bool = False,
 ) -> Finished:
-    """Run a program of an environment that is here, in a directory, with what its environment variables have besides.
-    What `tick` raises ends it."""
+    """Run a program of an environment that is here, in a directory, with what its environment variables have besides;
+    one that `asks_hub` is told what the hub's client is told. What `tick` raises ends it."""
     # Whoever only lists them runs nothing.
     from orchestrator.drivers.local.command import allowed_environ, run_command
 
     programs = orch.environments.bin(spec.name)
-    named = allowed_environ()
+    named = allowed_environ(asks_hub)
     path = f"{programs}{os.pathsep}{named.get('PATH', os.defpath)}"
     return run_command([str(programs / argv[0]), *argv[1:]], {**named, "PATH": path, **env}, tick=tick, cwd=directory)

@@ -51,6 +51,12 @@ def meaning_of_weights(orch: Orchestrator, weights: WeightsFacts) -> Meaning | N
     return _as_wanted(weights, _own(orch, weights))
 
 
+def meaning_to_be(orch: Orchestrator, weights: WeightsFacts) -> Meaning | None:
+    """What weights mean that may not be here yet: then the small files of the hub's repository say it. HostError where
+    it does not answer."""
+    return _own(orch, weights) or (_of_hub(orch, weights.fetch) if weights.fetch is not None else None)
+
+
 def _own(orch: Orchestrator, weights: WeightsFacts) -> Meaning | None:
     return orch.catalog.meaning(Path(weights.path)) if weights.size else None
 

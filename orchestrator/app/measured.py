@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,8 @@ from orchestrator.app.profiles import weights_facts
 from orchestrator.core.observed import EngineObserved, Observed
 from orchestrator.engines import ENGINES
 from orchestrator.engines.base import EngineCall
-from orchestrator.errors import OrchError, PlanRefused
-from orchestrator.interview import Interview
+from orchestrator.errors import HostError, OrchError, PlanRefused
+from orchestrator.interview import Interview, choice_of, text_of
 from orchestrator.probes import question_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class Subject:
     """A model that is asked at `url` with `headers`, streamed, greedy; `facts` say what answers there, and where. Of
     clients `in_flight` requests are at it already; it is asked `direct`ly, or through the gateway.
     A prompt and its answer may have `context` tokens together (0: that is not known). It computes on `gpus` (UUIDs),
-    and is asked by `name`. `tokenizer` is the directory of its weights; empty where they are not here."""
+    and is asked by `name`. `tokenizer` is the directory of its weights; empty where they are not here.
+    `adapters` are the names of those that are deployed."""
 
     url: str
     headers: Mapping[str, str]
@@ -40,24 +42,66 @@ class Subject:
     gpus: tuple[str, ...]
     name: str
     tokenizer: str
+    adapters: tuple[str, ...]
     _interview: Interview
+
+    @property
+    def cannot_score(self) -> str:
+        """Why texts cannot be scored by it; empty where they can."""
+        return ENGINES[self._interview.deployment.engine].cannot_score
+
+    @property
+    def chats(self) -> bool:
+        """Whether it is asked in chats."""
+        return self._interview.deployment.chats
+
+    @property
+    def engine_url(self) -> str:
+        """Of the engine itself."""
+        return self._interview.instance.url
+
+    @property
+    def engine_secret(self) -> str:
+        """What the engine asks of whoever asks it directly."""
+        return self._interview.instance.secret
+
+    @property
+    def engine_name(self) -> str:
+        """What the engine itself calls the base."""
+        deployment = self._interview.deployment
+        return ENGINES[deployment.engine].upstream(deployment, None)
 
     @property
     def endless(self) -> bool:
         """Whether an answer can be had that does not end before its limit."""
         return bool(ENGINES[self._interview.deployment.engine].endless)
 
-    def body(self, messages: Sequence[tuple[str, str]], tokens: int) -> dict[str, Any]:
+    def body(self, messages: Sequence[tuple[str, str]], tokens: int, name: str | None = None) -> dict[str, Any]:
         """A request for an answer of so many tokens, where the engine does not end it before, to messages as (role,
-        text); a model that does not chat is asked to go on from their texts."""
+        text); of the base, or by the public `name` of an adapter."""
         deployment = self._interview.deployment
-        if deployment.chats:
-            question: dict[str, Any] = {"messages": [{"role": role, "content": text} for role, text in messages]}
-        else:
-            question = question_of("\n".join(text for _, text in messages), chats=False)[1]
-        asked = {"model": self.name, **question, "max_tokens": tokens, "temperature": 0}
+        _, question = self._question(messages)
+        asked = {"model": name or self.name, **question, "max_tokens": tokens, "temperature": 0}
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
         return {**asked, **streamed, **ENGINES[deployment.engine].endless}
+
+    def answer(self, messages: Sequence[tuple[str, str]], tokens: int) -> str:
+        """What the engine, asked directly, answers at most so many tokens long, greedy: thoughts and text."""
+        deployment = self._interview.deployment
+        sheet = ENGINES[deployment.engine]
+        path, question = self._question(messages)
+        asked = {"model": sheet.upstream(deployment, None), **question, "max_tokens": tokens, "temperature": 0}
+        reply = self._interview.reply(EngineCall("POST", path, {**asked, **sheet.patch(deployment, None)}))
+        if reply.status != HTTPStatus.OK:
+            raise HostError(f"{deployment.instance} refuses a question: {sheet.refusal(reply.status, reply.text)}")
+        return _said(choice_of(reply))
+
+    def _question(self, messages: Sequence[tuple[str, str]]) -> tuple[str, dict[str, Any]]:
+        """The path and the body that ask it; a model that does not chat is asked to go on from their texts."""
+        if self._interview.deployment.chats:
+            path, _ = question_of("", chats=True)
+            return path, {"messages": [{"role": role, "content": text} for role, text in messages]}
+        return question_of("\n".join(text for _, text in messages), chats=False)
 
     def memory(self) -> int | None:
         """Bytes of RAM that the engine holds now; None where its target does not tell."""
@@ -108,9 +152,18 @@ def subject_of(orch: Orchestrator, profile: str | None, *, direct: bool) -> Subj
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     context = card.context if card is not None else 0
     uuids = tuple(gpu.uuid for gpu in gpus)
+    adapters = tuple(adapter.name for adapter in deployment.adapters)
     weights = weights_facts(orch, observed.desired[deployment.profile].spec.profile)
     tokenizer = weights.path if Path(weights.path, "tokenizer.json").is_file() else ""
-    return Subject(f"{url}{path}", headers, facts, in_flight, direct, context, uuids, name, tokenizer, interview)
+    return Subject(
+        f"{url}{path}", headers, facts, in_flight, direct, context, uuids, name, tokenizer, adapters, interview
+    )
+
+
+def _said(choice: Mapping[str, Any]) -> str:
+    message = choice.get("message")
+    thoughts = message.get("reasoning_content") or message.get("reasoning") if isinstance(message, dict) else None
+    return f"{thoughts or ''}{text_of(choice)}"
 
 
 def _version(interview: Interview) -> str | None:

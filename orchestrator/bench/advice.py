@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from orchestrator.bench.series import Crossover, Point, Series, crossover
+from orchestrator.bench.words import time_text, users_text
 from orchestrator.core.live_load import LiveLoad
 from orchestrator.core.reference import Reference, ReferenceEngine
 
@@ -101,7 +102,7 @@ class Figure:
     @property
     def first(self) -> str:
         """Its first token, in words."""
-        return f"{_ms(self.ttft_ms)} or more" if self.beyond else _ms(self.ttft_ms)
+        return f"{time_text(self.ttft_ms)} or more" if self.beyond else time_text(self.ttft_ms)
 
 
 def advise(asked: Situation) -> Advice:
@@ -129,14 +130,14 @@ def _without_choice(asked: Situation, possible: Sequence[str]) -> Advice:
         return Advice("", "Neither engine can serve this here.", Sure.ONLY, tuple(reasons))
     (engine,) = possible
     if engine == asked.simple and asked.later > SIMPLE_UP_TO:
-        reasons.append(Reason(f"With {_users(asked.later)} it will be slow: more wait for each answer.", _ARTICLE))
+        reasons.append(Reason(f"With {users_text(asked.later)} it will be slow: more wait for each answer.", _ARTICLE))
     return Advice(engine, _verdict(asked, engine), Sure.ONLY, (*_of_live(asked), *reasons))
 
 
 def _by_figures(asked: Situation, simple: Figure, many: Figure) -> tuple[str, list[Reason]]:
     """By what was measured of both, for the users that there will be."""
     both = f"{simple.engine}: {simple.how}; {many.engine}: {many.how}"
-    users = _users(asked.later)
+    users = users_text(asked.later)
     reasons: list[Reason] = []
     if asked.adapters >= SEVERAL_ADAPTERS:
         reasons.append(_of_adapters(asked))
@@ -151,11 +152,11 @@ def _by_figures(asked: Situation, simple: Figure, many: Figure) -> tuple[str, li
         # Of one that was measured with fewer users it is known that it is too slow, never that it is not.
         unknown = any(one.beyond and one.engine in kept for one in (simple, many))
         if len(kept) == 1 and not unknown:
-            reasons.append(Reason(f"{first}: only {kept[0]} keeps to {_ms(limit)}, {name}.", both))
+            reasons.append(Reason(f"{first}: only {kept[0]} keeps to {time_text(limit)}, {name}.", both))
             return kept[0], reasons
         if not kept and asked.ttft_ms is not None:
             quicker = min((simple, many), key=lambda one: one.ttft_ms or 0.0).engine
-            reasons.append(Reason(f"{first}: neither keeps to {_ms(limit)}; {quicker} is nearer.", both))
+            reasons.append(Reason(f"{first}: neither keeps to {time_text(limit)}; {quicker} is nearer.", both))
             return quicker, reasons
         reasons.append(Reason(f"{first}.", both))
     assert simple.throughput is not None, "it was measured"
@@ -179,7 +180,7 @@ def _by_figures(asked: Situation, simple: Figure, many: Figure) -> tuple[str, li
 
 def _by_rules(asked: Situation, simple: Figure) -> tuple[str, list[Reason]]:
     """By the article's rules, with what is known of the simple engine."""
-    users, later = asked.later, _users(asked.later)
+    users, later = asked.later, users_text(asked.later)
     reasons: list[Reason] = list(_known(asked))
     limit = asked.ttft_ms if asked.ttft_ms is not None else SLOW_MS
     slow = simple.ttft_ms is not None and simple.ttft_ms > limit
@@ -189,7 +190,8 @@ def _by_rules(asked: Situation, simple: Figure) -> tuple[str, list[Reason]]:
         text = f"{later}: from {MANY_FROM} on {asked.many} serves them together, where {asked.simple} has them wait."
         return asked.many, [*reasons, Reason(text, _ARTICLE)]
     if slow:
-        text = f"With {later} the first token comes after {_ms(simple.ttft_ms)} from {asked.simple}, past {_ms(limit)}."
+        first = f"With {later} the first token comes after {time_text(simple.ttft_ms)} from {asked.simple}"
+        text = f"{first}, past {time_text(limit)}."
         return asked.many, [*reasons, Reason(text, simple.how)]
     if users <= SIMPLE_UP_TO:
         return asked.simple, [*reasons, Reason(f"{later}: {asked.simple} is simple, and the faster one.", _ARTICLE)]
@@ -209,9 +211,9 @@ def _known(asked: Situation) -> Iterator[Reason]:
         if point is None or point.throughput is None:
             return
         name = engine if engine == of_article.engine else f"{of_article.engine} (a cousin of {engine})"
-        first = f", first token after {_ms(point.ttft)}" if point.ttft is not None else ""
+        first = f", first token after {time_text(point.ttft)}" if point.ttft is not None else ""
         cells.append(f"{name} {point.throughput:g} tok/s{first}")
-    yield Reason(f"With {_users(asked.later)}: {'; '.join(cells)}.", f"the article, on one {asked.reference.gpu}")
+    yield Reason(f"With {users_text(asked.later)}: {'; '.join(cells)}.", f"the article, on one {asked.reference.gpu}")
 
 
 def _of_gains(one: Figure) -> Reason:
@@ -231,7 +233,7 @@ def _of_live(asked: Situation) -> Iterator[Reason]:
     live = asked.live
     if live is None:
         return
-    first = f", first token p95 {_ms(live.ttft_p95_ms)}" if live.ttft_p95_ms is not None else ""
+    first = f", first token p95 {time_text(live.ttft_p95_ms)}" if live.ttft_p95_ms is not None else ""
     yield Reason(
         f"{live.requests:,} requests: {live.users_p50:g} at a time as a rule, {live.users_p95:g} at busy times, "
         f"{live.users_max} at most; {live.waiting_p95:g} waiting{first}.",
@@ -241,7 +243,7 @@ def _of_live(asked: Situation) -> Iterator[Reason]:
 
 def _of_growth(asked: Situation) -> Iterator[Reason]:
     if asked.later != asked.users:
-        yield Reason(f"{_users(asked.users)} now, {asked.later} later: what is said is for {asked.later}.", "you")
+        yield Reason(f"{users_text(asked.users)} now, {asked.later} later: what is said is for {asked.later}.", "you")
 
 
 def _as_clients_see(asked: Situation, figure: Figure) -> Figure:
@@ -265,15 +267,15 @@ def _measured(series: Series, users: int) -> Figure:
     points = series.points
     exact = series.at(users)
     if exact is not None:
-        return _told(series, exact, f"measured with {_users(users)}")
+        return _told(series, exact, f"measured with {users_text(users)}")
     if users > points[-1].users:
         saturated = series.beyond(users) is not None
         what = "which was all that it could give" if saturated else "the most that was measured"
         return _told(
-            series, points[-1], f"as with {_users(points[-1].users)}, {what}", beyond=True, gains=not saturated
+            series, points[-1], f"as with {users_text(points[-1].users)}, {what}", beyond=True, gains=not saturated
         )
     if users < points[0].users:
-        return _told(series, points[0], f"as with {_users(points[0].users)}, the fewest measured")
+        return _told(series, points[0], f"as with {users_text(points[0].users)}, the fewest measured")
     low = max((point for point in points if point.users < users), key=lambda point: point.users)
     high = min((point for point in points if point.users > users), key=lambda point: point.users)
     part = math.log2(users / low.users) / math.log2(high.users / low.users)
@@ -299,7 +301,7 @@ def _of_article(engine: str, known: ReferenceEngine, users: int, reference: Refe
     """The article's figure for so many, or for the most below that: one for more would be too bad for fewer."""
     below = [point for point in known.points if point.users <= users and point.ttft is not None]
     point = below[-1] if below else None
-    how = f"the article, with {_users(point.users)} on one {reference.gpu}" if point is not None else "the article"
+    how = f"the article, with {users_text(point.users)} on one {reference.gpu}" if point is not None else "the article"
     return Figure(engine, None, 0.0, point.ttft if point is not None else None, how, measured=False)
 
 
@@ -341,13 +343,3 @@ def _to_measure(asked: Situation) -> str:
     while steps[-1] < max(MANY_FROM, asked.later):
         steps.append(steps[-1] * 2)
     return f"orch bench --engines {asked.simple},{asked.many} --concurrency {','.join(map(str, steps))}"
-
-
-def _users(number: int) -> str:
-    return "1 user" if number == 1 else f"{number} users"
-
-
-def _ms(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value / 1000:,.1f} s" if value >= 1000 else f"{value:,.0f} ms"

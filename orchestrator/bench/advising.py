@@ -73,7 +73,11 @@ def _live(orch: Orchestrator, profile: str, hours: float) -> LiveLoad:
 def usable_levels(levels: Iterable[Mapping[str, Any]], here: Choice) -> tuple[list[Mapping[str, Any]], tuple[str, ...]]:
     """The levels of this profile on this machine that can be put together, the newest deciding what alike means; and
     what was left out of them, in words."""
-    own = [level for level in levels if level["profile"] == here.profile and level["max_concurrency"] is not None]
+    own = [
+        level
+        for level in levels
+        if level["profile"] == here.profile and level["max_concurrency"] is not None and not level["adapters"]
+    ]
     elsewhere = [level for level in own if tuple(level["gpus"]) != here.gpus]
     local = [level for level in own if tuple(level["gpus"]) == here.gpus and not level["interrupted"]]
     newest = {level["engine"]: level for level in local}

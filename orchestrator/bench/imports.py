@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.bench.metrics import Level
 from orchestrator.bench.results import RUN, VERSION
 from orchestrator.bench.tools import told_by
 from orchestrator.errors import UsageError
@@ -46,6 +47,8 @@ def _lines(text: str, name: str) -> list[Any]:
 
 def _levels(document: Any, name: str, told: Told, run: str) -> Iterator[dict[str, Any]]:
     if isinstance(document, dict) and document.get("version") == VERSION and "max_concurrency" in document:
+        if lacking := _KEYS - document.keys():
+            raise UsageError(f"{name} has a level without {', '.join(sorted(lacking))}.", hint=_FORMS)
         said = {"profile": told.profile, "engine": told.engine, "recipe": told.recipe, "gpus": list(told.gpus)}
         yield {**document, **{key: value for key, value in said.items() if value}, RUN: run}
         return
@@ -99,9 +102,14 @@ def _level(
         "random_output_len": round(figures["total_output_tokens"] / max(1, figures["completed"])),
         "shared_prefix_len": 0,
         "seed": 0,
+        "adapters": [],
         "goodput_limits": {},
         "interrupted": False,
         **figures,
         "engine_memory": None,
         "gpu_use": [],
     }
+
+
+_NOTHING = {"max_concurrency": 1, "request_rate": "inf", "num_prompts": 0, "model_id": ""}
+_KEYS = _level({}, _NOTHING, Level.of((), 1.0).to_json(), Told(), "", "orch").keys()

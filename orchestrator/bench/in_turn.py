@@ -125,13 +125,15 @@ def in_turn(
     watcher: Watcher,
     measure: Callable[[Side], None],
     heed_again: Callable[[], None],
+    always_start: bool = False,
 ) -> None:
-    """Measure each; then, also after an interrupt or a failure, have it as it was, for which `heed_again` makes the
-    watcher heed a second interrupt instead of the first. An engine that cannot be had ends it."""
+    """Measure each, started before where it does not serve already, or `always_start`; then, also after an interrupt or
+    a failure, have all as it was, for which `heed_again` makes the watcher heed a second interrupt instead of the
+    first. An engine that cannot be had ends it."""
     changed = False
     try:
         for side in sides:
-            if not side.is_served_by(orch.observe().desired.get(was.profile)):
+            if always_start or not side.is_served_by(orch.observe().desired.get(was.profile)):
                 changed = True
                 plan_and_run(orch, f"bench {side}", partial(plan_of, orch, side, was.profile, asked), watcher)
             measure(side)

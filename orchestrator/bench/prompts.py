@@ -23,12 +23,15 @@ _FORMS = (
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
+_Messages = tuple[tuple[str, str], ...]
+
+
 @dataclass(frozen=True)
 class Prompt:
     """The messages that are asked, as (role, text); how many tokens are to come (None: as for all), or the `answer`
     that is as long as what is to come."""
 
-    messages: tuple[tuple[str, str], ...]
+    messages: _Messages
     output_tokens: int | None = None
     answer: str = ""
 
@@ -63,7 +66,7 @@ def _text(dice: random.Random, words: int) -> str:
 
 def prompts_in(text: str, name: str) -> tuple[Prompt, ...]:
     """The prompts of a file `name` with this text, in its order: JSON lines (of `vllm bench serve`'s custom form, or
-    with OpenAI's messages), or a JSON list of ShareGPT's, of which the first question counts and the answer to it.
+    with OpenAI's messages, up to the last question), or a JSON list of ShareGPT's, of which the first question counts.
     UsageError where a line is none."""
     found = _listed(text, name)
     read = tuple(_prompt(entry, f"{name}, {place}") for place, entry in found)
@@ -96,20 +99,26 @@ def _prompt(entry: Any, place: str) -> Prompt:
     tokens = fields.get("output_tokens", fields.get("max_tokens"))
     if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1):
         raise UsageError(f"{place}: output_tokens is {tokens!r}, not a number from 1.", hint=_FORMS)
-    if isinstance(prompt := fields.get("prompt"), str) and prompt:
+    if isinstance(prompt := fields.get("prompt", fields.get("text")), str) and prompt:
         return Prompt((("user", prompt),), tokens)
-    if messages := _said(fields.get("messages"), "role", "content"):
-        return Prompt(messages, tokens)
-    if conversation := _said(fields.get("conversations"), "from", "value"):
-        asked = next((n for n, (role, _) in enumerate(conversation) if role == "user"), None)
-        if asked is not None:
-            after = conversation[asked + 1 : asked + 2]
-            answer = after[0][1] if after and after[0][0] == "assistant" else ""
-            return Prompt(conversation[: asked + 1], tokens, answer)
+    if (said := _said(fields.get("messages"), "role", "content")) and (found := _asked(said, last=True)):
+        return Prompt(found[0], tokens, found[1])
+    if (said := _said(fields.get("conversations"), "from", "value")) and (found := _asked(said, last=False)):
+        return Prompt(found[0], tokens, found[1])
     raise UsageError(f"{place} is not a prompt.", hint=_FORMS)
 
 
-def _said(value: Any, who: str, what: str) -> tuple[tuple[str, str], ...]:
+def _asked(said: _Messages, last: bool) -> tuple[_Messages, str] | None:
+    """A conversation up to its first question, or its last, and the answer to that; None where nobody asks."""
+    places = [place for place, (role, _) in enumerate(said) if role == "user"]
+    if not places:
+        return None
+    until = places[-1 if last else 0] + 1
+    answer = said[until][1] if until < len(said) and said[until][0] == "assistant" else ""
+    return said[:until], answer
+
+
+def _said(value: Any, who: str, what: str) -> _Messages:
     """Messages as (role, text); none where one of them is not of text."""
     listed = value if isinstance(value, list) else []
     pairs = [(_ROLES.get(str(one.get(who))), one.get(what)) for one in listed if isinstance(one, dict)]

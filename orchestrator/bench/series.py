@@ -74,10 +74,11 @@ class Crossover:
 
 
 def series_of(levels: Iterable[Mapping[str, Any]]) -> tuple[Series, ...]:
-    """The curves of closed-loop levels, in the order in which they came first. Interrupted ones are left out."""
+    """The curves of closed-loop levels of the base, in the order in which they came first. Interrupted ones are left
+    out."""
     found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for level in levels:
-        if level["max_concurrency"] is None or level["interrupted"]:
+        if level["max_concurrency"] is None or level["interrupted"] or level["adapters"]:
             continue
         key = (level["engine"], level["recipe"], level["through"], level.get("engine_version") or "", *level["gpus"])
         found.setdefault(key, []).append(level)

@@ -55,8 +55,8 @@ class Rate:
 class Sweep:
     """What is asked, at each of `steps`, `repeats` times: of users `rounds` requests each, at a rate for `seconds`.
     Prompts of about `input_tokens`, the first `shared_tokens` the same in all, or those that are given; each answered
-    with `output_tokens`, greedy. To `saturate` users are doubled until that brings no more. `limits` say what is good
-    (milliseconds, by metric)."""
+    with `output_tokens`, greedy. Of `adapters` each is asked in turn (none: the base). To `saturate` users are doubled
+    until that brings no more. `limits` say what is good (milliseconds, by metric)."""
 
     steps: tuple[Users | Rate, ...] = (Users(1), Users(2), Users(4), Users(8))
     saturate: bool = False
@@ -68,6 +68,7 @@ class Sweep:
     output_tokens: int = 256
     seed: int = 0
     given: tuple[Prompt, ...] = ()
+    adapters: tuple[str, ...] = ()
     limits: Mapping[str, float] | None = None
 
     def requests(self, step: Users | Rate) -> int:
@@ -110,7 +111,7 @@ def run(orch: Orchestrator, subject: Subject, sweep: Sweep, run_name: str) -> It
             step = steps.pop(0)
             salt = f"{step}" if not repeat else f"{step}, repeat {repeat}"
             # One more for each, to warm up: connections, kernels, caches of what all requests share.
-            warm = step.number if isinstance(step, Users) else 1
+            warm = max(step.number if isinstance(step, Users) else 1, len(sweep.adapters))
             random_ones = prompts(words[0], sweep.seed, f"warm {salt}", words[1])
             asks = _asks(subject, sweep, list(islice(random_ones, warm)))
             _load(orch, subject, asks, warm, f"warming up for {step}")
@@ -173,7 +174,10 @@ def _chosen(sweep: Sweep, step: Users | Rate, words: tuple[int, int], salt: str)
 def _asks(
     subject: Subject, sweep: Sweep, chosen: Sequence[Prompt], step: Users | Rate | None = None
 ) -> tuple[Ask, ...]:
-    bodies = [subject.body(one.messages, _wanted(subject, sweep, one)) for one in chosen]
+    names = cycle(sweep.adapters or (None,))
+    bodies = [
+        subject.body(one.messages, _wanted(subject, sweep, one), name) for one, name in zip(chosen, names, strict=False)
+    ]
     if not isinstance(step, Rate):
         return tuple(map(Ask, bodies))
     dice = random.Random(f"{sweep.seed} {step}")
@@ -200,6 +204,7 @@ def described(sweep: Sweep, step: Users | Rate, requests: int) -> dict[str, Any]
         "random_output_len": sweep.output_tokens,
         "shared_prefix_len": sweep.shared_tokens,
         "seed": sweep.seed,
+        "adapters": list(sweep.adapters),
         "goodput_limits": dict(sweep.limits or {}),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,16 +21,18 @@ from orchestrator.cli.options import (
     Timeout,
     session_of,
 )
-from orchestrator.errors import UsageError
+from orchestrator.errors import PlanRefused, UsageError
 
 if TYPE_CHECKING:
     from orchestrator.app.measured import Subject
+    from orchestrator.app.runs import Watcher
     from orchestrator.bench.in_turn import Asked
     from orchestrator.bench.prompts import Prompt
     from orchestrator.bench.sweep import Rate, Sweep, Users
     from orchestrator.bench.tools import Tool
     from orchestrator.cli.session import Session
 
+ALL = ("all",)
 _USERS_HINT = "--concurrency 1,2,4,8; with a + at its end users are doubled until that brings no more."
 
 
@@ -68,6 +71,10 @@ def bench_now(
         typer.Option(help="Prompts from a file: JSON lines, or ShareGPT's list.", exists=True, dir_okay=False),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
+    adapters: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,NAME|all", help="Ask these deployed adapters in turn, not the base."),
+    ] = None,
     goodput: Annotated[
         list[str] | None,
         typer.Option(
@@ -97,19 +104,23 @@ def bench_now(
         from orchestrator.bench.sweep import Sweep
         from orchestrator.bench.tools import tool_named
 
-        steps, saturate = _steps(concurrency, request_rate)
-        given, limits = _given(prompts), _limits(goodput or ())
+        steps, saturate = steps_of(concurrency, request_rate)
+        given, limits = given_prompts(prompts), _limits(goodput or ())
         sweep = Sweep(
             steps, saturate, rounds, duration, repeats, input_len, min(shared_prefix_len, input_len), output_len, seed,
-            given, limits,
+            given, limits=limits,
         )  # fmt: skip
+        if adapters is not None and (direct or tool is not None):
+            raise UsageError(
+                "--adapters asks by public names, through the gateway.", hint="Without --direct and --tool."
+            )
         if given and sweep.most > len(given):
             session.screen.say(
                 f"{prompts} has {len(given)} prompts for up to {sweep.most} requests: some are asked again, and a "
                 "prefix cache may have them."
             )
         chosen = tool_named(tool) if tool is not None else None
-        measuring = _Measuring(session, sweep, new_run(), chosen, direct, as_json)
+        measuring = Measuring(session, sweep, new_run(), as_json, chosen, direct, _listed(adapters))
         asked = Asked(profile, target, Options(waiting=Waiting(timeout, drain, max_hold, form)))
         try:
             if engines is not None:
@@ -122,17 +133,26 @@ def bench_now(
             measuring.tell()
 
 
-class _Measuring:
-    """One run, level by level: each is kept, and told once it is there or in the end."""
+class Measuring:
+    """One run, level by level: each is kept, and told once it is there or in the end. `adapters` are asked in turn, ALL
+    of those that are deployed (none: the base)."""
 
     def __init__(
-        self, session: Session, sweep: Sweep, run: str, tool: Tool | None, direct: bool, as_json: bool
+        self,
+        session: Session,
+        sweep: Sweep,
+        run: str,
+        as_json: bool,
+        tool: Tool | None = None,
+        direct: bool = False,
+        adapters: tuple[str, ...] = (),
     ) -> None:
         self._session = session
         self._sweep = sweep
         self._run = run
         self._tool = tool
         self._direct = direct
+        self._adapters = adapters
         self._as_json = as_json
         self.found: list[dict[str, Any]] = []
 
@@ -143,7 +163,7 @@ class _Measuring:
         session = self._session
         subject = subject_of(session.orch, profile, direct=self._direct)
         if subject.in_flight:
-            session.screen.say(f"{subject.in_flight} requests of clients are in flight; the figures are of both.")
+            session.screen.say(f"Clients' requests are in flight ({subject.in_flight}): the figures are of both.")
         results = results_of(session)
         for level in self._levels(subject):
             results.add(level)
@@ -155,7 +175,8 @@ class _Measuring:
         if self._tool is None:
             from orchestrator.bench.sweep import run
 
-            return run(self._session.orch, subject, self._sweep, self._run)
+            sweep = replace(self._sweep, adapters=_deployed(self._adapters, subject))
+            return run(self._session.orch, subject, sweep, self._run)
         from orchestrator.app.environments import plan_install
         from orchestrator.bench import tool_runs
 
@@ -176,6 +197,20 @@ class _Measuring:
             tell(self._session, self.found)
 
 
+def _listed(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",")) if text is not None else ()
+
+
+def _deployed(named: tuple[str, ...], subject: Subject) -> tuple[str, ...]:
+    """The adapters that somebody has named; PlanRefused where one is not deployed."""
+    if named == ALL and subject.adapters:
+        return subject.adapters
+    if unknown := [name for name in named if name not in subject.adapters]:
+        there = f"There are: {', '.join(subject.adapters)}." if subject.adapters else "orch lora add NAME DIR"
+        raise PlanRefused(f"There is no adapter {', '.join(unknown)}.", hint=there)
+    return named
+
+
 def take_turns(
     session: Session,
     engines: str,
@@ -183,9 +218,12 @@ def take_turns(
     only_plan: bool,
     measure: Callable[[str], None],
     check: Callable[[int], None] | None = None,
+    times: int = 0,
+    watcher: Watcher | None = None,
 ) -> None:
     """Have engines serve a profile one after the other, and each measured by its name; or print the plans. `check` is
-    told of the profile's context, before anything is started."""
+    told of the profile's context, before anything is started. With `times` each is started so often, whatever serves,
+    and `watcher` is told what happens."""
     from orchestrator.bench.in_turn import before, in_turn, plan_of, profile_meant, sides_of
 
     sides, orch = sides_of(engines), session.orch
@@ -200,10 +238,12 @@ def take_turns(
         back = f"{was.serving} serves {meant.name} again" if was.serving else f"{meant.name} is taken down again"
         session.screen.say(f"In the end {back}.")
         return
-    in_turn(orch, sides, was, asked, session, lambda _: measure(meant.name), session.heed_again)
+    every, start = sides * max(times, 1), times > 0
+    in_turn(orch, every, was, asked, watcher or session, lambda _: measure(meant.name), session.heed_again, start)
 
 
-def _steps(concurrency: str | None, request_rate: str | None) -> tuple[tuple[Users | Rate, ...], bool]:
+def steps_of(concurrency: str | None, request_rate: str | None) -> tuple[tuple[Users | Rate, ...], bool]:
+    """The loads that somebody has typed, and whether users are to be doubled after them."""
     from orchestrator.bench.sweep import MOST_USERS, Rate, Users
 
     if request_rate is not None:
@@ -231,7 +271,8 @@ def _numbers(text: str, kind: type[Any]) -> list[Any]:
         return []
 
 
-def _given(path: Path | None) -> tuple[Prompt, ...]:
+def given_prompts(path: Path | None) -> tuple[Prompt, ...]:
+    """The prompts of a file that somebody has named; none of None."""
     if path is None:
         return ()
     from orchestrator.bench.prompts import prompts_in

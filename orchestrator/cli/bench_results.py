@@ -176,7 +176,11 @@ def results_of(session: Session) -> Results:
 
 
 def _by_engine(levels: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    return [list(of) for _, of in groupby(levels, key=lambda one: (one["engine"], one["recipe"], one["through"]))]
+    return [list(of) for _, of in groupby(levels, key=_table_of)]
+
+
+def _table_of(level: Mapping[str, Any]) -> tuple[object, ...]:
+    return level["engine"], level["recipe"], level["through"], tuple(level["adapters"])
 
 
 def _tell(session: Session, levels: Sequence[Mapping[str, Any]]) -> None:
@@ -185,6 +189,8 @@ def _tell(session: Session, levels: Sequence[Mapping[str, Any]]) -> None:
     title = f"{first['engine']}{version} ({first['recipe']}) through {first['through']}, {first['run']}"
     if first["num_prompts"] and first["random_input_len"]:
         title += f": about {first['random_input_len']} tokens in, {first['random_output_len']} out"
+    if first["adapters"]:
+        title += f", {len(first['adapters'])} adapters in turn"
     open_loop = first["max_concurrency"] is None
     load = "asked/s" if open_loop else "users"
     rows = [{load: _load_of(level), **{name: _figure(level[key]) for name, key in COLUMNS.items()}} for level in levels]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LiveLoad:
-    """Of the `hours` that were counted. "Users" are requests at a time, in flight or waiting, over those minutes in
-    which there was a request at all. Times until the first token are None where no answer was streamed. Of the
+    """Of the `hours` that were counted. "Users" are requests at a time, in flight or waiting, over the time in which
+    there was any. Times until the first token are None where no answer was streamed. Of the
     profile's `adapters` so many were asked. orch's own requests, a bench's among them, are in none of it."""
 
     hours: float

@@ -162,7 +162,7 @@ def live_load_of(lines: Iterable[Line], profile: str, now: float, hours: float) 
     """What clients did with a profile in the `hours` before `now` (seconds since 1970); None where it had no requests.
 
     The hours that were counted begin with the first line that there is, of whatever profile. Percentiles of users are
-    of the time that they were there, those of times until a first token are interpolated within a bucket, as Prometheus
+    of the time that any was there, those of times until a first token are interpolated within a bucket, as Prometheus
     does it.
     """
     since = now - hours * 3600
@@ -174,6 +174,9 @@ def live_load_of(lines: Iterable[Line], profile: str, now: float, hours: float) 
     if not named:
         return None
     users, waiting = (_seconds(line.users for line in together), _seconds(line.waiting for line in together))
+    # While nobody was there, nobody waited either: those seconds say nothing of how many there are.
+    idle = users.pop(0, 0.0)
+    waiting[0] = max(0.0, waiting.get(0, 0.0) - idle)
     ttft = sum((Counter(line.ttft) for line in named), Counter[int]())
     counted = min(hours, (now - min(line.minute for line in lines)) / 3600)
     return LiveLoad(

@@ -112,6 +112,8 @@ class EngineSheet(Protocol):
     programs: tuple[str, ...]
     # Adapters can be loaded and unloaded while it serves.
     hot_adapters: bool
+    # Why it cannot score texts that it is given, token by token; empty where it can, by the base at least.
+    cannot_score: str
     # It is made to serve many at a time; the others are simple, and made for few.
     for_many: bool
     # It computes on a GPU where there is one.
@@ -346,6 +348,7 @@ class EngineDefaults:
     endless: Mapping[str, Any] = MappingProxyType({"ignore_eos": True})
     version_at = ("", "")
     package = ""
+    cannot_score = "it tells no probabilities of a prompt"
     for_many = False
     starts_in_s = 3.0
 

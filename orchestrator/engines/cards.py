@@ -27,7 +27,7 @@ def card_of(
     meaning, recipe = weights.meaning, deployment.recipe
     if meaning is None:
         return None
-    shape = _shape(meaning) or weights.shape
+    shape = shape_in(meaning) or weights.shape
     parameters = shape.parameters if shape is not None else 0
     size = finished or (artifact_bytes(recipe, weights.size or 2 * parameters, shape) if shape is not None else 0)
     return ModelCard(
@@ -61,7 +61,7 @@ def card_of_route(deployment: Deployment, adapter: Adapter | None) -> ModelCard 
 _DIGITS = 64
 
 
-def _shape(meaning: Meaning) -> Shape | None:
+def shape_in(meaning: Meaning) -> Shape | None:
     """The sizes that the model's own files tell, wherever they were read."""
     found = shape_of({**meaning.sizes, "tie_word_embeddings": meaning.tied})
     family = meaning.model_type or meaning.architecture

@@ -131,6 +131,8 @@ class Vllm(EngineDefaults):
     starts_in_s = 60.0
     settings: type[EngineSettings] = VllmSettings
     hot_adapters = True
+    # Of an adapter not: on a CPU that ends its engine.
+    cannot_score = ""
     for_many = True
     version_at = ("/version", "version")
     # Its command line counts before its file.

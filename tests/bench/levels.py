@@ -38,6 +38,7 @@ def level(engine: str, users: int | None, throughput: float, ttft_ms: float = 50
         "random_output_len": 64,
         "shared_prefix_len": 0,
         "seed": 0,
+        "adapters": [],
         "goodput_limits": {},
         "interrupted": False,
         **figures,

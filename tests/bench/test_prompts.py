@@ -36,6 +36,7 @@ SHAREGPT = [
     {"id": "a", "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
     {"conversations": [{"from": "system", "value": "Be short."}, {"from": "human", "value": "Who?"}]},
 ]
+REPLY = {"role": "assistant", "content": "Now."}
 CHAT = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "When?"}]
 
 
@@ -45,6 +46,10 @@ CHAT = [{"role": "system", "content": "Be short."}, {"role": "user", "content": 
         ('{"prompt": "a"}\n\n{"prompt": "b", "output_tokens": 7}\n', [(("user", "a"),), (("user", "b"),)]),
         (json.dumps({"messages": CHAT}), [(("system", "Be short."), ("user", "When?"))]),
         (json.dumps({"custom_id": "1", "body": {"messages": CHAT}}), [(("system", "Be short."), ("user", "When?"))]),
+        (
+            json.dumps({"messages": [*CHAT, {"role": "assistant", "content": "Now."}]}),
+            [tuple(map(tuple, map(dict.values, CHAT)))],
+        ),
         (json.dumps(SHAREGPT), [(("user", "Why?"),), (("system", "Be short."), ("user", "Who?"))]),
     ],
 )

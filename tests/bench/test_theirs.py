@@ -56,6 +56,7 @@ def test_another_orchs_lines_keep_what_they_say() -> None:
         ("{", "file is not JSON"),
         ("{}", "file has no result that orch knows"),
         ("[1]", "file has no result that orch knows"),
+        ('{"version": 2, "max_concurrency": 1}', "file has a level without accelerator"),
         ('{"benchmarks": [{}], "metadata": {}}', "file lacks what a result of guidellm has"),
         ('{"total_output_tokens": 1, "median_ttft_ms": 1}', "file lacks what a result of vllm has"),
     ],

@@ -25,7 +25,7 @@ TYPES = {".html": "text/html", ".js": "text/javascript", ".mjs": "text/javascrip
 SITE = "chat.example.org"
 # A page that is asked for nothing asks again after so many seconds.
 _POLL_S = 20.0
-_OPTIONS = (
+OPTIONS = (
     *("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--no-default-browser-check"),
     *("--disable-extensions", "--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--no-proxy-server", "--enable-logging=stderr"),
@@ -66,7 +66,7 @@ class Browser:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
         root = ("--no-sandbox",) if os.getuid() == 0 else ()
-        command = [chromium(), *_OPTIONS, *root, f"--user-data-dir={place / 'profile'}", self.here]
+        command = [chromium(), *OPTIONS, *root, f"--user-data-dir={place / 'profile'}", self.here]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,

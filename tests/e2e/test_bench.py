@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import signal
 import time
+from pathlib import Path
 
 import pytest
-from orch_command import Orch
+from orch_command import Orch, wait_until, with_environments
 
 pytestmark = pytest.mark.llamacpp
 
@@ -36,6 +37,10 @@ def test_each_level_is_measured_and_kept(orch: Orch) -> None:
     (row,) = orch.run("bench", "ls", "--json").lines
     assert (row["engine"], row["users"]) == ("llamacpp", "1, 3")
 
+    load = orch.load("tiny", clients=2)
+    wait_until(lambda: orch.gateway_status()["backends"]["tiny-llamacpp-g1"]["in_flight"], what="a client's request")
+    assert "Clients' requests are in flight" in orch.run("bench", "--concurrency", "1", *SHORT).out
+    load.stop()
     direct = orch.run("bench", "--concurrency", "1", *SHORT, "--direct", "--json").lines[-1]
     assert (direct["through"], direct["completed"]) == ("the engine", 2)
     # No prompt is one that was asked before: all of it is read.
@@ -72,3 +77,41 @@ def test_each_level_is_measured_and_kept(orch: Orch) -> None:
 def test_what_cannot_be_is_told(orch: Orch, words: tuple[str, ...], code: int, said: str) -> None:
     assert said in orch.run("bench", *words, code=code).err
     assert not (orch.home / "bench").exists()
+
+
+def test_prompts_of_a_file_at_random_times(orch: Orch) -> None:
+    orch.run("up", "llamacpp", "-p", str(orch.profile))
+    file = orch.home / "prompts.jsonl"
+    rows = [{"prompt": "Who are you?", "output_tokens": 5}, {"messages": [{"role": "user", "content": "Hello!"}]}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("--request-rate", "4", "--duration", "2", "--prompts", str(file), "--output-len", "9")
+    told = orch.run("bench", *words, "--json").lines
+    (level,) = [line for line in told if "max_concurrency" in line]
+    assert (level["max_concurrency"], level["request_rate"], level["num_prompts"]) == (None, 4.0, 8)
+    assert (level["dataset"], level["random_input_len"], level["failed"]) == ("file", None, 0)
+    # Half of them are as long as the file says, half as the option does.
+    assert level["total_output_tokens"] == 4 * 5 + 4 * 9
+    assert "has 2 prompts for up to 8 requests" in orch.run("bench", *words).out
+    assert "None of these measurements is of users at a time" in orch.run("bench", "report", code=4).err
+
+
+@pytest.mark.vllm
+@pytest.mark.long
+def test_the_fields_own_instruments(orch: Orch, environments: Path) -> None:
+    """Each makes the load that it is asked for, and finds about what orch finds."""
+    with_environments(orch, environments)
+    orch.run("up", "llamacpp", "-p", str(orch.profile))
+    found = {}
+    for tool in ((), ("--tool", "vllm"), ("--tool", "guidellm")):
+        words = ("--concurrency", "2", "--rounds", "8", "--input-len", "32", "--output-len", "24")
+        told = orch.run("bench", *words, *tool, "--direct", "--json", timeout=900).lines
+        (level,) = [line for line in told if "max_concurrency" in line]
+        assert (level["max_concurrency"], level["completed"], level["failed"]) == (2, 16, 0)
+        assert level["total_output_tokens"] == 16 * 24
+        found[level["tool"]] = level
+    for level in found.values():
+        for key in ("output_throughput", "median_ttft_ms", "median_tpot_ms", "median_e2el_ms"):
+            # The tools compute on the cores that the engine computes on.
+            assert 1 / 4 < level[key] / found["orch"][key] < 4, (level["tool"], key)
+    refused = orch.run("bench", "--tool", "vllm", "--concurrency", "1+", "--direct", code=2)
+    assert "a + in --concurrency is of orch's own client" in refused.err

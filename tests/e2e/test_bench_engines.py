@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from orch_command import ASSETS, Orch, stopped_afterwards, wait_until
+from orch_command import ASSETS, Orch, stopped_afterwards, wait_until, with_environments
 from stand_in_orch import OnStandIn
 
 from orchestrator.core.routes import Route
@@ -95,14 +95,16 @@ def test_who_interrupts_it_has_what_was_there(orch: OnStandIn) -> None:
 
 
 def test_an_engine_that_cannot_be_had_takes_nothing_with_it(orch: OnStandIn) -> None:
-    orch.up()
+    orch.run("up", "llamacpp", "-p", str(orch.profile))
     before = record(orch)
-    orch.slow(load=600)
-    # A migration to what does not start: it is undone, and what was measured by then is kept.
-    failed = orch.run("bench", "--engines", "ollama,parrot", *SHORT, code=None)
-    assert failed.code == 2
-    assert "parrot" in failed.err
+    (orch.bin / "ollama").write_text("#!/bin/sh\necho it is broken >&2\nexit 1\n")
+    failed = orch.run("bench", *BOTH, *SHORT, code=6)
+    assert "it is broken" in failed.err
+    # What was measured by then is kept, and told.
+    assert "output tok/s" in failed.out
+    assert [line["engine"] for line in orch.run("bench", "ls", "--json").lines] == ["llamacpp"]
     assert record(orch) == before
+    assert serving(orch) == ["tiny-llamacpp-g1"]
 
 
 @pytest.mark.parametrize(
@@ -124,3 +126,85 @@ def test_an_engine_that_cannot_be_had_takes_nothing_with_it(orch: OnStandIn) -> 
 def test_what_cannot_be_is_told(orch: OnStandIn, words: tuple[str, ...], code: int, said: str) -> None:
     assert said in orch.run("bench", *words, code=code).err
     assert not (orch.home / "bench").exists()
+
+
+def test_engines_are_asked_whether_they_agree(orch: OnStandIn) -> None:
+    orch.up()
+    told = orch.run("bench", "quality", "--engines", "llamacpp,ollama", "--output-len", "12", "--json").lines
+    lines = [line for line in told if line.get("kind") == "agreement"]
+    assert [(line["against"], line["engine"]) for line in lines] == [
+        ("llamacpp:gguf-q6_k", "llamacpp"),
+        ("llamacpp:gguf-q6_k", "ollama"),
+    ]
+    # The stand-in computes with the same llama.cpp, from the same file; each parts from itself at near ties.
+    assert all(line["share"] == line["same"] / line["of"] >= 0.9 for line in lines)
+    assert all(line["least"] < line["share"] <= line["most"] for line in lines)
+    assert "One engine alone" in orch.run("bench", "quality", code=2).err
+
+
+TASK = """task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list:
+  - metric: {metric}
+"""
+
+
+@pytest.mark.long
+def test_tasks_are_scored_and_what_cannot_be_is_said(
+    orch: OnStandIn, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    with_environments(orch, request.getfixturevalue("environments"))
+    orch.up()
+    data = tmp_path / "data.jsonl"
+    thanks = orch.says(question="Thank you!").strip()
+    rows = [{"question": "Thank you!", "answer": thanks}, {"question": "Hello!", "answer": "no such answer"}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kinds = {"own_answers": ("generate_until", "exact_match"), "own_odds": ("loglikelihood", "acc")}
+    for name, (kind, metric) in kinds.items():
+        (tmp_path / f"{name}.yaml").write_text(TASK.format(name=name, data=data, kind=kind, metric=metric))
+    words = ("--tasks", "own_answers,own_odds", "--include", str(tmp_path))
+    told = orch.run("bench", "quality", *words, "--json", timeout=900).lines
+    (score,) = [line for line in told if line.get("kind") == "score"]
+    assert (score["task"], score["metric"], score["value"], score["samples"]) == ("own_answers", "exact_match", 0.5, 2)
+    (left_out,) = [line for line in told if line.get("kind") == "unmeasurable"]
+    assert (left_out["task"], left_out["why"]) == (
+        "own_odds",
+        "a loglikelihood task, and it tells no probabilities of a prompt",
+    )
+    failed = orch.run("bench", "quality", "--tasks", "no_such_task", code=4, timeout=300)
+    assert "no_such_task" in failed.err
+
+
+def test_adapters_in_turn_and_starts(orch: OnStandIn) -> None:
+    orch.up()
+    assert "A swap takes two adapters" in orch.run("bench", "lora", code=5).err
+    for name in ("alpha", "beta"):
+        orch.run("lora", "add", name, str(ASSETS / ("lora-a" if name == "alpha" else "lora-b")))
+    short = ("--input-len", "32", "--output-len", "8", "--rounds", "8")
+    told = orch.run("bench", "lora", *short, "--concurrency", "1", "--json").lines
+    levels = [line for line in told if "max_concurrency" in line]
+    assert [line["adapters"] for line in levels] == [[], ["alpha"], ["alpha", "beta"]]
+    assert {line["failed"] for line in levels} == {0}
+    (swap,) = [line["swap"] for line in told if "swap" in line]
+    # The stand-in, as Ollama does, loads the other adapter's model: that takes its time.
+    assert swap["swap_ms"] > 20
+    assert "There is no adapter gamma" in orch.run("bench", "--adapters", "gamma", *short, code=5).err
+    # Nothing of it is a figure of the base.
+    only = orch.run("bench", "--adapters", "all", *short, "--concurrency", "1", "--json").lines[-1]
+    assert only["adapters"] == ["alpha", "beta"]
+
+    before = record(orch)
+    starts = orch.run(
+        "bench", "starts", "--engines", "ollama,llamacpp", "--output-len", "8", "--input-len", "32", "--json"
+    )
+    lines = [line for line in starts.lines if line.get("kind") == "start"]
+    assert [line["engine"] for line in lines] == ["ollama", "llamacpp"]
+    assert all(0 < line["steps"]["EnsureEngine"] < line["cold_s"] for line in lines)
+    assert record(orch) == before

@@ -49,6 +49,19 @@ status
 check -e llamacpp
 lora add alpha {adapter}
 lora ls
+bench --concurrency 1 --rounds 1 --input-len 16 --output-len 4
+bench ls
+bench show
+bench import {recorded} --engine vllm --profile tiny
+bench compare
+bench report -o {out}/report.html
+bench quality --engines llamacpp --output-len 4
+bench starts --engines llamacpp --input-len 16 --output-len 4
+advise --users 2
+fit --adapters 3
+lora add beta {adapter}
+bench lora --rounds 1 --concurrency 1 --input-len 16 --output-len 4
+lora rm beta
 lora rm alpha
 migrate --to llamacpp --recipe gguf-bf16
 rollback
@@ -140,8 +153,9 @@ def test_verbs_of_the_store(orch: Orch, tmp_path: Path) -> None:
 
 
 @pytest.mark.llamacpp
-def test_verbs_of_what_serves(orch: Orch) -> None:
-    Execed(orch).run(SERVING)
+def test_verbs_of_what_serves(orch: Orch, tmp_path: Path) -> None:
+    recorded = ROOT / "tests" / "bench" / "recorded" / "vllm_bench_c1.json"
+    Execed(orch, out=tmp_path, recorded=recorded).run(SERVING)
 
 
 @pytest.mark.vllm

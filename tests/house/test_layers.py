@@ -92,12 +92,15 @@ PACKAGES: dict[str, set[str]] = {
     "gateway": {"aiohttp", "uvloop", "orjson", "msgspec"},
     "bench.charts": {"matplotlib"},
     "bench.ceiling": {"uvloop"},
+    # It runs in an environment that orch makes, which has it.
+    "bench.lm_eval_job": {"lm_eval"},
     "gateway.metrics": {"prometheus_client"},
     "bench.client": {"aiohttp", "uvloop", "orjson"},
 }
 
 # Who asks the process environment, and for what.
 ENVIRONMENT = {
+    "bench.lm_eval_job": "tells the harness, which looks for its key there",
     "cli.session": "hands it to settings",
     "drivers.host": "CUDA_VISIBLE_DEVICES decides which GPUs there are",
     "drivers.hub.client": "tells the hub's client, which reads it when it is imported",

@@ -75,6 +75,15 @@ def test_what_lines_come_to() -> None:
     assert found.hours == pytest.approx(1.5 / 60)
 
 
+def test_the_time_in_which_nobody_was_there_does_not_count() -> None:
+    calm = Line(MINUTE, "one", users=AtATime(6, {0: 57.0, 2: 1.0, 6: 2.0}), waiting=AtATime(1, {0: 59.0, 1: 1.0}))
+    found = live_load_of([NAMED, calm], "one", NOW, 24)
+    assert found is not None
+    assert (found.users_p50, found.users_p95) == (6, 6)
+    # A third of the three seconds.
+    assert found.waiting_p95 == 1
+
+
 def test_two_gateways_and_two_minutes_are_added() -> None:
     later = Line(MINUTE, "one", "tiny", "vllm", requests=2, users=AtATime(1, {1: 30.0}), ttft={0: 12})
     adapter = Line(MINUTE, "one", "law", "vllm", True, 1, ttft={})

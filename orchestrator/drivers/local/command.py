@@ -26,9 +26,14 @@ _TICK_S = 0.2
 _GRACE_S = 3.0
 
 
-def allowed_environ() -> dict[str, str]:
+# What a program needs besides that asks the hub.
+_OF_THE_HUB = ("HF_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+
+
+def allowed_environ(asks_hub: bool = False) -> dict[str, str]:
     """The caller's environment, cut down to the allow-list."""
-    return {key: value for key, value in os.environ.items() if key in _ALLOWED or key.startswith(_ALLOWED_PREFIXES)}
+    prefixes = (*_ALLOWED_PREFIXES, *(_OF_THE_HUB if asks_hub else ()))
+    return {key: value for key, value in os.environ.items() if key in _ALLOWED or key.startswith(prefixes)}
 
 
 class Finished(NamedTuple):
