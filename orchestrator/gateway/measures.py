@@ -198,22 +198,6 @@ class Desk:
         self.together = together
 
 
-class Note(NamedTuple):
-    """How a request has ended that was counted as being `there`: `first` and `last` are when its first token came and
-    the end of its stream (0: none did), `read` and `written` tokens that were told."""
-
-    there: Desk
-    desk: Desk
-    began: float
-    ended: float
-    first: float
-    last: float
-    failed_of: str
-    ours: bool
-    read: int | None
-    written: int | None
-
-
 class Measures:
     """All that is measured, by one clock (seconds, monotonic)."""
 
@@ -226,8 +210,8 @@ class Measures:
         self._desks: dict[tuple[str, str, str], Desk] = {}
         self._queues: dict[tuple[str, str], int] = {}
         self._own: Counter[str] = Counter()
-        # In the order of their times: who has come, and when, and who has ended.
-        self._notes: list[tuple[Desk, float] | Note] = []
+        # In the order of their times: each request when it has come, and again when it has ended.
+        self._notes: list[Counted] = []
 
     def passage(self, route: Route, operation: str, own: bool) -> Passage:
         """A request for this route has come."""
@@ -246,46 +230,49 @@ class Measures:
             desk = self._desks[key] = Desk(route, series, self._slice(share), self.crowd_of(route.owner))
         return desk
 
-    def note(self, note: tuple[Desk, float] | Note) -> None:
-        """Have it counted."""
-        self._notes.append(note)
+    def note(self, request: Counted) -> None:
+        """It has come, or ended."""
+        self._notes.append(request)
         if len(self._notes) >= _MOST_NOTES:
             self._count()
 
     def _count(self) -> None:
         notes, self._notes = self._notes, []
-        for note in notes:
-            if isinstance(note, Note):
-                self._ended(note)
+        for request in notes:
+            if request.counted:
+                self._ended(request)
             else:
-                desk, now = note
+                request.counted = True
+                desk, now = request.there, request.began
                 desk.line.requests += 1
                 desk.line.crowd.users.change(1, now)
                 desk.together.users.change(1, now)
 
-    def _ended(self, note: Note) -> None:
-        there, series, line = note.there, note.desk.series, note.desk.line
-        there.line.crowd.users.change(-1, note.ended)
-        there.together.users.change(-1, note.ended)
+    def _ended(self, request: Counted) -> None:
+        there, ended = request.there, request.ended
+        there.line.crowd.users.change(-1, ended)
+        there.together.users.change(-1, ended)
         if not there.together.users.level:
-            self._at_rest(there.route.owner, note.ended)
-        series.ended(note.ended - note.began, note.failed_of)
-        if note.first:
-            seconds = note.first - note.began
+            self._at_rest(there.route.owner, ended)
+        series, line = request.desk.series, request.desk.line
+        series.ended(ended - request.began, request.failed_of)
+        if request.first:
+            seconds = request.first - request.began
             series.first_tokens.add(seconds)
             number = bucket_of(seconds)
             line.ttft[number] = line.ttft.get(number, 0) + 1
-        if note.failed_of:
-            line.errors += note.ours
+        if request.failed_of:
+            line.errors += request.ours
             return
-        if note.read is not None:
-            series.tokens_in.add(note.read)
-            line.tokens_in += note.read
-        if note.written is not None:
-            series.tokens_out.add(note.written)
-            line.tokens_out += note.written
-            if note.last and note.written > 1:
-                series.output_tokens.add((note.last - note.first) / (note.written - 1))
+        read, written = request.counts
+        if read is not None:
+            series.tokens_in.add(read)
+            line.tokens_in += read
+        if written is not None:
+            series.tokens_out.add(written)
+            line.tokens_out += written
+            if request.last and written > 1:
+                series.output_tokens.add((request.last - request.first) / (written - 1))
 
     def waits(self, route: Route, by: int) -> None:
         """One more waits at the gateway for this route, or one fewer; none of orch's own."""
@@ -384,44 +371,40 @@ class Passage:
 
 
 class Counted(Passage):
-    """The same of a client's request, measured from now until `with` ends."""
+    """The same of a client's request, measured from now until `with` ends.
+
+    It is counted as being `there`, and what came of it at `desk`: a request that waits for a change of the engine is
+    there at the one before. `first` and `last` are when its first token came, and its stream was over (0: none was).
+    It `failed_of` something, which is `ours`: the gateway's or the engine's. `counts` are its tokens. It is `counted`
+    as having come.
+    """
 
     __slots__ = (
-        *("_began", "_counts", "_desk", "_failed_of", "_first", "_last", "_measures", "_operation", "_ours", "_there"),
-        "_told",
+        *("_measures", "_operation", "_told", "began", "counted", "counts", "desk", "ended", "failed_of", "first"),
+        *("last", "ours", "there"),
     )
 
     def __init__(self, measures: Measures, route: Route, operation: str) -> None:
         self._measures = measures
         self._operation = operation
-        self._first = self._last = 0.0
-        self._failed_of, self._ours = "", False
         self._told: tokens.Told | None = None
-        self._counts: tuple[int | None, int | None] = (None, None)
-        self._began = measures.clock()
-        # Where it is counted as being there: at another engine meanwhile, it is still the same one.
-        self._desk = self._there = measures.desk(route, operation)
-        measures.note((self._desk, self._began))
+        self.first = self.last = self.ended = 0.0
+        self.failed_of, self.ours = "", False
+        self.counts: tuple[int | None, int | None] = (None, None)
+        self.counted = False
+        self.desk = self.there = measures.desk(route, operation)
+        self.began = measures.clock()
+        measures.note(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
             self._raised(error)
-        counts = self._counts if self._told is None else self._told.counts()
-        self._measures.note(
-            Note(
-                self._there,
-                self._desk,
-                self._began,
-                self._measures.clock(),
-                self._first,
-                self._last,
-                self._failed_of,
-                self._ours,
-                *counts,
-            )
-        )
+        if self._told is not None:
+            self.counts, self._told = self._told.counts(), None
+        self.ended = self._measures.clock()
+        self._measures.note(self)
 
     def _raised(self, error: BaseException) -> None:
         if isinstance(error, Refusal):
@@ -432,34 +415,34 @@ class Counted(Passage):
             self.failed(BUG, ours=True)
 
     def leads_to(self, route: Route) -> None:
-        if route is not self._desk.route:
-            self._desk = self._measures.desk(route, self._operation)
+        if route is not self.desk.route:
+            self.desk = self._measures.desk(route, self._operation)
 
     def answered(self, status: int) -> None:
-        self._told, self._failed_of, self._ours = None, "", False
+        self._told, self.failed_of, self.ours = None, "", False
         if status >= HTTPStatus.BAD_REQUEST:
             self.failed(str(status), status >= HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def failed(self, of: str, ours: bool) -> None:
-        self._failed_of, self._ours = of, ours
+        self.failed_of, self.ours = of, ours
 
     def took(self, data: bytes, begins: bytes | None = None) -> bool:
         told = self._told
         if told is None:
             told = self._told = tokens.Told()
         told.take(data)
-        if begins is not None and not self._first and told.has_begun(begins) and not self._failed_of:
-            self._first = self._measures.clock()
-        return self._first > 0
+        if begins is not None and not self.first and told.has_begun(begins) and not self.failed_of:
+            self.first = self._measures.clock()
+        return self.first > 0
 
     def took_all(self, body: bytes) -> None:
-        self._counts = tokens.counts_in(body)
+        self.counts = tokens.counts_in(body)
 
     def streamed(self, counts: tuple[int | None, int | None] | None) -> None:
-        if self._first:
-            self._last = self._measures.clock()
+        if self.first:
+            self.last = self._measures.clock()
         if counts is not None:
-            self._told, self._counts = None, counts
+            self._told, self.counts = None, counts
 
 
 def _share(route: Route) -> Share:

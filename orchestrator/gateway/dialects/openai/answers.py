@@ -80,7 +80,7 @@ class Answer(Passing):
 
     def part(self, data: bytes) -> bytes:
         """See Reply."""
-        text = super().part(data)
+        text = Passing.part(self, data)
         return text if self._unasked is None else self._unasked.take(text)
 
     async def end(self) -> bytes:

@@ -59,15 +59,18 @@ class Unasked:
         self._held = b""
         # The blank line behind an event that was taken out goes with it.
         self._drops = False
+        # Nothing is held, and nothing is to be dropped.
+        self._calm = not each
         self.counts: tuple[int | None, int | None] = (None, None)
 
     def take(self, text: bytes) -> bytes:
         """What the client is told of some whole lines."""
         # Where the last event is one of many, so are all before it.
-        plain = not (self._held or self._drops or self._each)
-        if plain and text.find(_NO_REASON, text.rfind(b"\ndata:") + 1) >= 0:
+        if self._calm and text.find(_NO_REASON, text.rfind(b"\ndata:") + 1) >= 0:
             return text
-        return b"".join(map(self._line, text.splitlines(keepends=True)))
+        told = b"".join(map(self._line, text.splitlines(keepends=True)))
+        self._calm = not (self._held or self._drops or self._each)
+        return told
 
     def rest(self) -> bytes:
         """What was held, for figures that did not come."""
