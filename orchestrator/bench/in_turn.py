@@ -35,9 +35,11 @@ class Side:
     def __str__(self) -> str:
         return f"{self.engine}:{self.recipe.value}" if self.recipe is not None else self.engine
 
-    def is_served_by(self, desired: Desired | None) -> bool:
-        """Whether that is what serves already."""
+    def is_served_by(self, desired: Desired | None, target: str | None) -> bool:
+        """Whether that is what serves already, on that target (None: any)."""
         if desired is None or desired.stopped or desired.spec.engine != self.engine:
+            return False
+        if target not in (None, desired.spec.target):
             return False
         served = desired.resolution.deployment.recipe if desired.resolution is not None else desired.spec.recipe
         return self.recipe is None or self.recipe == served
@@ -143,7 +145,7 @@ def in_turn(
     changed = False
     try:
         for side in sides:
-            if always_start or not side.is_served_by(orch.observe().desired.get(was.profile)):
+            if always_start or not side.is_served_by(orch.observe().desired.get(was.profile), asked.target):
                 changed = True
                 plan_and_run(orch, f"bench {side}", partial(plan_of, orch, side, was.profile, asked), watcher)
             measure(side)

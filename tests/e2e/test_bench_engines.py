@@ -80,6 +80,21 @@ def test_what_served_serves_again(orch: OnStandIn) -> None:
     assert "ollama" in serving(orch)[0]
 
 
+@pytest.mark.long
+def test_where_only_one_engine_fits_nobody_is_refused(orch: OnStandIn) -> None:
+    orch.env["ORCH_ENGINE_MEMORY"] = "300MiB"
+    orch.up()
+    before = record(orch)
+    clients = orch.load("tiny", clients=2, tokens=20)
+    told = orch.run("bench", *BOTH, *SHORT, "--json")
+    streams = clients.stop()
+    assert told.steps("done").count("HoldRequests") == 2
+    assert [line["engine"] for line in told.lines if "max_concurrency" in line] == ["llamacpp"] * 2 + ["ollama"] * 2
+    assert record(orch) == before
+    assert [stream.problem for stream in streams if stream.problem] == []
+    assert len(streams) > 5
+
+
 def test_who_interrupts_it_has_what_was_there(orch: OnStandIn) -> None:
     orch.up()
     before = record(orch)
