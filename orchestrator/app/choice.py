@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Choice:
     """A profile by its name, with so many adapters, and `room` for so many; it has an engine take `parallel` requests
-    at a time. `serving` serves it now (empty: nothing does), an artifact of `recipe`. `simple` is the engine for few
-    users that is meant here, `many` the one for many; `cannot` says why one of them cannot serve. `gpus` are this
-    machine's, by name, and `on_gpu` the engines that compute on one here. `option` says in a command which profile is
-    meant, where that has to be said. `orch` is this version."""
+    at a time, of `context` tokens each. `serving` serves it now (empty: nothing does), an artifact of `recipe`.
+    `simple` is the engine for few users that is meant here, `many` the one for many; `cannot` says why one cannot serve.
+    `gpus` are this machine's, by name, and `on_gpu` the engines that compute on one here. `option` says in a command
+    which profile is meant, where that has to be said. `orch` is this version."""
 
     profile: str
     adapters: int
     room: int
     parallel: int
+    context: int
     serving: str
     recipe: str
     simple: str
@@ -68,6 +69,7 @@ def choice_here(orch: Orchestrator, named: str | None, wanted: int | None = None
         adapters=adapters,
         room=profile.lora.max_adapters,
         parallel=profile.serving.parallel,
+        context=profile.serving.context,
         serving=serving,
         recipe=resolution.deployment.recipe.value if resolution is not None else "",
         simple=simple,

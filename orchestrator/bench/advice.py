@@ -52,7 +52,8 @@ class Situation:
     machine, `noted` what is to be known of them, `left_out` what was measured and is not in them, and why; `live` is
     what clients did, `live_users` of them at a time. `gpu` is this machine's first one (empty: it has none); the
     profile has the simple engine take `parallel` requests at a time, and room for `room` adapters. `option` is what
-    says in a command which profile is meant; empty where it goes without."""
+    says in a command which profile is meant, and `lengths` in a bench of it which prompts and answers; empty where it
+    goes without."""
 
     users: int
     later: int
@@ -71,6 +72,7 @@ class Situation:
     parallel: int = 1
     room: int = 0
     option: str = ""
+    lengths: str = ""
 
     @property
     def live_users(self) -> int | None:
@@ -297,6 +299,8 @@ def _of_adapters(asked: Situation) -> Reason:
         f"{asked.adapters} adapters: {asked.many} serves them all at once and switches in {many.adapter_swap}; "
         f"{simple.engine} takes {simple.adapter_swap} for a switch."
     )
+    if asked.simple != simple.engine:
+        text += f" Of {asked.simple} it says nothing; orch bench lora measures that."
     return Reason(text, "the article")
 
 
@@ -373,4 +377,5 @@ def _to_measure(asked: Situation) -> str:
     steps = [1]
     while steps[-1] < min(MOST_USERS, max(MANY_FROM, asked.later)):
         steps.append(steps[-1] * 2)
-    return f"orch bench --engines {asked.simple},{asked.many} --concurrency {','.join(map(str, steps))}{asked.option}"
+    load = f"--concurrency {','.join(map(str, steps))}{asked.lengths}"
+    return f"orch bench --engines {asked.simple},{asked.many} {load}{asked.option}"

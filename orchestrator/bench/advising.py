@@ -15,6 +15,7 @@ from orchestrator.app.live import live_load
 from orchestrator.bench.advice import Situation
 from orchestrator.bench.results import Results
 from orchestrator.bench.series import series_of
+from orchestrator.bench.sweep import AROUND, Sweep
 from orchestrator.core.live_load import LiveLoad
 from orchestrator.errors import PlanRefused
 
@@ -63,10 +64,20 @@ def situation(orch: Orchestrator, results: Results, profile: str | None, asked: 
         parallel=here.parallel,
         room=here.room,
         option=here.option,
+        lengths=_lengths(here.context),
     )
     users = asked.users or known.live_users
     assert users is not None, "one of them says how many users there are"
     return replace(known, users=users, later=max(users, math.ceil(users * asked.growth)))
+
+
+def _lengths(context: int) -> str:
+    """How a bench is told of shorter prompts and answers than its usual ones, where those are more than a context."""
+    usual = Sweep()
+    if usual.input_tokens + usual.output_tokens + AROUND <= context:
+        return ""
+    each = max(1, (context - AROUND) // 2)
+    return f" --input-len {each} --output-len {each}"
 
 
 def _live(orch: Orchestrator, profile: str, hours: float) -> LiveLoad:

@@ -77,7 +77,7 @@ def fit(
             "nothing else in it. The columns of weights have them alone, as the article counts."
         )
         if max(adapters, *(one.most_together(found.total) or 0 for one in found.each)) > MOST_ADAPTERS:
-            session.screen.say(f"Memory is one thing: orch gives an engine at most {MOST_ADAPTERS} adapters.")
+            session.screen.say(f"An engine is given at most {MOST_ADAPTERS} adapters, whatever memory there is.")
 
 
 def _of_adapter(fits: Sequence[Fit]) -> str:
