@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 class Choice:
     """A profile by its name, with so many adapters, and `room` for so many; it has an engine take `parallel` requests
     at a time, of `context` tokens each. `serving` serves it now (empty: nothing does), an artifact of `recipe`.
-    `simple` is the engine for few users that is meant here, `many` the one for many; `cannot` says why one cannot serve.
-    `gpus` are this machine's, by name, and `on_gpu` the engines that compute on one here. `option` says in a command
-    which profile is meant, where that has to be said. `orch` is this version."""
+    `simple` is the engine for few users that is meant here, `many` the one for many; `cannot` says why one of them
+    cannot serve. `gpus` are this machine's, by name, and `on_gpu` the engines that compute on one here. `option` says
+    in a command which profile is meant, where that has to be said. `orch` is this version."""
 
     profile: str
     adapters: int

@@ -206,7 +206,8 @@ def _by_failures(asked: Situation, simple: Figure, many: Figure, reasons: list[R
     nothing."""
     failing = [one for one in (simple, many) if one.fails]
     for one in failing:
-        text = f"With {users(asked.later)} {one.engine} leaves {100 * one.failing:.0f} % of its requests unanswered."
+        up_to = "up to " if one.between else ""
+        text = f"With {users(asked.later)} {one.engine} leaves {up_to}{100 * one.failing:.0f} % of its requests unanswered."
         reasons.append(Reason(text, _from(one)))
     if len(failing) != 1:
         return ""
@@ -313,8 +314,12 @@ def _of_live(asked: Situation) -> Iterator[Reason]:
     yield Reason(
         f"{live.requests:,} requests{failed}: {live.users_p50:g} at a time as a rule, {live.users_p95:g} at busy "
         f"times, {live.users_max} at most; {live.waiting_p95:g} waiting{first}.",
-        f"live traffic of the last {live.hours:,.0f} h",
+        f"live traffic of the last {_time(live.hours)}",
     )
+
+
+def _time(hours: float) -> str:
+    return f"{hours:,.0f} h" if hours >= 1 else f"{max(1, round(hours * 60))} min"
 
 
 def _of_growth(asked: Situation) -> Iterator[Reason]:

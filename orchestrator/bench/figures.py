@@ -24,7 +24,7 @@ class Figure:
     milliseconds (p95 where it was measured), and which share of its requests was not answered; `how` it is known, of
     which runs and where (`origin`; empty: not from here). `own`: its first token was measured here, or clients had it.
     `beyond`: of fewer users than are meant, so the first token comes later than that (`first_beyond`, where clients do
-    not say); `gains`: and more users still brought more tokens."""
+    not say); `gains`: and more users still brought more tokens. `between`: `failing` is the worse of two levels'."""
 
     engine: str
     throughput: float | None
@@ -37,6 +37,7 @@ class Figure:
     first_beyond: bool = False
     gains: bool = False
     failing: float = 0.0
+    between: bool = False
     origin: str = ""
 
     @property
@@ -78,6 +79,7 @@ def measured_figure(series: Series, number: int) -> Figure:
         measured=True,
         own=True,
         failing=max(low.failing, high.failing),
+        between=True,
         origin=series.origin,
     )
 
@@ -85,7 +87,7 @@ def measured_figure(series: Series, number: int) -> Figure:
 def _of_point(series: Series, point: Point, how: str, beyond: bool = False, gains: bool = False) -> Figure:
     return Figure(
         series.engine, point.throughput, point.error, point.ttft_p95, how, True, True, beyond, beyond, gains,
-        point.failing, series.origin,
+        point.failing, origin=series.origin,
     )  # fmt: skip
 
 

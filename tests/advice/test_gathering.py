@@ -148,6 +148,12 @@ def test_what_it_says_to_type_can_be_typed(home: Path) -> None:
         assert orch(home, *words, "--plan")
 
 
+def test_where_nothing_is_deployed_the_profile_is_named(home: Path) -> None:
+    advice = json.loads(orch(home, "advise", "--users", "1", "--json").splitlines()[-1])
+    assert advice["run"].endswith(" -p qwen3-8b") or advice["sure"] == "only"
+    assert advice["verdict"].endswith(" -p qwen3-8b") or not advice["engine"]
+
+
 def test_more_adapters_than_the_profile_has_room_for(home: Path) -> None:
     reasons = [reason["text"] for reason in advised(home, "--users", "1", "--adapters", "12")["reasons"]]
     assert "The profile has room for 3 adapters: set lora.max_adapters = 12 in it." in reasons
