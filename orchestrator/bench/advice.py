@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from orchestrator.bench.figures import Figure, article_figure, measured_figure, ms, told_by_article, users
+from orchestrator.bench.figures import Figure, article_figure, measured_figure, told_by_article
 from orchestrator.bench.series import Crossover, Series, crossover
+from orchestrator.bench.words import time_text, users_text
 from orchestrator.core.live_load import LiveLoad
 from orchestrator.core.reference import Reference
 
@@ -131,10 +132,10 @@ def _without_choice(asked: Situation, possible: Sequence[str]) -> Advice:
     if figure.measured:
         reasons.append(_of_measured(asked, figure))
     elif engine == asked.simple and asked.later > SIMPLE_UP_TO:
-        reasons.append(Reason(f"With {users(asked.later)} it will be slow: more wait for each answer.", _ARTICLE))
+        reasons.append(Reason(f"With {users_text(asked.later)} it will be slow: more wait for each answer.", _ARTICLE))
     if asked.ttft_ms is not None and figure.own and (figure.ttft_ms or 0.0) > asked.ttft_ms:
         reasons.append(
-            Reason(f"Its first token comes after {figure.first}, past your {ms(asked.ttft_ms)}.", figure.how)
+            Reason(f"Its first token comes after {figure.first}, past your {time_text(asked.ttft_ms)}.", figure.how)
         )
     told = (*_of_live(asked), *_of_growth(asked), *reasons, *_of_room(asked))
     return Advice(engine, _verdict(asked, engine), Sure.ONLY, told)
@@ -142,7 +143,7 @@ def _without_choice(asked: Situation, possible: Sequence[str]) -> Advice:
 
 def _by_figures(asked: Situation, simple: Figure, many: Figure) -> tuple[str, list[Reason]]:
     """By what was measured of both, for the users that there will be."""
-    both, number = _from(simple, many), users(asked.later)
+    both, number = _from(simple, many), users_text(asked.later)
     reasons: list[Reason] = []
     engine = _by_failures(asked, simple, many, reasons)
     if engine:
@@ -173,7 +174,7 @@ def _by_figures(asked: Situation, simple: Figure, many: Figure) -> tuple[str, li
 
 def _by_rules(asked: Situation, simple: Figure, many: Figure) -> tuple[str, list[Reason]]:
     """By the article's rules, with what is known of each engine."""
-    number, later = asked.later, users(asked.later)
+    number, later = asked.later, users_text(asked.later)
     reasons = [_of_measured(asked, one) for one in (simple, many) if one.measured]
     reasons += _known(asked, [one for one in (simple, many) if not one.measured])
     engine = _by_failures(asked, simple, many, reasons)
@@ -190,7 +191,9 @@ def _by_rules(asked: Situation, simple: Figure, many: Figure) -> tuple[str, list
     # The article's own word of few users is its rule, not what lies between its figures.
     told = simple.own or number >= REGULAR
     if asked.ttft_ms is None and told and simple.ttft_ms is not None and simple.ttft_ms > SLOW_MS:
-        text = f"With {later} the first token comes after {simple.first} from {asked.simple}, past {ms(SLOW_MS)}."
+        text = (
+            f"With {later} the first token comes after {simple.first} from {asked.simple}, past {time_text(SLOW_MS)}."
+        )
         return asked.many, [*reasons, Reason(text, _from(simple))]
     if number <= SIMPLE_UP_TO:
         return asked.simple, [*reasons, Reason(f"{later}: {asked.simple} is simple, and the faster one.", _ARTICLE)]
@@ -207,7 +210,8 @@ def _by_failures(asked: Situation, simple: Figure, many: Figure, reasons: list[R
     failing = [one for one in (simple, many) if one.fails]
     for one in failing:
         up_to = "up to " if one.between else ""
-        text = f"With {users(asked.later)} {one.engine} leaves {up_to}{100 * one.failing:.0f} % of its requests unanswered."
+        share = f"{up_to}{100 * one.failing:.0f} %"
+        text = f"With {users_text(asked.later)} {one.engine} leaves {share} of its requests unanswered."
         reasons.append(Reason(text, _from(one)))
     if len(failing) != 1:
         return ""
@@ -224,16 +228,16 @@ def _by_first_token(asked: Situation, simple: Figure, many: Figure, reasons: lis
     kept = [one for one in (simple, many) if (one.ttft_ms or 0.0) <= limit]
     both = _from(simple, many)
     first = (
-        f"With {users(asked.later)} the first token comes after {simple.first} from {simple.engine} and {many.first} "
-        f"from {many.engine}"
+        f"With {users_text(asked.later)} the first token comes after {simple.first} from {simple.engine} and "
+        f"{many.first} from {many.engine}"
     )
     # Of one that was measured with fewer users it is known that it is too slow, never that it is not.
     if len(kept) == 1 and not kept[0].first_beyond:
-        reasons.append(Reason(f"{first}: only {kept[0].engine} keeps to {ms(limit)}, {name}.", both))
+        reasons.append(Reason(f"{first}: only {kept[0].engine} keeps to {time_text(limit)}, {name}.", both))
         return kept[0].engine
     if not kept and asked.ttft_ms is not None:
         quicker = min((simple, many), key=lambda one: one.ttft_ms or 0.0).engine
-        reasons.append(Reason(f"{first}: neither keeps to {ms(limit)}; {quicker} is nearer.", both))
+        reasons.append(Reason(f"{first}: neither keeps to {time_text(limit)}; {quicker} is nearer.", both))
         return quicker
     reasons.append(Reason(f"{first}.", both))
     return ""
@@ -255,11 +259,11 @@ def _known(asked: Situation, unmeasured: Sequence[Figure]) -> Iterator[Reason]:
         how = rate[1]
         point = of_article.at(number)
         first = point.ttft if point is not None else figure.ttft_ms
-        of_first = f", first token after {ms(first)}" if first is not None else ""
+        of_first = f", first token after {time_text(first)}" if first is not None else ""
         cells.append(f"{name} {rate[0]:.0f} tok/s{of_first}")
     gpu = asked.reference.gpu
     if cells:
-        yield Reason(f"With {users(number)}: {'; '.join(cells)}.", f"the article, {how} on one {gpu}")
+        yield Reason(f"With {users_text(number)}: {'; '.join(cells)}.", f"the article, {how} on one {gpu}")
     if unmeasured and asked.gpu != gpu:
         yield Reason(f"{asked.gpu or 'No GPU'} is here, not the article's: what it says is a guide.", _MACHINE)
     if number > SIMPLE_UP_TO and asked.parallel > 1 and any(one.engine == asked.simple for one in unmeasured):
@@ -269,7 +273,7 @@ def _known(asked: Situation, unmeasured: Sequence[Figure]) -> Iterator[Reason]:
 
 def _of_measured(asked: Situation, figure: Figure) -> Reason:
     first = f", first token after {figure.first}" if figure.ttft_ms is not None else ""
-    text = f"With {users(asked.later)} {figure.engine} gives {figure.throughput:,.0f} tokens a second{first}."
+    text = f"With {users_text(asked.later)} {figure.engine} gives {figure.throughput:,.0f} tokens a second{first}."
     return Reason(text, _from(figure))
 
 
@@ -309,22 +313,22 @@ def _of_live(asked: Situation) -> Iterator[Reason]:
     live = asked.live
     if live is None:
         return
-    first = f", first token p95 {ms(live.ttft_p95_ms)}" if live.ttft_p95_ms is not None else ""
+    first = f", first token p95 {time_text(live.ttft_p95_ms)}" if live.ttft_p95_ms is not None else ""
     failed = f", {live.errors:,} of them failed" if live.errors else ""
     yield Reason(
         f"{live.requests:,} requests{failed}: {live.users_p50:g} at a time as a rule, {live.users_p95:g} at busy "
         f"times, {live.users_max} at most; {live.waiting_p95:g} waiting{first}.",
-        f"live traffic of the last {_time(live.hours)}",
+        f"live traffic of the last {_hours(live.hours)}",
     )
 
 
-def _time(hours: float) -> str:
-    return f"{hours:,.0f} h" if hours >= 1 else f"{max(1, round(hours * 60))} min"
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f} h" if hours >= 1 else f"{hours * 60:.0f} min"
 
 
 def _of_growth(asked: Situation) -> Iterator[Reason]:
     if asked.later != asked.users:
-        yield Reason(f"{users(asked.users)} now, {asked.later} later: what is said is for {asked.later}.", "you")
+        yield Reason(f"{users_text(asked.users)} now, {asked.later} later: what is said is for {asked.later}.", "you")
 
 
 def _as_clients_see(asked: Situation, figure: Figure) -> Figure:

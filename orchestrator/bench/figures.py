@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from orchestrator.bench.series import Point, Series
+from orchestrator.bench.words import time_text, users_text
 from orchestrator.core.reference import Reference, ReferenceEngine
 
 # A larger share of requests that are not answered than this is no way to serve: ASSUMPTION.
@@ -43,7 +44,7 @@ class Figure:
     @property
     def first(self) -> str:
         """Its first token, in words."""
-        return f"{ms(self.ttft_ms)} or more" if self.first_beyond else ms(self.ttft_ms)
+        return f"{time_text(self.ttft_ms)} or more" if self.first_beyond else time_text(self.ttft_ms)
 
     @property
     def fails(self) -> bool:
@@ -56,14 +57,14 @@ def measured_figure(series: Series, number: int) -> Figure:
     points = series.points
     exact = series.at(number)
     if exact is not None:
-        return _of_point(series, exact, f"measured with {users(number)}")
+        return _of_point(series, exact, f"measured with {users_text(number)}")
     if number > points[-1].users:
         saturated = series.beyond(number) is not None
         what = "which was all that it could give" if saturated else "the most that was measured"
-        how = f"as with {users(points[-1].users)}, {what}"
+        how = f"as with {users_text(points[-1].users)}, {what}"
         return _of_point(series, points[-1], how, beyond=True, gains=not saturated)
     if number < points[0].users:
-        return _of_point(series, points[0], f"as with {users(points[0].users)}, the fewest measured")
+        return _of_point(series, points[0], f"as with {users_text(points[0].users)}, the fewest measured")
     low, high = next(pair for pair in pairwise(points) if pair[0].users < number < pair[1].users)
     part = _part(low.users, number, high.users)
 
@@ -108,27 +109,15 @@ def told_by_article(told: Sequence[tuple[int, float | None]], number: int) -> tu
     known = [(at, value) for at, value in told if value is not None]
     for at, value in known:
         if at == number:
-            return value, f"with {users(at)}"
+            return value, f"with {users_text(at)}"
     for (low, below), (high, above) in pairwise(known):
         if low < number < high:
             return below + (above - below) * _part(low, number, high), f"between {low} and {high} users"
     if not known:
         return None
     at, value = known[-1] if number > known[-1][0] else known[0]
-    return value, f"as with {users(at)}"
+    return value, f"as with {users_text(at)}"
 
 
 def _part(low: int, number: int, high: int) -> float:
     return math.log2(number / low) / math.log2(high / low)
-
-
-def users(number: int) -> str:
-    """So many, in words."""
-    return "1 user" if number == 1 else f"{number} users"
-
-
-def ms(value: float | None) -> str:
-    """Milliseconds for people."""
-    if value is None:
-        return "-"
-    return f"{value / 1000:,.1f} s" if value >= 1000 else f"{value:,.0f} ms"

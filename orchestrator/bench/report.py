@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator import resources
 from orchestrator.bench.charts import Curve, Span, draw
 from orchestrator.bench.series import Crossover, Point, Series, crossover, series_of
+from orchestrator.bench.words import time_text, users_text
 from orchestrator.core.reference import Reference, ReferenceEngine
 from orchestrator.errors import HostError
 
@@ -71,7 +72,7 @@ def verdicts(every: Sequence[Series], found: Crossover | None) -> Iterable[str]:
     if len(every) < 2:
         (one,) = every
         best = max(one.points, key=lambda point: point.throughput)
-        yield f"{one.title}: {best.throughput:,.0f} tokens a second at most, with {_users(best.users)}."
+        yield f"{one.title}: {best.throughput:,.0f} tokens a second at most, with {users_text(best.users)}."
         return
     simple, other = every[0], every[1]
     shared = [point.users for point in simple.points if other.at(point.users) is not None]
@@ -88,14 +89,14 @@ def verdicts(every: Sequence[Series], found: Crossover | None) -> Iterable[str]:
             tail = max(other.points, key=lambda point: point.throughput)
             yield (
                 f"It has reached what it can give; {other.title} gives {tail.throughput:,.0f} tokens a second at most, "
-                f"with {_users(tail.users)}."
+                f"with {users_text(tail.users)}."
             )
     mine, theirs = simple.at(most), other.at(most)
     if mine is not None and theirs is not None and mine.ttft_p50 is not None and theirs.ttft_p50 is not None:
         quick, slow = sorted(((mine, simple), (theirs, other)), key=lambda pair: pair[0].ttft_p50 or 0.0)
         yield (
-            f"With {_users(most)} the first token comes after {_ms(quick[0].ttft_p50)} from {quick[1].title}, and "
-            f"after {_ms(slow[0].ttft_p50)} from {slow[1].title}."
+            f"With {users_text(most)} the first token comes after {time_text(quick[0].ttft_p50)} from "
+            f"{quick[1].title}, and after {time_text(slow[0].ttft_p50)} from {slow[1].title}."
         )
     failed = {series.title: sum(point.failed for point in series.points) for series in every}
     for title, count in failed.items():
@@ -105,16 +106,6 @@ def verdicts(every: Sequence[Series], found: Crossover | None) -> Iterable[str]:
 
 def _bound(users: float | None, beyond: str) -> str:
     return f"{users:.0f}" if users is not None else beyond
-
-
-def _users(number: int) -> str:
-    return "1 user" if number == 1 else f"{number} users"
-
-
-def _ms(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value / 1000:,.1f} s" if value >= 1000 else f"{value:.0f} ms"
 
 
 def _facts(levels: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -246,10 +237,10 @@ def _by_users(series: Series) -> dict[str, Any]:
             f"{point.users}",
             f"{point.throughput:,.0f} ± {_SURE * point.error:,.0f}",
             f"{point.throughput / point.users:,.1f}",
-            _ms(point.ttft_p50),
-            _ms(point.ttft_p95),
+            time_text(point.ttft_p50),
+            time_text(point.ttft_p95),
             f"{point.tpot_p50:,.1f} ms" if point.tpot_p50 is not None else "–",
-            _ms(point.e2el_p50),
+            time_text(point.e2el_p50),
             f"{point.completed}" + (f", {point.failed} failed" if point.failed else ""),
         )
         for point in series.points
@@ -270,7 +261,7 @@ def _as_printed(
             *(_at(one, 1, "throughput") for one in every),
             *(f"{one.points[0].throughput:,.0f}" for one in theirs),
         ),
-        ("First token", *(_at(one, 1, "ttft") for one in every), *(_ms(one.points[0].ttft) for one in theirs)),
+        ("First token", *(_at(one, 1, "ttft") for one in every), *(time_text(one.points[0].ttft) for one in theirs)),
         ("256 tokens", *(_seconds_for_256(one) for one in every), *(f"{one.seconds_for_256:g} s" for one in theirs)),
         ("Memory", *(_memory(one, levels) for one in every), *(f"{one.memory_gb:g} GB" for one in theirs)),
     ]
@@ -294,7 +285,7 @@ def _at(series: Series, users: int, what: str) -> str:
     point = series.at(users)
     if point is None:
         return "–"
-    return f"{point.throughput:,.0f}" if what == "throughput" else _ms(point.ttft_p50)
+    return f"{point.throughput:,.0f}" if what == "throughput" else time_text(point.ttft_p50)
 
 
 def _article_at(engine: ReferenceEngine, users: int, what: str) -> str:
@@ -302,7 +293,7 @@ def _article_at(engine: ReferenceEngine, users: int, what: str) -> str:
     if point is None:
         return "–"
     if what == "ttft":
-        return _ms(point.ttft)
+        return time_text(point.ttft)
     return f"{point.throughput:,.0f}" if point.throughput is not None else "–"
 
 

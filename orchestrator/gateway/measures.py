@@ -1,7 +1,8 @@
 """What the gateway measures of each request: how long, how many tokens, how it ended, how many there are at a time.
 
-A request costs a few additions of plain numbers; what is told of them is put together when somebody asks (metrics.py),
-and once a minute (window.py). orch's own requests are counted, and else in nothing.
+A request costs two notes, of when it came and how it ended. They are counted many at a time, since what is counted is
+scattered in memory: one by one that takes four times as long. It is told when somebody asks (metrics.py), and once a
+minute (window.py). orch's own requests are counted, and else in nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ DURATIONS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 
 FIRST_TOKENS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 OUTPUT_TOKENS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 TOKENS = tuple(4**power for power in range(14))
+# Notes that are kept before they are counted.
+_MOST_NOTES = 64
 # What a request failed of that no refusal names.
 CLIENT_GONE, ENGINE_LOST, BUG = "client_gone", "engine_lost", "internal"
 
@@ -207,6 +210,8 @@ class Measures:
         self._desks: dict[tuple[str, str, str], Desk] = {}
         self._queues: dict[tuple[str, str], int] = {}
         self._own: Counter[str] = Counter()
+        # In the order of their times: each request when it has come, and again when it has ended.
+        self._notes: list[Counted] = []
 
     def passage(self, route: Route, operation: str, own: bool) -> Passage:
         """A request for this route has come."""
@@ -225,24 +230,76 @@ class Measures:
             desk = self._desks[key] = Desk(route, series, self._slice(share), self.crowd_of(route.owner))
         return desk
 
+    def note(self, request: Counted) -> None:
+        """It has come, or ended."""
+        self._notes.append(request)
+        if len(self._notes) >= _MOST_NOTES:
+            self._count()
+
+    def _count(self) -> None:
+        notes, self._notes = self._notes, []
+        for request in notes:
+            if request.counted:
+                self._ended(request)
+            else:
+                request.counted = True
+                desk, now = request.there, request.began
+                desk.line.requests += 1
+                desk.line.crowd.users.change(1, now)
+                desk.together.users.change(1, now)
+
+    def _ended(self, request: Counted) -> None:
+        there, ended = request.there, request.ended
+        there.line.crowd.users.change(-1, ended)
+        there.together.users.change(-1, ended)
+        if not there.together.users.level:
+            self._at_rest(there.route.owner, ended)
+        series, line = request.desk.series, request.desk.line
+        series.ended(ended - request.began, request.failed_of)
+        if request.first:
+            seconds = request.first - request.began
+            series.first_tokens.add(seconds)
+            number = bucket_of(seconds)
+            line.ttft[number] = line.ttft.get(number, 0) + 1
+        if request.failed_of:
+            line.errors += request.ours
+            return
+        read, written = request.counts
+        if read is not None:
+            series.tokens_in.add(read)
+            line.tokens_in += read
+        if written is not None:
+            series.tokens_out.add(written)
+            line.tokens_out += written
+            if request.last and written > 1:
+                series.output_tokens.add((request.last - request.first) / (written - 1))
+
     def waits(self, route: Route, by: int) -> None:
         """One more waits at the gateway for this route, or one fewer; none of orch's own."""
+        self._count()
         now = self.clock()
         self._slice(_share(route)).crowd.waiting.change(by, now)
         self.crowd_of(route.owner).waiting.change(by, now)
 
     def queued(self, owner: str, instance: str, requests: int | None) -> None:
-        """So many requests for an owner wait within an engine; None: it is not asked any more."""
+        """So many requests for an owner wait within an engine, if as many are there; None: it is not asked any more."""
+        self._count()
+        if requests is not None:
+            # Of orch's own there may be more.
+            requests = min(requests, self.crowd_of(owner).users.level)
+        self._queued(owner, instance, requests, self.clock())
+
+    def _queued(self, owner: str, instance: str, requests: int | None, now: float) -> None:
         before = self._queues.pop((owner, instance), 0)
         if requests is not None:
             self._queues[owner, instance] = requests
         if difference := (requests or 0) - before:
-            self.crowd_of(owner).waiting.change(difference, self.clock())
+            self.crowd_of(owner).waiting.change(difference, now)
 
-    def at_rest(self, owner: str) -> None:
+    def _at_rest(self, owner: str, now: float) -> None:
         """Nobody is there any more, whatever was last seen of queues."""
         for key in [key for key in self._queues if key[0] == owner]:
-            self.queued(*key, None)
+            self._queued(*key, None, now)
 
     def crowd_of(self, owner: str) -> Crowd:
         """Who is there of all names of a profile."""
@@ -253,6 +310,7 @@ class Measures:
 
     def snapshot(self) -> Snapshot:
         """All of it as it is now."""
+        self._count()
         return Snapshot(
             tuple((labels, series.copy()) for labels, series in self._series.items()),
             tuple((share, one.crowd.users.level) for share, one in self._slices.items()),
@@ -262,6 +320,7 @@ class Measures:
 
     def lines(self, at: float) -> list[Line]:
         """What was since the last time, which was within the minute of `at` (seconds since 1970)."""
+        self._count()
         minute, now = int(at // MINUTE_S) * MINUTE_S, self.clock()
         lines = []
         for owner, crowd in self._crowds.items():
@@ -281,6 +340,8 @@ class Measures:
 class Passage:
     """One request on its way, of orch's own: nothing of it is measured. What it says is what `Counted` does."""
 
+    __slots__ = ()
+
     def __enter__(self) -> Passage:
         return self
 
@@ -298,56 +359,52 @@ class Passage:
     def failed(self, of: str, ours: bool) -> None:
         """It has failed; `ours`: it is the gateway's or the engine's fault."""
 
-    def took(self, data: bytes, begins: bytes | None = None) -> None:
-        """Some bytes of the engine's answer; `begins` for those of a stream, see Question."""
+    def took(self, data: bytes, begins: bytes | None = None) -> bool:
+        """Some bytes of the engine's answer; `begins` for those of a stream, see Question. Whether it has begun."""
+        return True
 
     def took_all(self, body: bytes) -> None:
         """All of it, where it came in one piece."""
 
-    def streamed(self) -> None:
-        """All of a stream has come."""
+    def streamed(self, counts: tuple[int | None, int | None] | None) -> None:
+        """All of a stream has come, with these tokens where somebody else has looked for them."""
 
 
 class Counted(Passage):
-    """The same of a client's request, measured from now until `with` ends."""
+    """The same of a client's request, measured from now until `with` ends.
+
+    It is counted as being `there`, and what came of it at `desk`: a request that waits for a change of the engine is
+    there at the one before. `first` and `last` are when its first token came, and its stream was over (0: none was).
+    It `failed_of` something, which is `ours`: the gateway's or the engine's. `counts` are its tokens. It is `counted`
+    as having come.
+    """
+
+    __slots__ = (
+        *("_measures", "_operation", "_told", "began", "counted", "counts", "desk", "ended", "failed_of", "first"),
+        *("last", "ours", "there"),
+    )
 
     def __init__(self, measures: Measures, route: Route, operation: str) -> None:
         self._measures = measures
         self._operation = operation
-        self._first = self._last = 0.0
-        self._failed_of, self._ours = "", False
         self._told: tokens.Told | None = None
-        self._counts: tuple[int | None, int | None] = (None, None)
-        self._began = now = measures.clock()
-        # Where it is counted as being there: at another engine meanwhile, it is still the same one.
-        self._desk = self._there = desk = measures.desk(route, operation)
-        desk.line.requests += 1
-        desk.line.crowd.users.change(1, now)
-        desk.together.users.change(1, now)
+        self.first = self.last = self.ended = 0.0
+        self.failed_of, self.ours = "", False
+        self.counts: tuple[int | None, int | None] = (None, None)
+        self.counted = False
+        self.desk = self.there = measures.desk(route, operation)
+        self.began = measures.clock()
+        measures.note(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        now, there, desk = self._measures.clock(), self._there, self._desk
-        there.line.crowd.users.change(-1, now)
-        there.together.users.change(-1, now)
-        if not there.together.users.level:
-            self._measures.at_rest(there.route.owner)
         if error is not None:
             self._raised(error)
-        desk.series.ended(now - self._began, self._failed_of)
-        if self._failed_of:
-            desk.line.errors += self._ours
-            return
-        read, written = self._counts if self._told is None else self._told.counts()
-        if read is not None:
-            desk.series.tokens_in.add(read)
-            desk.line.tokens_in += read
-        if written is not None:
-            desk.series.tokens_out.add(written)
-            desk.line.tokens_out += written
-            if self._last and written > 1:
-                desk.series.output_tokens.add((self._last - self._first) / (written - 1))
+        if self._told is not None:
+            self.counts, self._told = self._told.counts(), None
+        self.ended = self._measures.clock()
+        self._measures.note(self)
 
     def _raised(self, error: BaseException) -> None:
         if isinstance(error, Refusal):
@@ -358,35 +415,34 @@ class Counted(Passage):
             self.failed(BUG, ours=True)
 
     def leads_to(self, route: Route) -> None:
-        if route is not self._desk.route:
-            self._desk = self._measures.desk(route, self._operation)
+        if route is not self.desk.route:
+            self.desk = self._measures.desk(route, self._operation)
 
     def answered(self, status: int) -> None:
-        self._told, self._failed_of, self._ours = None, "", False
+        self._told, self.failed_of, self.ours = None, "", False
         if status >= HTTPStatus.BAD_REQUEST:
             self.failed(str(status), status >= HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def failed(self, of: str, ours: bool) -> None:
-        self._failed_of, self._ours = of, ours
+        self.failed_of, self.ours = of, ours
 
-    def took(self, data: bytes, begins: bytes | None = None) -> None:
+    def took(self, data: bytes, begins: bytes | None = None) -> bool:
         told = self._told
         if told is None:
             told = self._told = tokens.Told()
         told.take(data)
-        if begins is not None and not self._first and told.has_begun(begins) and not self._failed_of:
-            self._first = self._measures.clock()
-            seconds = self._first - self._began
-            self._desk.series.first_tokens.add(seconds)
-            ttft, number = self._desk.line.ttft, bucket_of(seconds)
-            ttft[number] = ttft.get(number, 0) + 1
+        if begins is not None and not self.first and told.has_begun(begins) and not self.failed_of:
+            self.first = self._measures.clock()
+        return self.first > 0
 
     def took_all(self, body: bytes) -> None:
-        self._counts = tokens.counts_in(body)
+        self.counts = tokens.counts_in(body)
 
-    def streamed(self) -> None:
-        if self._first:
-            self._last = self._measures.clock()
+    def streamed(self, counts: tuple[int | None, int | None] | None) -> None:
+        if self.first:
+            self.last = self._measures.clock()
+        if counts is not None:
+            self._told, self.counts = None, counts
 
 
 def _share(route: Route) -> Share:

@@ -36,14 +36,12 @@ class Queues:
             await asyncio.gather(*(self._look(route, in_flight) for route, in_flight in busy))
 
     async def _look(self, route: Route, in_flight: int) -> None:
-        measures, path = self._board.measures, upstreams.queue_path(route)
+        path = upstreams.queue_path(route)
         if path:
             found = await self._asked(route, path)
         else:
             found = max(0, in_flight - route.at_once) if route.at_once else None
-        users = measures.crowd_of(route.owner).users.level
-        # Of orch's own there may be more.
-        measures.queued(route.owner, route.backend.instance, None if found is None else min(found, users))
+        self._board.measures.queued(route.owner, route.backend.instance, found)
 
     async def _asked(self, route: Route, path: str) -> int | None:
         try:

@@ -370,8 +370,11 @@ class Attempt:
             await answer.prepare(self.arrival.request)
         by_itself, tail = self._streaming and upstreams.may_end_by_itself(self.claim.route), b""
         took, first = self.passage.took, begins if self._streaming else None
+        # Of a stream whose tokens are counted by its reply only the beginning is looked at.
+        looks, counted = True, self._streaming and reply.counts is not None
         while chunk:
-            took(chunk, first)
+            if looks and took(chunk, first) and counted:
+                looks = False
             sent = reply.part(chunk) if self._streaming else chunk
             if sent:
                 await answer.write(sent)
@@ -380,7 +383,7 @@ class Attempt:
                 tail = (tail + chunk)[-upstreams.TAIL :]
             chunk = b"" if reply.done else await _more(upstream)
         if self._streaming:
-            self.passage.streamed()
+            self.passage.streamed(reply.counts)
             try:
                 rest = await reply.end()
             except EndedEarlyError as error:

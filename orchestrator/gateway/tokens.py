@@ -7,7 +7,6 @@ it, in whatever API. In a text that a model wrote, the quotes of these names wou
 from __future__ import annotations
 
 import re
-from collections import deque
 
 # Bytes that hold the first event of a stream, and the last ones: what comes after the text, and after its figures.
 _HEAD = _TAIL = 4 << 10
@@ -26,13 +25,11 @@ _NUMBER = re.compile(rb"\s*(\d{1,15})\b")
 class Told:
     """What an answer tells of itself, as it comes."""
 
-    __slots__ = ("_begun", "_head", "_size", "_tail")
+    __slots__ = ("_before", "_begun", "_head", "_tail")
 
     def __init__(self) -> None:
-        self._head = b""
+        self._head = self._before = self._tail = b""
         self._begun = False
-        self._tail: deque[bytes] = deque()
-        self._size = 0
 
     def take(self, data: bytes) -> None:
         """Some bytes of it, in their order."""
@@ -40,16 +37,15 @@ class Told:
             self._head += data[: _HEAD - len(self._head)]
         if len(data) > _TAIL:
             data = data[-_TAIL:]
-        tail = self._tail
-        tail.append(data)
-        self._size += len(data)
-        while self._size - len(tail[0]) >= _TAIL:
-            self._size -= len(tail.popleft())
+        if len(self._tail) < _TAIL:
+            self._tail += data
+        else:
+            self._before, self._tail = self._tail, data
 
     @property
     def size(self) -> int:
         """Bytes that are kept of it."""
-        return len(self._head) + self._size
+        return len(self._head) + len(self._before) + len(self._tail)
 
     def has_begun(self, begins: bytes) -> bool:
         """Whether a token is in what came of a stream: what comes first is one, unless it is a comment; where streams
@@ -57,14 +53,14 @@ class Told:
         comment = self._head.startswith(b":")
         if not self._begun and (begins or comment):
             sign = begins or b"\ndata:"
-            self._begun = sign in self._head or sign in b"".join(self._tail)
+            self._begun = sign in self._head or sign in self._before + self._tail
         else:
             self._begun = True
         return self._begun
 
     def counts(self) -> tuple[int | None, int | None]:
         """See `counts_in`."""
-        return counts_in(b"".join(self._tail), self._head)
+        return counts_in(self._before + self._tail, self._head)
 
 
 def counts_in(text: bytes, head: bytes = b"") -> tuple[int | None, int | None]:

@@ -10,11 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from gateway_process import Gateway, Stream, wait_until
-from openai_engine import CARD
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
-from prometheus_client.parser import text_string_to_metric_families as plain_text
-from scripted_engine import (
+from engine_by_script import (
     DONE,
     JSON,
     Asked,
@@ -25,6 +21,10 @@ from scripted_engine import (
     vllm_stream,
     wants_figures,
 )
+from gateway_process import Gateway, Stream, wait_until
+from openai_engine import CARD
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
+from prometheus_client.parser import text_string_to_metric_families as plain_text
 
 from orchestrator.core.routes import LLAMA_SERVER, OLLAMA, OPENAI, VLLM, Route
 
@@ -221,8 +221,9 @@ def test_who_is_there_waits_in_the_engine_and_at_the_gateway(
     gateway.admin.set_routes("two", [alone])
     streams = [Stream(gateway, model=name, messages=MESSAGES) for name in ("tiny", "tiny", "alone", "alone", "alone")]
     waiting = {"profile": "two", "backend": "two-llamacpp-g1"}
-    wait_until(lambda: value(gateway, "orch_gateway_engine_waiting_requests", **waiting) == 2, 8)
-    assert value(gateway, "orch_gateway_engine_waiting_requests", profile="one", backend="one-vllm-g1") == 2
+    told = {"profile": "one", "backend": "one-vllm-g1"}
+    name = "orch_gateway_engine_waiting_requests"
+    wait_until(lambda: value(gateway, name, **waiting) == value(gateway, name, **told) == 2, 15)
     assert value(gateway, "orch_gateway_active_requests", gen_ai_request_model="tiny") == 2
     assert value(gateway, "orch_gateway_active_requests", gen_ai_provider_name="llamacpp") == 3
     go_on.set()

@@ -64,7 +64,8 @@ class Reply(Protocol):
 
     `passes`: a whole answer goes on as it comes, head and all. `stream_type` is the Content-Type of a stream where it
     is not the engine's own. `gathers`: of a stream, too, the client is told one whole answer, which is what its `end`
-    gives. `done`: what came is all that is wanted, and the engine is not heard out.
+    gives. `done`: what came is all that is wanted, and the engine is not heard out. `counts` are the tokens of prompt
+    and answer where it looks for them itself, as it has found them so far; None: it does not.
     """
 
     @property
@@ -78,6 +79,9 @@ class Reply(Protocol):
 
     @property
     def done(self) -> bool: ...
+
+    @property
+    def counts(self) -> tuple[int | None, int | None] | None: ...
 
     async def whole(self, status: int, body: bytes) -> Said | Question:
         """The answer to one that came in one piece, or what to ask in its place; where it `passes`, nobody asks."""

@@ -81,6 +81,11 @@ class Passing:
     stream_type = ""
     gathers = done = False
 
+    @property
+    def counts(self) -> tuple[int | None, int | None] | None:
+        """None: it does not read them."""
+        return None
+
     def __init__(self, ends: tuple[bytes, ...] = (), name: str = "", rewrites: bool = False) -> None:
         self._ends = ends
         self._longest = max(map(len, ends), default=0)

@@ -59,6 +59,7 @@ class Answer:
     """
 
     passes = False
+    counts = None
     stream_type = f"{EVENTS}; charset=utf-8"
 
     def __init__(

@@ -129,6 +129,7 @@ class Answer:
     """
 
     passes = gathers = done = False
+    counts = None
     stream_type = LINES
 
     def __init__(self, model: str, chats: bool, began: int, reading: Reading) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 import orjson
@@ -52,32 +51,6 @@ _ENDS: dict[str, tuple[bytes, ...]] = {
 _BEGINS = {RESPONSES: b'.delta"'}
 
 
-@dataclass(frozen=True)
-class _Asking:
-    """What a call is sent as, to an engine whose server is known, with the `changes` that it `fit`s by."""
-
-    call: Asked
-    path: str
-    body: bytes
-    route: Route
-    fit: Fitting
-    changes: Mapping[str, object]
-
-    def question(
-        self, more: Mapping[str, object], instead: Callable[[], Question] | None = None, figures: bool = True
-    ) -> Question:
-        """With `more` changes; without the wish for `figures` for one that does not know of them."""
-        path, route = self.path, self.route
-        options = unasked.options(self.call.question) if figures else None
-        taken_out = self.fit.unasked(self.call.question) if options is not None else None
-        wanted = {"stream_options": options} if taken_out is not None else {}
-        plain = partial(self.question, more, instead, figures=False) if wanted else None
-        name = self.call.name if route.answers_as_another else ""
-        answer = Answer(path, _ENDS.get(path, ()), name, self.fit.context, instead, taken_out, plain)
-        sent = body_for(route, self.call.name, self.body, {**self.changes, **more, **wanted})
-        return Question(path, sent, answer, _BEGINS.get(path, b""))
-
-
 class OpenAI:
     """See Dialect."""
 
@@ -108,8 +81,8 @@ class OpenAI:
             return await counted.told(question, engine)
         fit = fitting(engine.card, body)
         changes, longest = fit.changes(question) | await fit.room(question, engine), fit.longest(question)
-        asking = _Asking(call, path, body, route, fit, changes)
-        return asking.question({}, partial(asking.question, longest) if longest is not None else None)
+        asking = partial(_asking, call, path, body, route, fit, changes)
+        return asking({}, partial(asking, longest) if longest is not None else None)
 
     async def tell(self, visit: Visit) -> Said:
         if visit.path == MODELS:
@@ -131,6 +104,33 @@ class OpenAI:
     def broken(self, refusal: Refusal, sent: bytes) -> bytes:
         """An event with an error. No `data: [DONE]` follows it."""
         return end_of_event(sent) + b"data: " + error_of(refusal) + b"\n\n"
+
+
+def _asking(
+    call: Asked,
+    path: str,
+    body: bytes,
+    route: Route,
+    fit: Fitting,
+    changes: Mapping[str, object],
+    more: Mapping[str, object],
+    instead: Callable[[], Question] | None = None,
+    figures: bool = True,
+) -> Question:
+    """What an engine whose server is known is sent, with the changes that it fits by and `more`; without the wish for
+    `figures` where it does not know of them.
+
+    No closure: one that named itself would keep the body until a garbage collection.
+    """
+    options = unasked.options(call.question) if figures else None
+    taken_out = fit.unasked(call.question) if options is not None else None
+    plain, sent = None, {**changes, **more}
+    if taken_out is not None:
+        plain = partial(_asking, call, path, body, route, fit, changes, more, instead, figures=False)
+        sent["stream_options"] = options
+    name = call.name if route.answers_as_another else ""
+    answer = Answer(path, _ENDS.get(path, ()), name, fit.context, instead, taken_out, plain)
+    return Question(path, body_for(route, call.name, body, sent), answer, _BEGINS.get(path, b""))
 
 
 def end_of_event(sent: bytes) -> bytes:

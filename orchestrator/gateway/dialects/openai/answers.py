@@ -73,9 +73,14 @@ class Answer(Passing):
             return self._instead()
         return Said(error_of(refusal), refusal.status)
 
+    @property
+    def counts(self) -> tuple[int | None, int | None] | None:
+        """See Reply."""
+        return self._unasked.counts if self._unasked is not None else None
+
     def part(self, data: bytes) -> bytes:
         """See Reply."""
-        text = super().part(data)
+        text = Passing.part(self, data)
         return text if self._unasked is None else self._unasked.take(text)
 
     async def end(self) -> bytes:

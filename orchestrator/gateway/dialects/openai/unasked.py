@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import msgspec
 
 from orchestrator.gateway.dialects.openai.asked import Chat, Completion, Question
+from orchestrator.gateway.tokens import counts_in
 
 INCLUDE = "include_usage"
 # Where it is true, figures come with every event.
@@ -46,7 +47,7 @@ def options(question: Question) -> Mapping[str, object] | None:
 
 
 class Unasked:
-    """Takes the figures out of a stream, line by line.
+    """Takes the figures out of a stream, line by line, and has the `counts` of tokens that they told.
 
     `moves`: the engine tells its fingerprint with the figures, in place of the event before, which waits for it.
     `each`: it has empty ones in each event.
@@ -58,14 +59,18 @@ class Unasked:
         self._held = b""
         # The blank line behind an event that was taken out goes with it.
         self._drops = False
+        # Nothing is held, and nothing is to be dropped.
+        self._calm = not each
+        self.counts: tuple[int | None, int | None] = (None, None)
 
     def take(self, text: bytes) -> bytes:
         """What the client is told of some whole lines."""
         # Where the last event is one of many, so are all before it.
-        plain = not (self._held or self._drops or self._each)
-        if plain and text.find(_NO_REASON, text.rfind(b"\ndata:") + 1) >= 0:
+        if self._calm and text.find(_NO_REASON, text.rfind(b"\ndata:") + 1) >= 0:
             return text
-        return b"".join(map(self._line, text.splitlines(keepends=True)))
+        told = b"".join(map(self._line, text.splitlines(keepends=True)))
+        self._calm = not (self._held or self._drops or self._each)
+        return told
 
     def rest(self) -> bytes:
         """What was held, for figures that did not come."""
@@ -87,7 +92,7 @@ class Unasked:
         if _FIGURES in line:
             event = _read(line)
             if event is not None and event.choices == [] and bytes(event.usage).startswith(b"{"):
-                self._drops = True
+                self._drops, self.counts = True, counts_in(line)
                 return _with(bytes(event.system_fingerprint), self.rest())
         before = self.rest()
         if self._moves and _REASON in line:
