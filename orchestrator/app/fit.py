@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from orchestrator.app.meaning import meaning_to_be
 from orchestrator.app.profiles import default_profile, load_profile, pinned, weights_facts
 from orchestrator.core.fit import Fit
-from orchestrator.core.memory import artifact_bytes
+from orchestrator.core.memory import MemoryRequest, artifact_bytes
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
 from orchestrator.core.weights import Shape
@@ -38,8 +38,7 @@ def fits(orch: Orchestrator, named: str | None, adapters: int, rank: int, gpu_me
     observed = orch.observe()
     profile = load_profile(named if named is not None else default_profile(observed), observed)
     profile = pinned(orch, profile, observed)
-    lora = profile.lora.model_copy({"max_adapters": adapters, "max_rank": rank})
-    profile = profile.model_copy({"lora": lora})
+    profile = profile.model_copy({"lora": profile.lora.model_copy({"max_rank": rank})})
     weights = weights_facts(orch, profile)
     meaning = None if weights.shape is not None else meaning_to_be(orch, weights)
     shape = weights.shape or (shape_in(meaning) if meaning is not None else None)
@@ -72,5 +71,9 @@ def _fit(
     here = accelerator is sheet.accelerator(orch.host)
     can = [one for one in recipes if not here or not sheet.cannot_serve(one, accelerator, orch.host)]
     recipe = (can or recipes)[0]
-    request = sheet.memory_request(profile, artifact_bytes(recipe, size, shape), shape, accelerator, adapters)
-    return Fit.of(recipe.value, adapters, request)
+
+    def with_adapters(number: int) -> MemoryRequest:
+        roomy = profile.model_copy({"lora": profile.lora.model_copy({"max_adapters": number})})
+        return sheet.memory_request(roomy, artifact_bytes(recipe, size, shape), shape, accelerator, number)
+
+    return Fit.of(recipe.value, adapters, with_adapters(adapters), with_adapters(adapters + 1))

@@ -2,7 +2,8 @@
 
 The article's rules are the prior: the simple engine for 1 and 2 users; either for 3 to 7, the one for many where the
 first token matters; that one for 8 and more; a switch with 4 regular users, a first token after more than 2 s, several
-adapters. What the user has measured on the same GPU takes the place of its figures, as far as it goes.
+adapters. What the user has measured on the same GPU takes the place of its figures, as far as it goes. An engine that
+was seen to leave requests unanswered is not advised where the other one was not.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from orchestrator.bench.series import Crossover, Point, Series, crossover
+from orchestrator.bench.figures import Figure, article_figure, measured_figure, told_by_article
+from orchestrator.bench.series import Crossover, Series, crossover
 from orchestrator.bench.words import time_text, users_text
 from orchestrator.core.live_load import LiveLoad
-from orchestrator.core.reference import Reference, ReferenceEngine
+from orchestrator.core.reference import Reference
 
 # The article's rules, in users at a time.
 SIMPLE_UP_TO = 2
@@ -26,7 +28,8 @@ SLOW_MS = 2000.0
 SEVERAL_ADAPTERS = 2
 # Standard errors of both within which two throughputs are the same.
 _SURE = 2
-
+# Most users at a time that orch bench measures.
+MOST_USERS = 1024
 
 _ARTICLE = "the article's rules"
 _MACHINE = "this machine"
@@ -47,7 +50,11 @@ class Situation:
     """What is asked: for `users` at a time, and `later`, with a first token within `ttft_ms` (None: no limit) and so
     many adapters. `serving` serves now (empty: nothing). `simple` is the engine for few users that is meant, `many` the
     one for many; `cannot` says why one of them cannot serve here. `measured` are curves of this profile on this
-    machine, `left_out` what was measured and is not in them, and why; `live` is what clients did."""
+    machine, `noted` what is to be known of them, `left_out` what was measured and is not in them, and why; `live` is
+    what clients did, `live_users` of them at a time. `gpu` is this machine's first one (empty: it has none); the
+    profile has the simple engine take `parallel` requests at a time, and room for `room` adapters. `option` is what
+    says in a command which profile is meant, and `lengths` in a bench of it which prompts and answers; empty where it
+    goes without."""
 
     users: int
     later: int
@@ -59,8 +66,19 @@ class Situation:
     serving: str = ""
     cannot: Mapping[str, str] = field(default_factory=dict)
     measured: Sequence[Series] = ()
+    noted: Sequence[str] = ()
     left_out: Sequence[str] = ()
     live: LiveLoad | None = None
+    gpu: str = ""
+    parallel: int = 1
+    room: int = 0
+    option: str = ""
+    lengths: str = ""
+
+    @property
+    def live_users(self) -> int | None:
+        """At busy times; None where nobody has counted."""
+        return max(1, math.ceil(self.live.users_p95)) if self.live is not None else None
 
 
 @dataclass(frozen=True)
@@ -84,42 +102,23 @@ class Advice:
     run: str = ""
 
 
-@dataclass(frozen=True)
-class Figure:
-    """What an engine does with so many users: tokens a second of all with their standard error, the first token in
-    milliseconds (p95 where it was measured); `how` it is known. `beyond`: of fewer users than are meant, so the first
-    token comes later than that; `gains`: and more users still brought more tokens."""
-
-    engine: str
-    throughput: float | None
-    error: float
-    ttft_ms: float | None
-    how: str
-    measured: bool
-    beyond: bool = False
-    gains: bool = False
-
-    @property
-    def first(self) -> str:
-        """Its first token, in words."""
-        return f"{time_text(self.ttft_ms)} or more" if self.beyond else time_text(self.ttft_ms)
-
-
 def advise(asked: Situation) -> Advice:
     """The advice."""
     possible = [engine for engine in (asked.simple, asked.many) if engine not in asked.cannot]
     if len(possible) < 2:
         return _without_choice(asked, possible)
     simple, many = (_as_clients_see(asked, _figure(asked, engine)) for engine in (asked.simple, asked.many))
-    if simple.measured and many.measured and not (simple.gains or many.gains):
+    both = simple.measured and many.measured
+    if both and not (simple.gains or many.gains):
         engine, reasons = _by_figures(asked, simple, many)
         sure = Sure.BEYOND if simple.beyond or many.beyond else Sure.MEASURED
     else:
-        engine, reasons = _by_rules(asked, simple)
-        both = simple.measured and many.measured
+        engine, reasons = _by_rules(asked, simple, many)
         sure = Sure.BEYOND if both else Sure.HALF if simple.measured or many.measured else Sure.PRIOR
         reasons = [*(_of_gains(one) for one in (simple, many) if one.gains), *reasons]
-    told = [*_of_live(asked), *_of_growth(asked), *reasons, *(Reason(text, "not used") for text in asked.left_out)]
+    told = [*_of_live(asked), *_of_growth(asked), *reasons, *_of_room(asked)]
+    told += [*(Reason(text, "your measurements") for text in asked.noted)]
+    told += [*(Reason(text, "not used") for text in asked.left_out)]
     run = "" if sure is Sure.MEASURED else _to_measure(asked)
     return Advice(engine, _verdict(asked, engine), sure, tuple(told), _again(asked, engine), run)
 
@@ -129,42 +128,37 @@ def _without_choice(asked: Situation, possible: Sequence[str]) -> Advice:
     if not possible:
         return Advice("", "Neither engine can serve this here.", Sure.ONLY, tuple(reasons))
     (engine,) = possible
-    if engine == asked.simple and asked.later > SIMPLE_UP_TO:
+    figure = _as_clients_see(asked, _figure(asked, engine))
+    if figure.measured:
+        reasons.append(_of_measured(asked, figure))
+    elif engine == asked.simple and asked.later > SIMPLE_UP_TO:
         reasons.append(Reason(f"With {users_text(asked.later)} it will be slow: more wait for each answer.", _ARTICLE))
-    return Advice(engine, _verdict(asked, engine), Sure.ONLY, (*_of_live(asked), *reasons))
+    if asked.ttft_ms is not None and figure.own and (figure.ttft_ms or 0.0) > asked.ttft_ms:
+        reasons.append(
+            Reason(f"Its first token comes after {figure.first}, past your {time_text(asked.ttft_ms)}.", figure.how)
+        )
+    told = (*_of_live(asked), *_of_growth(asked), *reasons, *_of_room(asked))
+    return Advice(engine, _verdict(asked, engine), Sure.ONLY, told)
 
 
 def _by_figures(asked: Situation, simple: Figure, many: Figure) -> tuple[str, list[Reason]]:
     """By what was measured of both, for the users that there will be."""
-    both = f"{simple.engine}: {simple.how}; {many.engine}: {many.how}"
-    users = users_text(asked.later)
+    both, number = _from(simple, many), users_text(asked.later)
     reasons: list[Reason] = []
+    engine = _by_failures(asked, simple, many, reasons)
+    if engine:
+        return engine, reasons
     if asked.adapters >= SEVERAL_ADAPTERS:
         reasons.append(_of_adapters(asked))
-    if simple.ttft_ms is not None and many.ttft_ms is not None:
-        limit = asked.ttft_ms if asked.ttft_ms is not None else SLOW_MS
-        name = "your limit" if asked.ttft_ms is not None else "what the article calls slow"
-        kept = [one.engine for one in (simple, many) if (one.ttft_ms or 0.0) <= limit]
-        first = (
-            f"With {users} the first token comes after {simple.first} from {simple.engine} and {many.first} from "
-            f"{many.engine}"
-        )
-        # Of one that was measured with fewer users it is known that it is too slow, never that it is not.
-        unknown = any(one.beyond and one.engine in kept for one in (simple, many))
-        if len(kept) == 1 and not unknown:
-            reasons.append(Reason(f"{first}: only {kept[0]} keeps to {time_text(limit)}, {name}.", both))
-            return kept[0], reasons
-        if not kept and asked.ttft_ms is not None:
-            quicker = min((simple, many), key=lambda one: one.ttft_ms or 0.0).engine
-            reasons.append(Reason(f"{first}: neither keeps to {time_text(limit)}; {quicker} is nearer.", both))
-            return quicker, reasons
-        reasons.append(Reason(f"{first}.", both))
+    engine = _by_first_token(asked, simple, many, reasons)
+    if engine:
+        return engine, reasons
     assert simple.throughput is not None, "it was measured"
     assert many.throughput is not None, "it was measured"
     gain = many.throughput - simple.throughput
     noise = _SURE * math.hypot(simple.error, many.error)
     rates = (
-        f"With {users} {simple.engine} gives {simple.throughput:,.0f} tokens a second and {many.engine} "
+        f"With {number} {simple.engine} gives {simple.throughput:,.0f} tokens a second and {many.engine} "
         f"{many.throughput:,.0f}"
     )
     if abs(gain) <= noise:
@@ -178,46 +172,130 @@ def _by_figures(asked: Situation, simple: Figure, many: Figure) -> tuple[str, li
     return (asked.many if gain > 0 else asked.simple), reasons
 
 
-def _by_rules(asked: Situation, simple: Figure) -> tuple[str, list[Reason]]:
-    """By the article's rules, with what is known of the simple engine."""
-    users, later = asked.later, users_text(asked.later)
-    reasons: list[Reason] = list(_known(asked))
-    limit = asked.ttft_ms if asked.ttft_ms is not None else SLOW_MS
-    slow = simple.ttft_ms is not None and simple.ttft_ms > limit
+def _by_rules(asked: Situation, simple: Figure, many: Figure) -> tuple[str, list[Reason]]:
+    """By the article's rules, with what is known of each engine."""
+    number, later = asked.later, users_text(asked.later)
+    reasons = [_of_measured(asked, one) for one in (simple, many) if one.measured]
+    reasons += _known(asked, [one for one in (simple, many) if not one.measured])
+    engine = _by_failures(asked, simple, many, reasons)
+    if engine:
+        return engine, reasons
     if asked.adapters >= SEVERAL_ADAPTERS:
         return asked.many, [*reasons, _of_adapters(asked)]
-    if users >= MANY_FROM:
+    engine = _by_first_token(asked, simple, many, reasons) if asked.ttft_ms is not None else ""
+    if engine:
+        return engine, reasons
+    if number >= MANY_FROM:
         text = f"{later}: from {MANY_FROM} on {asked.many} serves them together, where {asked.simple} has them wait."
         return asked.many, [*reasons, Reason(text, _ARTICLE)]
-    if slow:
-        first = f"With {later} the first token comes after {time_text(simple.ttft_ms)} from {asked.simple}"
-        text = f"{first}, past {time_text(limit)}."
-        return asked.many, [*reasons, Reason(text, simple.how)]
-    if users <= SIMPLE_UP_TO:
+    # The article's own word of few users is its rule, not what lies between its figures.
+    told = simple.own or number >= REGULAR
+    if asked.ttft_ms is None and told and simple.ttft_ms is not None and simple.ttft_ms > SLOW_MS:
+        text = (
+            f"With {later} the first token comes after {simple.first} from {asked.simple}, past {time_text(SLOW_MS)}."
+        )
+        return asked.many, [*reasons, Reason(text, _from(simple))]
+    if number <= SIMPLE_UP_TO:
         return asked.simple, [*reasons, Reason(f"{later}: {asked.simple} is simple, and the faster one.", _ARTICLE)]
-    if users >= REGULAR and asked.ttft_ms is None:
+    if number >= REGULAR and asked.ttft_ms is None:
         text = f"{later}: with {REGULAR} regular ones the switch to {asked.many} begins to pay."
         return asked.many, [*reasons, Reason(text, _ARTICLE)]
     either = asked.serving if asked.serving in (asked.simple, asked.many) else asked.simple
     return either, [*reasons, Reason(f"{later}: either will do.", _ARTICLE)]
 
 
-def _known(asked: Situation) -> Iterator[Reason]:
-    """What the prior has for so many users."""
-    cells = []
-    for place, engine in enumerate((asked.simple, asked.many)):
-        of_article = asked.reference.engines[place]
-        point = of_article.at(asked.later)
-        if point is None or point.throughput is None:
-            return
-        name = engine if engine == of_article.engine else f"{of_article.engine} (a cousin of {engine})"
-        first = f", first token after {time_text(point.ttft)}" if point.ttft is not None else ""
-        cells.append(f"{name} {point.throughput:g} tok/s{first}")
-    yield Reason(f"With {users_text(asked.later)}: {'; '.join(cells)}.", f"the article, on one {asked.reference.gpu}")
+def _by_failures(asked: Situation, simple: Figure, many: Figure, reasons: list[Reason]) -> str:
+    """The one that answers, where only one was seen to fail; it is told in any case. Empty where that decides
+    nothing."""
+    failing = [one for one in (simple, many) if one.fails]
+    for one in failing:
+        up_to = "up to " if one.between else ""
+        share = f"{up_to}{100 * one.failing:.0f} %"
+        text = f"With {users_text(asked.later)} {one.engine} leaves {share} of its requests unanswered."
+        reasons.append(Reason(text, _from(one)))
+    if len(failing) != 1:
+        return ""
+    return asked.many if failing[0] is simple else asked.simple
+
+
+def _by_first_token(asked: Situation, simple: Figure, many: Figure, reasons: list[Reason]) -> str:
+    """The one that keeps to the limit where the other does not, or the nearer one where neither does. It is told in any
+    case; empty where that decides nothing."""
+    if simple.ttft_ms is None or many.ttft_ms is None:
+        return ""
+    limit = asked.ttft_ms if asked.ttft_ms is not None else SLOW_MS
+    name = "your limit" if asked.ttft_ms is not None else "what the article calls slow"
+    kept = [one for one in (simple, many) if (one.ttft_ms or 0.0) <= limit]
+    both = _from(simple, many)
+    first = (
+        f"With {users_text(asked.later)} the first token comes after {simple.first} from {simple.engine} and "
+        f"{many.first} from {many.engine}"
+    )
+    # Of one that was measured with fewer users it is known that it is too slow, never that it is not.
+    if len(kept) == 1 and not kept[0].first_beyond:
+        reasons.append(Reason(f"{first}: only {kept[0].engine} keeps to {time_text(limit)}, {name}.", both))
+        return kept[0].engine
+    if not kept and asked.ttft_ms is not None:
+        quicker = min((simple, many), key=lambda one: one.ttft_ms or 0.0).engine
+        reasons.append(Reason(f"{first}: neither keeps to {time_text(limit)}; {quicker} is nearer.", both))
+        return quicker
+    reasons.append(Reason(f"{first}.", both))
+    return ""
+
+
+def _known(asked: Situation, unmeasured: Sequence[Figure]) -> Iterator[Reason]:
+    """What the prior has of those that were not measured here, for so many users; and why it may not hold here."""
+    number, cells, how = asked.later, [], ""
+    for figure in unmeasured:
+        of_article = asked.reference.engines[0 if figure.engine == asked.simple else 1]
+        rate = told_by_article([(point.users, point.throughput) for point in of_article.points], number)
+        if rate is None or number > of_article.points[-1].users:
+            continue
+        name = (
+            figure.engine
+            if figure.engine == of_article.engine
+            else f"{of_article.engine} (a cousin of {figure.engine})"
+        )
+        how = rate[1]
+        point = of_article.at(number)
+        first = point.ttft if point is not None else figure.ttft_ms
+        of_first = f", first token after {time_text(first)}" if first is not None else ""
+        cells.append(f"{name} {rate[0]:.0f} tok/s{of_first}")
+    gpu = asked.reference.gpu
+    if cells:
+        yield Reason(f"With {users_text(number)}: {'; '.join(cells)}.", f"the article, {how} on one {gpu}")
+    if unmeasured and asked.gpu != gpu:
+        yield Reason(f"{asked.gpu or 'No GPU'} is here, not the article's: what it says is a guide.", _MACHINE)
+    if number > SIMPLE_UP_TO and asked.parallel > 1 and any(one.engine == asked.simple for one in unmeasured):
+        text = f"Its {asked.reference.engines[0].engine} took one request at a time; here {asked.simple} takes "
+        yield Reason(f"{text}{asked.parallel}, and may do better.", "serving.parallel in the profile")
+
+
+def _of_measured(asked: Situation, figure: Figure) -> Reason:
+    first = f", first token after {figure.first}" if figure.ttft_ms is not None else ""
+    text = f"With {users_text(asked.later)} {figure.engine} gives {figure.throughput:,.0f} tokens a second{first}."
+    return Reason(text, _from(figure))
+
+
+def _from(*figures: Figure) -> str:
+    """Where figures are from, in words; runs that they share are named once."""
+    origins = {one.origin for one in figures}
+    if len(origins) > 1:
+        return "; ".join(f"{one.engine}: {_from(one)}" for one in figures)
+    alike = len({one.how for one in figures}) == 1
+    told = figures[0].how if alike else "; ".join(f"{one.engine}: {one.how}" for one in figures)
+    (origin,) = origins
+    return f"{told} ({origin})" if origin else told
 
 
 def _of_gains(one: Figure) -> Reason:
-    return Reason(f"{one.engine} was still gaining with the most users that it was measured with.", one.how)
+    return Reason(f"{one.engine} was still gaining with the most users that it was measured with.", _from(one))
+
+
+def _of_room(asked: Situation) -> Iterator[Reason]:
+    if asked.adapters > asked.room:
+        text = f"The profile has room for {asked.room} adapters: set lora.max_adapters = {asked.adapters} in it."
+        yield Reason(text, "the profile")
 
 
 def _of_adapters(asked: Situation) -> Reason:
@@ -226,6 +304,8 @@ def _of_adapters(asked: Situation) -> Reason:
         f"{asked.adapters} adapters: {asked.many} serves them all at once and switches in {many.adapter_swap}; "
         f"{simple.engine} takes {simple.adapter_swap} for a switch."
     )
+    if asked.simple != simple.engine:
+        text += f" Of {asked.simple} it says nothing; orch bench lora measures that."
     return Reason(text, "the article")
 
 
@@ -234,9 +314,10 @@ def _of_live(asked: Situation) -> Iterator[Reason]:
     if live is None:
         return
     first = f", first token p95 {time_text(live.ttft_p95_ms)}" if live.ttft_p95_ms is not None else ""
+    failed = f", {live.errors:,} of them failed" if live.errors else ""
     yield Reason(
-        f"{live.requests:,} requests: {live.users_p50:g} at a time as a rule, {live.users_p95:g} at busy times, "
-        f"{live.users_max} at most; {live.waiting_p95:g} waiting{first}.",
+        f"{live.requests:,} requests{failed}: {live.users_p50:g} at a time as a rule, {live.users_p95:g} at busy "
+        f"times, {live.users_max} at most; {live.waiting_p95:g} waiting{first}.",
         f"live traffic of the last {_hours(live.hours)}",
     )
 
@@ -251,70 +332,29 @@ def _of_growth(asked: Situation) -> Iterator[Reason]:
 
 
 def _as_clients_see(asked: Situation, figure: Figure) -> Figure:
-    """With the first token as clients of what serves have had it, where the question is about them."""
+    """With the first token as clients of what serves have had it, where the question is about as many as they were."""
     live = asked.live
-    if live is None or live.ttft_p95_ms is None or figure.engine != asked.serving or asked.later != asked.users:
+    if live is None or live.ttft_p95_ms is None or figure.engine != asked.serving or asked.later != asked.live_users:
         return figure
-    return replace(figure, ttft_ms=live.ttft_p95_ms, how=f"{figure.how}, first token p95 as clients had it")
+    how = f"{figure.how}, first token p95 as clients had it" if figure.measured else "first token p95 as clients had it"
+    return replace(figure, ttft_ms=live.ttft_p95_ms, how=how, own=True, first_beyond=False)
 
 
 def _figure(asked: Situation, engine: str) -> Figure:
     """What is known of it for the users that there will be: measured, else the article's."""
-    of_engine = [series for series in asked.measured if series.engine == engine]
-    if of_engine:
-        return _measured(of_engine[0], asked.later)
+    series = next((series for series in asked.measured if series.engine == engine), None)
+    if series is not None:
+        return measured_figure(series, asked.later)
     place = 0 if engine == asked.simple else 1
-    return _of_article(engine, asked.reference.engines[place], asked.later, asked.reference)
-
-
-def _measured(series: Series, users: int) -> Figure:
-    points = series.points
-    exact = series.at(users)
-    if exact is not None:
-        return _told(series, exact, f"measured with {users_text(users)}")
-    if users > points[-1].users:
-        saturated = series.beyond(users) is not None
-        what = "which was all that it could give" if saturated else "the most that was measured"
-        return _told(
-            series, points[-1], f"as with {users_text(points[-1].users)}, {what}", beyond=True, gains=not saturated
-        )
-    if users < points[0].users:
-        return _told(series, points[0], f"as with {users_text(points[0].users)}, the fewest measured")
-    low = max((point for point in points if point.users < users), key=lambda point: point.users)
-    high = min((point for point in points if point.users > users), key=lambda point: point.users)
-    part = math.log2(users / low.users) / math.log2(high.users / low.users)
-
-    def between(one: float | None, other: float | None) -> float | None:
-        return one + (other - one) * part if one is not None and other is not None else None
-
-    return Figure(
-        series.engine,
-        between(low.throughput, high.throughput),
-        max(low.error, high.error),
-        between(low.ttft_p95, high.ttft_p95),
-        f"between {low.users} and {high.users} users as measured",
-        measured=True,
-    )
-
-
-def _told(series: Series, point: Point, how: str, beyond: bool = False, gains: bool = False) -> Figure:
-    return Figure(series.engine, point.throughput, point.error, point.ttft_p95, how, True, beyond, gains)
-
-
-def _of_article(engine: str, known: ReferenceEngine, users: int, reference: Reference) -> Figure:
-    """The article's figure for so many, or for the most below that: one for more would be too bad for fewer."""
-    below = [point for point in known.points if point.users <= users and point.ttft is not None]
-    point = below[-1] if below else None
-    how = f"the article, with {users_text(point.users)} on one {reference.gpu}" if point is not None else "the article"
-    return Figure(engine, None, 0.0, point.ttft if point is not None else None, how, measured=False)
+    return article_figure(engine, asked.reference.engines[place], asked.later, asked.reference)
 
 
 def _verdict(asked: Situation, engine: str) -> str:
     if engine == asked.serving:
         return f"Stay with {engine}."
     if asked.serving:
-        return f"Move to {engine}: orch migrate --to {engine}"
-    return f"Take {engine}: orch up {engine}"
+        return f"Move to {engine}: orch migrate --to {engine}{asked.option}"
+    return f"Take {engine}: orch up {engine}{asked.option}"
 
 
 def _again(asked: Situation, engine: str) -> str:
@@ -344,6 +384,7 @@ def crossing(asked: Situation) -> Crossover | None:
 def _to_measure(asked: Situation) -> str:
     """The command that would make it sure."""
     steps = [1]
-    while steps[-1] < max(MANY_FROM, asked.later):
+    while steps[-1] < min(MOST_USERS, max(MANY_FROM, asked.later)):
         steps.append(steps[-1] * 2)
-    return f"orch bench --engines {asked.simple},{asked.many} --concurrency {','.join(map(str, steps))}"
+    load = f"--concurrency {','.join(map(str, steps))}{asked.lengths}"
+    return f"orch bench --engines {asked.simple},{asked.many} {load}{asked.option}"

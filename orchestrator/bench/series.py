@@ -34,10 +34,16 @@ class Point:
     failed: int
     levels: int
 
+    @property
+    def failing(self) -> float:
+        """Which share of its requests was not answered."""
+        asked = self.completed + self.failed
+        return self.failed / asked if asked else 0.0
+
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: what was measured of an engine with an artifact, at the same place."""
+    """One curve: what was measured of an engine with an artifact, at the same place, in `runs` by their names."""
 
     engine: str
     recipe: str
@@ -45,6 +51,16 @@ class Series:
     gpus: tuple[str, ...]
     version: str
     points: tuple[Point, ...]
+    runs: tuple[str, ...] = ()
+
+    @property
+    def origin(self) -> str:
+        """The runs that it is from, and where they were."""
+        where = ", ".join(self.gpus) or "the CPU"
+        if not self.runs:
+            return f"on {where}"
+        named = f"run {self.runs[0]}" if len(self.runs) == 1 else f"runs {self.runs[-1]} and {len(self.runs) - 1} more"
+        return f"{named} on {where}"
 
     @property
     def title(self) -> str:
@@ -92,7 +108,8 @@ def _series(levels: Sequence[Mapping[str, Any]]) -> Series:
         by_users.setdefault(level["max_concurrency"], []).append(level)
     points = tuple(_point(users, of) for users, of in sorted(by_users.items()))
     version = first.get("engine_version") or ""
-    return Series(first["engine"], first["recipe"], first["through"], tuple(first["gpus"]), version, points)
+    runs = tuple(dict.fromkeys(str(level["run"]) for level in levels))
+    return Series(first["engine"], first["recipe"], first["through"], tuple(first["gpus"]), version, points, runs)
 
 
 def _point(users: int, levels: Sequence[Mapping[str, Any]]) -> Point:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from orchestrator.app.orchestrator import Orchestrator
 
 # Tokens that a template puts around a question, and by which a prompt may be longer than it is to be: ASSUMPTION.
-_AROUND = 64
+AROUND = 64
 MOST_USERS = 1024
 # Most requests of a level: each is held in memory, with its times.
 MOST_REQUESTS = 100_000
@@ -148,10 +148,10 @@ def _ceiling(orch: Orchestrator, sweep: Sweep) -> float | None:
 def check(sweep: Sweep, context: int) -> None:
     """PlanRefused where what answers cannot be asked this: a prompt and its answer may have `context` tokens together
     (0: that is not known)."""
-    wanted = sweep.input_tokens + sweep.output_tokens + _AROUND
+    wanted = sweep.input_tokens + sweep.output_tokens + AROUND
     if context and wanted > context and not sweep.given:
         raise PlanRefused(
-            f"{wanted} tokens (in, out, and {_AROUND} for what a chat puts around them) are more than the context of "
+            f"{wanted} tokens (in, out, and {AROUND} for what a chat puts around them) are more than the context of "
             f"{context}.",
             hint="A smaller --input-len or --output-len, or a larger serving.context in the profile.",
         )

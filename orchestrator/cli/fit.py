@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.options import AsJson, ProfileName, app, session_of
+
+if TYPE_CHECKING:
+    from orchestrator.core.fit import Fit
 
 
 @app.command()
@@ -22,6 +26,7 @@ def fit(
     """How much memory fine-tuned models take: each by itself, or as adapters of one base; and how many fit."""
     with session_of(as_json) as session:
         from orchestrator.app.fit import fits
+        from orchestrator.core.profile import MOST_ADAPTERS
         from orchestrator.settings import size_of
 
         memory = size_of("--gpu-memory", gpu_memory) if gpu_memory is not None else None
@@ -49,14 +54,15 @@ def fit(
                 session.screen.result(told, "")
             return
         rows = []
+        number, with_it = ("1 model", "1 adapter") if adapters == 1 else (f"{adapters} models", f"{adapters} adapters")
         for one in found.each:
             most = one.most_together(found.total)
             rows.append(
                 {
                     "engine": f"{one.engine} ({one.recipe})",
-                    f"{adapters} models": _gb(one.separate),
+                    number: _gb(one.separate),
                     "weights": _gb(one.separate_weights),
-                    f"1 base, {adapters} adapters": _gb(one.together),
+                    f"1 base, {with_it}": _gb(one.together),
                     "weights ": _gb(one.together_weights),
                     "models fit": one.most_separate(found.total),
                     "adapters fit": most if most is not None else "1 at a time",
@@ -67,9 +73,19 @@ def fit(
         serving = found.profile.serving
         session.screen.say(
             f"Each model with the KV cache of {serving.parallel} requests of {serving.context} tokens, each adapter of "
-            f"rank {rank} on every matrix, 2 bytes an element ({_gb(one.adapter)} GB): as memory is planned, with "
+            f"rank {rank} on every matrix, 2 bytes an element ({_of_adapter(found.each)}): as memory is planned, with "
             "nothing else in it. The columns of weights have them alone, as the article counts."
         )
+        if max(adapters, *(one.most_together(found.total) or 0 for one in found.each)) > MOST_ADAPTERS:
+            session.screen.say(f"An engine is given at most {MOST_ADAPTERS} adapters, whatever memory there is.")
+
+
+def _of_adapter(fits: Sequence[Fit]) -> str:
+    """What one takes, by engine where they differ: vLLM's slots are of certain ranks only."""
+    sizes = {one.adapter for one in fits}
+    if len(sizes) == 1:
+        return f"{_gb(sizes.pop())} GB"
+    return ", ".join(f"{one.engine} {_gb(one.adapter)} GB" for one in fits)
 
 
 def _gb(size: int) -> float:

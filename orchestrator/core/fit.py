@@ -17,7 +17,8 @@ MOST = 9999
 @dataclass(frozen=True)
 class Fit:
     """One engine with one artifact. `alone` is what it holds for one model without adapters; `adapter` is what one more
-    adapter takes in memory, `at_once` how many of the `wanted` it has in memory at a time."""
+    adapter takes in memory, `at_once` how many of the `wanted` it has in memory at a time; `grows`: it could have more
+    of them."""
 
     engine: str
     recipe: str
@@ -27,14 +28,16 @@ class Fit:
     adapter: int
     at_once: int
     spare_slot: bool
+    grows: bool
 
     @classmethod
-    def of(cls, recipe: str, wanted: int, request: MemoryRequest) -> Fit:
-        """By what an engine asks for with the `wanted` adapters. One that would take a share of a GPU, or a KV cache of
-        a size, is counted with what the requests that it is to serve need."""
+    def of(cls, recipe: str, wanted: int, request: MemoryRequest, more: MemoryRequest) -> Fit:
+        """By what an engine asks for with the `wanted` adapters, and with one `more`. One that would take a share of a
+        GPU, or a KV cache of a size, is counted with what the requests that it is to serve need."""
         alone = request.fixed - request.lora + request.kv_token * request.context * request.parallel
         at_once, spare = min(wanted, request.slots), request.spare_slot and wanted > 0
-        return cls(request.name, recipe, wanted, request.weights, alone, request.slot, at_once, spare)
+        grows = more.slots > request.slots
+        return cls(request.name, recipe, wanted, request.weights, alone, request.slot, at_once, spare, grows)
 
     @property
     def separate(self) -> int:
@@ -62,7 +65,7 @@ class Fit:
 
     def most_together(self, total: int) -> int | None:
         """How many adapters of one base do; None where it has one at a time, however many there are."""
-        if self.at_once < self.wanted:
+        if not self.grows:
             return None
         left = total - self.alone - self.adapter * self.spare_slot
         return max(0, min(MOST, left // self.adapter)) if self.adapter else MOST

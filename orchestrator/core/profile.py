@@ -123,10 +123,14 @@ class Sampling(Part):
         return tuple((name, value) for name, value in self.model_dump().items() if value is not None)
 
 
+# Of one base.
+MOST_ADAPTERS = 64
+
+
 class Lora(Part):
     """Room for adapters: how many at once, and the largest rank."""
 
-    max_adapters: Annotated[int, Must(ge=0, le=64)] = 4
+    max_adapters: Annotated[int, Must(ge=0, le=MOST_ADAPTERS)] = 4
     max_rank: Annotated[int, Must(ge=1, le=512)] = 16
 
 

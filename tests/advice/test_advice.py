@@ -1,7 +1,8 @@
 """What orch advises, as case files: facts in, words out.
 
 A file has a `[situation]` (users, later, ttft_ms, adapters, serving, simple, cannot, left_out), `[[measured]]` curves
-(engine, points as [users, tokens a second, standard error, first token p95 in ms]), `[live]`; and what is expected: the
+(engine, points as [users, tokens a second, standard error, first token p95 in ms, of 100 requests so many that failed],
+runs), `[live]`; and what is expected: the
 engine, how sure, words that are said in this order, words that are not.
 """
 
@@ -18,11 +19,21 @@ from orchestrator.bench.advice import Advice, Situation, advise
 from orchestrator.bench.series import Point, Series
 from orchestrator.core.live_load import LiveLoad
 
+ARTICLES = "NVIDIA GeForce RTX 5090"
 CASES = sorted((Path(__file__).parent / "cases").glob("*.toml"))
 
 
 def situation(case: dict[str, Any]) -> Situation:
-    said = {"users": 1, "ttft_ms": None, "adapters": 0, "simple": "ollama", "many": "vllm", **case.get("situation", {})}
+    usual = {
+        "users": 1,
+        "ttft_ms": None,
+        "adapters": 0,
+        "simple": "ollama",
+        "many": "vllm",
+        "room": 64,
+        "gpu": ARTICLES,
+    }
+    said = usual | case.get("situation", {})
     said.setdefault("later", said["users"])
     live = LiveLoad(**{"ttft_p50_ms": None, "ttft_p95_ms": None, **case["live"]}) if "live" in case else None
     measured = tuple(map(_series, case.get("measured", ())))
@@ -30,10 +41,13 @@ def situation(case: dict[str, Any]) -> Situation:
 
 
 def _series(curve: dict[str, Any]) -> Series:
-    points = tuple(
-        Point(users, rate, error, first, first, 1.0, 1.0, 8, 0, 1) for users, rate, error, first in curve["points"]
-    )
-    return Series(curve["engine"], "r", "the gateway", ("NVIDIA H200",), "1", points)
+    points = tuple(_point(*point) for point in curve["points"])
+    runs = tuple(curve.get("runs", ()))
+    return Series(curve["engine"], "r", "the gateway", ("NVIDIA H200",), "1", points, runs)
+
+
+def _point(users: int, rate: float, error: float, first: float, failed: int = 0) -> Point:
+    return Point(users, rate, error, first, first, 1.0, 1.0, 100 - failed, failed, 1)
 
 
 def words(advice: Advice) -> str:

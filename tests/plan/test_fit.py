@@ -22,10 +22,11 @@ REQUEST = MemoryRequest("vllm", 100, 1, 10, 2, engine=3, slot=4, slots=5)
 # https://huggingface.co/Qwen/Qwen3-8B/blob/main/config.json
 QWEN3_8B = Shape(36, 4096, 32, 8, 128, 12288, 151936, False, 40960, "qwen3")
 GB = 10**9
+MORE = REQUEST.changed({"slots": 6})
 
 
 def test_each_by_itself_and_together() -> None:
-    fit = Fit.of("r", 5, REQUEST)
+    fit = Fit.of("r", 5, REQUEST, MORE)
     assert (fit.alone, fit.adapter, fit.at_once) == (123, 4, 5)
     assert (fit.separate, fit.separate_weights) == (615, 500)
     assert (fit.together, fit.together_weights) == (143, 120)
@@ -34,30 +35,36 @@ def test_each_by_itself_and_together() -> None:
 
 
 def test_a_spare_slot_is_there_beside_them() -> None:
-    fit = Fit.of("r", 5, REQUEST.changed({"spare_slot": True}))
+    fit = Fit.of("r", 5, REQUEST.changed({"spare_slot": True}), MORE)
     assert (fit.alone, fit.together) == (123, 147)
     assert (fit.most_together(147), fit.most_together(146)) == (5, 4)
 
 
 def test_one_at_a_time_is_no_number() -> None:
-    fit = Fit.of("r", 5, REQUEST.changed({"slots": 1}))
+    one = REQUEST.changed({"slots": 1})
+    fit = Fit.of("r", 5, one, one)
     assert (fit.together, fit.most_together(10**6)) == (127, None)
+    # Nor is it one where a single one is wanted, whatever is left.
+    assert Fit.of("r", 1, one, one).most_together(10**6) is None
+    assert Fit.of("r", 1, one, one.changed({"slots": 2})).most_together(143) == 5
 
 
 def test_a_share_of_a_gpu_is_not_what_it_needs() -> None:
-    fit = Fit.of("r", 5, REQUEST.changed({"utilisation": 0.9}))
+    fit = Fit.of("r", 5, REQUEST.changed({"utilisation": 0.9}), MORE)
     assert fit.alone == 123
 
 
 def _of_qwen3(engine: str, recipe: Recipe) -> Fit:
     path = resources.model_profiles()["qwen3-8b"]
     profile = parse_profile(path.read_text(), path.name, read_settings)
-    lora = profile.lora.model_copy({"max_adapters": 5, "max_rank": 16})
     size = artifact_bytes(recipe, 2 * QWEN3_8B.parameters, QWEN3_8B)
-    request = ENGINES[engine].memory_request(
-        profile.model_copy({"lora": lora}), size, QWEN3_8B, Accelerator.CUDA, adapters=5
-    )
-    return Fit.of(recipe.value, 5, request)
+
+    def request(adapters: int) -> MemoryRequest:
+        lora = profile.lora.model_copy({"max_adapters": adapters, "max_rank": 16})
+        roomy = profile.model_copy({"lora": lora})
+        return ENGINES[engine].memory_request(roomy, size, QWEN3_8B, Accelerator.CUDA, adapters)
+
+    return Fit.of(recipe.value, 5, request(5), request(6))
 
 
 def test_the_articles_row() -> None:
@@ -73,6 +80,8 @@ def test_the_articles_row() -> None:
     most = vllm.most_together(32 * GB)
     assert most is not None
     assert most > 20
+    # Ollama has one in memory at a time, however many there are.
+    assert ollama.most_together(32 * GB) is None
 
 
 @pytest.mark.parametrize(("name", "rank"), [("lora-a", 8), ("lora-r16", 16)])
