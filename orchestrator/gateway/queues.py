@@ -37,10 +37,10 @@ class Queues:
 
     async def _look(self, route: Route, in_flight: int) -> None:
         path = upstreams.queue_path(route)
-        if path:
-            found = await self._asked(route, path)
-        else:
-            found = max(0, in_flight - route.at_once) if route.at_once else None
+        found = await self._asked(route, path) if path else None
+        if found is None and not path and route.at_once:
+            # It does not tell; but no more than that are computed together.
+            found = max(0, in_flight - route.at_once)
         self._board.measures.queued(route.owner, route.backend.instance, found)
 
     async def _asked(self, route: Route, path: str) -> int | None:

@@ -23,7 +23,7 @@ _SAME_TOKENS = 30
 TAIL = 32 << 10
 # The name of an instance is PROFILE-ENGINE-gN (core/deployment.py).
 _INSTANCE = re.compile(r"(?P<engine>.+)-g\d+")
-_WAITING = re.compile(rb"^vllm:num_requests_waiting(?:\{[^\n]*\})? (\S+)$", re.MULTILINE)
+_WAITING = re.compile(rb"^(?:vllm:num_requests_waiting|llamacpp:requests_deferred)(?:\{[^\n]*\})? (\S+)$", re.MULTILINE)
 
 _TOKEN = re.compile(rb'"(?:content|response|text|thinking|reasoning)":"((?:[^"\\]|\\.)*)"')
 
@@ -68,9 +68,9 @@ def _engine_of(instance: str, owner: str, speaks: tuple[str, ...]) -> str:
 
 
 def queue_path(route: Route) -> str:
-    """Where the engine behind a route says how many requests wait within it; empty where it does not. llama.cpp's
-    server would have to be started for it, and Ollama tells nobody: there, those beyond `at_once` wait."""
-    return "/metrics" if VLLM in route.speaks else ""
+    """Where the engine behind a route says how many requests wait within it; empty where it does not. Ollama tells
+    nobody."""
+    return "/metrics" if VLLM in route.speaks or LLAMA_SERVER in route.speaks else ""
 
 
 def queue_in(body: bytes) -> int | None:

@@ -215,17 +215,23 @@ def test_who_is_there_waits_in_the_engine_and_at_the_gateway(
         'vllm:num_requests_waiting{engine="0",model_name="tiny"} 1.0\n'
         'vllm:num_requests_waiting{engine="1",model_name="tiny"} 1.0\n'
     )
-    two = scripted(late, "two-llamacpp-g1")
-    alone = Route(**{**vars(route(gateway, two, "alone", LLAMA_SERVER)), "owner": "two", "at_once": 1})
+    two = scripted(late, "two-ollama-g1")
+    alone = Route(**{**vars(route(gateway, two, "alone", OLLAMA)), "owner": "two", "at_once": 1})
+    three = scripted(late, "three-llamacpp-g1")
+    three.told = "llamacpp:requests_processing 4\nllamacpp:requests_deferred 1\n"
+    deferred = Route(**{**vars(route(gateway, three, "deferred", LLAMA_SERVER)), "owner": "three"})
     gateway.admin.set_routes("one", [route(gateway, one)])
     gateway.admin.set_routes("two", [alone])
-    streams = [Stream(gateway, model=name, messages=MESSAGES) for name in ("tiny", "tiny", "alone", "alone", "alone")]
-    waiting = {"profile": "two", "backend": "two-llamacpp-g1"}
+    gateway.admin.set_routes("three", [deferred])
+    names = ("tiny", "tiny", "alone", "alone", "alone", "deferred")
+    streams = [Stream(gateway, model=name, messages=MESSAGES) for name in names]
+    waiting = {"profile": "two", "backend": "two-ollama-g1"}
     told = {"profile": "one", "backend": "one-vllm-g1"}
     name = "orch_gateway_engine_waiting_requests"
     wait_until(lambda: value(gateway, name, **waiting) == value(gateway, name, **told) == 2, 15)
+    wait_until(lambda: value(gateway, name, profile="three") == 1, 15)
     assert value(gateway, "orch_gateway_active_requests", gen_ai_request_model="tiny") == 2
-    assert value(gateway, "orch_gateway_active_requests", gen_ai_provider_name="llamacpp") == 3
+    assert value(gateway, "orch_gateway_active_requests", gen_ai_provider_name="ollama") == 3
     go_on.set()
     for stream in streams:
         assert stream.rest()[-1] == DONE.decode().removeprefix("data: ").strip()

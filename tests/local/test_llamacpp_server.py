@@ -24,6 +24,8 @@ from orchestrator.drivers.local import proc
 from orchestrator.drivers.local.processes import LocalTarget
 from orchestrator.engines import ENGINES
 from orchestrator.gateway.dialects import anthropic, openai
+from orchestrator.gateway.tokens import counts_in
+from orchestrator.gateway.upstreams import queue_in
 
 pytestmark = pytest.mark.llamacpp
 
@@ -79,6 +81,22 @@ def test_it_serves_under_its_name(client: httpx.Client, gguf: Path) -> None:
     assert client.get("/props").json()["model_path"] == str(gguf)
     assert "llamacpp:prompt_tokens_total" in client.get("/metrics").text
     assert client.get("/", headers={"accept-encoding": "gzip"}).status_code == 404
+
+
+def test_a_stream_tells_its_tokens_without_being_asked(client: httpx.Client) -> None:
+    """As many as where it is asked: so the gateway need not ask, which would move what is in the last event."""
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 9, "stream": True}
+    for _ in range(2):
+        # The second time the prompt is in its cache.
+        plain, asked = (
+            client.post("/v1/chat/completions", json=body | more, headers={"Connection": "close"}).content
+            for more in ({}, {"stream_options": {"include_usage": True}})
+        )
+        assert b'"usage"' in asked
+        assert b'"usage"' not in plain
+        assert counts_in(plain) == counts_in(asked)
+        assert counts_in(plain)[1] == 9
+    assert queue_in(client.get("/metrics").content) == 0
 
 
 def test_eight_streams_at_once(client: httpx.Client) -> None:
