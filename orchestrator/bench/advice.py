@@ -237,8 +237,12 @@ def _of_live(asked: Situation) -> Iterator[Reason]:
     yield Reason(
         f"{live.requests:,} requests: {live.users_p50:g} at a time as a rule, {live.users_p95:g} at busy times, "
         f"{live.users_max} at most; {live.waiting_p95:g} waiting{first}.",
-        f"live traffic of the last {live.hours:,.0f} h",
+        f"live traffic of the last {_hours(live.hours)}",
     )
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f} h" if hours >= 1 else f"{hours * 60:.0f} min"
 
 
 def _of_growth(asked: Situation) -> Iterator[Reason]:

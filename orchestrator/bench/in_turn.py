@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,8 +16,9 @@ from orchestrator.app.runs import Watcher, plan_and_run
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.deployment import Desired
 from orchestrator.core.observed import Observed
-from orchestrator.core.plan import Plan
+from orchestrator.core.plan import Action, Plan, Skip
 from orchestrator.core.profile import Profile
+from orchestrator.core.steps import RecordDesired
 from orchestrator.errors import Interrupted, OrchError, PlanRefused, UsageError
 
 if TYPE_CHECKING:
@@ -100,21 +102,29 @@ def plan_of(orch: Orchestrator, side: Side, profile: str, asked: Asked) -> Plan:
 
 def plans_back(orch: Orchestrator, was: Before, options: Options) -> Sequence[Callable[[], Plan]]:
     """What to plan, one after the other, so that all is as it was; each is made when the one before has run."""
-    drain_s = options.waiting.drain_s
+    drain_s, desired = options.waiting.drain_s, was.desired
 
     def again() -> Plan:
-        assert was.desired is not None
-        return plan_to(orch, "bench", was.desired, orch.observe(), options, Take.RECORDED)
+        assert desired is not None
+        return plan_to(orch, "bench", desired, orch.observe(), options, Take.RECORDED)
 
     def down() -> Plan:
-        return plan_taking_down(was.profile, False, orch.observe(), drain_s, was.desired is None)
+        observed = orch.observe()
+        if was.profile not in observed.desired and not observed.engines_of(was.profile):
+            return Plan("bench", (Skip(f"take {was.profile} down", "nothing of it is there"),), commit=0)
+        return plan_taking_down(was.profile, False, observed, drain_s, desired is None)
+
+    def recorded() -> Plan:
+        return Plan("bench", (Action(RecordDesired(was.profile, desired)),), commit=0)
 
     def all_down() -> Plan:
         return plan_taking_down(None, True, orch.observe(), drain_s, False)
 
     if was.serving:
         return (again,)
-    return (down,) if was.gateway else (down, all_down)
+    # What was taken down before is as it was then, whatever served meanwhile.
+    back = (down, recorded) if desired is not None else (down,)
+    return back if was.gateway else (*back, all_down)
 
 
 def in_turn(
@@ -137,12 +147,16 @@ def in_turn(
                 changed = True
                 plan_and_run(orch, f"bench {side}", partial(plan_of, orch, side, was.profile, asked), watcher)
             measure(side)
-    except Interrupted:
-        heed_again()
-        raise
-    finally:
+    except (Interrupted, OrchError) as stopped:
+        if isinstance(stopped, Interrupted):
+            heed_again()
         if changed:
-            put_back(orch, was, asked.options, watcher)
+            # Why it has ended is what counts; that something is left is told.
+            with suppress(Interrupted, OrchError):
+                put_back(orch, was, asked.options, watcher)
+        raise
+    if changed:
+        put_back(orch, was, asked.options, watcher)
 
 
 def put_back(orch: Orchestrator, was: Before, options: Options, watcher: Watcher) -> None:

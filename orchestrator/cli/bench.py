@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from orchestrator.cli.session import Session
 
 ALL = ("all",)
+# Requests at a time; + goes on until more bring no more.
+DEFAULT = "1,2,4,8+"
 _USERS_HINT = "--concurrency 1,2,4,8; with a + at its end users are doubled until that brings no more."
 
 
@@ -104,7 +106,7 @@ def bench_now(
         from orchestrator.bench.sweep import Sweep
         from orchestrator.bench.tools import tool_named
 
-        steps, saturate = steps_of(concurrency, request_rate)
+        steps, saturate = steps_of(concurrency, request_rate, DEFAULT if tool is None else DEFAULT.removesuffix("+"))
         given, limits = given_prompts(prompts), _limits(goodput or ())
         sweep = Sweep(
             steps, saturate, rounds, duration, repeats, input_len, min(shared_prefix_len, input_len), output_len, seed,
@@ -242,7 +244,9 @@ def take_turns(
     in_turn(orch, every, was, asked, watcher or session, lambda _: measure(meant.name), session.heed_again, start)
 
 
-def steps_of(concurrency: str | None, request_rate: str | None) -> tuple[tuple[Users | Rate, ...], bool]:
+def steps_of(
+    concurrency: str | None, request_rate: str | None = None, default: str = DEFAULT
+) -> tuple[tuple[Users | Rate, ...], bool]:
     """The loads that somebody has typed, and whether users are to be doubled after them."""
     from orchestrator.bench.sweep import MOST_USERS, Rate, Users
 
@@ -257,7 +261,7 @@ def steps_of(concurrency: str | None, request_rate: str | None) -> tuple[tuple[U
                 f"--request-rate: {request_rate!r} is not a list of numbers above 0.", hint="--request-rate 0.5,1,2"
             )
         return tuple(map(Rate, rates)), False
-    text = concurrency if concurrency is not None else "1,2,4,8+"
+    text = concurrency if concurrency is not None else default
     levels = _numbers(text.removesuffix("+"), int)
     if not levels or not all(1 <= level <= MOST_USERS for level in levels):
         raise UsageError(f"--concurrency: {text!r} is not a list of numbers from 1 to {MOST_USERS}.", hint=_USERS_HINT)

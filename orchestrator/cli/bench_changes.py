@@ -57,7 +57,7 @@ def bench_lora(
         from orchestrator.bench.results import new_run
         from orchestrator.bench.sweep import Sweep
 
-        steps, _ = steps_of(concurrency, None)
+        steps, _ = steps_of(concurrency)
         sweep = Sweep(steps, rounds=rounds, input_tokens=input_len, output_tokens=output_len)
         run, found = new_run(), list[Mapping[str, Any]]()
 

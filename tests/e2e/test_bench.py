@@ -113,5 +113,8 @@ def test_the_fields_own_instruments(orch: Orch, environments: Path) -> None:
         for key in ("output_throughput", "median_ttft_ms", "median_tpot_ms", "median_e2el_ms"):
             # The tools compute on the cores that the engine computes on.
             assert 1 / 4 < level[key] / found["orch"][key] < 4, (level["tool"], key)
+    assert (
+        len(orch.run("bench", "--tool", "vllm", "--rounds", "1", "--output-len", "8", "--json", timeout=900).lines) >= 4
+    )
     refused = orch.run("bench", "--tool", "vllm", "--concurrency", "1+", "--direct", code=2)
     assert "a + in --concurrency is of orch's own client" in refused.err

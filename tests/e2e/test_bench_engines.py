@@ -107,6 +107,21 @@ def test_an_engine_that_cannot_be_had_takes_nothing_with_it(orch: OnStandIn) -> 
     assert serving(orch) == ["tiny-llamacpp-g1"]
 
 
+def test_what_was_taken_down_is_as_it_was(orch: OnStandIn) -> None:
+    (orch.bin / "ollama").rename(orch.bin / "later")
+    failed = orch.run("bench", "--engines", "ollama", "-p", str(orch.profile), *SHORT, code=4)
+    assert "There is no ollama binary on PATH." in failed.err
+    assert "It is not as it was" not in failed.err
+    (orch.bin / "later").rename(orch.bin / "ollama")
+
+    orch.run("up", "llamacpp", "-p", str(orch.profile))
+    orch.run("down")
+    before = record(orch)
+    orch.run("bench", "--engines", "ollama", *SHORT)
+    assert record(orch) == before
+    assert serving(orch) == []
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

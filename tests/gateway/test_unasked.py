@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from engine_by_script import ollama_stream, vllm_stream, wants_figures
 from openai_engine import CARD, ROUTE, Counting
-from scripted_engine import ollama_stream, vllm_stream, wants_figures
 
 from orchestrator.core.routes import LLAMA_SERVER, OLLAMA, OPENAI, VLLM
 from orchestrator.gateway.dialects.base import Question
