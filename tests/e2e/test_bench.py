@@ -37,7 +37,7 @@ def test_each_level_is_measured_and_kept(orch: Orch) -> None:
     (row,) = orch.run("bench", "ls", "--json").lines
     assert (row["engine"], row["users"]) == ("llamacpp", "1, 3")
 
-    load = orch.load("tiny", clients=2)
+    load = orch.load("tiny", clients=4, tokens=300)
     wait_until(lambda: orch.gateway_status()["backends"]["tiny-llamacpp-g1"]["in_flight"], what="a client's request")
     assert "Clients' requests are in flight" in orch.run("bench", "--concurrency", "1", *SHORT).out
     load.stop()
