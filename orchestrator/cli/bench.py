@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.bench_results import bench, results_of, tell
+from orchestrator.cli.bench_results import bench, results_of, tell, write_report
 from orchestrator.cli.options import (
     AsJson,
     Drain,
@@ -88,6 +88,9 @@ def bench_now(
         typer.Option(metavar="NAME", help="Have vllm (vllm bench serve) or guidellm make the load."),
     ] = None,
     direct: Annotated[bool, typer.Option("--direct", help="Ask the engine, not the gateway.")] = False,
+    page: Annotated[
+        Path | None, typer.Option("--report", help="Write the report of it, a page, into this file.", dir_okay=False)
+    ] = None,
     timeout: Timeout = 900.0,
     drain: Drain = 300.0,
     form: FormOfChange = None,
@@ -133,6 +136,8 @@ def bench_now(
                 measuring.measure(profile)
         finally:
             measuring.tell()
+        if page is not None and not plan:
+            write_report(session, measuring.found, page)
 
 
 class Measuring:

@@ -110,12 +110,7 @@ def bench_report(
 ) -> None:
     """A page with plots and tables: throughput and first token against users, the article's figures beside yours."""
     with session_of(as_json) as session:
-        from orchestrator.bench.report import report
-
-        page = report(results_of(session).chosen(names or ()))
-        with host_errors(f"write {out}", {}):
-            out.write_text(page, "utf-8")
-        session.screen.result({"report": str(out.resolve())}, f"{out} holds the report; open it in a browser.")
+        write_report(session, results_of(session).chosen(names or ()), out)
 
 
 @bench.command("import")
@@ -148,6 +143,16 @@ def _text_of(file: Path) -> str:
         raise UsageError(f"{file} is not UTF-8 text.") from None
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}.") from error
+
+
+def write_report(session: Session, levels: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """The page of these levels."""
+    from orchestrator.bench.report import report
+
+    page = report(levels)
+    with host_errors(f"write {out}", {}):
+        out.write_text(page, "utf-8")
+    session.screen.result({"report": str(out.resolve())}, f"{out} holds the report; open it in a browser.")
 
 
 def tell(session: Session, levels: Sequence[Mapping[str, Any]]) -> None:

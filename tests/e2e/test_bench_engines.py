@@ -42,7 +42,9 @@ def test_nothing_is_left_where_nothing_was(orch: OnStandIn) -> None:
     assert "In the end tiny is taken down again." in planned.out
     assert not {"processes", "records", "bench"} & {path.name for path in orch.home.iterdir()}
 
-    told = orch.run("bench", *BOTH, "-p", str(orch.profile), *SHORT, "--json").lines
+    by_itself = orch.home / "by-itself.html"
+    report = ("--report", str(by_itself))
+    told = orch.run("bench", *BOTH, "-p", str(orch.profile), *SHORT, *report, "--json").lines
     levels = [line for line in told if "max_concurrency" in line]
     assert [(one["engine"], one["max_concurrency"]) for one in levels] == [
         ("llamacpp", 1),
@@ -61,6 +63,7 @@ def test_nothing_is_left_where_nothing_was(orch: OnStandIn) -> None:
     assert [line["compared"]["users"] for line in compared if "compared" in line] == [1, 2]
     page = orch.home / "page.html"
     orch.run("bench", "report", "-o", str(page))
+    assert page.read_text() == by_itself.read_text()
     assert page.read_text().count("<svg") == 8
     assert len(orch.run("bench", "ls", "--json").lines) == 2
 
