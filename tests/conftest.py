@@ -6,10 +6,12 @@ It also puts tests/ on the path, so that every level can import `fakes` and `orc
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
 import subprocess
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import date
@@ -94,7 +96,12 @@ def _docker() -> str:
     from orchestrator.drivers.docker.daemon import Daemon
     from orchestrator.drivers.docker.endpoints import SOCKET, Endpoint
 
-    return Daemon(Endpoint(os.environ.get("DOCKER_HOST", SOCKET))).facts().problem
+    with warnings.catch_warnings():
+        # Where no daemon answers, Docker's own client leaves its socket to the collector, which would blame some test.
+        warnings.simplefilter("ignore", ResourceWarning)
+        problem = Daemon(Endpoint(os.environ.get("DOCKER_HOST", SOCKET))).facts().problem
+        gc.collect()
+    return problem
 
 
 def _ollama() -> str:
