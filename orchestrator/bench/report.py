@@ -88,7 +88,7 @@ def verdicts(every: Sequence[Series], found: Crossover | None) -> Iterable[str]:
         if all(simple.beyond(point.users) for point in other.points if point.users > most):
             tail = max(other.points, key=lambda point: point.throughput)
             yield (
-                f"It has reached what it can give; {other.title} gives {tail.throughput:,.0f} tokens a second at most, "
+                f"{simple.title} has reached what it can give; {other.title} gives {tail.throughput:,.0f} tokens a second at most, "
                 f"with {users_text(tail.users)}."
             )
     mine, theirs = simple.at(most), other.at(most)

@@ -218,6 +218,7 @@ def _tell(session: Session, levels: Sequence[Mapping[str, Any]]) -> None:
 def _compare(session: Session, simple: Series, other: Series, as_json: bool) -> None:
     from orchestrator.bench.series import crossover
 
+    mine_is, theirs_is = (simple.engine, other.engine) if simple.engine != other.engine else (simple.title, other.title)
     rows = []
     for mine in simple.points:
         theirs = other.at(mine.users)
@@ -226,11 +227,11 @@ def _compare(session: Session, simple: Series, other: Series, as_json: bool) -> 
         rows.append(
             {
                 "users": mine.users,
-                f"{simple.title} tok/s": round(mine.throughput, 1),
-                f"{other.title} tok/s": round(theirs.throughput, 1),
+                f"{mine_is} tok/s": round(mine.throughput, 1),
+                f"{theirs_is} tok/s": round(theirs.throughput, 1),
                 "ratio": round(theirs.throughput / mine.throughput, 2) if mine.throughput else "-",
-                f"{simple.title} TTFT ms": _figure(mine.ttft_p50),
-                f"{other.title} TTFT ms": _figure(theirs.ttft_p50),
+                f"{mine_is} TTFT ms": _figure(mine.ttft_p50),
+                f"{theirs_is} TTFT ms": _figure(theirs.ttft_p50),
             }
         )
     if not rows:
