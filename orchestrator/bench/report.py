@@ -87,10 +87,8 @@ def verdicts(every: Sequence[Series], found: Crossover | None) -> Iterable[str]:
         yield f"{simple.title} gives more tokens a second at all that was measured, {least} to {most} users."
         if all(simple.beyond(point.users) for point in other.points if point.users > most):
             tail = max(other.points, key=lambda point: point.throughput)
-            yield (
-                f"{simple.title} has reached what it can give; {other.title} gives {tail.throughput:,.0f} tokens a second at most, "
-                f"with {users_text(tail.users)}."
-            )
+            most_of_it = f"{tail.throughput:,.0f} tokens a second at most, with {users_text(tail.users)}"
+            yield f"{simple.title} has reached what it can give; {other.title} gives {most_of_it}."
     mine, theirs = simple.at(most), other.at(most)
     if mine is not None and theirs is not None and mine.ttft_p50 is not None and theirs.ttft_p50 is not None:
         quick, slow = sorted(((mine, simple), (theirs, other)), key=lambda pair: pair[0].ttft_p50 or 0.0)
