@@ -71,6 +71,15 @@ class Score:
     error: float | None
     samples: int
 
+    @property
+    def is_cost(self) -> bool:
+        """Whether it is no share of right answers, but a figure that is better the smaller it is."""
+        return self.metric.partition(" ")[0] in _COSTS
+
+
+# The harness's metrics of texts that are scored.
+_COSTS = frozenset({"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"})
+
 
 @dataclass(frozen=True)
 class Recovery:
@@ -81,8 +90,8 @@ class Recovery:
 
 
 def recovery(score: Score, base: Score) -> Recovery | None:
-    """None where the other one is 0: there is nothing to recover."""
-    if not base.value:
+    """None where the other one is 0: there is nothing to recover; and of what is a cost."""
+    if not base.value or base.is_cost:
         return None
     ratio = score.value / base.value
     if score.error is None or base.error is None:

@@ -185,7 +185,7 @@ def _score_row(line: Mapping[str, Any], every: Sequence[Mapping[str, Any]]) -> d
         "task": line["task"],
         "metric": line["metric"],
         "engine": side_of(line),
-        "score": f"{100 * line['value']:.1f}{error} %",
+        "score": f"{line['value']:,.4g}" if score(line).is_cost else f"{100 * line['value']:.1f}{error} %",
         "of the first": left,
         "samples": line["samples"],
     }

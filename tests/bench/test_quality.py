@@ -46,6 +46,12 @@ def test_recovery_of_what_is_not_known_and_of_nothing(
     assert (found.percent, found.error) == (percent, pytest.approx(error) if error is not None else None)
 
 
+def test_a_cost_is_no_share_of_anything() -> None:
+    assert recovery(Score("t", "word_perplexity", 12.0, None, 1), Score("t", "word_perplexity", 10.0, None, 1)) is None
+    assert Score("t", "bits_per_byte (none)", 1.0, None, 1).is_cost
+    assert not Score("t", "exact_match (strict-match)", 1.0, None, 1).is_cost
+
+
 def test_there_is_nothing_to_recover_from_nothing() -> None:
     assert recovery(Score("t", "m", 0.5, 0.1, 1), Score("t", "m", 0.0, 0.0, 1)) is None
 
