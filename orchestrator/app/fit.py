@@ -1,79 +1,174 @@
-"""How many fine-tuned models fit, on this machine or on a GPU of a size."""
+"""How many fine-tuned models fit, on this machine or on a GPU of a size; and what the article says of its own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from orchestrator import resources
 from orchestrator.app.meaning import meaning_to_be
-from orchestrator.app.profiles import default_profile, load_profile, pinned, weights_facts
+from orchestrator.app.profiles import named_profile, weights_facts
+from orchestrator.core.artifact import Recipe
 from orchestrator.core.fit import Fit
-from orchestrator.core.memory import MemoryRequest, artifact_bytes
+from orchestrator.core.host import Gpu, Host
+from orchestrator.core.memory import MemoryPool, MemoryRequest, artifact_bytes
 from orchestrator.core.pins import Accelerator
 from orchestrator.core.profile import Profile
-from orchestrator.core.weights import Shape
-from orchestrator.engines import ENGINES
+from orchestrator.core.reference import Reference, ReferenceEngine
+from orchestrator.core.weights import Shape, WeightsFacts
+from orchestrator.engines import ENGINES, engine_sheet
 from orchestrator.engines.base import EngineSheet
 from orchestrator.engines.cards import shape_in
-from orchestrator.errors import PlanRefused
+from orchestrator.engines.context import ResolveContext
+from orchestrator.engines.prerequisites import cannot_be_made, key_of
+from orchestrator.errors import HostError, PlanRefused
 
 if TYPE_CHECKING:
     from orchestrator.app.orchestrator import Orchestrator
 
+# ASSUMPTION: a GPU of which only the size is told computes with everything that orch builds.
+ANY_CAPABILITY = (12, 0)
+# How many models the article has figures of.
+FIVE = 5
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What is not counted, and why; `recipe` is empty where it is all of an engine."""
+
+    engine: str
+    recipe: str
+    why: str
+
+    @property
+    def what(self) -> str:
+        """Both names, for people."""
+        return f"{self.engine} {self.recipe}".strip()
+
+
+@dataclass(frozen=True)
+class OfArticle:
+    """The article's figures of one engine, and what the weights of the same are here: `five` models, and the `most`
+    that fit into its GPU (None: any number, one at a time)."""
+
+    told: ReferenceEngine
+    five: int
+    most: int | None
+
+    @property
+    def contradicts_itself(self) -> bool:
+        """It says that a base takes less with adapters than without."""
+        return self.told.five_models == "together" and self.told.five_models_gb < self.told.memory_gb
+
 
 @dataclass(frozen=True)
 class Fits:
-    """Of a profile, in memory of `total` bytes at `place` that holds nothing else: one for each engine that computes
-    there."""
+    """Of a profile's model in a pool of memory, of which the `total` counts: one Fit for each engine and artifact that
+    can be there. `reference` and `of_article` where it is the article's model, else None and empty."""
 
     profile: Profile
-    place: str
-    total: int
+    shape: Shape
+    pool: MemoryPool
     each: tuple[Fit, ...]
+    left_out: tuple[LeftOut, ...]
+    reference: Reference | None
+    of_article: tuple[OfArticle, ...]
 
 
-def fits(orch: Orchestrator, named: str | None, adapters: int, rank: int, gpu_memory: int | None) -> Fits:
-    """For the profile that somebody has named, or means, with so many adapters of a rank. `gpu_memory` (bytes) is that
-    of a GPU; None: this machine's, of its first GPU if it has one. PlanRefused where the model's sizes are unknown."""
+def fits(orch: Orchestrator, named: str | None, rank: int, gpu_memory: int | None) -> Fits:
+    """For the profile that somebody has named, or means, with adapters of a rank. `gpu_memory` (bytes) is that of a
+    GPU; None: this machine's, of its largest GPU, or without any of what engines may take of the host's memory.
+
+    PlanRefused where the model's sizes are unknown, or no artifact can be served there; HostError where a GPU is here
+    and does not work, or the hub that would tell the sizes does not answer.
+    """
     observed = orch.observe()
-    profile = load_profile(named if named is not None else default_profile(observed), observed)
-    profile = pinned(orch, profile, observed)
+    profile = named_profile(orch, named, observed)
     profile = profile.model_copy({"lora": profile.lora.model_copy({"max_rank": rank})})
+    reference = resources.reference()
+    is_articles = profile.weights.hub == reference.weights.hub
+    context = orch.resolve_context(observed, profile)
+    host = _host(observed.host, gpu_memory)
+    pool = context.pools(host, host.gpus)[0]
     weights = weights_facts(orch, profile)
-    meaning = None if weights.shape is not None else meaning_to_be(orch, weights)
-    shape = weights.shape or (shape_in(meaning) if meaning is not None else None)
+    shape = weights.shape or (reference.weights.shape if is_articles else None) or _shape_told(orch, weights)
     if shape is None:
         raise PlanRefused(f"Nothing tells the sizes of {profile.name}'s model.", hint=f"orch pull -p {profile.name}")
-    size = weights.size or 2 * shape.parameters
-    gpus = observed.host.gpus
+    model = _Model(profile, replace(weights, shape=shape, size=weights.size or 2 * shape.parameters), shape)
+    found = list(_each(model, host, context))
+    each = tuple(one for one in found if isinstance(one, Fit))
+    left_out = tuple(one for one in found if isinstance(one, LeftOut))
+    if not each:
+        raise PlanRefused(
+            f"None of {profile.name}'s artifacts can be served on {pool.name}.",
+            hint="Name another one under engines.ENGINE.recipes in the profile, or a GPU: orch fit --gpu-memory 32GB",
+            detail="\n".join(f"{one.what}: {one.why}" for one in left_out),
+        )
+    of_article = tuple(_of_article(model, reference)) if is_articles else ()
+    return Fits(profile, shape, pool, each, left_out, reference if is_articles else None, of_article)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is counted; size and shape of its weights are known."""
+
+    profile: Profile
+    weights: WeightsFacts
+    shape: Shape
+
+    def fit(self, sheet: EngineSheet, recipe: Recipe, accelerator: Accelerator, finished: int | None = None) -> Fit:
+        """On one engine, as an artifact; `finished` is its size where it is built."""
+        size = finished or artifact_bytes(recipe, self.weights.size, self.shape)
+
+        def holding(adapters: int) -> MemoryRequest:
+            lora = self.profile.lora.model_copy({"max_adapters": adapters})
+            roomy = self.profile.model_copy({"lora": lora})
+            return sheet.memory_request(roomy, size, self.shape, accelerator, adapters)
+
+        return Fit.of(recipe.value, holding(1), holding(2))
+
+
+def _host(host: Host, gpu_memory: int | None) -> Host:
+    """The host with the one GPU that is meant, if any."""
     if gpu_memory is not None:
-        place, total, accelerator = "a GPU", gpu_memory, Accelerator.CUDA
-    elif gpus:
-        place, total, accelerator = gpus[0].name, gpus[0].memory_total, Accelerator.CUDA
-    else:
-        place, total, accelerator = "this machine", observed.host.memory_total, Accelerator.CPU
-    sheets = [sheet for sheet in ENGINES.values() if accelerator is Accelerator.CPU or sheet.takes_gpu]
-    each = tuple(_fit(sheet, profile, size, shape, accelerator, adapters, orch) for sheet in sheets)
-    return Fits(profile, place, total, each)
+        return replace(host, gpus=(Gpu("", "a GPU", gpu_memory, gpu_memory, ANY_CAPABILITY),), gpu_problem="")
+    if host.gpu_problem and not host.gpus:
+        raise HostError(
+            f"No GPU can be used: {host.gpu_problem}.",
+            hint="orch fit --gpu-memory 32GB counts for one of that size; CUDA_VISIBLE_DEVICES= (empty) asks for the "
+            "CPU instead.",
+        )
+    return replace(host, gpus=tuple(sorted(host.gpus, key=lambda gpu: gpu.memory_total)[-1:]))
 
 
-def _fit(
-    sheet: EngineSheet,
-    profile: Profile,
-    size: int,
-    shape: Shape,
-    accelerator: Accelerator,
-    adapters: int,
-    orch: Orchestrator,
-) -> Fit:
-    """With the first of the profile's artifacts that it can serve there; on a GPU that is not here, with the first."""
-    recipes = sheet.settings.of(profile, sheet.name).recipes
-    here = accelerator is sheet.accelerator(orch.host)
-    can = [one for one in recipes if not here or not sheet.cannot_serve(one, accelerator, orch.host)]
-    recipe = (can or recipes)[0]
+def _shape_told(orch: Orchestrator, weights: WeightsFacts) -> Shape | None:
+    """By what is here of the model, or by the small files of its repository."""
+    meaning = meaning_to_be(orch, weights)
+    return shape_in(meaning) if meaning is not None else None
 
-    def with_adapters(number: int) -> MemoryRequest:
-        roomy = profile.model_copy({"lora": profile.lora.model_copy({"max_adapters": number})})
-        return sheet.memory_request(roomy, artifact_bytes(recipe, size, shape), shape, accelerator, number)
 
-    return Fit.of(recipe.value, adapters, with_adapters(adapters), with_adapters(adapters + 1))
+def _each(model: _Model, host: Host, context: ResolveContext) -> Iterator[Fit | LeftOut]:
+    for sheet in ENGINES.values():
+        accelerator = sheet.accelerator(host)
+        if host.gpus and accelerator is Accelerator.CPU:
+            yield LeftOut(sheet.name, "", "it computes on the CPU")
+            continue
+        for recipe in sheet.settings.of(model.profile, sheet.name).recipes:
+            why = sheet.cannot_serve(recipe, accelerator, host) or cannot_be_made(recipe, model.weights, context)
+            if why:
+                yield LeftOut(sheet.name, recipe.value, why)
+                continue
+            built = context.finished.get(key_of(recipe, model.weights, context))
+            yield model.fit(sheet, recipe, accelerator, built if recipe is not Recipe.WEIGHTS else None)
+
+
+def _of_article(model: _Model, reference: Reference) -> Iterator[OfArticle]:
+    """What it counts is weights, as the sizes of its own artifacts show."""
+    total = int(reference.gpu_memory_gb * 1e9)
+    for told in reference.engines:
+        bare = model.fit(engine_sheet(told.engine), Recipe(told.recipe), Accelerator.CUDA).bare
+        if told.five_models == "together":
+            yield OfArticle(told, bare.together(FIVE), bare.most_together(total))
+        else:
+            yield OfArticle(told, bare.separate(FIVE), bare.most_separate(total))

@@ -6,7 +6,7 @@ holds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.core.memory import MemoryRequest
 
@@ -16,56 +16,71 @@ MOST = 9999
 
 @dataclass(frozen=True)
 class Fit:
-    """One engine with one artifact. `alone` is what it holds for one model without adapters; `adapter` is what one more
-    adapter takes in memory, `at_once` how many of the `wanted` it has in memory at a time; `grows`: it could have more
-    of them."""
+    """One engine with one artifact. For one model without adapters it holds its weights, a KV cache (`kv`, `kv_token`
+    for each token) and the `rest`: itself, activations, graphs. `adapter` is what one adapter takes in memory; it has
+    `several` of them there at a time, or one; with `spare_slot` it makes room for one more than it may have. With
+    several `gpus` all of it is what each of them holds."""
 
     engine: str
     recipe: str
-    wanted: int
     weights: int
-    alone: int
+    kv: int
+    kv_token: int
+    rest: int
     adapter: int
-    at_once: int
-    spare_slot: bool
-    grows: bool
+    several: bool
+    spare_slot: bool = False
+    gpus: int = 1
 
     @classmethod
-    def of(cls, recipe: str, wanted: int, request: MemoryRequest, more: MemoryRequest) -> Fit:
-        """By what an engine asks for with the `wanted` adapters, and with one `more`. One that would take a share of a
-        GPU, or a KV cache of a size, is counted with what the requests that it is to serve need."""
-        alone = request.fixed - request.lora + request.kv_token * request.context * request.parallel
-        at_once, spare = min(wanted, request.slots), request.spare_slot and wanted > 0
-        grows = more.slots > request.slots
-        return cls(request.name, recipe, wanted, request.weights, alone, request.slot, at_once, spare, grows)
+    def of(cls, recipe: str, one: MemoryRequest, two: MemoryRequest) -> Fit:
+        """By what an engine asks for with one adapter, and with two. One that would take a share of a GPU, or a KV
+        cache of a size, is counted with what the requests that it is to serve need."""
+        return cls(
+            engine=one.name,
+            recipe=recipe,
+            weights=one.weights,
+            kv=one.kv_token * one.context * one.parallel,
+            kv_token=one.kv_token,
+            rest=one.fixed - one.lora - one.weights,
+            adapter=one.slot,
+            several=two.slots > one.slots,
+            spare_slot=one.spare_slot,
+            gpus=one.gpus,
+        )
 
     @property
-    def separate(self) -> int:
-        """The wanted number of models, each with weights, KV cache and engine of its own."""
-        return self.wanted * self.alone
+    def bare(self) -> Fit:
+        """Of weights alone, base and adapters: no KV cache, no engine."""
+        return replace(self, kv=0, rest=0, spare_slot=False)
 
     @property
-    def separate_weights(self) -> int:
-        """Their weights alone, as the article counts them."""
-        return self.wanted * self.weights
+    def alone(self) -> int:
+        """One model without adapters."""
+        return self.weights + self.kv + self.rest
 
-    @property
-    def together(self) -> int:
-        """One base, with as many adapters as are in memory at a time."""
-        return self.alone + self.adapter * (self.at_once + self.spare_slot)
+    def at_once(self, number: int) -> int:
+        """How many of so many adapters are in memory at a time."""
+        return number if self.several else min(number, 1)
 
-    @property
-    def together_weights(self) -> int:
-        """The weights of that alone."""
-        return self.weights + self.adapter * self.at_once
+    def separate(self, number: int) -> int:
+        """So many models, each with weights, KV cache and engine of its own."""
+        return number * self.alone
+
+    def together(self, number: int) -> int:
+        """One base, with as many of so many adapters as are in memory at a time."""
+        spare = self.spare_slot and number > 0
+        return self.alone + self.adapter * (self.at_once(number) + spare)
 
     def most_separate(self, total: int) -> int:
         """How many models of their own fit into so much memory that holds nothing else."""
         return min(MOST, total // self.alone)
 
     def most_together(self, total: int) -> int | None:
-        """How many adapters of one base do; None where it has one at a time, however many there are."""
-        if not self.grows:
+        """How many adapters of one base fit there; None: any number, of which one at a time is in memory."""
+        if self.together(1) > total:
+            return 0
+        if not self.several:
             return None
-        left = total - self.alone - self.adapter * self.spare_slot
-        return max(0, min(MOST, left // self.adapter)) if self.adapter else MOST
+        more = (total - self.together(1)) // self.adapter if self.adapter else MOST
+        return min(MOST, 1 + more)

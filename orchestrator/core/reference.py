@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from orchestrator.core.part import Must, Part
+from orchestrator.core.weights import HubSource, Shape, shape_of
 
 
 class ReferencePoint(Part):
@@ -17,10 +18,28 @@ class ReferencePoint(Part):
     ttft: float | None = None
 
 
+class ReferenceWeights(Part):
+    """A repository at a commit, and what its config.json says of sizes, by the names that it has there."""
+
+    repo: str
+    revision: str
+    config: Mapping[str, int | bool | str]
+
+    @property
+    def shape(self) -> Shape | None:
+        """The sizes; None where it does not tell them all."""
+        return shape_of(self.config)
+
+    @property
+    def hub(self) -> HubSource:
+        """Where they are."""
+        return HubSource(self.repo, self.revision)
+
+
 class ReferenceEngine(Part):
     """One engine: GPU memory for one user, seconds for 256 tokens, what a swap of adapters takes, how many fine-tuned
-    models fit on the GPU, how many GB five of them take, and per cent of the 16-bit model's score that are left, by
-    task."""
+    models fit on the GPU, how many GB five of them take, each by itself ("separate") or as adapters of one base
+    ("together"), and per cent of the 16-bit model's score that are left, by task."""
 
     engine: str
     recipe: str
@@ -30,6 +49,7 @@ class ReferenceEngine(Part):
     adapter_swap: str
     models_that_fit: str
     five_models_gb: float
+    five_models: Literal["separate", "together"]
     recovery: Mapping[str, float]
 
     def at(self, users: int) -> ReferencePoint | None:
@@ -46,7 +66,7 @@ class ReferenceNote(Part):
 
 
 class Reference(Part):
-    """All of one source: of a model on a GPU."""
+    """All of one source: of a model on a GPU, and the `weights` that the model is."""
 
     name: str
     title: str
@@ -54,6 +74,7 @@ class Reference(Part):
     gpu: str
     gpu_memory_gb: float
     source: str
+    weights: ReferenceWeights
     engines: tuple[ReferenceEngine, ...]
     notes: tuple[ReferenceNote, ...] = ()
 

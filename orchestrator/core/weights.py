@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,16 +140,28 @@ class Shape:
         return self.layer_parameters + self.end_parameters + norms
 
     @property
+    def lora_of(self) -> Mapping[str, int]:
+        """Elements of a LoRA per rank on each matrix of the layers, by PEFT's name of it: A and B, in all layers."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        sides = {
+            "q_proj": self.hidden + queries,
+            "k_proj": self.hidden + keys,
+            "v_proj": self.hidden + keys,
+            "o_proj": queries + self.hidden,
+            "gate_proj": self.hidden + self.intermediate,
+            "up_proj": self.hidden + self.intermediate,
+            "down_proj": self.intermediate + self.hidden,
+        }
+        return {name: self.layers * side for name, side in sides.items()}
+
+    @property
     def lora_elements(self) -> int:
         """Elements of a LoRA per rank, if it adapts all that vLLM makes room for, which is what a slot takes.
 
         That is A and B of every linear slice, the embedding and the head (vllm/lora/layers). A tied head counts too:
         ASSUMPTION.
         """
-        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        attention = 3 * self.hidden + queries + 2 * keys + queries + self.hidden
-        feed_forward = 2 * self.hidden + 2 * self.intermediate + self.intermediate + self.hidden
-        return self.layers * (attention + feed_forward) + 2 * (self.vocab + self.hidden)
+        return sum(self.lora_of.values()) + 2 * (self.vocab + self.hidden)
 
 
 def shape_of(config: Any) -> Shape | None:
