@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -84,12 +85,13 @@ def fits(orch: Orchestrator, named: str | None, rank: int, gpu_memory: int | Non
     and does not work, or the hub that would tell the sizes does not answer.
     """
     observed = orch.observe()
+    other = f"orch fit --gpu-memory 32GB{f' -p {shlex.quote(named)}' if named is not None else ''}"
+    host = _host(observed.host, gpu_memory, other)
     profile = named_profile(orch, named, observed)
     profile = profile.model_copy({"lora": profile.lora.model_copy({"max_rank": rank})})
     reference = resources.reference()
     is_articles = profile.weights.hub == reference.weights.hub
     context = orch.resolve_context(observed, profile)
-    host = _host(observed.host, gpu_memory)
     pool = context.pools(host, host.gpus)[0]
     weights = weights_facts(orch, profile)
     shape = weights.shape or (reference.weights.shape if is_articles else None) or _shape_told(orch, weights)
@@ -102,7 +104,7 @@ def fits(orch: Orchestrator, named: str | None, rank: int, gpu_memory: int | Non
     if not each:
         raise PlanRefused(
             f"None of {profile.name}'s artifacts can be served on {pool.name}.",
-            hint="Name another one under engines.ENGINE.recipes in the profile, or a GPU: orch fit --gpu-memory 32GB",
+            hint=f"Name another one under engines.ENGINE.recipes in the profile, or a GPU: {other}",
             detail="\n".join(f"{one.what}: {one.why}" for one in left_out),
         )
     of_article = tuple(_of_article(model, reference)) if is_articles else ()
@@ -117,9 +119,13 @@ class _Model:
     weights: WeightsFacts
     shape: Shape
 
+    def size(self, recipe: Recipe) -> int:
+        """The bytes of an artifact of it that is not built yet."""
+        return artifact_bytes(recipe, self.weights.size, self.shape)
+
     def fit(self, sheet: EngineSheet, recipe: Recipe, accelerator: Accelerator, finished: int | None = None) -> Fit:
         """On one engine, as an artifact; `finished` is its size where it is built."""
-        size = finished or artifact_bytes(recipe, self.weights.size, self.shape)
+        size = finished or self.size(recipe)
 
         def holding(adapters: int) -> MemoryRequest:
             lora = self.profile.lora.model_copy({"max_adapters": adapters})
@@ -129,15 +135,14 @@ class _Model:
         return Fit.of(recipe.value, holding(1), holding(2))
 
 
-def _host(host: Host, gpu_memory: int | None) -> Host:
-    """The host with the one GPU that is meant, if any."""
+def _host(host: Host, gpu_memory: int | None, other: str) -> Host:
+    """The host with the one GPU that is meant, if any; `other` is the command that counts for one that is not here."""
     if gpu_memory is not None:
         return replace(host, gpus=(Gpu("", "a GPU", gpu_memory, gpu_memory, ANY_CAPABILITY),), gpu_problem="")
     if host.gpu_problem and not host.gpus:
         raise HostError(
             f"No GPU can be used: {host.gpu_problem}.",
-            hint="orch fit --gpu-memory 32GB counts for one of that size; CUDA_VISIBLE_DEVICES= (empty) asks for the "
-            "CPU instead.",
+            hint=f"{other} counts for one of that size; CUDA_VISIBLE_DEVICES= (empty) asks for the CPU instead.",
         )
     return replace(host, gpus=tuple(sorted(host.gpus, key=lambda gpu: gpu.memory_total)[-1:]))
 
@@ -151,8 +156,11 @@ def _shape_told(orch: Orchestrator, weights: WeightsFacts) -> Shape | None:
 def _each(model: _Model, host: Host, context: ResolveContext) -> Iterator[Fit | LeftOut]:
     for sheet in ENGINES.values():
         accelerator = sheet.accelerator(host)
-        if host.gpus and accelerator is Accelerator.CPU:
-            yield LeftOut(sheet.name, "", "it computes on the CPU")
+        spread = sheet.gpus(model.profile, accelerator)
+        why = "it computes on the CPU" if host.gpus and accelerator is Accelerator.CPU else ""
+        why = why or (sheet.cannot_split(model.shape, spread) if spread > 1 else "")
+        if why:
+            yield LeftOut(sheet.name, "", why)
             continue
         for recipe in sheet.settings.of(model.profile, sheet.name).recipes:
             why = sheet.cannot_serve(recipe, accelerator, host) or cannot_be_made(recipe, model.weights, context)
@@ -164,10 +172,11 @@ def _each(model: _Model, host: Host, context: ResolveContext) -> Iterator[Fit | 
 
 
 def _of_article(model: _Model, reference: Reference) -> Iterator[OfArticle]:
-    """What it counts is weights, as the sizes of its own artifacts show."""
+    """What it counts is weights, as the sizes of its own artifacts show, on the one GPU that it has."""
     total = int(reference.gpu_memory_gb * 1e9)
     for told in reference.engines:
         bare = model.fit(engine_sheet(told.engine), Recipe(told.recipe), Accelerator.CUDA).bare
+        bare = replace(bare, weights=model.size(Recipe(told.recipe)))
         if told.five_models == "together":
             yield OfArticle(told, bare.together(FIVE), bare.most_together(total))
         else:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gpu_machines import DRIVER_NOT_LOADED, H200, RTX_5090, compiled, machine_env
-from orch_command import Orch
+from orch_command import ASSETS, Orch, free_port
 from test_terminal import on_terminal, too_wide
 
 GB = 10**9
@@ -70,12 +71,54 @@ def test_without_a_gpu_in_what_engines_may_have_of_the_hosts_memory(orch: Orch) 
     assert {row["total"] for row in rows_of(orch, "fit", "-p", str(orch.profile)).values()} == {3 * GB}
 
 
+def test_a_hub_tells_the_sizes_of_what_is_not_here(orch: Orch, hub: Any, hub_profile: str) -> None:
+    assert hub.url == orch.env["HF_ENDPOINT"]
+    pulled, local = rows_of(orch, "fit", "-p", hub_profile), rows_of(orch, "fit", "-p", str(orch.profile))
+    row, here = pulled["vllm", "weights"], local["vllm", "weights"]
+    assert (row["kv_token"], row["adapter"]) == (here["kv_token"], here["adapter"])
+    # By its parameters: what the file has after its header.
+    content = (ASSETS / "tiny-qwen3" / "model.safetensors").read_bytes()
+    assert row["weights"] == len(content) - 8 - int.from_bytes(content[:8], "little")
+    orch.env["HF_ENDPOINT"] = f"http://127.0.0.1:{free_port()}"
+    orch.run("fit", "-p", hub_profile, code=4)
+
+
 def test_a_quantised_kv_cache_takes_less(orch: Orch) -> None:
     whole = rows_of(orch, "fit", "-p", str(orch.profile))["ollama", "gguf-q6_k"]
     orch.profile.write_text(orch.profile.read_text() + '[engines.ollama]\nkv_cache_type = "q8_0"\n')
     less = rows_of(orch, "fit", "-p", str(orch.profile))["ollama", "gguf-q6_k"]
     assert less["kv"] == whole["kv"] * 34 // 64
     assert "(8.5 bit)" in orch.run("fit", "-p", str(orch.profile)).out
+
+
+def spread_over(orch: Orch, gpus: int) -> str:
+    """The path of the shipped profile, with vLLM over so many GPUs."""
+    text = orch.run("profile", "show", "qwen3-8b").out
+    path = orch.home / "spread.toml"
+    path.write_text(re.sub(r"(\[engines\.vllm\]\n)", rf"\1gpus = {gpus}\n", text))
+    return str(path)
+
+
+def test_over_several_gpus_it_is_what_each_holds_and_the_article_has_one(orch: Orch) -> None:
+    of_one = orch.run(*QWEN3, "--json").lines
+    lines = orch.run("fit", "-p", spread_over(orch, 2), "--gpu-memory", "32GB", "--json").lines
+    one, two = ({line.get("engine"): line for line in told}["vllm"] for told in (of_one, lines))
+    assert (one["gpus"], two["gpus"]) == (1, 2)
+    assert two["weights"] == pytest.approx(one["weights"] / 2, abs=1)
+    assert [line for line in lines if "article" in line] == [line for line in of_one if "article" in line]
+    odd = orch.run("fit", "-p", spread_over(orch, 3), "--gpu-memory", "32GB", "--json").lines
+    assert {line["left_out"] for line in odd if "left_out" in line} == {"llamacpp", "vllm"}
+
+
+def test_nothing_that_could_be_served_is_refused_with_each_reason(orch: Orch) -> None:
+    text = orch.profile.read_text().replace("[engines.llamacpp]\n", '[engines.llamacpp]\nrecipes = ["weights"]\n')
+    text = text.replace("[engines.vllm]\n", '[engines.vllm]\nrecipes = ["nvfp4a16"]\n')
+    orch.profile.write_text(text + '[engines.ollama]\nrecipes = ["weights"]\n')
+    (told,) = orch.run("fit", "-p", str(orch.profile), "--json", code=5).lines
+    assert [line.split(":")[0] for line in told["detail"].splitlines()] == [
+        *("ollama weights", "llamacpp weights", "vllm nvfp4a16"),
+    ]
+    orch.run(*told["hint"].split(": orch ")[1].split())
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +139,8 @@ def test_a_gpu_that_does_not_work_is_not_the_cpu_in_silence(orch: Orch, nvml: Pa
     orch.env |= machine_env(nvml, RTX_5090, NVML_INIT=DRIVER_NOT_LOADED)
     (told,) = orch.run("fit", "-p", "qwen3-8b", "--json", code=4).lines
     assert "Driver Not Loaded" in told["error"]
-    assert told["hint"].startswith("orch fit --gpu-memory 32GB ")
-    orch.run(*told["hint"].split()[1:4], "-p", "qwen3-8b")
+    assert told["hint"].startswith("orch fit --gpu-memory 32GB -p qwen3-8b ")
+    orch.run(*told["hint"].split()[1:6])
 
 
 @pytest.mark.parametrize(
