@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,12 @@ def levels_in(text: str, name: str, told: Told, run: str) -> tuple[dict[str, Any
     found = [level for document in documents for level in _levels(document, name, told, run)]
     if not found:
         raise UsageError(f"{name} has no result that orch knows.", hint=_FORMS)
+    for level in found:
+        # It names the file that the result is kept in.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(level["profile"])):
+            raise UsageError(
+                f"{level['profile']} is not a profile's name.", hint="--profile NAME, as in orch bench ls."
+            )
     return tuple(found)
 
 

@@ -95,3 +95,9 @@ def test_users_and_rates_are_two_loads() -> None:
 def test_whose_result_it_is() -> None:
     assert told_by({"other": 1}) is None
     assert told_by([]) is None
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/tmp/tiny.toml", "a/b", ".."])
+def test_a_profile_is_a_name_and_no_path(name: str) -> None:
+    with pytest.raises(UsageError, match="is not a profile's name"):
+        imported("vllm_bench_c1.json", Told(name, "vllm"))
