@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from orchestrator import resources
 from orchestrator.bench.charts import Curve, Span, draw
-from orchestrator.bench.series import Crossover, Point, Series, crossover, series_of
+from orchestrator.bench.duel import SURE, duel, in_words
+from orchestrator.bench.series import Crossover, Point, Series, crossover, is_of_users, series_of
 from orchestrator.bench.words import time_text, users_text
 from orchestrator.core.reference import Reference, ReferenceEngine
 from orchestrator.errors import HostError
-
-# Standard errors to both sides of a figure: about 95 %.
-_SURE = 2
 
 
 @dataclass(frozen=True)
@@ -31,23 +30,19 @@ class Figure:
 def report(levels: Sequence[Mapping[str, Any]]) -> str:
     """The page (HTML, self-contained) of closed-loop levels; HostError where there is none of them."""
     reference = resources.reference()
-    every = ordered(series_of(levels))
+    every = ordered(series_of(levels), reference)
     if not every:
         raise HostError(
             "None of these measurements is of users at a time.", hint="orch bench --engines A,B --concurrency 1,2,4,8"
         )
-    kept = [
-        level
-        for level in levels
-        if level["max_concurrency"] is not None and not level["interrupted"] and not level["adapters"]
-    ]
+    kept = [level for level in levels if is_of_users(level) and not level["interrupted"]]
     first = kept[0]
-    found = crossover(every[0], every[1]) if len(every) > 1 else None
+    met = duel(every[0], every[1]) if len(every) == 2 else None
     values = {
         "title": f"{first['profile']}: {' against '.join(dict.fromkeys(one.engine for one in every))}",
-        "verdicts": list(verdicts(every, found)),
+        "verdicts": list(verdicts(every)),
         "facts": _facts(kept),
-        "figures": _figures(every, found, reference),
+        "figures": _figures(every, met.crossing if met is not None else None, reference),
         "by_users": [_by_users(series) for series in every],
         "as_printed": _as_printed(every, kept, reference),
         "reference": reference,
@@ -58,52 +53,39 @@ def report(levels: Sequence[Mapping[str, Any]]) -> str:
     return resources.render_template("report/report.html.j2", values)
 
 
-def ordered(every: Sequence[Series]) -> list[Series]:
-    """First the one that is the fastest with the fewest users: the simple one, in the article's words."""
-
-    def alone(series: Series) -> float:
-        return series.points[0].throughput
-
-    return sorted(every, key=alone, reverse=True)
+def ordered(every: Sequence[Series], reference: Reference) -> list[Series]:
+    """The engine for many users last, as the article has it."""
+    return sorted(every, key=lambda series: series.engine == reference.engines[-1].engine)
 
 
-def verdicts(every: Sequence[Series], found: Crossover | None) -> Iterable[str]:
+def verdicts(every: Sequence[Series]) -> Iterable[str]:
     """What it comes to, in sentences."""
     if len(every) < 2:
         (one,) = every
         best = max(one.points, key=lambda point: point.throughput)
         yield f"{one.title}: {best.throughput:,.0f} tokens a second at most, with {users_text(best.users)}."
-        return
-    simple, other = every[0], every[1]
-    shared = [point.users for point in simple.points if other.at(point.users) is not None]
-    if not shared:
-        yield f"{simple.title} and {other.title} were not measured at the same numbers of users."
-        return
-    least, most = min(shared), max(shared)
-    if found is not None:
-        sure = f" (95 %: {_bound(found.least, 'below the least')} to {_bound(found.most, f'above {most}')})"
-        yield f"{other.title} gives more tokens a second from about {found.users:.0f} users on{sure}."
-    else:
-        yield f"{simple.title} gives more tokens a second at all that was measured, {least} to {most} users."
-        if all(simple.beyond(point.users) for point in other.points if point.users > most):
-            tail = max(other.points, key=lambda point: point.throughput)
-            most_of_it = f"{tail.throughput:,.0f} tokens a second at most, with {users_text(tail.users)}"
-            yield f"{simple.title} has reached what it can give; {other.title} gives {most_of_it}."
-    mine, theirs = simple.at(most), other.at(most)
-    if mine is not None and theirs is not None and mine.ttft_p50 is not None and theirs.ttft_p50 is not None:
-        quick, slow = sorted(((mine, simple), (theirs, other)), key=lambda pair: pair[0].ttft_p50 or 0.0)
-        yield (
-            f"With {users_text(most)} the first token comes after {time_text(quick[0].ttft_p50)} from "
-            f"{quick[1].title}, and after {time_text(slow[0].ttft_p50)} from {slow[1].title}."
-        )
-    failed = {series.title: sum(point.failed for point in series.points) for series in every}
-    for title, count in failed.items():
-        if count:
-            yield f"{count} requests to {title} failed; they are in no other figure."
+    for one, other in combinations(every, 2):
+        yield from _of_two(one, other)
+    for series in every:
+        if count := sum(point.failed for point in series.points):
+            yield f"{count} requests to {series.title} failed; they are in no other figure."
 
 
-def _bound(users: float | None, beyond: str) -> str:
-    return f"{users:.0f}" if users is not None else beyond
+def _of_two(one: Series, other: Series) -> Iterable[str]:
+    found = duel(one, other)
+    if found is None:
+        yield f"{one.title} and {other.title} were not measured at the same numbers of users."
+        return
+    yield from in_words(found)
+    most = max(point.users for point in one.points if other.at(point.users) is not None)
+    firsts = [(point.ttft_p50, series) for series in (one, other) if (point := series.at(most)) is not None]
+    if any(first is None for first, _ in firsts):
+        return
+    (quick, sooner), (slow, later) = sorted(firsts, key=lambda pair: pair[0] or 0.0)
+    yield (
+        f"With {users_text(most)} the first token comes after {time_text(quick)} from {sooner.title}, and after "
+        f"{time_text(slow)} from {later.title}."
+    )
 
 
 def _facts(levels: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -121,8 +103,8 @@ def _facts(levels: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [
         ("Model", all_of("model_id")),
         ("Engines", ", ".join(versions)),
-        ("Artifacts", all_of("recipe")),
-        ("Computed on", ", ".join(gpus) or "the CPU"),
+        ("Artifacts", all_of("recipe") or "not told"),
+        ("Computed on", ", ".join(gpus) or ("the CPU" if all_of("accelerator") else "not told")),
         ("Tokens in / out", ", ".join(lengths)),
         ("Asked", f"{through}, by {all_of('tool')}"),
         ("Measured", f"{levels[0]['date'][:16].replace('T', ' ')} UTC, as {all_of('run')}"),
@@ -132,9 +114,16 @@ def _facts(levels: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 def _figures(every: Sequence[Series], found: Crossover | None, reference: Reference) -> list[Figure]:
     theirs = reference.engines
     yours, article = "Yours", f"The article's: {reference.model}, {reference.gpu.removeprefix('NVIDIA GeForce ')}"
+    placed = _placed(every, theirs[-1].engine)
     throughput, first_token = "output tokens a second, all users", "first token, ms"
     figures = [
-        _figure("throughput", f"{yours}: throughput", throughput, [_throughput(*one) for one in _placed(every)], found),
+        _figure(
+            "throughput",
+            f"{yours}: throughput",
+            throughput,
+            [_throughput(*one) for one in placed],
+            found,
+        ),
         _figure(
             "throughput-reference",
             f"{article}: throughput",
@@ -143,7 +132,7 @@ def _figures(every: Sequence[Series], found: Crossover | None, reference: Refere
             _crossing(theirs),
         ),
     ]
-    own = [curve for one in _placed(every) if (curve := _first_token(*one)) is not None]
+    own = [curve for one in placed if (curve := _first_token(*one)) is not None]
     if own:
         figures += [
             _figure("ttft", f"{yours}: time to first token", f"{first_token}; shaded up to p95", own, None, log=True),
@@ -159,11 +148,18 @@ def _figures(every: Sequence[Series], found: Crossover | None, reference: Refere
     return figures
 
 
-def _placed(every: Sequence[Series]) -> list[tuple[Series, int, str]]:
-    """Each with the place of its colour, and with what it is called where an engine is there twice."""
+def _placed(every: Sequence[Series], many: str) -> list[tuple[Series, int, str]]:
+    """Each with the place of its colour, which the engine for many has to itself, and with what it is called where an
+    engine is there twice."""
     engines = [one.engine for one in every]
+    others = iter((0, *range(2, 2 + len(every))))
     return [
-        (one, place, one.engine if engines.count(one.engine) == 1 else one.title) for place, one in enumerate(every)
+        (
+            one,
+            1 if one.engine == many and engines.count(many) == 1 else next(others),
+            one.engine if engines.count(one.engine) == 1 else one.title,
+        )
+        for one in every
     ]
 
 
@@ -174,8 +170,8 @@ def _throughput(series: Series, place: int, label: str) -> Curve:
         place,
         tuple(point.users for point in points),
         tuple(point.throughput for point in points),
-        tuple(max(0.0, point.throughput - _SURE * point.error) for point in points),
-        tuple(point.throughput + _SURE * point.error for point in points),
+        tuple(max(0.0, point.throughput - SURE * point.error) for point in points),
+        tuple(point.throughput + SURE * point.error for point in points),
     )
 
 
@@ -233,7 +229,7 @@ def _by_users(series: Series) -> dict[str, Any]:
     rows = [
         (
             f"{point.users}",
-            f"{point.throughput:,.0f} ± {_SURE * point.error:,.0f}",
+            f"{point.throughput:,.0f} ± {SURE * point.error:,.0f}",
             f"{point.throughput / point.users:,.1f}",
             time_text(point.ttft_p50),
             time_text(point.ttft_p95),
@@ -252,7 +248,11 @@ def _as_printed(
 ) -> list[dict[str, Any]]:
     """The article's tables, with the user's own figures in front of its own."""
     theirs = reference.engines
-    heads = ("", *(label for _, _, label in _placed(every)), *(f"article: {one.engine}" for one in theirs))
+    heads = (
+        "",
+        *(label for _, _, label in _placed(every, reference.engines[-1].engine)),
+        *(f"article: {one.engine}" for one in theirs),
+    )
     single = [
         (
             "tok/s",
@@ -260,7 +260,11 @@ def _as_printed(
             *(f"{one.points[0].throughput:,.0f}" for one in theirs),
         ),
         ("First token", *(_at(one, 1, "ttft") for one in every), *(time_text(one.points[0].ttft) for one in theirs)),
-        ("256 tokens", *(_seconds_for_256(one) for one in every), *(f"{one.seconds_for_256:g} s" for one in theirs)),
+        (
+            "256 tokens, by TTFT and TPOT",
+            *(_seconds_for_256(one) for one in every),
+            *(f"{one.seconds_for_256:g} s" for one in theirs),
+        ),
         ("Memory", *(_memory(one, levels) for one in every), *(f"{one.memory_gb:g} GB" for one in theirs)),
     ]
     users = sorted({point.users for one in every for point in one.points} | {2, 4, 8})

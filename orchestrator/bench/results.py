@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator.bench.series import is_of_users
 from orchestrator.errors import HostError, host_errors
 
 # Of the lines: others are of another version of orch, and are left alone.
@@ -69,17 +70,22 @@ class Results:
         return runs[chosen]
 
     def chosen(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """The levels of several sweeps; of none named, the newest of each engine of the profile that was measured last,
-        in the order in which they were."""
+        """The levels of several sweeps; of none named, the newest sweep of each engine of the profile that was measured
+        last, in the order in which they were. A sweep is of the base, whole, at more than one number of users; an
+        engine that has none such stands with its newest levels of users."""
         if names:
             return [level for name in names for level in self.run(name)]
         profile = self.run(None)[-1]["profile"]
-        newest: dict[str, list[dict[str, Any]]] = {}
+        sweeps: dict[str, list[dict[str, Any]]] = {}
+        others: dict[str, list[dict[str, Any]]] = {}
         for levels in reversed(self.runs().values()):
             of_engine: dict[str, list[dict[str, Any]]] = {}
             for level in levels:
-                if level["profile"] == profile:
+                if level["profile"] == profile and is_of_users(level):
                     of_engine.setdefault(level["engine"], []).append(level)
             for engine, own in of_engine.items():
-                newest.setdefault(engine, own)
+                whole = not any(level["interrupted"] for level in own)
+                is_sweep = whole and len({level["max_concurrency"] for level in own}) > 1
+                (sweeps if is_sweep else others).setdefault(engine, own)
+        newest = {**others, **sweeps}
         return sorted((level for own in newest.values() for level in own), key=lambda level: str(level["date"]))

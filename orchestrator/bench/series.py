@@ -65,7 +65,7 @@ class Series:
     @property
     def title(self) -> str:
         """What it is called beside another one."""
-        return f"{self.engine} ({self.recipe})"
+        return f"{self.engine} ({self.recipe})" if self.recipe else self.engine
 
     def at(self, users: int) -> Point | None:
         """The point for so many users."""
@@ -89,12 +89,17 @@ class Crossover:
     most: float | None
 
 
+def is_of_users(level: Mapping[str, Any]) -> bool:
+    """Whether it is of users of the base at a time: not of a rate, nor of adapters."""
+    return level["max_concurrency"] is not None and not level["adapters"]
+
+
 def series_of(levels: Iterable[Mapping[str, Any]]) -> tuple[Series, ...]:
     """The curves of closed-loop levels of the base, in the order in which they came first. Interrupted ones are left
     out."""
     found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for level in levels:
-        if level["max_concurrency"] is None or level["interrupted"] or level["adapters"]:
+        if level["interrupted"] or not is_of_users(level):
             continue
         key = (level["engine"], level["recipe"], level["through"], level.get("engine_version") or "", *level["gpus"])
         found.setdefault(key, []).append(level)
@@ -146,9 +151,10 @@ def crossover(simple: Series, other: Series) -> Crossover | None:
     were measured at; straight lines over the logarithm of users. One that is saturated is held to give with more users
     what it gave last. None where the lines do not cross in that way."""
     shared = [
-        (math.log2(theirs.users), theirs.throughput - mine.throughput, math.hypot(mine.error, theirs.error))
-        for theirs in other.points
-        if (mine := simple.at(theirs.users) or simple.beyond(theirs.users)) is not None
+        (math.log2(users), theirs.throughput - mine.throughput, math.hypot(mine.error, theirs.error))
+        for users in sorted({point.users for series in (simple, other) for point in series.points})
+        if (mine := simple.at(users) or simple.beyond(users)) is not None
+        and (theirs := other.at(users) or other.beyond(users)) is not None
     ]
     users = _crosses([(at, gain) for at, gain, _ in shared])
     if users is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,9 +95,8 @@ def bench_compare(
                 else "None of these measurements is of users at a time.",
                 hint="orch bench --engines A,B measures two.",
             )
-        _compare(session, found[0], found[1], as_json)
-        for more in found[2:]:
-            _compare(session, found[0], more, as_json)
+        for one, other in combinations(found, 2):
+            _compare(session, one, other, as_json)
 
 
 @bench.command("report")
@@ -216,7 +215,7 @@ def _tell(session: Session, levels: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _compare(session: Session, simple: Series, other: Series, as_json: bool) -> None:
-    from orchestrator.bench.series import crossover
+    from orchestrator.bench.duel import duel, in_words
 
     mine_is, theirs_is = (simple.engine, other.engine) if simple.engine != other.engine else (simple.title, other.title)
     rows = []
@@ -234,25 +233,24 @@ def _compare(session: Session, simple: Series, other: Series, as_json: bool) -> 
                 f"{theirs_is} TTFT ms": _figure(theirs.ttft_p50),
             }
         )
-    if not rows:
-        raise HostError(
+    found = duel(simple, other)
+    if found is None:
+        session.screen.note(
+            {"apart": [simple.title, other.title]},
             f"{simple.title} and {other.title} were not measured at the same numbers of users.",
-            hint="orch bench --engines A,B measures both alike.",
         )
-    found = crossover(simple, other)
+        return
     if as_json:
         for row in rows:
             session.screen.result({"compared": row}, "")
-        across = {"users": found.users, "least": found.least, "most": found.most} if found is not None else None
-        session.screen.result({"crossover": across, "simple": simple.title, "other": other.title}, "")
+        across = found.crossing
+        told = {"users": across.users, "least": across.least, "most": across.most} if across is not None else None
+        who = {"behind": found.behind.title, "ahead": found.ahead.title, "tied": list(found.tied)}
+        session.screen.result({"crossover": told, **who}, "")
         return
     session.screen.table(f"{simple.title} against {other.title}", tuple(rows[0]), rows)
-    if found is not None:
-        least = f"{found.least:.1f}" if found.least is not None else "the first"
-        most = f"{found.most:.1f}" if found.most is not None else "beyond the last"
-        session.screen.say(
-            f"{other.title} gives more tokens a second from {found.users:.1f} users on (95 %: {least} to {most})."
-        )
+    for sentence in in_words(found):
+        session.screen.say(sentence)
 
 
 def _load_of(level: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from levels import level
 
 from orchestrator.bench.results import Results, new_run
 from orchestrator.errors import HostError
@@ -35,9 +36,23 @@ def test_two_of_a_second_have_two_names() -> None:
     assert len({new_run() for _ in range(20)}) == 20
 
 
-def test_of_none_named_the_newest_of_each_engine_are_meant(tmp_path: Path) -> None:
+def test_of_none_named_the_newest_sweep_of_each_engine_is_meant(tmp_path: Path) -> None:
+    """What came after it, and is no sweep of users, does not take its place."""
     results = Results(tmp_path)
-    for run, engine, profile in (("1", "ollama", "a"), ("2", "vllm", "b"), ("3", "vllm", "a"), ("4", "vllm", "a")):
-        results.add({"version": 2, "run": run, "date": run, "profile": profile, "engine": engine})
-    assert [level["run"] for level in results.chosen(())] == ["1", "4"]
-    assert [level["run"] for level in results.chosen(("2", "3"))] == ["2", "3"]
+
+    def add(run: str, engine: str, users: int | None, throughput: float = 1.0, **more: object) -> None:
+        results.add({**level(engine, users, throughput), "run": run, "date": run, **more})
+
+    for run, engine in (("1", "ollama"), ("1", "vllm"), ("2", "vllm")):
+        for users in (1, 2):
+            add(run, engine, users)
+    add("3", "vllm", 4)
+    add("4", "vllm", 1)
+    add("4", "vllm", 2, interrupted=True)
+    add("5", "vllm", 1, adapters=["a"])
+    add("6", "vllm", None)
+    assert [(one["run"], one["engine"]) for one in results.chosen(())] == [("1", "ollama")] * 2 + [("2", "vllm")] * 2
+    assert [one["run"] for one in results.chosen(("3", "1"))] == ["3", "1", "1", "1", "1"]
+    # Of an engine that has no sweep, what there is.
+    add("7", "llamacpp", 8)
+    assert [one["run"] for one in results.chosen(())][-1] == "7"

@@ -70,7 +70,7 @@ def test_it_can_be_read(tmp_path: Path, width: int) -> None:
         assert told["widest"] <= width
         assert told["smallest"] >= 8
         assert told["fetched"] == 0
-        assert told["said"].startswith("vllm (nvfp4) gives more tokens a second from about 2 users on")
+        assert told["said"].startswith("vllm (nvfp4) gives more tokens a second from about 2.3 users on")
     # One picture, in the colours of each.
     assert light["background"] == "rgb(255, 255, 255)"
     assert dark["background"] == "rgb(20, 24, 29)"
