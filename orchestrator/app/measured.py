@@ -103,6 +103,18 @@ class Subject:
             return path, {"messages": [{"role": role, "content": text} for role, text in messages]}
         return question_of("\n".join(text for _, text in messages), chats=False)
 
+    def check_serves(self) -> None:
+        """HostError where something else serves by now: what was asked meanwhile was not asked of this alone."""
+        deployment = self._interview.deployment
+        status = self._interview.world.gateway.status()
+        route = status.routes.find(deployment.served_name) if status is not None else None
+        if route is None or route.backend.instance != deployment.instance:
+            raise HostError(
+                f"{deployment.instance} does not serve {deployment.profile} any more: somebody has changed that "
+                "meanwhile, and the last level is left out.",
+                hint="orch status says what serves; measure again once it stays.",
+            )
+
     def memory(self) -> int | None:
         """Bytes of RAM that the engine holds now; None where its target does not tell."""
         interview = self._interview

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.app.orchestrator import Orchestrator
 
 LOCK, JOURNAL = "lock", "journal.jsonl"
+MEASURING = "measuring.lock"
 
 
 class Watcher(Protocol):
@@ -33,6 +34,13 @@ class Watcher(Protocol):
 def alone(orch: Orchestrator, doing: str) -> Iterator[None]:
     """Hold the lock of the data directory while the world is changed; `doing` is what others are told."""
     with exclusive(orch.settings.data / LOCK, doing):
+        yield
+
+
+@contextmanager
+def alone_measuring(orch: Orchestrator, doing: str) -> Iterator[None]:
+    """Keep others from having engines in turn meanwhile; whoever changes what serves for another reason may do so."""
+    with exclusive(orch.settings.data / MEASURING, doing):
         yield
 
 

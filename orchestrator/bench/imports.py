@@ -45,6 +45,11 @@ def levels_in(text: str, name: str, told: Told, run: str) -> tuple[dict[str, Any
     return tuple(found)
 
 
+def without_run(level: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells a measurement from another one: all but the run that it is kept as."""
+    return {key: value for key, value in level.items() if key != RUN}
+
+
 def _lines(text: str, name: str) -> list[Any]:
     try:
         return [json.loads(line) for line in text.splitlines() if line.strip()]

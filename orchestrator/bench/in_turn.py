@@ -13,9 +13,9 @@ from orchestrator.app.engines import check_engine
 from orchestrator.app.intent import MoveTo, Serve, desired_for, recipe_named
 from orchestrator.app.resolution import Take
 from orchestrator.app.runs import Watcher, plan_and_run
+from orchestrator.app.unfinished import Before, forget, keep
 from orchestrator.core.artifact import Recipe
 from orchestrator.core.deployment import Desired
-from orchestrator.core.observed import Observed
 from orchestrator.core.plan import Action, Plan, Skip
 from orchestrator.core.profile import Profile
 from orchestrator.core.steps import RecordDesired
@@ -58,20 +58,6 @@ def sides_of(text: str) -> tuple[Side, ...]:
 
 
 @dataclass(frozen=True)
-class Before:
-    """What there was of a profile before: what was recorded (None: nothing), and whether a gateway ran."""
-
-    profile: str
-    desired: Desired | None
-    gateway: bool
-
-    @property
-    def serving(self) -> str:
-        """The engine that served it; empty where none did."""
-        return self.desired.spec.engine if self.desired is not None and not self.desired.stopped else ""
-
-
-@dataclass(frozen=True)
 class Asked:
     """How somebody has named the profile (None: not), where its engines are to run, and how long who waits."""
 
@@ -86,11 +72,6 @@ def profile_meant(orch: Orchestrator, side: Side, asked: Asked) -> Profile:
     if asked.profile is None and not observed.desired:
         raise PlanRefused("Nothing is deployed, so a profile must be named.", hint="-p qwen3-8b, or -p FILE.toml")
     return desired_for(orch, Serve(side.engine, asked.profile), observed).spec.profile
-
-
-def before(profile: str, observed: Observed) -> Before:
-    """What there is of it now."""
-    return Before(profile, observed.desired.get(profile), bool(observed.gateway.all))
 
 
 def plan_of(orch: Orchestrator, side: Side, profile: str, asked: Asked) -> Plan:
@@ -142,7 +123,9 @@ def in_turn(
     """Measure each, started before where it does not serve already, or `always_start`; then, also after an interrupt or
     a failure, have all as it was, for which `heed_again` makes the watcher heed a second interrupt instead of the
     first. An engine that cannot be had ends it."""
-    changed = False
+    # What was killed before may have left something to be put back.
+    changed = orch.observe().desired.get(was.profile) != was.desired
+    keep(orch, was, {side.engine for side in sides})
     try:
         for side in sides:
             if always_start or not side.is_served_by(orch.observe().desired.get(was.profile), asked.target):
@@ -156,9 +139,11 @@ def in_turn(
             # Why it has ended is what counts; that something is left is told.
             with suppress(Interrupted, OrchError):
                 put_back(orch, was, asked.options, watcher)
+        forget(orch, was.profile)
         raise
     if changed:
         put_back(orch, was, asked.options, watcher)
+    forget(orch, was.profile)
 
 
 def put_back(orch: Orchestrator, was: Before, options: Options, watcher: Watcher) -> None:

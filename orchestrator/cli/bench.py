@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.bench_results import bench, results_of, tell, write_report
+from orchestrator.cli.bench_results import bench, check_place, results_of, tell, write_report
 from orchestrator.cli.options import (
     AsJson,
     Drain,
@@ -109,10 +109,17 @@ def bench_now(
         from orchestrator.bench.sweep import Sweep
         from orchestrator.bench.tools import tool_named
 
+        if shared_prefix_len > input_len:
+            raise UsageError(
+                f"--shared-prefix-len: {shared_prefix_len} tokens are more than a prompt of {input_len}.",
+                hint="A smaller one, or a larger --input-len.",
+            )
+        if page is not None:
+            check_place(page)
         steps, saturate = steps_of(concurrency, request_rate, DEFAULT if tool is None else DEFAULT.removesuffix("+"))
         given, limits = given_prompts(prompts), _limits(goodput or ())
         sweep = Sweep(
-            steps, saturate, rounds, duration, repeats, input_len, min(shared_prefix_len, input_len), output_len, seed,
+            steps, saturate, rounds, duration, repeats, input_len, shared_prefix_len, output_len, seed,
             given, limits=limits,
         )  # fmt: skip
         if adapters is not None and (direct or tool is not None):
@@ -210,11 +217,14 @@ def _listed(text: str | None) -> tuple[str, ...]:
 
 def _deployed(named: tuple[str, ...], subject: Subject) -> tuple[str, ...]:
     """The adapters that somebody has named; PlanRefused where one is not deployed."""
-    if named == ALL and subject.adapters:
+    if named and not subject.adapters:
+        raise PlanRefused("No adapter is deployed.", hint="orch lora add NAME DIR")
+    if named == ALL:
         return subject.adapters
     if unknown := [name for name in named if name not in subject.adapters]:
-        there = f"There are: {', '.join(subject.adapters)}." if subject.adapters else "orch lora add NAME DIR"
-        raise PlanRefused(f"There is no adapter {', '.join(unknown)}.", hint=there)
+        raise PlanRefused(
+            f"There is no adapter {', '.join(unknown)}.", hint=f"There are: {', '.join(subject.adapters)}."
+        )
     return named
 
 
@@ -231,14 +241,16 @@ def take_turns(
     """Have engines serve a profile one after the other, and each measured by its name; or print the plans. `check` is
     told of the profile's context, before anything is started. With `times` each is started so often, whatever serves,
     and `watcher` is told what happens."""
-    from orchestrator.bench.in_turn import before, in_turn, plan_of, profile_meant, sides_of
+    from orchestrator.app.runs import alone_measuring
+    from orchestrator.app.unfinished import what_was
+    from orchestrator.bench.in_turn import in_turn, plan_of, profile_meant, sides_of
 
     sides, orch = sides_of(engines), session.orch
     meant = profile_meant(orch, sides[0], asked)
     if check is not None:
         check(meant.serving.context)
-    was = before(meant.name, orch.observe())
     if only_plan:
+        was = what_was(orch, meant.name)
         for side in sides:
             session.screen.say(f"To measure {side}, as things are now:")
             session.screen.plan(plan_of(orch, side, meant.name, asked))
@@ -246,7 +258,10 @@ def take_turns(
         session.screen.say(f"In the end {back}.")
         return
     every, start = sides * max(times, 1), times > 0
-    in_turn(orch, every, was, asked, watcher or session, lambda _: measure(meant.name), session.heed_again, start)
+    with alone_measuring(orch, f"bench --engines {engines}"):
+        # What there was is looked at by whoever holds it: another one may just have put it back.
+        was = what_was(orch, meant.name)
+        in_turn(orch, every, was, asked, watcher or session, lambda _: measure(meant.name), session.heed_again, start)
 
 
 def steps_of(

@@ -112,7 +112,8 @@ def _tell_swaps(session: Session, found: list[Mapping[str, Any]], as_json: bool)
     if rows:
         session.screen.table("Adapters", tuple(rows[0]), rows)
         session.screen.say(
-            "swap: how much later the first token comes (p50) where the adapter is another one each time."
+            "swap: how much later the first token comes (p50) where the adapter is another one each time; one below 0 "
+            "is noise."
         )
 
 

@@ -45,7 +45,10 @@ RunName = Annotated[str | None, typer.Argument(metavar="[RUN]", help="As ls has 
 
 
 @bench.command("ls")
-def bench_ls(as_json: AsJson = False) -> None:
+def bench_ls(
+    profile: Annotated[str | None, typer.Option("--profile", "-p", help="Of this one alone, by its name.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """What was measured."""
     with session_of(as_json) as session:
         rows = [
@@ -54,13 +57,15 @@ def bench_ls(as_json: AsJson = False) -> None:
                 "profile": levels[0]["profile"],
                 "engine": levels[0]["engine"],
                 "artifact": levels[0].get("recipe"),
-                "users": ", ".join(_load_of(level) for level in levels),
+                "tokens": f"{levels[0]['random_input_len'] or 'file'} / {levels[0]['random_output_len']}",
+                "load": _loads_of(levels),
                 "best tok/s": round(max(level["output_throughput"] for level in levels), 1),
             }
             for name, run in results_of(session).runs().items()
             for levels in _by_engine(run)
+            if profile is None or levels[0]["profile"] == profile
         ]
-        columns = ("run", "profile", "engine", "artifact", "users", "best tok/s")
+        columns = ("run", "profile", "engine", "artifact", "tokens", "load", "best tok/s")
         session.screen.table("Measured", columns, rows)
 
 
@@ -123,16 +128,20 @@ def bench_import(
 ) -> None:
     """Results of vllm bench serve, guidellm or another orch, as a measurement beside yours."""
     with session_of(as_json) as session:
-        from orchestrator.bench.imports import Told, levels_in
+        from orchestrator.bench.imports import Told, levels_in, without_run
         from orchestrator.bench.results import new_run
 
         told, run = Told(profile, engine, recipe, tuple(gpu or ())), new_run()
         # All are read before the first is kept.
         levels = [level for file in files for level in levels_in(_text_of(file), str(file), told, run)]
         results = results_of(session)
-        for level in levels:
+        known = [without_run(level) for level in results.all()]
+        new = [level for level in levels if without_run(level) not in known]
+        for level in new:
             results.add(level)
-        session.screen.result({"run": run, "levels": len(levels)}, f"{len(levels)} levels are kept as {run}.")
+        already = f"; {len(levels) - len(new)} had been kept before" if len(new) < len(levels) else ""
+        number = "1 level is" if len(new) == 1 else f"{len(new)} levels are"
+        session.screen.result({"run": run, "levels": len(new)}, f"{number} kept as {run}{already}.")
 
 
 def _text_of(file: Path) -> str:
@@ -142,6 +151,14 @@ def _text_of(file: Path) -> str:
         raise UsageError(f"{file} is not UTF-8 text.") from None
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}.") from error
+
+
+def check_place(out: Path) -> None:
+    """UsageError where a report could not be written: that is said before anything is measured for it."""
+    if not out.parent.is_dir():
+        raise UsageError(
+            f"There is no directory {out.parent} for a report.", hint="Make it first, or name another file."
+        )
 
 
 def write_report(session: Session, levels: Sequence[Mapping[str, Any]], out: Path) -> None:
@@ -183,6 +200,33 @@ def _by_engine(levels: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, An
     return [list(of) for _, of in groupby(levels, key=_table_of)]
 
 
+def _tell_how_sure(session: Session, levels: Sequence[Mapping[str, Any]]) -> None:
+    """What the repeats of a sweep come to together."""
+    from orchestrator.bench.duel import SURE
+    from orchestrator.bench.series import series_of
+
+    for series in series_of({**level, "adapters": []} for level in levels):
+        repeated = [point for point in series.points if point.levels > 1]
+        if repeated:
+            rows = [
+                {
+                    "users": point.users,
+                    "times": point.levels,
+                    "output tok/s": f"{point.throughput:.1f} ± {SURE * point.error:.1f}",
+                    "TTFT p50 ms": _figure(point.ttft_p50),
+                    "TPOT p50 ms": _figure(point.tpot_p50),
+                }
+                for point in repeated
+            ]
+            session.screen.table("All repeats together (±: two standard errors)", tuple(rows[0]), rows)
+
+
+def _came_in_one_piece(levels: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether answers of several tokens were there whole once they began."""
+    several = [level for level in levels if level["total_output_tokens"] > 2 * level["completed"] > 0]
+    return any((level["p50_ttft_ms"] or 0.0) > 0.95 * (level["p50_e2el_ms"] or 0.0) for level in several)
+
+
 def _table_of(level: Mapping[str, Any]) -> tuple[object, ...]:
     return level["engine"], level["recipe"], level["through"], tuple(level["adapters"])
 
@@ -199,6 +243,9 @@ def _tell(session: Session, levels: Sequence[Mapping[str, Any]]) -> None:
     load = "asked/s" if open_loop else "users"
     rows = [{load: _load_of(level), **{name: _figure(level[key]) for name, key in COLUMNS.items()}} for level in levels]
     session.screen.table(title, (load, *COLUMNS), rows)
+    _tell_how_sure(session, levels)
+    if _came_in_one_piece(levels):
+        session.screen.say("Answers came in one piece or nearly: TTFT is about E2EL here, and TPOT says nothing.")
     for level in levels:
         at = f"At {_load_of(level)}{' a second' if open_loop else ''}"
         for error, count in level["errors"].items():
@@ -255,6 +302,17 @@ def _compare(session: Session, simple: Series, other: Series, as_json: bool) -> 
 
 def _load_of(level: Mapping[str, Any]) -> str:
     return str(level["max_concurrency"]) if level["max_concurrency"] is not None else f"{level['request_rate']:g}"
+
+
+def _loads_of(levels: Sequence[Mapping[str, Any]]) -> str:
+    """What a row of ls has of them: each load once, and what is not plain about it."""
+    first = levels[0]
+    loads = ", ".join(dict.fromkeys(_load_of(level) for level in levels))
+    kind = " users" if first["max_concurrency"] is not None else " a second"
+    more = [f"{len(first['adapters'])} adapters in turn" if len(first["adapters"]) > 1 else "an adapter"]
+    told = [f"{loads}{kind}", *(more if first["adapters"] else [])]
+    told += [f"by {first['tool']}"] if first["tool"] != "orch" else []
+    return ", ".join([*told, *(["interrupted"] if any(level["interrupted"] for level in levels) else [])])
 
 
 def _figure(value: float | None) -> float | str:

@@ -35,7 +35,7 @@ def test_each_level_is_measured_and_kept(orch: Orch) -> None:
     assert "output tok/s" in shown
     assert "TPOT: (E2EL - TTFT) / (output tokens - 1)" in shown
     (row,) = orch.run("bench", "ls", "--json").lines
-    assert (row["engine"], row["users"]) == ("llamacpp", "1, 3")
+    assert (row["engine"], row["load"]) == ("llamacpp", "1, 3 users")
 
     load = orch.load("tiny", clients=4, tokens=300)
     wait_until(lambda: orch.gateway_status()["backends"]["tiny-llamacpp-g1"]["in_flight"], what="a client's request")

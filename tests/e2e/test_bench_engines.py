@@ -112,6 +112,32 @@ def test_who_interrupts_it_has_what_was_there(orch: OnStandIn) -> None:
     assert "ollama" in serving(orch)[0]
 
 
+def test_who_kills_it_has_what_was_there_after_the_next_one(orch: OnStandIn) -> None:
+    orch.up()
+    before = record(orch)
+    running = orch.start("bench", "--engines", "llamacpp", *SHORT, "--rounds", "1000", "--json")
+    wait_until(lambda: orch.gateway_status()["totals"]["requests"] > 20, what="requests of the bench")
+    # One at a time has engines in turn.
+    assert orch.run("bench", *BOTH, *SHORT, code=8).err
+    running.kill()
+    running.communicate(timeout=60)
+    assert "llamacpp" in serving(orch)[0]
+    told = orch.run("bench", "--engines", "llamacpp", *SHORT)
+    assert "After this one ollama serves it again." in told.err + told.out
+    assert record(orch) == before
+    assert "ollama" in serving(orch)[0]
+
+
+def test_who_changes_what_serves_meanwhile_is_told_of(orch: OnStandIn) -> None:
+    orch.up()
+    running = orch.start("bench", *SHORT, "--rounds", "300")
+    wait_until(lambda: orch.gateway_status()["totals"]["requests"] > 20, what="requests of the bench")
+    orch.run("migrate", "--to", "llamacpp")
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 4, out
+    assert "tiny-ollama-g1 does not serve tiny any more" in err
+
+
 def test_an_engine_that_cannot_be_had_takes_nothing_with_it(orch: OnStandIn) -> None:
     orch.run("up", "llamacpp", "-p", str(orch.profile))
     before = record(orch)
