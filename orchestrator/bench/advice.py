@@ -41,6 +41,7 @@ class Sure(StrEnum):
     MEASURED = "measured here"
     BEYOND = "measured here, for fewer users"
     HALF = "half measured: one engine only"
+    RULE = "a rule of thumb: what was measured here does not reach so far"
     PRIOR = "a rule of thumb: nothing was measured here"
     ONLY = "there is no choice"
 
@@ -52,9 +53,9 @@ class Situation:
     one for many; `cannot` says why one of them cannot serve here. `measured` are curves of this profile on this
     machine, `noted` what is to be known of them, `left_out` what was measured and is not in them, and why; `live` is
     what clients did, `live_users` of them at a time. `gpu` is this machine's first one (empty: it has none); the
-    profile has the simple engine take `parallel` requests at a time, and room for `room` adapters. `option` is what
-    says in a command which profile is meant, and `lengths` in a bench of it which prompts and answers; empty where it
-    goes without."""
+    profile has the simple engine take `parallel` requests at a time, and room for `room` adapters. `with_adapters`:
+    what was measured is of several of them in turn, not of the base. `option` is what says in a command which profile
+    is meant, and `lengths` in a bench of it which prompts and answers; empty where it goes without."""
 
     users: int
     later: int
@@ -72,6 +73,7 @@ class Situation:
     gpu: str = ""
     parallel: int = 1
     room: int = 0
+    with_adapters: bool = False
     option: str = ""
     lengths: str = ""
 
@@ -112,9 +114,11 @@ def advise(asked: Situation) -> Advice:
     if both and not (simple.gains or many.gains):
         engine, reasons = _by_figures(asked, simple, many)
         sure = Sure.BEYOND if simple.beyond or many.beyond else Sure.MEASURED
+        if engine == asked.many and _of_adapters(asked) in reasons:
+            sure = Sure.RULE
     else:
         engine, reasons = _by_rules(asked, simple, many)
-        sure = Sure.BEYOND if both else Sure.HALF if simple.measured or many.measured else Sure.PRIOR
+        sure = Sure.RULE if both else Sure.HALF if simple.measured or many.measured else Sure.PRIOR
         reasons = [*(_of_gains(one) for one in (simple, many) if one.gains), *reasons]
     told = [*_of_live(asked), *_of_growth(asked), *reasons, *_of_room(asked)]
     told += [*(Reason(text, "your measurements") for text in asked.noted)]
@@ -148,7 +152,8 @@ def _by_figures(asked: Situation, simple: Figure, many: Figure) -> tuple[str, li
     engine = _by_failures(asked, simple, many, reasons)
     if engine:
         return engine, reasons
-    if asked.adapters >= SEVERAL_ADAPTERS:
+    by_rule = asked.adapters >= SEVERAL_ADAPTERS and not asked.with_adapters
+    if by_rule:
         reasons.append(_of_adapters(asked))
     engine = _by_first_token(asked, simple, many, reasons)
     if engine:
@@ -157,16 +162,13 @@ def _by_figures(asked: Situation, simple: Figure, many: Figure) -> tuple[str, li
     assert many.throughput is not None, "it was measured"
     gain = many.throughput - simple.throughput
     noise = _SURE * math.hypot(simple.error, many.error)
-    rates = (
-        f"With {number} {simple.engine} gives {simple.throughput:,.0f} tokens a second and {many.engine} "
-        f"{many.throughput:,.0f}"
-    )
+    rates = f"With {number}: {simple.rate}, and {many.rate}"
     if abs(gain) <= noise:
         reasons.append(Reason(f"{rates}: as good as the same, within ±{noise:,.0f}.", both))
-        tied = asked.many if asked.adapters >= SEVERAL_ADAPTERS else asked.serving or asked.simple
+        tied = asked.many if by_rule else asked.serving or asked.simple
         return (tied if tied in (asked.simple, asked.many) else asked.simple), reasons
     reasons.append(Reason(f"{rates}.", both))
-    if gain < 0 and asked.adapters >= SEVERAL_ADAPTERS:
+    if gain < 0 and by_rule:
         reasons.append(Reason("These figures are of the base alone: with several adapters the rule counts.", _ARTICLE))
         return asked.many, reasons
     return (asked.many if gain > 0 else asked.simple), reasons
@@ -180,7 +182,7 @@ def _by_rules(asked: Situation, simple: Figure, many: Figure) -> tuple[str, list
     engine = _by_failures(asked, simple, many, reasons)
     if engine:
         return engine, reasons
-    if asked.adapters >= SEVERAL_ADAPTERS:
+    if asked.adapters >= SEVERAL_ADAPTERS and not asked.with_adapters:
         return asked.many, [*reasons, _of_adapters(asked)]
     engine = _by_first_token(asked, simple, many, reasons) if asked.ttft_ms is not None else ""
     if engine:
@@ -191,9 +193,8 @@ def _by_rules(asked: Situation, simple: Figure, many: Figure) -> tuple[str, list
     # The article's own word of few users is its rule, not what lies between its figures.
     told = simple.own or number >= REGULAR
     if asked.ttft_ms is None and told and simple.ttft_ms is not None and simple.ttft_ms > SLOW_MS:
-        text = (
-            f"With {later} the first token comes after {simple.first} from {asked.simple}, past {time_text(SLOW_MS)}."
-        )
+        whose = asked.simple if simple.own else asked.reference.engines[0].engine
+        text = f"With {later} the first token comes after {simple.first} from {whose}, past {time_text(SLOW_MS)}."
         return asked.many, [*reasons, Reason(text, _from(simple))]
     if number <= SIMPLE_UP_TO:
         return asked.simple, [*reasons, Reason(f"{later}: {asked.simple} is simple, and the faster one.", _ARTICLE)]
@@ -252,18 +253,20 @@ def _known(asked: Situation, unmeasured: Sequence[Figure]) -> Iterator[Reason]:
         if rate is None or number > of_article.points[-1].users:
             continue
         name = (
-            figure.engine
-            if figure.engine == of_article.engine
-            else f"{of_article.engine} (a cousin of {figure.engine})"
+            figure.engine if figure.engine == of_article.engine else f"{of_article.engine} (it has no {figure.engine})"
         )
         how = rate[1]
         point = of_article.at(number)
-        first = point.ttft if point is not None else figure.ttft_ms
+        # What lies between its figures of first tokens is no figure of its.
+        first = point.ttft if point is not None else None
         of_first = f", first token after {time_text(first)}" if first is not None else ""
         cells.append(f"{name} {rate[0]:.0f} tok/s{of_first}")
     gpu = asked.reference.gpu
     if cells:
-        yield Reason(f"With {users_text(number)}: {'; '.join(cells)}.", f"the article, {how} on one {gpu}")
+        yield Reason(
+            f"With {users_text(number)}: {'; '.join(cells)}.",
+            f'the article "{asked.reference.title}", {how} on one {gpu}',
+        )
     if unmeasured and asked.gpu != gpu:
         yield Reason(f"{asked.gpu or 'No GPU'} is here, not the article's: what it says is a guide.", _MACHINE)
     if number > SIMPLE_UP_TO and asked.parallel > 1 and any(one.engine == asked.simple for one in unmeasured):
@@ -273,7 +276,7 @@ def _known(asked: Situation, unmeasured: Sequence[Figure]) -> Iterator[Reason]:
 
 def _of_measured(asked: Situation, figure: Figure) -> Reason:
     first = f", first token after {figure.first}" if figure.ttft_ms is not None else ""
-    text = f"With {users_text(asked.later)} {figure.engine} gives {figure.throughput:,.0f} tokens a second{first}."
+    text = f"With {users_text(asked.later)}: {figure.rate}{first}."
     return Reason(text, _from(figure))
 
 
@@ -305,7 +308,7 @@ def _of_adapters(asked: Situation) -> Reason:
         f"{simple.engine} takes {simple.adapter_swap} for a switch."
     )
     if asked.simple != simple.engine:
-        text += f" Of {asked.simple} it says nothing; orch bench lora measures that."
+        text += f" Of {asked.simple} it says nothing."
     return Reason(text, "the article")
 
 
@@ -387,4 +390,5 @@ def _to_measure(asked: Situation) -> str:
     while steps[-1] < min(MOST_USERS, max(MANY_FROM, asked.later)):
         steps.append(steps[-1] * 2)
     load = f"--concurrency {','.join(map(str, steps))}{asked.lengths}"
-    return f"orch bench --engines {asked.simple},{asked.many} {load}{asked.option}"
+    of_adapters = " --adapters all" if asked.adapters >= SEVERAL_ADAPTERS else ""
+    return f"orch bench --engines {asked.simple},{asked.many} {load}{of_adapters}{asked.option}"

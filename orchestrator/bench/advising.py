@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import resources
 from orchestrator.app.choice import Choice, choice_here
 from orchestrator.app.live import live_load
-from orchestrator.bench.advice import Situation
+from orchestrator.bench.advice import SEVERAL_ADAPTERS, Situation
 from orchestrator.bench.results import Results
 from orchestrator.bench.series import series_of
 from orchestrator.bench.sweep import AROUND, Sweep
@@ -45,7 +45,12 @@ def situation(orch: Orchestrator, results: Results, profile: str | None, asked: 
     """All that is known about it; PlanRefused where the gateway is to know, and has counted nothing."""
     here = choice_here(orch, profile, asked.adapters)
     live = _live(orch, here.profile, asked.live_hours) if asked.live_hours is not None else None
-    usable, left_out = usable_levels(results.all(), here)
+    levels = list(results.all())
+    usable, left_out = usable_levels(levels, here, of_adapters=here.adapters >= SEVERAL_ADAPTERS)
+    with_adapters = {level["engine"] for level in usable} == {here.simple, here.many}
+    with_adapters = with_adapters and here.adapters >= SEVERAL_ADAPTERS
+    if here.adapters >= SEVERAL_ADAPTERS and not with_adapters:
+        usable, left_out = usable_levels(levels, here)
     known = Situation(
         users=1,
         later=1,
@@ -56,7 +61,8 @@ def situation(orch: Orchestrator, results: Results, profile: str | None, asked: 
         reference=resources.reference(),
         serving=here.serving,
         cannot=here.cannot,
-        measured=series_of(usable),
+        measured=series_of({**level, "adapters": []} for level in usable),
+        with_adapters=with_adapters,
         noted=notes_of(usable, here, datetime.now(UTC)),
         left_out=left_out,
         live=live,
@@ -64,16 +70,22 @@ def situation(orch: Orchestrator, results: Results, profile: str | None, asked: 
         parallel=here.parallel,
         room=here.room,
         option=here.option,
-        lengths=_lengths(here.context),
+        lengths=_lengths(usable, here.context),
     )
     users = asked.users or known.live_users
     assert users is not None, "one of them says how many users there are"
     return replace(known, users=users, later=max(users, math.ceil(users * asked.growth)))
 
 
-def _lengths(context: int) -> str:
-    """How a bench is told of shorter prompts and answers than its usual ones, where those are more than a context."""
+def _lengths(usable: Sequence[Mapping[str, Any]], context: int) -> str:
+    """How a bench is told of the lengths of what was measured; or of shorter prompts and answers than its usual ones,
+    where those are more than a context."""
     usual = Sweep()
+    measured = {(level["random_input_len"], level["random_output_len"]) for level in usable}
+    if len(measured) == 1:
+        ((prompt, answer),) = measured
+        if prompt is not None and (prompt, answer) != (usual.input_tokens, usual.output_tokens):
+            return f" --input-len {prompt} --output-len {answer}"
     if usual.input_tokens + usual.output_tokens + AROUND <= context:
         return ""
     each = max(1, (context - AROUND) // 2)
@@ -90,15 +102,18 @@ def _live(orch: Orchestrator, profile: str, hours: float) -> LiveLoad:
     return found
 
 
-def usable_levels(levels: Iterable[Mapping[str, Any]], here: Choice) -> tuple[list[Mapping[str, Any]], tuple[str, ...]]:
-    """The levels of this profile on this machine that can be put together, and what was left out of them, in words.
+def usable_levels(
+    levels: Iterable[Mapping[str, Any]], here: Choice, of_adapters: bool = False
+) -> tuple[list[Mapping[str, Any]], tuple[str, ...]]:
+    """The levels of this profile on this machine that can be put together, and what was left out of them, in words: of
+    the base, or of several adapters in turn.
 
     Engines are compared under one load: the last that both of them had, else the last of any. Of an engine the newest
     level under it decides which version and artifact are meant."""
     own = [
         level for level in levels if level["profile"] == here.profile and level["engine"] in (here.simple, here.many)
     ]
-    closed = [level for level in own if level["max_concurrency"] is not None and not level["adapters"]]
+    closed = [level for level in own if level["max_concurrency"] is not None and _is_meant(level, of_adapters)]
     local = [level for level in closed if _is_here(level, here)]
     whole = [level for level in local if not level["interrupted"]]
     load = _load_meant(whole, {here.simple, here.many})
@@ -109,12 +124,16 @@ def usable_levels(levels: Iterable[Mapping[str, Any]], here: Choice) -> tuple[li
     where = dict.fromkeys(", ".join(level["gpus"]) or "a CPU" for level in elsewhere)
     told = (
         (len(elsewhere), f"measured on {' and on '.join(where)}: not what it computes on here."),
-        (len(own) - len(closed), "of adapters, or at a rate: not of users of the base."),
+        (len(own) - len(closed), f"at a rate, or of {'the base' if of_adapters else 'adapters'}: another question."),
         (len(local) - len(whole), "cut short by an interrupt."),
         (len(whole) - len(loaded), "of other lengths, or asked another way, than those that are compared."),
         (len(loaded) - len(usable), "of another version or artifact than the newest."),
     )
     return usable, tuple(f"{'1 level' if number == 1 else f'{number} levels'} {why}" for number, why in told if number)
+
+
+def _is_meant(level: Mapping[str, Any], of_adapters: bool) -> bool:
+    return len(level["adapters"]) >= SEVERAL_ADAPTERS if of_adapters else not level["adapters"]
 
 
 def _is_here(level: Mapping[str, Any], here: Choice) -> bool:

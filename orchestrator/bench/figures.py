@@ -25,7 +25,8 @@ class Figure:
     milliseconds (p95 where it was measured), and which share of its requests was not answered; `how` it is known, of
     which runs and where (`origin`; empty: not from here). `own`: its first token was measured here, or clients had it.
     `beyond`: of fewer users than are meant, so the first token comes later than that (`first_beyond`, where clients do
-    not say); `gains`: and more users still brought more tokens. `between`: `failing` is the worse of two levels'."""
+    not say); `gains`: and more users still brought more tokens. `between`: `failing` is the worse of two levels'.
+    `users` are those that it is of, where it is of one level."""
 
     engine: str
     throughput: float | None
@@ -40,6 +41,14 @@ class Figure:
     failing: float = 0.0
     between: bool = False
     origin: str = ""
+    users: int = 0
+
+    @property
+    def rate(self) -> str:
+        """What it gives, in words that say so where that was with fewer users than are meant."""
+        if self.beyond:
+            return f"{self.engine} gave {self.throughput:,.0f} tokens a second with {users_text(self.users)}"
+        return f"{self.engine} gives {self.throughput:,.0f} tokens a second"
 
     @property
     def first(self) -> str:
@@ -60,7 +69,7 @@ def measured_figure(series: Series, number: int) -> Figure:
         return _of_point(series, exact, f"measured with {users_text(number)}")
     if number > points[-1].users:
         saturated = series.beyond(number) is not None
-        what = "which was all that it could give" if saturated else "the most that was measured"
+        what = "beyond which more brought no more" if saturated else "the most that was measured"
         how = f"as with {users_text(points[-1].users)}, {what}"
         return _of_point(series, points[-1], how, beyond=True, gains=not saturated)
     if number < points[0].users:
@@ -88,7 +97,7 @@ def measured_figure(series: Series, number: int) -> Figure:
 def _of_point(series: Series, point: Point, how: str, beyond: bool = False, gains: bool = False) -> Figure:
     return Figure(
         series.engine, point.throughput, point.error, point.ttft_p95, how, True, True, beyond, beyond, gains,
-        point.failing, origin=series.origin,
+        point.failing, origin=series.origin, users=point.users,
     )  # fmt: skip
 
 

@@ -52,6 +52,14 @@ def test_what_is_alike_is_a_curve_each() -> None:
     assert used(BOTH) == ({"ollama": [1, 2], "vllm": [1, 2]}, ())
 
 
+def test_several_adapters_in_turn_are_another_question() -> None:
+    turns = [level(one, 2, rate, adapters=["a", "b"]) for one, rate in (("ollama", 30.0), ("vllm", 90.0))]
+    alone = level("vllm", 2, 95.0, adapters=["a"])
+    found, left_out = usable_levels([*BOTH, *turns, alone], HERE, of_adapters=True)
+    assert found == turns
+    assert left_out == ("5 levels at a rate, or of the base: another question.",)
+
+
 def test_engines_are_compared_under_one_load() -> None:
     short = level("vllm", 4, 900.0, random_input_len=16, random_output_len=16)
     curves, left_out = used([*BOTH, short])
@@ -72,8 +80,8 @@ def test_where_no_load_was_of_both_the_newest_counts() -> None:
         ({"gpus": [H200, H200]}, "measured on NVIDIA H200, NVIDIA H200: not what it computes on here."),
         ({"gpus": []}, "measured on a CPU: not what it computes on here."),
         ({"interrupted": True}, "cut short by an interrupt."),
-        ({"adapters": ["alpha"]}, "of adapters, or at a rate: not of users of the base."),
-        ({"max_concurrency": None}, "of adapters, or at a rate: not of users of the base."),
+        ({"adapters": ["alpha"]}, "at a rate, or of adapters: another question."),
+        ({"max_concurrency": None}, "at a rate, or of adapters: another question."),
         ({"through": "the engine"}, "of other lengths, or asked another way, than those that are compared."),
         ({"engine_version": "0.9"}, "of another version or artifact than the newest."),
         ({"artifact": "b"}, "of another version or artifact than the newest."),
